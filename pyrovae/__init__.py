@@ -1,0 +1,66 @@
+"""Variational autoencoders as probabilistic programs, on Pyro and PyTorch.
+
+    VAE(prior, encoder, decoder)
+
+is p(z), q(z|x) and p(x|z): a Pyro model and guide, and a network with a loss. Names are
+imported when they are first used, so `import pyrovae` does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyrovae import (
+        datasets,
+        errors,
+        evidence,
+        guides,
+        likelihoods,
+        networks,
+        objectives,
+        plots,
+        priors,
+    )
+    from pyrovae.builder import build
+    from pyrovae.evidence import log_evidence
+    from pyrovae.terms import elbo_terms
+    from pyrovae.training import History, fit
+    from pyrovae.vae import VAE
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "VAE": "vae",
+    "History": "training",
+    "build": "builder",
+    "elbo_terms": "terms",
+    "fit": "training",
+    "log_evidence": "evidence",
+}
+_MODULES = (
+    "datasets",
+    "errors",
+    "evidence",
+    "guides",
+    "likelihoods",
+    "networks",
+    "objectives",
+    "plots",
+    "priors",
+)
+__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"pyrovae.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"pyrovae.{name}")
+    else:
+        raise AttributeError(f"module 'pyrovae' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

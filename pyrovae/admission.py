@@ -1,0 +1,143 @@
+"""The door: what a program expects, and whether the data are that.
+
+`admit` turns what users have into the tensors that a program takes, before anything
+changes. It compares them with what the program says of itself:
+
+1. the shape of one datum against the event shape of p(x|z),
+2. the model's latents against the guide's, and no parameter outside the module,
+3. every value against the support of p(x|z).
+
+What the program says is learned by running it once on the first datum, in eval mode,
+without gradients, with generators and parameter store put back. Only dtype and device
+of the data follow the program's parameters; their values are never changed.
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from pyrovae.checks import as_mask, as_tensor, check_finite, check_values
+from pyrovae.errors import ConfigError, DataError
+from pyrovae.handlers import RandomStream, evaluation
+
+
+def like_parameters(value: Tensor, program: nn.Module) -> Tensor:
+    """Floats in the dtype, and everything on the device, of the program's parameters.
+
+    A program without parameters takes torch's default dtype.
+
+    Example:
+        >>> like_parameters(torch.zeros(2, dtype=torch.uint8), nn.Linear(2, 1).double()).dtype
+        torch.float64
+    """
+    parameter = next((p for p in program.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return value.to(torch.get_default_dtype())
+    return value.to(parameter.device, parameter.dtype)
+
+
+def trace_once(program: nn.Module, *batch: Tensor | None) -> tuple[poutine.Trace, poutine.Trace]:
+    """The traces of (model, guide) on a batch, leaving no mark on the process.
+
+    Eval mode, no gradients, a random stream and a parameter store of its own, Pyro's
+    validation off (the checks here say more).
+    """
+    with RandomStream(0), evaluation(program), pyro.validation_enabled(False):
+        return _trace(program.model, *batch), _trace(program.guide, *batch)
+
+
+def _trace(function: Any, *batch: Tensor | None) -> poutine.Trace:
+    # the context form: trace(fn).get_trace() would append a table of shapes to every error
+    with poutine.block(), poutine.trace() as tracer:
+        function(*batch)
+    return prune_subsample_sites(tracer.trace)
+
+
+def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """ConfigError unless guide and model have the same latent sites of the same shape."""
+    model_sites = {n: s for n, s in model_trace.iter_stochastic_nodes()}
+    guide_sites = {n: s for n, s in guide_trace.iter_stochastic_nodes()}
+    for name in {**model_sites, **guide_sites}:
+        if name not in model_sites or name not in guide_sites:
+            where = "model" if name in model_sites else "guide"
+            raise ConfigError(f"the latent {name!r} is in the {where} only; SVI needs it in both.")
+        p, q = model_sites[name]["fn"].event_shape, guide_sites[name]["fn"].event_shape
+        if p != q:
+            raise ConfigError(
+                f"p({name}) is over shape {tuple(p)}, but q({name}|x) is over {tuple(q)}; the KL "
+                "between them does not exist.\nGive prior and encoder the same latent_dim."
+            )
+
+
+def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
+    """ConfigError when the program has a `pyro.param` that is no parameter of the module."""
+    own = {id(p) for p in program.parameters()}
+    for trace in traces:
+        for name, site in trace.nodes.items():
+            if site["type"] == "param" and id(site["value"]) not in own:
+                raise ConfigError(
+                    f"the program holds pyro.param({name!r}), which lives in Pyro's global store: "
+                    "it would neither be saved nor moved with the module.\n"
+                    "Make it an nn.Parameter of the module."
+                )
+
+
+def admit(
+    program: nn.Module, x: Any, y: Any = None, mask: Any = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """x, y and mask as tensors that the program can take, after every check of this file.
+
+    Args:
+        program: an `nn.Module` with `.model` and `.guide`.
+        x: (N, *event).
+        y: covariates, (N, ...); whole numbers keep their dtype.
+        mask: of x's shape, true where observed.
+
+    Returns:
+        (x, y, mask), x in the dtype and on the device of the program's parameters.
+
+    Raises:
+        DataError: the data do not fit the program; says where, and what to write.
+        ConfigError: the program's own parts do not fit each other.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1)
+        >>> admit(vae, np.array([[0, 1], [1, 1]]))[0]
+        tensor([[0., 1.],
+                [1., 1.]])
+    """
+    x = as_tensor(x, "x")
+    mask = as_mask(mask, x)
+    y = as_covariates(y, x, program)
+    first = [None if t is None else t[:1] for t in (like_parameters(x, program), y, mask)]
+    if x.dim() and not len(x):
+        raise DataError("x has no rows (N = 0): there is nothing to learn from or to score.")
+    model_trace, guide_trace = trace_once(program, *first)
+    check_latents(model_trace, guide_trace)
+    check_parameters(program, model_trace, guide_trace)
+    check_values(x, model_trace.nodes["x"]["fn"], mask)
+    cast = like_parameters(x, program)
+    if cast.dtype != x.dtype:
+        check_finite(cast, mask)  # 1e300 is infinite in float32
+    return cast, y, None if mask is None else mask.to(cast.device)
+
+
+def as_covariates(y: Any, x: Tensor, program: nn.Module) -> Tensor | None:
+    """y as a tensor with as many rows as x; floats in the parameters' dtype."""
+    if y is None:
+        return None
+    y = as_tensor(y, "y")
+    if not y.dim() or len(y) != len(x):
+        raise DataError(
+            f"y has shape {tuple(y.shape)}, but x has {len(x):,} rows: each row of x needs its own "
+            "covariates.\nPass y with as many rows as x."
+        )
+    if not y.is_floating_point():
+        return y.to(like_parameters(torch.empty(0), program).device)
+    check_finite(y, name="y")
+    return like_parameters(y, program)

@@ -1,0 +1,54 @@
+"""Guide families q(z|x): heads that turn an encoder's features into a density over z.
+
+    features (B, F) → q(z|x) with batch_shape (B,), event_shape (D,)
+
+`nn.Sequential(network, DiagonalNormal(D))` is a complete encoder. Each head tells
+the width that it needs as `num_features`. All scales are `heads.positive` of a
+feature: softplus + 1e-5, so that features of ±1e6 stay finite.
+"""
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyrovae.heads import as_event_shape, positive, split_features
+
+__all__ = ["DiagonalNormal"]
+
+
+class DiagonalNormal(nn.Module):
+    """q(z|x) = N(z; μ(x), diag σ(x)²), the mean-field Gaussian.
+
+    The features are (μ, s), and σ = softplus(s) + 1e-5.
+
+    Args:
+        latent_dim: D.
+
+    Attributes:
+        num_features: 2 D.
+
+    Raises:
+        ConfigError: latent_dim is not a whole number ≥ 1, or the features have another width.
+
+    References:
+        Auto-Encoding Variational Bayes, Kingma & Welling, 2014,
+        https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> import torch
+        >>> head = DiagonalNormal(2)
+        >>> q_z = head(torch.zeros(7, head.num_features))
+        >>> q_z.batch_shape, q_z.event_shape
+        (torch.Size([7]), torch.Size([2]))
+    """
+
+    def __init__(self, latent_dim: int):
+        super().__init__()
+        self.event_shape = as_event_shape(latent_dim, name="latent_dim")
+        self.num_features = 2 * latent_dim
+
+    def forward(self, features: Tensor) -> dist.Distribution:
+        loc, raw_scale = split_features(features, self.event_shape, 2)
+        return dist.Normal(loc, positive(raw_scale)).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={self.event_shape[0]}"

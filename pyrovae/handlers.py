@@ -1,0 +1,107 @@
+"""Contexts around a program: what a run borrows from the process, it gives back.
+
+Three things in a torch + Pyro process are global: the generators, Pyro's parameter
+store, and (per module) the train/eval mode. Each public entry point of pyrovae wraps
+itself in the contexts of this file, so that nothing outside can tell that it ran.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyro
+import torch
+from torch import nn
+
+
+class RandomStream:
+    """A generator state of its own for torch, NumPy and `random`.
+
+    While the `with` block runs, the global generators continue this stream; after it,
+    they are the caller's again, and the stream remembers where it stopped. Entering
+    it many times therefore gives the same draws as entering it once.
+
+    Args:
+        seed: a whole number in [0, 2⁶⁴).
+
+    Example:
+        >>> stream = RandomStream(0)
+        >>> with stream:
+        ...     a = torch.rand(2)
+        >>> with stream:
+        ...     b = torch.rand(2)
+        >>> with RandomStream(0):
+        ...     both = torch.rand(4)
+        >>> bool((torch.cat([a, b]) == both).all())
+        True
+    """
+
+    def __init__(self, seed: int):
+        caller = _global_state()
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002  (users' transforms draw from it)
+            random.seed(seed)
+            self.state = _global_state()
+        finally:
+            _set_global_state(caller)
+
+    def __enter__(self) -> "RandomStream":
+        self.caller = _global_state()
+        _set_global_state(self.state)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.state = _global_state()
+        _set_global_state(self.caller)
+
+
+def _global_state() -> tuple:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda  # noqa: NPY002
+
+
+def _set_global_state(state: tuple) -> None:
+    torch_state, numpy_state, python_state, cuda = state
+    torch.set_rng_state(torch_state)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    random.setstate(python_state)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def module_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Train or eval mode inside the block, each submodule's own mode back after it.
+
+    Example:
+        >>> dropout = nn.Dropout()
+        >>> with module_mode(dropout, training=False):
+        ...     print(dropout.training)
+        False
+        >>> dropout.training
+        True
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for m, was_training in modes:
+            m.training = was_training
+
+
+@contextmanager
+def evaluation(program: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, and a parameter store of its own for the block.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> with evaluation(layer):
+        ...     print(layer(torch.zeros(1, 2)).requires_grad, layer.training)
+        False False
+    """
+    with module_mode(program, training=False), torch.no_grad():
+        with pyro.get_param_store().scope():
+            yield

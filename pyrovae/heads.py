@@ -1,0 +1,116 @@
+"""What the last layers share: features (*S, B, F) in, parameters of a density out.
+
+A *head* is a module features → Distribution that tells the width it needs as
+`num_features`; guide families (`pyrovae.guides`) and likelihoods
+(`pyrovae.likelihoods`) are heads. This file holds the two rules that all of them
+follow:
+
+- `positive` maps an unconstrained real feature to a scale,
+- `split_features` cuts F features into parameters of one event shape each.
+
+It defines no distribution and no base class.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pyrovae.errors import ConfigError
+
+MIN_SCALE = 1e-5
+
+
+def positive(raw: Tensor) -> Tensor:
+    """A positive scale from an unconstrained real: softplus(raw) + 1e-5.
+
+    softplus grows linearly, so raw = 1e6 gives a scale of 1e6 where exp(raw) would
+    overflow; the floor keeps 1 / scale² finite in float32, so raw = -1e6 gives 1e-5
+    and no division by zero.
+
+    Args:
+        raw: any shape.
+
+    Returns:
+        A tensor of raw's shape, in [1e-5, ∞).
+
+    Example:
+        >>> positive(torch.tensor([-1e6, 0.0, 1e6]))
+        tensor([1.0000e-05, 6.9316e-01, 1.0000e+06])
+    """
+    return softplus(raw) + MIN_SCALE
+
+
+def inverse_positive(scale: Tensor) -> Tensor:
+    """The raw value that `positive` maps to `scale`; scale must exceed 1e-5.
+
+    Args:
+        scale: any shape, in (1e-5, ∞).
+
+    Returns:
+        raw with positive(raw) = scale: log(exp(s) − 1) for s = scale − 1e-5, written so
+        that a large s does not overflow.
+
+    Example:
+        >>> inverse_positive(positive(torch.tensor(3.0)))
+        tensor(3.)
+    """
+    s = scale - MIN_SCALE
+    return s + torch.log(-torch.expm1(-s))
+
+
+def as_event_shape(event_shape: int | Sequence[int], *, name: str = "event_shape") -> torch.Size:
+    """The shape of one datum (or one latent) as a torch.Size, checked.
+
+    Args:
+        event_shape: a positive whole number, or a sequence of them.
+        name: what the caller calls it, for the message.
+
+    Returns:
+        The shape, at least one-dimensional.
+
+    Raises:
+        ConfigError: a size is not a whole number ≥ 1.
+
+    Example:
+        >>> as_event_shape(64), as_event_shape((28, 28))
+        (torch.Size([64]), torch.Size([28, 28]))
+    """
+    sizes = [event_shape] if isinstance(event_shape, int | float | str) else list(event_shape)
+    if not sizes or not all(type(n) is int and n >= 1 for n in sizes):
+        raise ConfigError(
+            f"{name} = {event_shape!r}, but it counts the numbers in one vector or array: "
+            f"a whole number ≥ 1, or a tuple of them. Write for example {name}=2."
+        )
+    return torch.Size(sizes)
+
+
+def split_features(features: Tensor, event_shape: torch.Size, count: int = 1) -> list[Tensor]:
+    """Cut features into `count` parameters of shape `event_shape` each.
+
+    Args:
+        features: (*S, B, count · prod(event_shape)).
+        event_shape: the shape of one datum.
+        count: how many parameters the density has for each number in the datum.
+
+    Returns:
+        `count` tensors (*S, B, *event_shape).
+
+    Raises:
+        ConfigError: the last size of features is another one.
+
+    Example:
+        >>> loc, raw = split_features(torch.zeros(7, 12), torch.Size([2, 3]), 2)
+        >>> loc.shape
+        torch.Size([7, 2, 3])
+    """
+    expected = count * math.prod(event_shape)
+    if features.shape[-1] != expected:
+        raise ConfigError(
+            f"this head needs {expected} features ({count} for each of "
+            f"{tuple(event_shape)}), but the network before it gives {features.shape[-1]}.\n"
+            "Give the network's last layer out_features=head.num_features."
+        )
+    return [part.unflatten(-1, event_shape) for part in features.chunk(count, dim=-1)]

@@ -1,0 +1,115 @@
+"""Priors p(z): modules whose call, without arguments, returns one density over z.
+
+    z ~ p(z),   batch_shape (), event_shape (D,)
+
+Density and sampler are one object, so they cannot disagree. Constants are buffers:
+`.to()`, `state_dict` and saving carry them. Latents are in the units of the latent
+space; log-densities are in nats.
+"""
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae.errors import ConfigError
+from pyrovae.heads import as_event_shape
+
+__all__ = ["Fixed", "StandardNormal"]
+
+
+class StandardNormal(nn.Module):
+    """p(z) = N(z; 0, I): the prior of Kingma & Welling.
+
+    log p(z) = −½ |z|² − (D / 2) log 2π
+
+    Args:
+        latent_dim: D.
+
+    Raises:
+        ConfigError: latent_dim is not a whole number ≥ 1.
+
+    References:
+        Auto-Encoding Variational Bayes, Kingma & Welling, 2014,
+        https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> prior = StandardNormal(2)
+        >>> prior().log_prob(torch.zeros(2))
+        tensor(-1.8379)
+    """
+
+    def __init__(self, latent_dim: int):
+        super().__init__()
+        shape = as_event_shape(latent_dim, name="latent_dim")
+        self.register_buffer("loc", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+
+    def forward(self) -> dist.Distribution:
+        return dist.Normal(self.loc, self.scale).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={len(self.loc)}"
+
+
+class Fixed(nn.Module):
+    """Any distribution as a prior without parameters to learn: p(z) = constructor(**tensors).
+
+    A bare Distribution neither moves with `.to()` nor saves; here its tensors are
+    buffers, and the distribution is made anew from them at each call.
+
+    Args:
+        constructor: a function of the named tensors that returns a
+            `pyro.distributions.Distribution` of batch_shape () and event_shape (D,).
+        **tensors: its arguments; numbers become float tensors.
+
+    Raises:
+        ConfigError: the constructor's distribution has a batch_shape, as it has
+            where `.to_event(1)` is missing, or it is no Distribution.
+
+    Example:
+        >>> prior = Fixed(
+        ...     lambda df, loc, scale: dist.StudentT(df, loc, scale).to_event(1),
+        ...     df=4.0, loc=torch.zeros(16), scale=torch.ones(16),
+        ... )
+        >>> prior
+        Fixed(StudentT, event_shape=(16,))
+        >>> laplace = Fixed(lambda b: dist.Laplace(torch.zeros_like(b), b).to_event(1),
+        ...                 b=torch.ones(2))
+        >>> laplace().log_prob(torch.zeros(2))
+        tensor(-1.3863)
+    """
+
+    def __init__(self, constructor: Callable[..., dist.Distribution], **tensors: Tensor | float):
+        super().__init__()
+        self.constructor = constructor
+        self.names = tuple(tensors)
+        for name, value in tensors.items():
+            is_number = isinstance(value, int | float)
+            self.register_buffer(name, torch.as_tensor(float(value) if is_number else value))
+        self._check(self())
+
+    def forward(self) -> dist.Distribution:
+        return self.constructor(**{name: getattr(self, name) for name in self.names})
+
+    def extra_repr(self) -> str:
+        p_z = self()
+        while hasattr(p_z, "base_dist"):
+            p_z = p_z.base_dist
+        return f"{type(p_z).__name__}, event_shape={tuple(self().event_shape)}"
+
+    @staticmethod
+    def _check(p_z: dist.Distribution) -> None:
+        if not isinstance(p_z, torch.distributions.Distribution):
+            raise ConfigError(
+                f"Fixed: the constructor gave a {type(p_z).__name__}, but a prior is a "
+                "density.\nReturn a pyro.distributions.Distribution from it."
+            )
+        if p_z.batch_shape:
+            raise ConfigError(
+                f"Fixed: the constructor gave batch_shape {tuple(p_z.batch_shape)} and "
+                f"event_shape {tuple(p_z.event_shape)}, but p(z) is one density over the whole "
+                "vector z: batch_shape ().\nOtherwise each latent would be a datum of its own. "
+                f"End the constructor with .to_event({len(p_z.batch_shape)})."
+            )

@@ -1,0 +1,273 @@
+"""The VAE: one object, two readings.
+
+    probability model   z_i ~ p(z),  x_i ~ p(x|z_i);     p(x, z) = p(x|z) p(z)
+    neural net          l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z))
+
+`VAE.model` and `VAE.guide` are the first, as Pyro programs; `VAE.loss` is the second,
+as a plain function of tensors. Bayes' rule p(z|x) = p(x|z) p(z) / p(x) ties them
+together: with ELBO_i = −l_i,  log p(x_i) = ELBO_i + KL(q(z|x_i) ‖ p(z|x_i)).
+
+Symbols: x (B, *event), z (B, D), y (B, …) covariates, mask of x's shape with true =
+observed. This file knows no particular prior, guide family, likelihood or network.
+"""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.params import param_with_module_name
+from torch import Tensor, nn
+from torch.distributions import constraints, kl_divergence
+
+from pyrovae.admission import admit, as_covariates, like_parameters
+from pyrovae.checks import as_tensor, check_event_shape, seed_number, whole_number
+from pyrovae.errors import ConfigError
+from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.networks import given
+
+
+class LossTerms(NamedTuple):
+    """The two terms of the loss, in nats per datum; loss = reconstruction + kl.
+
+    Attributes:
+        reconstruction: (B,), −log p(x|z) at one draw z ~ q(z|x); lower is better.
+        kl: (B,), KL(q(z|x) ‖ p(z)), exact or at the same draw.
+        is_kl_analytic: whether kl is the closed form, rather than log q(z|x) − log p(z).
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+    is_kl_analytic: bool
+
+
+class VAE(nn.Module):
+    """A prior p(z), an encoder q(z|x) and a decoder p(x|z).
+
+    Args:
+        prior: module, `prior()` → p(z), batch_shape (), event_shape (D,).
+        encoder: module, `encoder(x)` → q(z|x), batch_shape (B,), event_shape (D,).
+        decoder: module, `decoder(z)` → p(x|z), batch_shape z.shape[:-1], event_shape
+            x.shape[1:]. A part wrapped in `networks.Given` also takes y, last.
+
+    Raises:
+        ConfigError: a part is not a module.
+
+    References:
+        Auto-Encoding Variational Bayes, Kingma & Welling, 2014,
+        https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from torch.nn import Sequential
+        >>> from pyrovae import guides, likelihoods, networks, priors
+        >>> q, p = guides.DiagonalNormal(2), likelihoods.Bernoulli((8, 8))
+        >>> vae = VAE(
+        ...     priors.StandardNormal(2),
+        ...     Sequential(networks.mlp((8, 8), q.num_features), q),
+        ...     Sequential(networks.mlp(2, p.num_features), p),
+        ... )
+        >>> x = torch.ones(7, 8, 8)
+        >>> vae.loss(x).shape, vae.encode(x).event_shape, vae.sample(3).shape
+        (torch.Size([7]), torch.Size([2]), torch.Size([3, 8, 8]))
+    """
+
+    def __init__(self, prior: nn.Module, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        for name, part in {"prior": prior, "encoder": encoder, "decoder": decoder}.items():
+            if not isinstance(part, nn.Module):
+                raise ConfigError(
+                    f"{name} is a {type(part).__name__}, but a part is an nn.Module whose call "
+                    "returns a density; only a module moves with .to() and saves.\n"
+                    "Wrap a distribution as priors.Fixed(constructor, **tensors)."
+                )
+        self.prior, self.encoder, self.decoder = prior, encoder, decoder
+
+    # The probabilistic reading.
+
+    def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """p(x, z) = p(x|z) p(z) as a Pyro program: plate "data", sites "z" and "x".
+
+        Args:
+            x: (B, *event), the observed data.
+            y: (B, …), covariates for the parts wrapped in `Given`.
+            mask: of x's shape, true where x is observed.
+        """
+        register(self)
+        p_z = self.prior(*given(y, self.prior))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", p_z)
+            p_x = self.decoder(z, *given(y, self.decoder))
+            check_event_shape(x, p_x.event_shape)
+            pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
+
+    def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """q(z|x) as a Pyro program: plate "data", site "z". Arguments as for `model`."""
+        register(self)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.encoder(fill(x, mask), *given(y, self.encoder)))
+
+    # The neural-net reading.
+
+    def loss(self, x, y=None, mask=None, *, analytic_kl: bool = True) -> Tensor:
+        """l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z)) at one draw of z, in nats; lower is better.
+
+        It is differentiable and runs in the module's own train or eval mode. Its sum over
+        data is the loss of Pyro's `TraceMeanField_ELBO` (or, with analytic_kl=False, of
+        `Trace_ELBO`) on the same draw.
+
+        Args:
+            x: (B, *event).
+            y: (B, …), covariates.
+            mask: of x's shape, true where x is observed.
+            analytic_kl: use the closed form of the KL where torch has one.
+
+        Returns:
+            (B,), nats per datum.
+
+        Raises:
+            DataError: x does not fit the decoder; nothing has been drawn then.
+        """
+        terms = self.loss_terms(x, y, mask, analytic_kl=analytic_kl)
+        return terms.reconstruction + terms.kl
+
+    def loss_terms(self, x, y=None, mask=None, *, analytic_kl: bool = True) -> LossTerms:
+        """The two terms of `loss`, named, and whether the KL is analytic. Arguments as there."""
+        x, y, mask = admit(self, x, y, mask)
+        p_z = self.prior(*given(y, self.prior))
+        q_z = self.encoder(fill(x, mask), *given(y, self.encoder))
+        z = q_z.rsample() if q_z.has_rsample else q_z.sample()
+        p_x = self.decoder(z, *given(y, self.decoder))
+        log_likelihood = observed_only(p_x, mask).log_prob(fill(x, mask, p_x.support))
+        return LossTerms(-log_likelihood, *kl_to_prior(q_z, p_z, z, analytic=analytic_kl))
+
+    def encode(self, x, y=None, mask=None) -> dist.Distribution:
+        """q(z|x): batch_shape (B,), event_shape (D,). Arguments and errors as for `loss`."""
+        x, y, mask = admit(self, x, y, mask)
+        return self.encoder(fill(x, mask), *given(y, self.encoder))
+
+    def decode(self, z, y=None) -> dist.Distribution:
+        """p(x|z): batch_shape z.shape[:-1], for z (*S, B, D) in the units of the latent space."""
+        z = like_parameters(as_tensor(z, "z"), self)
+        return self.decoder(z, *given(as_covariates(y, z, self), self.decoder))
+
+    def reconstruct(self, x, y=None, mask=None, *, seed: int | None = None) -> Tensor:
+        """E[x|z] at one draw z ~ q(z|x): (B, *event), in the units of x.
+
+        Args:
+            x: (B, *event); y and mask as for `loss`.
+            seed: makes the draw repeatable; None takes the global generator.
+        """
+        x, y, mask = admit(self, x, y, mask)
+        with own_draws(seed), evaluation(self):
+            return self.decode(self.encode(x, y, mask).sample(), y).mean
+
+    def sample(self, n: int, y=None, *, seed: int | None = None) -> Tensor:
+        """n draws of x by ancestral sampling, z ~ p(z) then x ~ p(x|z): (n, *event).
+
+        Args:
+            n: how many.
+            y: (n, …), covariates.
+            seed: makes the draws repeatable; None takes the global generator.
+
+        Raises:
+            ConfigError: n is not a whole number ≥ 1.
+        """
+        n = whole_number(n, "n", 1)
+        y = as_covariates(y, torch.empty(n, 1), self)
+        with own_draws(seed), evaluation(self):
+            p_z = self.prior(*given(y, self.prior))
+            return self.decode(p_z.expand([n]).sample(), y).sample()
+
+
+def register(module: nn.Module, name: str = "vae") -> None:
+    """`pyro.module` under one name, refusing a store that holds another object's parameters.
+
+    Pyro would go on training whichever object came first and silently leave this one as it
+    is (pyro issues 1488, 3094, 3209).
+
+    Raises:
+        ConfigError: the store holds another object's parameters under this name.
+    """
+    store = pyro.get_param_store()
+    for parameter_name, parameter in module.named_parameters():
+        key = param_with_module_name(name, parameter_name)
+        if key in store and store[key] is not parameter:
+            raise ConfigError(
+                f"Pyro's parameter store already holds another module's parameters as {name!r} "
+                f"(at {parameter_name!r}): Pyro would train that one and leave this one untouched."
+                "\nGive each module its own store around its steps and predictions:\n"
+                "    with pyro.get_param_store().scope():\n"
+                "        svi = SVI(vae.model, vae.guide, …)"
+            )
+    pyro.module(name, module)
+
+
+def kl_to_prior(
+    q_z: dist.Distribution, p_z: dist.Distribution, z: Tensor, *, analytic: bool = True
+) -> tuple[Tensor, bool]:
+    """KL(q ‖ p) in nats, (B,): the closed form where torch has one, else log q(z) − log p(z).
+
+    Args:
+        q_z: q(z|x), batch_shape (B,).
+        p_z: p(z), batch_shape () or (B,).
+        z: (B, D), a draw from q_z.
+        analytic: whether to look for the closed form.
+
+    Returns:
+        The KL, and whether it is analytic.
+
+    Example:
+        >>> q, p = dist.Normal(torch.ones(1), 1.0), dist.Normal(0.0, 1.0)
+        >>> kl_to_prior(q, p, torch.zeros(1))
+        (tensor([0.5000]), True)
+    """
+    if analytic:
+        try:
+            return kl_divergence(q_z, p_z), True
+        except NotImplementedError:
+            pass
+    return q_z.log_prob(z) - p_z.log_prob(z), False
+
+
+def fill(x: Tensor, mask: Tensor | None, support=constraints.real) -> Tensor:
+    """x with one constant of the support in every unobserved cell, so that NaN there is inert.
+
+    Masking a log-density is not enough: the gradient of a NaN times zero is NaN.
+
+    Example:
+        >>> fill(torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]]))
+        tensor([[1., 0.]])
+    """
+    if mask is None:
+        return x
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    inside = (c for c in (0.0, 1.0, 0.5) if bool(support.check(torch.tensor(c))))
+    return torch.where(mask, x, next(inside, 0.0))
+
+
+def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribution:
+    """p(x_observed | z): the same density with log-factors of unobserved cells left out.
+
+    The mask goes inside the Independent, cell by cell; around the site it would
+    broadcast against the batch.
+
+    Raises:
+        ConfigError: p_x does not factorise over the cells of its event.
+    """
+    if mask is None:
+        return p_x
+    base = p_x.base_dist if isinstance(p_x, dist.Independent) else p_x
+    if base.event_shape:
+        raise ConfigError(
+            f"mask= needs a likelihood that factorises over the cells of x, but "
+            f"{type(base).__name__} has event_shape {tuple(base.event_shape)}: leaving out a cell "
+            "is no marginal of it.\nUse an elementwise likelihood, or drop the mask."
+        )
+    return base.mask(mask).to_event(len(p_x.event_shape))
+
+
+def own_draws(seed: int | None):
+    """A random stream of this seed for a `with` block, or the global one for None."""
+    return nullcontext() if seed is None else RandomStream(seed_number(seed))
