@@ -5,6 +5,7 @@ nothing of densities: `nn.Sequential(network, head)` is the part. Any torch modu
 with that signature will do; the ones here save typing.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def mlp(
     layers: list[nn.Module] = []
     if len(event_shape) > 1:
         layers.append(nn.Flatten(start_dim=-len(event_shape)))
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), activation()]
     last = as_event_shape(out_features, name="out_features").numel()
     return nn.Sequential(*layers, nn.Linear(widths[-1], last))

@@ -142,6 +142,19 @@ def test_pbmc3k_counts_are_whole_and_dense():
     assert labels.bincount().tolist() == [344, 480, 271, 32, 162, 483, 155, 697, 14]
 
 
+def test_pbmc3k_labels_belong_to_their_cells():
+    needs("pbmc3k")
+    data = datasets.pbmc3k()
+    with np.load(Path(REAL, "pbmc3k", "pbmc3k_hvg2000.npz")) as arrays:
+        genes = arrays["genes"].tolist()
+    markers = {"PPBP": 8, "MS4A1": 0, "GNLY": 6}  # platelets, B cells, NK: the tutorial's markers
+    for x, labels in ((data.train, data.train_labels), (data.test, data.test_labels)):
+        for gene, cell_type in markers.items():
+            count = x[:, genes.index(gene)]
+            means = torch.stack([count[labels == k].mean() for k in range(9)])
+            assert means.argmax() == cell_type
+
+
 @pytest.mark.parametrize("name", ["digits", "frey_faces", "pbmc3k"])
 def test_seed_fixes_the_split_and_touches_no_generator(name):
     if name != "digits":

@@ -1,18 +1,9 @@
-"""Guide families q(z|x): heads that turn an encoder's features into a density over z.
-
-    features (B, F) → q(z|x) with batch_shape (B,), event_shape (D,)
-
-`nn.Sequential(network, DiagonalNormal(D))` is a complete encoder. Each head tells
-the width that it needs as `num_features`. All scales are `heads.positive` of a
-feature: softplus + 1e-5, so that features of ±1e6 stay finite.
-"""
+"""The mean-field Gaussian guide."""
 
 import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae.heads import as_event_shape, positive, split_features
-
-__all__ = ["DiagonalNormal"]
 
 
 class DiagonalNormal(nn.Module):

@@ -1,0 +1,228 @@
+"""The contract tables: each invariant once, over every prior, guide family and likelihood."""
+
+import math
+
+import pytest
+import torch
+from contracts import GUIDES, LIKELIHOODS, PRIORS, Part
+from oracles import all_binary, grid
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from pyrovae import VAE, guides, likelihoods, priors
+from pyrovae.errors import ConfigError
+from pyrovae.networks import mlp
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+priors_table = pytest.mark.parametrize("part", PRIORS.values(), ids=PRIORS)
+guides_table = pytest.mark.parametrize("part", GUIDES.values(), ids=GUIDES)
+likelihoods_table = pytest.mark.parametrize("part", LIKELIHOODS.values(), ids=LIKELIHOODS)
+heads_table = pytest.mark.parametrize(
+    "part", [*GUIDES.values(), *LIKELIHOODS.values()], ids=[*GUIDES, *LIKELIHOODS]
+)
+all_parts = pytest.mark.parametrize(
+    "part",
+    [*PRIORS.values(), *GUIDES.values(), *LIKELIHOODS.values()],
+    ids=[*PRIORS, *GUIDES, *LIKELIHOODS],
+)
+
+
+def features_for(head: nn.Module, *batch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(*batch, head.num_features, generator=generator)
+
+
+def density(part: Part):
+    """One density of the part, batch_shape (): a prior's own, a head's at one feature vector."""
+    module = part.make()
+    return module(features_for(module)) if hasattr(module, "num_features") else module()
+
+
+def points(part: Part, event_shape: torch.Size) -> tuple[torch.Tensor, float]:
+    """Points that cover the density's space, and the log of the volume that each stands for."""
+    size = event_shape.numel()
+    if part.space == "binary":
+        return all_binary(size).reshape(-1, *event_shape), 0.0
+    if part.space == "counts":
+        axis = torch.arange(part.reach)
+        return torch.cartesian_prod(*[axis] * size).reshape(-1, *event_shape), 0.0
+    if part.space == "unit":
+        z, log_volume = grid(0.5 - 0.5 / 1000, 1000, size)
+        return z.reshape(-1, *event_shape) + 0.5, log_volume
+    z, log_volume = grid(part.reach, 1601, size)
+    return z.reshape(-1, *event_shape), log_volume
+
+
+# ---- densities
+
+
+@all_parts
+def test_density_integrates_to_one(part):
+    p = density(part)
+    x, log_volume = points(part, p.event_shape)
+    total = (p.log_prob(x) + log_volume).logsumexp(0).exp().item()
+    assert total == pytest.approx(1.0, abs=1e-4)
+
+
+@all_parts
+def test_sampler_follows_the_density(part):
+    """Mean of log p and of a cosine over draws against their integrals, 5 standard errors."""
+    p = density(part)
+    x, log_volume = points(part, p.event_shape)
+    weight = (p.log_prob(x) + log_volume).exp()
+    draws = p.sample((20_000,))
+
+    def cosine(t):
+        return (t.flatten(1) * torch.arange(1.0, 1 + t[0].numel())).sum(-1).cos()
+
+    for f in (p.log_prob, cosine):
+        values = f(draws)
+        exact = (weight * torch.nan_to_num(f(x), neginf=0.0)).sum()
+        standard_error = values.std() / math.sqrt(len(values))
+        # |z| < 5; the second line refuses a test that could not see a shift of 0.1
+        assert abs(values.mean() - exact) < 5 * standard_error + 2e-4
+        assert 8 * standard_error < 0.15
+
+
+# ---- shapes
+
+
+@priors_table
+def test_prior_is_one_density_over_the_latent_vector(part):
+    p_z = part.make()()
+    assert p_z.batch_shape == ()
+    assert len(p_z.event_shape) == 1
+    assert p_z.expand([7]).sample().shape == (7, *p_z.event_shape)
+
+
+@guides_table
+def test_guide_has_one_density_a_datum(part):
+    head = part.make()
+    q_z = head(features_for(head, 7))
+    assert q_z.batch_shape == (7,)
+    assert len(q_z.event_shape) == 1
+    z = q_z.sample((3,))
+    assert z.shape == (3, 7, *q_z.event_shape)
+    assert q_z.log_prob(z).shape == (3, 7)
+
+
+@likelihoods_table
+@pytest.mark.parametrize("batch", [(7,), (3, 7), (2, 3, 7)])
+def test_likelihood_keeps_leading_sample_dimensions(part, batch):
+    head = part.make()
+    p_x = head(features_for(head, *batch))
+    assert p_x.batch_shape == batch
+    assert p_x.event_shape == head.event_shape
+    assert p_x.log_prob(p_x.sample()).shape == batch
+
+
+@heads_table
+def test_wrong_width_names_both_widths(part):
+    head = part.make()
+    with pytest.raises(ConfigError, match=rf"needs {head.num_features} features.*gives 1\b"):
+        head(torch.zeros(3, 1))
+
+
+# ---- modules
+
+
+@all_parts
+def test_gradient_reaches_every_parameter_and_feature(part):
+    module = part.make()
+    inputs = ()
+    if hasattr(module, "num_features"):
+        inputs = (features_for(module, 7).requires_grad_(),)
+    p = module(*inputs)
+    tensors = (*module.parameters(), *inputs)
+    if tensors:
+        p.log_prob(p.sample()).sum().backward()
+    for tensor in tensors:
+        assert tensor.grad is not None
+        assert torch.isfinite(tensor.grad).all()
+        assert (tensor.grad != 0).any()
+
+
+@all_parts
+def test_dtype_follows_the_module(part):
+    torch.set_default_dtype(torch.float32)
+    module = part.make().to(torch.float64)
+    inputs = ()
+    if hasattr(module, "num_features"):
+        inputs = (features_for(module, 7).to(torch.float64),)
+    p = module(*inputs)
+    assert p.log_prob(p.sample().double()).dtype == torch.float64
+
+
+@all_parts
+def test_state_dict_round_trip(part):
+    torch.manual_seed(1)
+    first = part.make()
+    torch.manual_seed(2)
+    second = part.make()
+    second.load_state_dict(first.state_dict())
+    inputs = (features_for(first, 7),) if hasattr(first, "num_features") else ()
+    x = first(*inputs).sample()
+    assert torch.equal(first(*inputs).log_prob(x), second(*inputs).log_prob(x))
+
+
+@all_parts
+def test_repr_is_one_readable_line(part):
+    text = repr(part.make()).splitlines()[0]
+    assert text[0].isupper()
+    assert len(text) < 100
+
+
+@heads_table
+@pytest.mark.parametrize("size", [-1e6, 1e6])
+def test_extreme_features_stay_finite_in_float32(part, size):
+    torch.set_default_dtype(torch.float32)
+    head = part.make()
+    p = head(torch.full((2, head.num_features), size))
+    assert torch.isfinite(p.log_prob(p.sample())).all()
+
+
+# ---- oracle (k): the two readings
+
+
+def small_vae(prior=None, guide=None, likelihood=None) -> VAE:
+    prior = prior or priors.StandardNormal(2)
+    guide = guide or guides.DiagonalNormal(2)
+    likelihood = likelihood or likelihoods.Bernoulli(3)
+    return VAE(
+        prior,
+        nn.Sequential(mlp(tuple(likelihood.event_shape), guide.num_features, hidden=(5,)), guide),
+        nn.Sequential(mlp(2, likelihood.num_features, hidden=(5,)), likelihood),
+    )
+
+
+def assert_readings_agree(vae: VAE):
+    x = vae.sample(6)
+    for analytic, elbo in ((True, TraceMeanField_ELBO()), (False, Trace_ELBO())):
+        torch.manual_seed(5)
+        neural = vae.loss(x, analytic_kl=analytic).sum().item()
+        torch.manual_seed(5)
+        probabilistic = elbo.loss(vae.model, vae.guide, x)
+        assert neural == pytest.approx(probabilistic, abs=1e-10, rel=1e-12)
+
+
+@guides_table
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+def test_two_readings_agree_for_every_prior_and_guide(prior, part):
+    assert_readings_agree(small_vae(prior=prior.make(), guide=part.make()))
+
+
+@likelihoods_table
+def test_two_readings_agree_for_every_likelihood(part):
+    assert_readings_agree(small_vae(likelihood=part.make()))
+
+
+def test_the_comparison_of_readings_can_fail():
+    """Negative control: a reconstruction term off by a factor of 0.99 is seen."""
+    vae = small_vae()
+    x = vae.sample(6)
+    torch.manual_seed(5)
+    terms = vae.loss_terms(x)
+    torch.manual_seed(5)
+    elbo = TraceMeanField_ELBO().loss(vae.model, vae.guide, x)
+    assert (0.99 * terms.reconstruction + terms.kl).sum().item() != pytest.approx(elbo, abs=1e-3)
