@@ -29,6 +29,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "VAE",
+    "History",
+    "build",
+    "datasets",
+    "elbo_terms",
+    "errors",
+    "evidence",
+    "fit",
+    "guides",
+    "likelihoods",
+    "log_evidence",
+    "networks",
+    "objectives",
+    "plots",
+    "priors",
+]
+
 _HOME = {
     "VAE": "vae",
     "History": "training",
@@ -37,29 +55,14 @@ _HOME = {
     "fit": "training",
     "log_evidence": "evidence",
 }
-_MODULES = (
-    "datasets",
-    "errors",
-    "evidence",
-    "guides",
-    "likelihoods",
-    "networks",
-    "objectives",
-    "plots",
-    "priors",
-)
-__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"pyrovae.{_HOME[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"pyrovae.{name}")
-    else:
+    if name not in __all__:
         raise AttributeError(f"module 'pyrovae' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    module = importlib.import_module(f"pyrovae.{_HOME.get(name, name)}")
+    globals()[name] = getattr(module, name) if name in _HOME else module
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -59,8 +59,8 @@ def _trace(function: Any, *batch: Tensor | None) -> poutine.Trace:
 
 def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     """ConfigError unless guide and model have the same latent sites of the same shape."""
-    model_sites = {n: s for n, s in model_trace.iter_stochastic_nodes()}
-    guide_sites = {n: s for n, s in guide_trace.iter_stochastic_nodes()}
+    model_sites = dict(model_trace.iter_stochastic_nodes())
+    guide_sites = dict(guide_trace.iter_stochastic_nodes())
     for name in {**model_sites, **guide_sites}:
         if name not in model_sites or name not in guide_sites:
             where = "model" if name in model_sites else "guide"
@@ -107,7 +107,7 @@ def admit(
     Example:
         >>> import pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1)
-        >>> admit(vae, np.array([[0, 1], [1, 1]]))[0]
+        >>> admit(vae, [[0, 1], [1, 1]])[0]
         tensor([[0., 1.],
                 [1., 1.]])
     """

@@ -241,7 +241,7 @@ def check_finite(x: Tensor, mask: Tensor | None = None, name: str = "x") -> None
         fix = (
             f"If they are missing values, pass mask=~torch.isnan({name}), and they are left out."
             if name == "x" and x[bad.first].isnan()
-            else f"Rescale or drop them; {x.dtype} holds numbers up to {torch.finfo(x.dtype).max:.3g}."
+            else f"Rescale or drop them; {x.dtype} ends at {torch.finfo(x.dtype).max:.3g}."
         )
         raise DataError(
             f"{name}{_at(bad.first)} = {x[bad.first].item()}, but every number must be finite "

@@ -10,6 +10,7 @@ Two estimators, per datum and in nats:
   without Monte-Carlo error.
 """
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ from pyrovae.networks import given
 from pyrovae.terms import draw_traces, terms_of
 from pyrovae.vae import fill, observed_only
 
-NUMBERS_AT_A_TIME = 2**25  # bounds the memory of one chunk of draws or grid points
+NUMBERS_AT_A_TIME = 2**24  # bounds the memory of one chunk of draws or grid points
+MAX_POINTS = {1: 200_000, 2: 1500}  # along one axis of the grid, by latent dimension
 
 
 class Evidence(NamedTuple):
@@ -114,27 +116,35 @@ def _iwae(vae: nn.Module, batch: Batch, num_samples: int) -> Evidence:
 
 
 def _grid(vae: nn.Module, batch: Batch, num_samples: int) -> Evidence:
-    """Widen and refine a grid over z until no datum's log p(x) moves by more than 1e-6 nat."""
+    """Widen and refine a grid over z until no datum's log p(x) moves by more than 1e-6 nat.
+
+    In float64, because 1e-6 nat is below the rounding of float32 log-densities.
+    """
+    vae = copy.deepcopy(vae).double()
+    batch = Batch(batch.x.double(), batch.y, batch.mask)
     dim = _latent_dim(vae, batch)
-    reach = _reach(vae, batch)
-    points = {1: 501, 2: 101}[dim]
-    before, ess = _log_sum_over_grid(vae, batch, reach, points, dim)
-    for _ in range(6):
-        wider, finer = reach * 1.25, int(points * 1.6) | 1
-        after, ess = _log_sum_over_grid(vae, batch, wider, finer, dim)
-        if (after - before).abs().max() < 1e-6:
+    draws = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder)).sample((32,))
+    joint_at_draws = _log_joint(vae, batch, draws)  # (32, N)
+    reach = 1.5 * float(vae.prior(*given(batch.y, vae.prior)).sample((1000,)).abs().max())
+    step = reach / {1: 250, 2: 50}[dim]
+    before = torch.full((len(batch.x),), math.inf, dtype=torch.float64)
+    while 2 * reach / step < MAX_POINTS[dim]:
+        after, ess = _log_sum_over_grid(vae, batch, reach, step, dim)
+        # where the guide has found joint density that matters, the grid must reach
+        matters = joint_at_draws > after - 25
+        needed = 1.2 * draws.abs().amax(-1)[matters].max().item() if matters.any() else 0.0
+        if (after - before).abs().max() < 1e-6 and needed <= reach:
             return Evidence(after, torch.zeros_like(after), ess)
-        before, reach, points = after, wider, finer
+        before, reach, step = after, max(1.25 * reach, needed), step / 1.3
     raise ConfigError(
-        f"the grid has not settled: log p(x) still moves by more than 1e-6 nat at {points} points "
-        f"in each of {dim} dimensions on [-{reach:.3g}, {reach:.3g}].\n"
+        f"the grid has not settled: log p(x) still moves by {(after - before).abs().max():.2g} nat "
+        f"at a step of {step:.2g} on [-{reach:.3g}, {reach:.3g}] in {dim} dimensions.\n"
         "The posterior is too narrow or too far out for a regular grid; use method='iwae'."
     )
 
 
 def _latent_dim(vae: nn.Module, batch: Batch) -> int:
-    shape = vae.encoder(fill(batch.x[:1], None), *(a[:1] for a in given(batch.y, vae.encoder)))
-    dim = shape.event_shape.numel()
+    dim = vae.prior(*given(batch.y, vae.prior)).event_shape.numel()
     if dim > 2:
         raise ConfigError(
             f"method='grid' covers the latent space with points, but this one has {dim} dimensions."
@@ -143,17 +153,11 @@ def _latent_dim(vae: nn.Module, batch: Batch) -> int:
     return dim
 
 
-def _reach(vae: nn.Module, batch: Batch) -> float:
-    """The half-width that holds draws of the prior and of every datum's guide, and a margin."""
-    prior = vae.prior(*given(batch.y, vae.prior))
-    guide = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder))
-    widest = max(float(p.sample((100,)).abs().max()) for p in (prior, guide))
-    return 2.0 * widest + 1.0
-
-
 def _log_sum_over_grid(
-    vae: nn.Module, batch: Batch, reach: float, points: int, dim: int
+    vae: nn.Module, batch: Batch, reach: float, step: float, dim: int
 ) -> tuple[Tensor, Tensor]:
+    """log Σ_g exp[log p(x, z_g)] ΔV, (N,), and the effective number of points that carry it."""
+    points = 2 * math.ceil(reach / step) + 1
     axis = torch.linspace(-reach, reach, points, dtype=batch.x.dtype, device=batch.x.device)
     z = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)  # (G, D)
     log_volume = dim * math.log(2 * reach / (points - 1))

@@ -110,7 +110,7 @@ class VAE(nn.Module):
     # The neural-net reading.
 
     def loss(self, x, y=None, mask=None, *, analytic_kl: bool = True) -> Tensor:
-        """l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z)) at one draw of z, in nats; lower is better.
+        """l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z)) at one draw of z; lower is better.
 
         It is differentiable and runs in the module's own train or eval mode. Its sum over
         data is the loss of Pyro's `TraceMeanField_ELBO` (or, with analytic_kl=False, of
@@ -158,7 +158,6 @@ class VAE(nn.Module):
             x: (B, *event); y and mask as for `loss`.
             seed: makes the draw repeatable; None takes the global generator.
         """
-        x, y, mask = admit(self, x, y, mask)
         with own_draws(seed), evaluation(self):
             return self.decode(self.encode(x, y, mask).sample(), y).mean
 

@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pyrovae import datasets
+from pyrovae.datasets import files
 from pyrovae.errors import ConfigError, DataError
 
 REAL = os.environ.get("PYROVAE_DATA")
@@ -420,7 +421,7 @@ def cache(tmp_path, monkeypatch):
     small |= {f"fashion_mnist/{file}": f"sha256:{digest}" for file, digest in hashes.items()}
     small["fashion_mnist/train-labels-idx1-ubyte"] = "counts:" + " ".join("2" * 10)
     small["fashion_mnist/t10k-labels-idx1-ubyte"] = "counts:" + " ".join("1" * 10)
-    monkeypatch.setattr(datasets, "FILES", datasets.FILES | small)
+    monkeypatch.setattr(files, "FILES", files.FILES | small)
     return tmp_path / "cache"
 
 

@@ -1,0 +1,390 @@
+"""The `pyrovae` command: train a VAE, print the terms of its ELBO, and keep its pictures.
+
+    ELBO = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))  ≤  log p(x)        nats per datum
+
+`fit_command` parses options into `Settings`; `run` does the work: data → build → fit →
+estimates → files → table. torch, Pyro and matplotlib are imported when work begins, so that
+`--help` answers at once. What cannot work is refused before training, and a run that fails
+leaves no folder behind. Left out: parts other than `build`'s defaults, and saving weights.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import typer
+from typer import Option
+
+import pyrovae as pv
+from pyrovae.errors import CheckpointError, ConfigError, DataError, DivergenceError
+
+DATA_SETS = ("digits", "mnist", "fashion_mnist", "binarized_mnist", "omniglot", "frey_faces")
+NUM_SAMPLES = 10  # draws of z per datum behind each number of the table
+NUM_POINTS = 3000  # in latent.png at most: more hide each other
+
+PIXELS = {
+    "threshold": "thresholded: 1 where grey > 0.5",
+    "sampled": "sampled: x ~ Bernoulli(grey), afresh each epoch; one fixed draw is scored",
+    "none": "0 or 1 already, taken as they are",
+}
+TERMS = {
+    "elbo": "ELBO (higher is better)",
+    "reconstruction": "reconstruction, −E_q[log p(x|z)]",
+    "kl": "KL(q(z|x) ‖ p(z))",
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for; None is what the data and the date decide."""
+
+    data: str
+    binarize: str | None
+    latent_dim: int
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    beta: float
+    seed: int
+    out: Path | None
+
+
+class Images(NamedTuple):
+    """Binary data: what is trained on, and fixed tensors (N, *event) to score."""
+
+    source: Any
+    train: Any
+    valid: Any
+    test: Any
+    test_labels: Any
+    name: str
+    pixels: str
+    split: str
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """The hidden widths in a text: "300,100" → (300, 100)."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no list of widths such as 200 or 300,300.")
+    return tuple(map(int, parts))
+
+
+@app.callback()
+def main() -> None:
+    """Train variational autoencoders (VAEs) and look at them.
+
+    A VAE describes a datum x by a few hidden numbers z: its encoder turns x into
+    a density q(z|x) over codes, its decoder turns a code into a density p(x|z).
+    Both are trained together, so that codes rebuild their data and yet look like
+    draws from the prior p(z); new data then come from z ~ p(z), x ~ p(x|z).
+
+    \b
+    ELBO = E_q\\[log p(x|z)] − KL(q(z|x) ‖ p(z)) ≤ log p(x)
+           −reconstruction   regulariser         evidence
+
+    in nats per datum; higher is better. Begin with: [bold]pyrovae fit[/bold]
+    """
+
+
+@app.command("fit")
+def fit_command(
+    data: Annotated[str, Option(help=f"{', '.join(DATA_SETS)}, or a file of images.")] = "digits",
+    binarize: Annotated[
+        Literal["threshold", "sampled", "none"] | None,
+        Option(
+            metavar="METHOD",
+            help="threshold: 1 where grey > 0.5. sampled: 1 with probability grey, drawn afresh "
+            "each epoch. none: pixels are 0 or 1 already.",
+            show_default="threshold; none for binarized_mnist",
+        ),
+    ] = None,
+    latent_dim: Annotated[int, Option(min=1, metavar="D", help="Length of a code z.")] = 2,
+    hidden: Annotated[
+        Any,
+        Option(
+            parser=widths,
+            metavar="WIDTHS",
+            help="Hidden widths of the encoder, such as 200 or 300,300; reversed for the decoder.",
+        ),
+    ] = "200,200",
+    epochs: Annotated[int, Option(min=1, metavar="N", help="Passes over the data.")] = 100,
+    batch_size: Annotated[int, Option(min=1, metavar="N", help="Data in a step of Adam.")] = 64,
+    learning_rate: Annotated[float, Option(metavar="RATE", help="Adam's.")] = 1e-3,
+    beta: Annotated[float, Option(metavar="β", help="Weight of the KL in training.")] = 1.0,
+    seed: Annotated[int, Option(min=0, metavar="N", help="Of weights and all draws.")] = 0,
+    out: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR", help="A new or empty folder.", show_default="runs/<data>-<date>-<time>"
+        ),
+    ] = None,
+) -> None:
+    """Train a VAE on images, score it on held-out ones, and draw pictures.
+
+    \b
+    prior    p(z)   = N(0, I)
+    encoder  q(z|x) = N(μ(x), diag σ²(x))           a network gives μ and σ
+    decoder  p(x|z) = Π_j Bernoulli(x_j; π_j(z))    a network gives π
+    loss     −E_q\\[log p(x|z)] + β KL(q(z|x) ‖ p(z)),   −ELBO at β = 1
+
+    The run folder gets summary.json (settings, versions, numbers, history) and
+    reconstructions.png, samples.png, latent.png and training.png.
+
+    \b
+    Examples:
+      pyrovae fit
+      pyrovae fit --latent-dim 10 --seed 1
+      pyrovae fit --data mnist --binarize sampled --epochs 20 --out runs/mnist
+      pyrovae fit --beta 4              the table still shows the ELBO of β = 1
+      pyrovae fit --data faces.npy      (N, H, W), floats 0..1 or bytes 0..255
+
+    Files are .npy, .npz or IDX; a fifth of their rows, drawn by the seed, is held
+    out. Data sets keep their test split; validation data, where there are any,
+    stop training early. All but digits are looked up in the folder that PYROVAE_DATA
+    names; MNIST and Fashion-MNIST are downloaded when they are not there.
+    """
+    settings = Settings(**locals())  # the options, before there is any other local
+    with errors_as_exit_codes():
+        run(settings)
+
+
+@contextmanager
+def errors_as_exit_codes() -> Iterator[None]:
+    """A message on stderr and an exit code: 2 cannot work as asked, 1 diverged, 130 Ctrl-C."""
+    try:
+        yield
+    except (ConfigError, DataError, CheckpointError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except DivergenceError as error:
+        typer.echo(f"Error: training diverged, {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; nothing was kept.", err=True)
+        raise typer.Exit(130) from None
+
+
+def run(settings: Settings) -> Path:
+    """Train, score and draw as the settings say; the folder that holds the files.
+
+    Raises:
+        ConfigError, DataError: the settings or the data cannot work.
+        DivergenceError: training diverged. No folder is left behind by any of these.
+    """
+    from pyrovae.checks import seed_number
+
+    start = time.perf_counter()
+    seed = seed_number(settings.seed)
+    data = load(settings)
+    shape = data.train.shape[1:]
+    vae = pv.build(shape, latent_dim=settings.latent_dim, hidden=settings.hidden, seed=seed)
+    with run_folder(settings.out, data.name) as folder:
+        history = pv.fit(
+            vae,
+            data.source,
+            validation=data.valid,
+            objective=None if settings.beta == 1 else pv.objectives.BetaELBO(settings.beta),
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            seed=seed,
+        )
+        for name, figure in pictures(vae, data, history, seed).items():
+            figure.savefig(folder / name, dpi=120)
+        result = summary(settings, vae, data, history)
+        result["seconds"] = round(time.perf_counter() - start, 2)
+        (folder / "summary.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    show(result, folder)
+    return folder
+
+
+@contextmanager
+def run_folder(out: Path | None, name: str) -> Iterator[Path]:
+    """A folder for the run's files, removed again when the block fails before it wrote one."""
+    folder = out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder} exists and is no empty folder; a run overwrites nothing.\n"
+            "Give another one as --out, or remove it first."
+        )
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if not os.access(folder, os.W_OK):
+            raise ConfigError(f"{folder} cannot be written to. Give another one as --out.")
+        yield folder
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def load(settings: Settings) -> Images:
+    """The data of the settings, binarised.
+
+    Raises:
+        ConfigError: neither a data set nor a file.
+        DataError: the file holds no such data.
+    """
+    data, split = _grey(settings.data, settings.seed)
+    pixels = settings.binarize or ("none" if data.name == "binarized_mnist" else "threshold")
+    parts = [None if x is None else _binary(x, pixels) for x in (data.train, data.valid, data.test)]
+    fixed = [part.draw(settings.seed) if hasattr(part, "draw") else part for part in parts]
+    return Images(parts[0], *fixed, data.test_labels, data.name, pixels, split)
+
+
+def _grey(name: str, seed: int) -> tuple[Any, str]:
+    """The data as they come, and in words how the held-out ones were chosen."""
+    if name in DATA_SETS:
+        return getattr(pv.datasets, name)(), "its test split"
+    if not Path(name).suffix and not Path(name).is_file():
+        raise ConfigError(
+            f"--data {name!r} is neither a data set nor a file.\nData sets: {', '.join(DATA_SETS)}."
+            "\nFiles: .npy, .npz with one array, or IDX, of images (N, H, W)."
+        )
+    import torch
+
+    x = pv.datasets.from_file(name)
+    if x.dim() < 2 or len(x) < 10:
+        raise DataError(
+            f"{name} holds an array of shape {tuple(x.shape)}, but one datum is one row, (N, H, W) "
+            "or (N, D), and there must be 10 or more: a fifth is held out."
+        )
+    is_bytes = x.dtype == torch.uint8 and bool(x.max() > 1)
+    x = x.float() / 255 if is_bytes else x.float()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    test, train = x[order].tensor_split([len(x) // 5])
+    split = f"a fifth of the rows, at random{'; grey = byte / 255' if is_bytes else ''}"
+    return pv.datasets.Data(train, test, name=Path(name).name.partition(".")[0]), split
+
+
+def _binary(x: Any, pixels: str) -> Any:
+    if pixels != "none":
+        return pv.datasets.binarize(x, pixels)
+    if ((x == 0) | (x == 1)).all():
+        return x
+    raise DataError(
+        "--binarize none needs pixels that are 0 or 1, but these also have values between or "
+        f"beyond ({x.min():g} to {x.max():g}).\nWrite --binarize threshold, or sampled."
+    )
+
+
+def pictures(vae: Any, data: Images, history: Any, seed: int) -> dict[str, Any]:
+    """File name → figure; images only where a datum is one."""
+    import torch
+
+    from pyrovae.handlers import RandomStream, evaluation
+
+    with RandomStream(seed), evaluation(vae):
+        rows = torch.randperm(len(data.test))[:NUM_POINTS]
+        codes = vae.encode(data.test[rows]).mean
+        samples = vae.decode(vae.prior().expand([64]).sample()).mean
+    labels = None if data.test_labels is None else data.test_labels[rows]
+    title = f"{data.name}: mean of q(z|x) for {len(rows)} held-out data"
+    figures = {
+        "training.png": pv.plots.training_curve(history),
+        "latent.png": pv.plots.latent_scatter(codes, labels, title=title).figure,
+    }
+    shape = [size for size in data.test.shape[1:] if size > 1]
+    if len(shape) == 2:
+        x = data.test[rows[:30]]
+        x, mean, samples = (
+            t.reshape(-1, *shape) for t in (x, vae.reconstruct(x, seed=seed), samples)
+        )
+        title = f"{data.name}: held-out data x, and E[x|z] at a draw z ~ q(z|x)"
+        figures["reconstructions.png"] = pv.plots.reconstructions(x, mean, title=title).figure
+        title = f"{data.name}: samples, E[x|z] at draws z ~ p(z)"
+        figures["samples.png"] = pv.plots.images(samples, title=title).figure
+    return figures
+
+
+def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[str, Any]:
+    """What summary.json holds: settings, versions, numbers with their unit, history."""
+    packages = {name: version(name) for name in ("torch", "pyro-ppl")}
+    return {
+        "data": data.name,
+        "pixels": PIXELS[data.pixels],
+        "held_out_is": data.split,
+        "unit": "nats per datum; elbo = -(reconstruction + kl), whatever beta; errors over the data",
+        "num_samples": NUM_SAMPLES,
+        "training": estimate(vae, data.train, history.seed),
+        "held_out": estimate(vae, data.test, history.seed),
+        "seed": history.seed,
+        "settings": asdict(settings) | {"out": settings.out and str(settings.out)},
+        "versions": {"pyrovae": pv.__version__, "python": platform.python_version(), **packages},
+        "best_epoch": history.best_epoch,
+        "stopped_early": history.stopped_early,
+        "history": [epoch._asdict() for epoch in history.epochs],
+    }
+
+
+def estimate(vae: Any, x: Any, seed: int) -> dict[str, Any]:
+    """ELBO, reconstruction and KL of x (N, *event), in nats per datum, with standard errors."""
+    import torch
+
+    rows = max(1, 2**23 // (NUM_SAMPLES * x[0].numel()))  # bounds the memory of a chunk
+    chunks = []
+    for index, part in enumerate(x.split(rows)):
+        terms = pv.elbo_terms(vae, part, num_samples=NUM_SAMPLES, seed=(seed + index) % 2**64)
+        chunks.append(torch.stack([terms.log_weights, -terms.log_likelihood, terms.kl]).mean(1))
+    columns = zip(("elbo", "reconstruction", "kl"), torch.cat(chunks, 1).double(), strict=True)
+    return {"num_data": len(x)} | {
+        name: {"value": c.mean().item(), "std_error": c.std().item() / len(c) ** 0.5}
+        for name, c in columns
+    }
+
+
+def show(result: dict[str, Any], folder: Path) -> None:
+    """The table of the ELBO's terms, how they came about, and the files, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    parts = {"training": result["training"], "held out": result["held_out"]}
+    table = Table("nats per datum", title=f"VAE on {result['data']}", title_justify="left")
+    for name, part in parts.items():
+        table.add_column(f"{name} (N = {part['num_data']})", justify="right")
+    for key, name in TERMS.items():
+        numbers = (part[key] for part in parts.values())
+        table.add_row(Text(name), *(f"{n['value']:.2f} ± {n['std_error']:.2f}" for n in numbers))
+    console = Console(highlight=False)
+    console.print(table)
+    for name, fact in _facts(result).items():
+        console.print(f"{name:<9}", fact, soft_wrap=True, markup=False)
+    for path in sorted(folder.iterdir()):
+        console.print(" wrote", path, soft_wrap=True, markup=False)
+
+
+def _facts(result: dict[str, Any]) -> dict[str, str]:
+    settings, ran = result["settings"], len(result["history"])
+    epochs = f"{ran} of {settings['epochs']} in {result['seconds']:.0f} s with everything"
+    if result["history"][-1]["validation_elbo"] is not None:
+        epochs += f"; weights of epoch {result['best_epoch']}, best on validation data"
+    beta = "" if settings["beta"] == 1 else f", trained with β = {settings['beta']:g}"
+    return {
+        "ELBO": f"−(reconstruction + KL){beta}",
+        "±": f"standard error over the data, {NUM_SAMPLES} draws of z each",
+        "pixels": result["pixels"],
+        "held out": result["held_out_is"],
+        "latent": f"dimension {settings['latent_dim']}; hidden {settings['hidden']}",
+        "epochs": epochs,
+        "seed": str(result["seed"]),
+    }

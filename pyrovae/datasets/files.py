@@ -1,0 +1,234 @@
+"""Files of data: found, downloaded, checked against their hashes, and parsed.
+
+A known file is a name below a folder. It is looked for in the folder that PYROVAE_DATA names,
+then in the cache (PYROVAE_CACHE, else the user's cache folder), gzipped or not, and downloaded
+into the cache where it has a mirror. `FILES` maps each name to the hash of its content; a file
+that is nowhere, or has other content, is a `DataError`. Nothing unchecked enters the cache, and
+nothing is ever unpickled.
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.errors import DataError
+
+MNIST_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+FASHION_MNIST_MIRRORS = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
+
+# Hashes are of the content before gzip, whose output differs between versions. The Fashion labels
+# have no published hash: `counts` is how often each class 0..9 occurs in them.
+_TABLE = """
+mnist/train-images-idx3-ubyte sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
+mnist/train-labels-idx1-ubyte sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5
+mnist/t10k-images-idx3-ubyte sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7
+mnist/t10k-labels-idx1-ubyte sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2
+fashion_mnist/train-images-idx3-ubyte md5:f4a8712d7a061bf5bd6d2ca38dc4d50a
+fashion_mnist/train-labels-idx1-ubyte counts:6000 6000 6000 6000 6000 6000 6000 6000 6000 6000
+fashion_mnist/t10k-images-idx3-ubyte md5:8181f5470baa50b63fa0f6fddb340f0a
+fashion_mnist/t10k-labels-idx1-ubyte counts:1000 1000 1000 1000 1000 1000 1000 1000 1000 1000
+binarized_mnist/binarized_mnist.npz sha256:50de2c8299a5a297789293ab2c30f6fc3cb8c359a15e5e88d5501aa18ebb8fa5
+omniglot/omniglot28-images-idx3-ubyte sha256:52d91800db301388fa91f2af3c02d96d3fd08494bb7e941e553e252b87f0f9b9
+omniglot/omniglot-labels.npz sha256:c8e700ffde9f21bc2a9f4d2707164b88f1dd242675c69133bb94f3fc3233b873
+frey_faces/frey-images-idx3-ubyte sha256:c943677a3bcb83ed2de1207d4355c360cabfee597a538f9735ec3254886c365f
+pbmc3k/pbmc3k_hvg2000.npz sha256:b1186c58b03a10b47b943ce03f4339a1c5c207ebed46db6d877455579cdc0df8
+"""  # noqa: E501
+FILES = MappingProxyType(dict(line.split(maxsplit=1) for line in _TABLE.strip().splitlines()))
+
+# The third byte of an IDX file tells the element type (LeCun, yann.lecun.com/exdb/mnist).
+IDX_TYPES = MappingProxyType({8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"})
+
+
+def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
+    """Read one array of numbers from `.npy`, `.npz` or IDX (`…-idx3-ubyte`, `.idx`, also `.gz`).
+
+    Shape, values and dtype are those of the file (uint8 stays uint8): nothing is scaled.
+
+    Args:
+        path: The file; its name tells the format.
+        key: Which array of an `.npz`; needed if it holds several.
+
+    Raises:
+        DataError: Unknown format, damaged file, pickled objects, no numbers, or no such key.
+        FileNotFoundError: There is no such file.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/x.npy", np.array([0, 255], dtype=np.uint8))
+        ...     from_file(f"{folder}/x.npy")
+        tensor([  0, 255], dtype=torch.uint8)
+    """
+    path = Path(path)
+    if key is not None and path.suffix != ".npz":
+        raise DataError(
+            f"{path}: expected no key, got {key!r}.\nOnly an .npz has keys. Write from_file(path)."
+        )
+    if path.suffix in (".npy", ".npz"):
+        return _tensor(_load(path, key), path)
+    if re.search(r"[.-]idx\d?(-\w+)?(\.gz)?$", path.name):
+        return _tensor(_parse_idx(_gunzip(path.read_bytes(), path), path), path)
+    raise DataError(
+        f"{path}: expected a name that ends in .npy, .npz, -idx3-ubyte or .idx (IDX also .gz).\n"
+        "The name tells the format. Write np.save('x.npy', array), then from_file('x.npy')."
+    )
+
+
+def read_idx(name: str, mirrors: Sequence[str] = ()) -> Tensor:
+    return _tensor(_parse_idx(_read(name, mirrors), name), name)
+
+
+def read_npz(name: str) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(_read(name)), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _read(name: str, mirrors: Sequence[str] = ()) -> bytes:
+    """Return the checked content of `name`, from the first folder that has it or a mirror."""
+    import pooch
+
+    cache = os.environ.get("PYROVAE_CACHE") or pooch.os_cache("pyrovae")
+    folders = [Path(f).expanduser() for f in (os.environ.get("PYROVAE_DATA"), cache) if f]
+    for path in (folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".gz")):
+        if path.is_file():
+            return _checked(path.read_bytes(), name, path)
+    failures = []
+    for url in (f"{mirror.rstrip('/')}/{Path(name).name}.gz" for mirror in mirrors):
+        try:
+            payload = _download(url)
+            content = _checked(payload, name, url)
+        except (OSError, DataError) as error:  # what requests raises is an OSError
+            failures.append(f"{type(error).__name__}: {error}".splitlines()[0])
+        else:
+            _store(payload, folders[-1] / f"{name}.gz")
+            return content
+    raise _missing(name, folders, failures)
+
+
+def _download(url: str) -> bytes:
+    import pooch
+
+    payload = io.BytesIO()
+    pooch.HTTPDownloader(chunk_size=2**16, timeout=30)(url, payload, None)  # seconds of silence
+    return payload.getvalue()
+
+
+def _store(payload: bytes, path: Path) -> None:
+    """Write a file whole or not at all, even if two processes write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder, path.name)
+        partial.write_bytes(payload)
+        partial.replace(path)
+
+
+def _missing(name: str, folders: list[Path], failures: list[str]) -> DataError:
+    folder = Path(name).parent
+    needed = ", ".join(file for file in FILES if Path(file).parent == folder)
+    tried = f"the download failed: {'; '.join(failures)}" if failures else "it is not downloadable"
+    return DataError(
+        f"{name}: expected it, or the same with .gz, in one of: {', '.join(map(str, folders))}.\n"
+        f"It is in none of them, and {tried}.\n"
+        f"Without it there is no {folder} to load. Set the environment variable PYROVAE_DATA to a "
+        f"folder that holds {needed} (each also as .gz)."
+    )
+
+
+def _checked(payload: bytes, name: str, source: Path | str) -> bytes:
+    """Return the uncompressed content of `payload`; DataError unless it is what `FILES` says."""
+    content = _gunzip(payload, source)
+    kind, expected = FILES[name].split(":")
+    if kind == "counts":
+        got = " ".join(map(str, np.bincount(_parse_idx(content, source).ravel().view(np.uint8))))
+    else:
+        got = hashlib.new(kind, content, usedforsecurity=False).hexdigest()
+    if got != expected:
+        raise DataError(
+            f"{source}: expected content of {kind} {expected}, got {got}.\n"
+            "Results on other content are not comparable with published ones.\n"
+            f"Put the original {name} there, or read this one with from_file."
+        )
+    return content
+
+
+def _gunzip(payload: bytes, source: Path | str) -> bytes:
+    if not payload.startswith(b"\x1f\x8b"):
+        return payload
+    try:
+        return gzip.decompress(payload)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(source, "a whole gzip file", error) from error
+
+
+def _parse_idx(content: bytes, source: Path | str) -> np.ndarray:
+    """Parse IDX: two zero bytes, element type, number of axes, big-endian sizes, elements."""
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
+        raise _damaged(source, "IDX (bytes 00 00, then an element type)", content[:4].hex(" "))
+    dtype, start = np.dtype(IDX_TYPES[content[2]]), 4 + 4 * content[3]
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4))
+    size = start + math.prod(shape) * dtype.itemsize
+    if len(content) != size:
+        raise _damaged(
+            source, f"{size} bytes for shape {shape} of {dtype.name}", f"{len(content)} bytes"
+        )
+    return np.frombuffer(content, dtype, offset=start).reshape(shape)
+
+
+def _damaged(source: Path | str, expected: str, got: object) -> DataError:
+    return DataError(
+        f"{source}: expected {expected}, got {got}.\n"
+        "It is damaged or of another format. Copy or write it again; arrays go to .npy, .npz."
+    )
+
+
+def _load(path: Path, key: str | None) -> np.ndarray:
+    """Read an `.npy`, or one array of an `.npz`; nothing is ever unpickled."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return loaded[_one_key(path, key, loaded.files)]
+    except DataError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected arrays of numbers, got a file that numpy refuses: {error}\n"
+            "It is damaged, or holds pickled objects, which could run any code when read.\n"
+            "Write np.save('x.npy', array.astype('float32')), then from_file('x.npy')."
+        ) from error
+
+
+def _one_key(path: Path, key: str | None, keys: list[str]) -> str:
+    if key in keys or (key is None and len(keys) == 1):
+        return key or keys[0]
+    raise DataError(
+        f"{path}: expected {'one array' if key is None else f'a key {key!r}'}, got keys {keys}.\n"
+        f"One array is one data set. Write from_file(path, key={keys[0] if keys else key!r})."
+    )
+
+
+def _tensor(array: np.ndarray, source: Path | str) -> Tensor:
+    """Convert to a tensor of the same dtype, in this machine's byte order and writable."""
+    try:
+        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError as error:
+        raise DataError(
+            f"{source}: expected an array of numbers, got dtype {array.dtype}.\n"
+            "A tensor holds numbers only. Write array.astype('float32') first."
+        ) from error

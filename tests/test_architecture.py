@@ -1,0 +1,108 @@
+"""The import structure: each file imports from layers below its own only, and no cycle exists."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyrovae
+
+PACKAGE = Path(pyrovae.__file__).parent
+
+# lowest first; a family's own files may import each other
+LAYERS = [
+    {"errors"},
+    {"checks", "heads", "handlers"},
+    {"networks", "datasets", "admission"},
+    {"vae", "priors", "guides", "likelihoods", "batches"},
+    {"terms"},
+    {"objectives", "builder"},
+    {"evidence", "training"},
+    {"plots"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+    """The file's name, or its family's for a file in a sub-package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imported_units(path: Path) -> set[str]:
+    """Units of pyrovae that a file imports, anywhere but under TYPE_CHECKING and in doctests."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyrovae"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("pyrovae.")}
+    return found & LEVEL.keys()
+
+
+def test_every_file_has_a_layer():
+    assert {unit(path) for path in FILES} == LEVEL.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    here = unit(path)
+    if here == "__init__":
+        pytest.skip("the top level names everything, lazily")
+    above = {n for n in imported_units(path) - {here} if LEVEL[n] >= LEVEL[here]}
+    assert not above, f"{here} (layer {LEVEL[here]}) imports {above} from its own layer or above"
+
+
+def test_the_vae_names_no_part_family():
+    """The proof that a part needs no registration."""
+    assert not imported_units(PACKAGE / "vae.py") & {"priors", "guides", "likelihoods"}
+
+
+@pytest.mark.parametrize(("module", "allowed"), [("matplotlib", {"plots"})])
+def test_heavy_libraries_stay_in_their_files(module, allowed):
+    users = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split(".")[0] == module for name in names):
+                users.add(unit(path))
+    assert users <= allowed
+
+
+@pytest.mark.parametrize("module", ["pyrovae", "pyrovae.cli"])
+def test_import_is_light(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'pyro') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in pyrovae.__all__:
+        assert getattr(pyrovae, name).__doc__, name
+
+
+def test_public_function_and_submodule_names_do_not_collide():
+    """`pv.fit` stays the function after every submodule has been imported."""
+    code = (
+        "import importlib, pkgutil, pyrovae as pv\n"
+        "for m in pkgutil.iter_modules(pv.__path__):\n"
+        "    if m.name != '__main__': importlib.import_module('pyrovae.' + m.name)\n"
+        "assert callable(pv.build) and callable(pv.fit) and callable(pv.log_evidence)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_pickle_anywhere():
+    banned = ("pickle", "cloudpickle", "dill", "joblib")
+    for path in FILES:
+        text = path.read_text()
+        assert not any(f"import {name}" in text for name in banned), path
+        assert "torch.load(" not in text, path
+        assert "allow_pickle=True" not in text, path
