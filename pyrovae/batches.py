@@ -40,6 +40,7 @@ class ArrayBatches:
         self.data = Batch(*admit(program, x, y, mask))
         self.num_data = len(self.data.x)
         self.batch_size = batch_size
+        self.num_batches = -(-self.num_data // batch_size)
 
     def epoch(self, *, shuffle: bool) -> Iterator[Batch]:
         """One pass over the data, each datum once, in an order drawn from the global generator."""
@@ -64,7 +65,8 @@ class LoaderBatches:
 
     def __init__(self, program: nn.Module, loader: DataLoader):
         self.program, self.loader = program, loader
-        self.num_data = sum(len(batch.x) for batch in self.epoch(shuffle=False))
+        sizes = [len(batch.x) for batch in self.epoch(shuffle=False)]
+        self.num_data, self.num_batches = sum(sizes), len(sizes)
         if not self.num_data:
             raise DataError(
                 "the DataLoader gives no batch (N = 0): there is nothing to learn from.\n"

@@ -69,15 +69,18 @@ class Traces(NamedTuple):
     guide: poutine.Trace
 
 
-def draw_traces(model: Any, guide: Any, *args: Any, num_samples: int = 1, **kwargs: Any) -> Traces:
+def draw_traces(
+    model: Any, guide: Any, *args: Any, num_samples: int = 1, detach: bool = False, **kwargs: Any
+) -> Traces:
     """Trace guide and model at `num_samples` draws, vectorised over a plate "particles".
 
     The plate stands at dim −2, outside "data": sites get shape (S, B, *event), and (1, B, …)
-    is left as (B, …) for a single draw. Gradients flow; handlers around it apply.
+    is left as (B, …) for a single draw. Gradients flow, through the draws too unless `detach`;
+    handlers around it apply.
     """
     if num_samples > 1:
         model, guide = _with_particles(model, num_samples), _with_particles(guide, num_samples)
-    return Traces(*get_importance_trace("flat", 2, model, guide, args, kwargs))
+    return Traces(*get_importance_trace("flat", 2, model, guide, args, kwargs, detach))
 
 
 def _with_particles(program: Any, num_samples: int) -> Any:

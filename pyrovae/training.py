@@ -163,7 +163,7 @@ def fit(
         with module_mode(program, training=True), _progress_bar(epochs, progress) as show:
             for number in range(1, epochs + 1):
                 with stream, pyro.get_param_store().scope():
-                    trained = steps.epoch(number, data)
+                    trained = steps.epoch(number, data, num_epochs=epochs)
                 tested = evaluate(program, held_out, seed) if held_out else (None,) * 3
                 record = Epoch(number, *trained, *tested, time.perf_counter() - start)
                 history.epochs.append(record)
@@ -209,10 +209,13 @@ class _Steps:
         )
         self.num_steps = 0
 
-    def epoch(self, number: int, data: ArrayBatches | LoaderBatches) -> tuple[float, float, float]:
+    def epoch(
+        self, number: int, data: ArrayBatches | LoaderBatches, *, num_epochs: int
+    ) -> tuple[float, float, float]:
         """Train on each batch once; (elbo, reconstruction, kl) in nats per datum."""
         sums = torch.zeros(2, dtype=torch.float64)
         for index, batch in enumerate(data.epoch(shuffle=True)):
+            self.objective.progress = (number - 1 + index / data.num_batches) / num_epochs
             self.where = f"step {self.num_steps + 1} (epoch {number}, batch {index + 1})"
             try:
                 with pyro.validation_enabled(self.num_steps == 0):
@@ -229,6 +232,7 @@ class _Steps:
         size = len(self.batch.x)
         if isinstance(self.objective, Objective):
             traces = self.objective.traces(model, guide, *batch)
+            self.objective.check(traces)
             self.loss = self.objective.surrogate(traces, size) / size
             self.loss.backward()
             self.terms = terms_of(traces, size)

@@ -23,6 +23,7 @@ class Bernoulli(nn.Module):
         ConfigError: a size is not a whole number ≥ 1, or the features have another width.
 
     Example:
+        >>> import torch
         >>> head = Bernoulli((28, 28))
         >>> p_x = head(torch.zeros(7, head.num_features))
         >>> p_x.batch_shape, p_x.event_shape

@@ -10,7 +10,6 @@ Two estimators, per datum and in nats:
   without Monte-Carlo error.
 """
 
-import copy
 import math
 from typing import Any, NamedTuple
 
@@ -22,13 +21,11 @@ from pyrovae.admission import admit
 from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.errors import ConfigError
+from pyrovae.evidence.quadrature import grid_evidence
 from pyrovae.handlers import RandomStream, evaluation
-from pyrovae.networks import given
 from pyrovae.terms import draw_traces, terms_of
-from pyrovae.vae import fill, observed_only
 
 NUMBERS_AT_A_TIME = 2**24  # bounds the memory of one chunk of draws or grid points
-MAX_POINTS = {1: 200_000, 2: 1500}  # along one axis of the grid, by latent dimension
 
 
 class Evidence(NamedTuple):
@@ -38,7 +35,7 @@ class Evidence(NamedTuple):
         log_px: (N,), the estimate of log p(x).
         std_error: (N,), its Monte-Carlo standard error (delta method); 0 for "grid".
         ess: (N,), the effective sample size (Σ w)² / Σ w² of the K importance weights; for
-            "grid" that of the posterior's weights over the grid points.
+            "grid" infinite.
     """
 
     log_px: Tensor
@@ -116,63 +113,5 @@ def _iwae(vae: nn.Module, batch: Batch, num_samples: int) -> Evidence:
 
 
 def _grid(vae: nn.Module, batch: Batch, num_samples: int) -> Evidence:
-    """Widen and refine a grid over z until no datum's log p(x) moves by more than 1e-6 nat.
-
-    In float64, because 1e-6 nat is below the rounding of float32 log-densities.
-    """
-    vae = copy.deepcopy(vae).double()
-    batch = Batch(batch.x.double(), batch.y, batch.mask)
-    dim = _latent_dim(vae, batch)
-    draws = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder)).sample((32,))
-    joint_at_draws = _log_joint(vae, batch, draws)  # (32, N)
-    reach = 1.5 * float(vae.prior(*given(batch.y, vae.prior)).sample((1000,)).abs().max())
-    step = reach / {1: 250, 2: 50}[dim]
-    before = torch.full((len(batch.x),), math.inf, dtype=torch.float64)
-    while 2 * reach / step < MAX_POINTS[dim]:
-        after, ess = _log_sum_over_grid(vae, batch, reach, step, dim)
-        # where the guide has found joint density that matters, the grid must reach
-        matters = joint_at_draws > after - 25
-        needed = 1.2 * draws.abs().amax(-1)[matters].max().item() if matters.any() else 0.0
-        if (after - before).abs().max() < 1e-6 and needed <= reach:
-            return Evidence(after, torch.zeros_like(after), ess)
-        before, reach, step = after, max(1.25 * reach, needed), step / 1.3
-    raise ConfigError(
-        f"the grid has not settled: log p(x) still moves by {(after - before).abs().max():.2g} nat "
-        f"at a step of {step:.2g} on [-{reach:.3g}, {reach:.3g}] in {dim} dimensions.\n"
-        "The posterior is too narrow or too far out for a regular grid; use method='iwae'."
-    )
-
-
-def _latent_dim(vae: nn.Module, batch: Batch) -> int:
-    dim = vae.prior(*given(batch.y, vae.prior)).event_shape.numel()
-    if dim > 2:
-        raise ConfigError(
-            f"method='grid' covers the latent space with points, but this one has {dim} dimensions."
-            "\nIt works up to 2; use method='iwae'."
-        )
-    return dim
-
-
-def _log_sum_over_grid(
-    vae: nn.Module, batch: Batch, reach: float, step: float, dim: int
-) -> tuple[Tensor, Tensor]:
-    """log Σ_g exp[log p(x, z_g)] ΔV, (N,), and the effective number of points that carry it."""
-    points = 2 * math.ceil(reach / step) + 1
-    axis = torch.linspace(-reach, reach, points, dtype=batch.x.dtype, device=batch.x.device)
-    z = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)  # (G, D)
-    log_volume = dim * math.log(2 * reach / (points - 1))
-    log_sum = torch.full((2, len(batch.x)), -math.inf, dtype=torch.float64, device=z.device)
-    rows = max(1, NUMBERS_AT_A_TIME // max(1, 4 * batch.x.numel()))
-    for part in z.split(rows):
-        log_joint = _log_joint(vae, batch, part[:, None]).double() + log_volume  # (g, N)
-        log_sum = torch.logaddexp(
-            log_sum, torch.stack([log_joint.logsumexp(0), (2 * log_joint).logsumexp(0)])
-        )
-    return log_sum[0], (2 * log_sum[0] - log_sum[1]).exp()
-
-
-def _log_joint(vae: nn.Module, batch: Batch, z: Tensor) -> Tensor:
-    """log p(x, z), (S, N), at the points z (S, 1 or N, D)."""
-    p_x = vae.decoder(z, *given(batch.y, vae.decoder))
-    observed = observed_only(p_x, batch.mask).log_prob(fill(batch.x, batch.mask, p_x.support))
-    return vae.prior(*given(batch.y, vae.prior)).log_prob(z) + observed
+    log_px = grid_evidence(vae, batch)
+    return Evidence(log_px, torch.zeros_like(log_px), torch.full_like(log_px, math.inf))

@@ -1,0 +1,40 @@
+"""Training objectives: what a step minimises, each a `pyro.infer.ELBO` that SVI accepts.
+
+    TraceELBO, MeanFieldELBO   −Σ_i ELBO_i, with a Monte-Carlo or analytic KL
+    BetaELBO, FreeBits         another weight on the KL
+    IWAE, Renyi, DReG          bounds from several draws
+    STL, WakeSleep             other gradients
+
+Whatever the objective, what is reported as "elbo" is the β = 1 ELBO (`terms.terms_of`).
+"""
+
+from pyrovae.objectives.base import Objective
+from pyrovae.objectives.elbo import MeanFieldELBO, TraceELBO
+from pyrovae.objectives.importance import IWAE, STL, DReG, Renyi, WakeSleep
+from pyrovae.objectives.regularised import (
+    BetaELBO,
+    FreeBits,
+    constant,
+    cosine_warmup,
+    cyclical,
+    kl_by_dimension,
+    linear_warmup,
+)
+
+__all__ = [
+    "IWAE",
+    "STL",
+    "BetaELBO",
+    "DReG",
+    "FreeBits",
+    "MeanFieldELBO",
+    "Objective",
+    "Renyi",
+    "TraceELBO",
+    "WakeSleep",
+    "constant",
+    "cosine_warmup",
+    "cyclical",
+    "kl_by_dimension",
+    "linear_warmup",
+]

@@ -1,0 +1,115 @@
+"""What every objective shares: an ELBO that SVI accepts, as a function of a pair of traces.
+
+A subclass says what the traces cost (`surrogate`): a scalar whose value is the loss and
+whose gradient is the step's. Unlike Pyro's own objectives none calls `.item()`, so a step
+needs no synchronisation and can be traced as one graph. The scale that handlers put on
+the plate "data" multiplies per-datum losses, outside any log-sum-exp.
+"""
+
+from typing import Any, ClassVar
+
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyrovae.checks import whole_number
+from pyrovae.errors import ConfigError
+from pyrovae.terms import Traces, draw_traces, is_local
+
+
+class Objective(ELBO):
+    """Base of the objectives here: subclasses say what a pair of traces costs.
+
+    Args:
+        num_particles: draws of z per datum and step.
+
+    Attributes:
+        progress: the fraction of the planned steps that is done, in [0, 1]; `fit` sets it
+            before each step, and schedules read it.
+        needs_reparameterised: whether the gradient flows through z only.
+        needs_local_latents: whether the bound is per datum, without global latents.
+
+    Raises:
+        ConfigError: num_particles is not a whole number ≥ 1.
+    """
+
+    needs_reparameterised: ClassVar[bool] = False
+    needs_local_latents: ClassVar[bool] = False
+    detaches_draws: ClassVar[bool] = False
+
+    def __init__(self, num_particles: int = 1):
+        super().__init__(num_particles=whole_number(num_particles, "num_particles", 1))
+        self.progress = 0.0
+
+    def surrogate(self, traces: Traces, num_data: int) -> Tensor:
+        """(), nats: the value of the loss, with the gradient that a step should take."""
+        raise NotImplementedError("an objective defines surrogate(traces, num_data)")
+
+    def check(self, traces: Traces) -> None:
+        """ConfigError when this objective's gradient would be wrong for such a program."""
+        name = type(self).__name__
+        if self.needs_reparameterised and not is_reparameterised(traces):
+            raise ConfigError(
+                f"{name} takes its gradient through z, but the guide draws a latent that is not "
+                "reparameterised: the guide would get a wrong gradient.\n"
+                "Use objectives.TraceELBO() (score function), pyro's TraceEnum_ELBO, or a "
+                "relaxed guide."
+            )
+        if self.needs_local_latents and not all(map(is_local, _latents(traces.guide))):
+            raise ConfigError(
+                f"{name} is a bound per datum, but the program has a latent outside the plate "
+                "'data'.\nUse objectives.TraceELBO() or objectives.BetaELBO(beta)."
+            )
+
+    def traces(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Traces:
+        """Draw the traces that `surrogate` takes."""
+        size, detach = self.num_particles, self.detaches_draws
+        return draw_traces(model, guide, *args, num_samples=size, detach=detach, **kwargs)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
+        return self.traces(model, guide, *args, **kwargs)  # pyro.infer.ELBO asks for this name
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """(), nats: the loss, with gradients. Arguments after the guide are the program's."""
+        traces = self.traces(model, guide, *args, **kwargs)
+        self.check(traces)
+        return self.surrogate(traces, len(args[0]))
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """(), nats: the loss, without gradients."""
+        return self.differentiable_loss(model, guide, *args, **kwargs).detach()
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """(), nats: the loss; its gradients are added to the parameters' `.grad`."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+
+def _latents(trace: Any) -> list[dict]:
+    return [site for _, site in trace.iter_stochastic_nodes()]
+
+
+def is_reparameterised(traces: Traces) -> bool:
+    """Whether every latent of the guide is drawn with `rsample`, so that z carries gradients."""
+    return all(site["fn"].has_rsample for site in _latents(traces.guide))
+
+
+def data_scale(traces: Traces) -> float | Tensor:
+    """The scale that handlers put on the plate "data" (N / B for a minibatch); 1 without any."""
+    observed = [
+        site["scale"]
+        for site in traces.model.nodes.values()
+        if site["type"] == "sample" and site["is_observed"] and is_local(site)
+    ]
+    return observed[0] if observed else 1.0
+
+
+def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    """A scalar equal to `value` whose gradient is that of `surrogate`."""
+    return value.detach() + surrogate - surrogate.detach()
+
+
+def scaled_total(per_datum: Tensor, traces: Traces) -> Tensor:
+    """(S,) or (): per-datum losses (…, N) times the data scale, summed over data."""
+    return (data_scale(traces) * per_datum).sum(-1)

@@ -1,0 +1,247 @@
+"""Bounds and gradients from several draws: with log w_k = log p(x, z_k) − log q(z_k|x),
+
+    IWAE       log (1/K) Σ_k w_k                          a tighter bound (Burda et al. 2016)
+    Renyi(α)   1/(1−α) log (1/K) Σ_k w_k^(1−α)            IWAE at α = 0, ELBO at α → 1
+    STL, DReG  the ELBO and IWAE with guide gradients of less variance
+    WakeSleep  each network by its own loss, weights w_k / Σ w_k, no gradient through z
+
+Everything is per datum; the data scale multiplies outside the log-sum-exp.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyrovae.checks import real_number, whole_number
+from pyrovae.errors import ConfigError
+from pyrovae.objectives.base import Objective, scaled_total, with_gradient_of
+from pyrovae.terms import Traces, terms_of
+
+
+class IWAE(Objective):
+    """−Σ_i log (1/K) Σ_k w_ik: minus the importance-weighted bound; lower is better.
+
+    Args:
+        num_particles: K, draws per datum.
+
+    Raises:
+        ConfigError: the guide is not reparameterised, or the program has global latents.
+
+    References:
+        Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016,
+        https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> IWAE(num_particles=50).num_particles
+        50
+    """
+
+    needs_reparameterised = True
+    needs_local_latents = True
+
+    def __init__(self, num_particles: int):
+        super().__init__(num_particles)
+
+    def surrogate(self, traces: Traces, num_data: int) -> Tensor:
+        return -scaled_total(log_mean_exp(terms_of(traces, num_data).log_weights), traces)
+
+
+class Renyi(Objective):
+    """−Σ_i 1/(1−α) log (1/K) Σ_k w_ik^(1−α): minus the variational Rényi bound.
+
+    α = 0 is IWAE, α → 1 the ELBO (α = 1 is refused: write TraceELBO), α > 1 lies below it.
+
+    Args:
+        alpha: α ≠ 1.
+        num_particles: K ≥ 2, draws per datum.
+
+    Raises:
+        ConfigError: alpha is 1 or not finite; otherwise as for `IWAE`.
+
+    References:
+        Rényi Divergence Variational Inference, Li & Turner, 2016,
+        https://arxiv.org/abs/1602.02311
+
+    Example:
+        >>> Renyi(0.5, num_particles=8).alpha
+        0.5
+    """
+
+    needs_reparameterised = True
+    needs_local_latents = True
+
+    def __init__(self, alpha: float, num_particles: int = 2):
+        super().__init__(whole_number(num_particles, "num_particles", 2))
+        self.alpha = real_number(alpha, "alpha")
+        if self.alpha == 1.0:
+            raise ConfigError("alpha = 1 is the ELBO itself: write objectives.TraceELBO().")
+
+    def surrogate(self, traces: Traces, num_data: int) -> Tensor:
+        power = 1.0 - self.alpha
+        log_w = terms_of(traces, num_data).log_weights
+        return -scaled_total(log_mean_exp(power * log_w) / power, traces)
+
+
+class STL(Objective):
+    """−Σ_i ELBO_i, its guide gradient through z only ("sticking the landing").
+
+    ∂/∂φ log w is taken along z(φ) and not along the parameters of log q, whose term has mean 0.
+    At q = p(z|x) the guide's gradient is exactly 0 for every draw. With more than one draw
+    in a log-sum-exp this would be biased: that is what `DReG` is for.
+
+    Raises:
+        ConfigError: the guide is not reparameterised; more than one latent site, or global ones.
+
+    References:
+        Sticking the Landing, Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194
+
+    Example:
+        >>> STL().num_particles
+        1
+    """
+
+    needs_reparameterised = True
+    needs_local_latents = True
+
+    def __init__(self, num_particles: int = 1):
+        if num_particles != 1:
+            raise ConfigError(
+                f"num_particles = {num_particles}, but STL takes one draw: with more inside a "
+                "log-sum-exp its gradient is biased.\nUse objectives.DReG(num_particles=K)."
+            )
+        super().__init__(1)
+
+    def surrogate(self, traces: Traces, num_data: int) -> Tensor:
+        return _path_derivative_loss(traces, num_data)
+
+
+class DReG(Objective):
+    """−Σ_i log (1/K) Σ_k w_ik, its guide gradient doubly reparameterised.
+
+    ∂/∂φ = Σ_k w̃_k² (∂ log w_k / ∂z_k) (∂z_k / ∂φ) with w̃ = w / Σ w: unbiased, and unlike
+    `IWAE`'s its signal-to-noise ratio does not fall with K.
+
+    Args:
+        num_particles: K, draws per datum.
+
+    Raises:
+        ConfigError: the guide is not reparameterised; more than one latent site, or global ones.
+
+    References:
+        Doubly Reparameterized Gradient Estimators, Tucker et al., 2019,
+        https://arxiv.org/abs/1810.04152
+
+    Example:
+        >>> DReG(num_particles=8).num_particles
+        8
+    """
+
+    needs_reparameterised = True
+    needs_local_latents = True
+
+    def __init__(self, num_particles: int):
+        super().__init__(num_particles)
+
+    def surrogate(self, traces: Traces, num_data: int) -> Tensor:
+        return _path_derivative_loss(traces, num_data)
+
+
+class WakeSleep(Objective):
+    """Reweighted wake-sleep: the model by Σ_k w̃_k log p(x, z_k), the guide by Σ_k w̃_k log q(z_k|x).
+
+    Both are ascended; w̃ = w / Σ w per datum. No gradient passes through z, so discrete latents
+    are as good as others. The value reported as loss is −IWAE.
+
+    Args:
+        num_particles: K ≥ 2, draws per datum.
+
+    Raises:
+        ConfigError: num_particles < 2, or the program has global latents.
+
+    References:
+        Reweighted Wake-Sleep, Bornschein & Bengio, 2015, https://arxiv.org/abs/1406.2751
+
+    Example:
+        >>> WakeSleep(num_particles=10).num_particles
+        10
+    """
+
+    needs_local_latents = True
+    detaches_draws = True
+
+    def __init__(self, num_particles: int = 10):
+        super().__init__(whole_number(num_particles, "num_particles", 2))
+
+    def surrogate(self, traces: Traces, num_data: int) -> Tensor:
+        terms = terms_of(traces, num_data)
+        log_w = terms.log_weights
+        weights = normalised(log_w)
+        log_joint = terms.log_prior + terms.log_likelihood
+        wake = -(weights * (log_joint + terms.log_guide)).sum(0)
+        value = -log_mean_exp(log_w)
+        return scaled_total(with_gradient_of(value, wake), traces)
+
+
+def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
+    """−log mean w, with Σ w̃ ∂ log p for the model and Σ w̃² (∂ log w/∂z)(∂z/∂φ) for the guide.
+
+    log p(x, z) depends on φ through z as well; that path is replaced by the wanted one.
+    """
+    z, terms = _only_latent(traces), terms_of(traces, num_data)
+    log_joint = terms.log_prior + terms.log_likelihood
+    value = -log_mean_exp(terms.log_weights)
+    if not z.requires_grad:
+        return scaled_total(value, traces)
+    weights = normalised(terms.log_weights)  # (K, N)
+    (d_joint,) = torch.autograd.grad(log_joint.sum(), z, retain_graph=True, materialize_grads=True)
+    (d_guide,) = torch.autograd.grad(
+        terms.log_guide.sum(), z, retain_graph=True, materialize_grads=True
+    )
+    w = _against(weights, z)
+    along_z = (w**2 * (d_joint - d_guide) - w * d_joint).detach() * z
+    along_z = along_z.reshape(*_sample_shape(weights, z), -1).sum(-1)
+    surrogate = -(weights * log_joint + along_z).sum(0)
+    return scaled_total(with_gradient_of(value, surrogate), traces)
+
+
+def _only_latent(traces: Traces) -> Tensor:
+    latents = [site["value"] for _, site in traces.guide.iter_stochastic_nodes()]
+    if len(latents) != 1:
+        raise ConfigError(
+            f"STL and DReG follow the path through one latent, but the guide has {len(latents)}.\n"
+            "Use objectives.TraceELBO() or objectives.IWAE(num_particles=K)."
+        )
+    return latents[0]
+
+
+def _sample_shape(weights: Tensor, z: Tensor) -> tuple[int, ...]:
+    # a single draw has no leading dimension: z is (N, *event), not (1, N, *event)
+    return tuple(weights.shape) if z.shape[: weights.dim()] == weights.shape else (1, len(z))
+
+
+def _against(weights: Tensor, z: Tensor) -> Tensor:
+    """The weights (K, N), broadcast against z (K, N, *event) or (N, *event)."""
+    batch = _sample_shape(weights, z)
+    w = weights if len(batch) == 2 and z.shape[:2] == weights.shape else weights[0]
+    return w.reshape(*w.shape, *[1] * (z.dim() - w.dim()))
+
+
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """log (1/K) Σ_k w_k over the first dimension: (K, N) → (N,).
+
+    Example:
+        >>> log_mean_exp(torch.zeros(4, 2))
+        tensor([0., 0.])
+    """
+    return log_w.logsumexp(0) - math.log(len(log_w))
+
+
+def normalised(log_w: Tensor) -> Tensor:
+    """w̃_k = w_k / Σ w over the first dimension, without gradients.
+
+    Example:
+        >>> normalised(torch.zeros(4, 1))[:, 0]
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    return log_w.detach().softmax(0)

@@ -1,0 +1,26 @@
+"""README: its Python blocks run as they stand, its length and its set-up commands hold."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+def test_blocks_run_in_order(capsys):
+    assert BLOCKS
+    namespace = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert capsys.readouterr().out.strip()
+
+
+def test_length():
+    assert len(README.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("command", ["pip install . && pyrovae fit", "pip install '.[test]' && pytest"])
+def test_set_up_commands_stand_on_a_line_of_their_own(command):
+    assert command in README.splitlines()
