@@ -20,7 +20,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyrovae.checks import as_mask, as_tensor, check_finite, check_values
+from pyrovae.checks import as_mask, as_tensor, check_finite, check_precision, check_values
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream, evaluation
 
@@ -73,6 +73,17 @@ def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Non
             )
 
 
+def observed_site(model_trace: poutine.Trace) -> dict:
+    """The model's observed site "x"; ConfigError where there is none."""
+    site = model_trace.nodes.get("x")
+    if site is None or not site["is_observed"]:
+        raise ConfigError(
+            "the model has no observed site 'x', so its data cannot be checked or scored.\n"
+            "Name the data's site 'x': pyro.sample('x', p_x, obs=x)."
+        )
+    return site
+
+
 def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
     """ConfigError when the program has a `pyro.param` that is no parameter of the module."""
     own = {id(p) for p in program.parameters()}
@@ -87,7 +98,7 @@ def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
 
 
 def admit(
-    program: nn.Module, x: Any, y: Any = None, mask: Any = None
+    program: nn.Module, x: Any, y: Any = None, mask: Any = None, *, is_whole: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x, y and mask as tensors that the program can take, after every check of this file.
 
@@ -96,6 +107,7 @@ def admit(
         x: (N, *event).
         y: covariates, (N, ...); whole numbers keep their dtype.
         mask: of x's shape, true where observed.
+        is_whole: whether x is all of the data rather than a batch of it.
 
     Returns:
         (x, y, mask), x in the dtype and on the device of the program's parameters.
@@ -112,30 +124,35 @@ def admit(
                 [1., 1.]])
     """
     x = as_tensor(x, "x")
-    mask = as_mask(mask, x)
-    y = as_covariates(y, x, program)
+    if not x.dim() or not len(x):
+        raise DataError(
+            f"x has shape {tuple(x.shape)}, so it has no rows (N = 0): there is nothing to learn "
+            "from or to score.\nGive x one datum a row: (N, …). Add a batch dim to a single one."
+        )
+    mask = as_mask(mask, x, is_whole=is_whole)
+    y = as_covariates(y, len(x), program)
     first = [None if t is None else t[:1] for t in (like_parameters(x, program), y, mask)]
-    if x.dim() and not len(x):
-        raise DataError("x has no rows (N = 0): there is nothing to learn from or to score.")
     model_trace, guide_trace = trace_once(program, *first)
     check_latents(model_trace, guide_trace)
     check_parameters(program, model_trace, guide_trace)
-    check_values(x, model_trace.nodes["x"]["fn"], mask)
+    check_values(x, observed_site(model_trace)["fn"], mask)
     cast = like_parameters(x, program)
-    if cast.dtype != x.dtype:
-        check_finite(cast, mask)  # 1e300 is infinite in float32
+    check_precision(x, cast.dtype, mask)
+    for module in program.modules():
+        if y is not None and hasattr(module, "check_data"):
+            module.check_data(x, y)  # a part that knows more of its covariates
     return cast, y, None if mask is None else mask.to(cast.device)
 
 
-def as_covariates(y: Any, x: Tensor, program: nn.Module) -> Tensor | None:
-    """y as a tensor with as many rows as x; floats in the parameters' dtype."""
+def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
+    """y as a tensor of num_data rows; floats in the parameters' dtype, integers unchanged."""
     if y is None:
         return None
     y = as_tensor(y, "y")
-    if not y.dim() or len(y) != len(x):
+    if not y.dim() or len(y) != num_data:
         raise DataError(
-            f"y has shape {tuple(y.shape)}, but x has {len(x):,} rows: each row of x needs its own "
-            "covariates.\nPass y with as many rows as x."
+            f"y has shape {tuple(y.shape)}, but there are {num_data:,} rows of data, and each needs "
+            "its own covariates.\nPass y with as many rows."
         )
     if not y.is_floating_point():
         return y.to(like_parameters(torch.empty(0), program).device)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from pyrovae.admission import admit
 from pyrovae.errors import ConfigError, DataError
@@ -77,7 +77,7 @@ class LoaderBatches:
         """One pass of the loader; whether it shuffles was decided when it was made."""
         for item in self.loader:
             parts = item if isinstance(item, tuple | list) else (item,)
-            yield Batch(*admit(self.program, *parts[:3]))
+            yield Batch(*admit(self.program, *parts[:3], is_whole=False))
 
 
 def as_batches(
@@ -104,11 +104,10 @@ def as_batches(
         >>> [len(batch.x) for batch in batches.epoch(shuffle=True)]
         [2, 2, 1]
     """
-    is_iterator = hasattr(x, "__next__")
-    if is_iterator:
+    if hasattr(x, "__next__") or isinstance(x, IterableDataset):
         raise ConfigError(
-            f"x is a {type(x).__name__}, which is not re-iterable: its data are gone after one "
-            "epoch.\nPass an array, a Dataset or a DataLoader."
+            f"x is a {type(x).__name__}, which is not re-iterable or has no length: an epoch of it "
+            "is not defined.\nPass an array, a map-style Dataset or a DataLoader."
         )
     if not isinstance(x, Dataset | DataLoader):
         return ArrayBatches(program, x, y, mask, batch_size=batch_size)
@@ -118,6 +117,8 @@ def as_batches(
             "Let it give tuples (x, y) or (x, y, mask)."
         )
     if isinstance(x, Dataset):
+        if not len(x):
+            raise DataError(f"the {type(x).__name__} has no data (N = 0): nothing to learn from.")
         x = DataLoader(x, batch_size=batch_size, shuffle=True, collate_fn=_collate)
     return LoaderBatches(program, x)
 

@@ -9,6 +9,7 @@ What a program expects of its data is found out in `pyrovae.admission`.
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,9 +21,6 @@ from torch.distributions import Distribution, constraints
 from pyrovae.errors import ConfigError, DataError
 
 NUMBERS_AT_A_TIME = 2**24  # bounds the memory of one pass over the data
-
-
-# ---- settings
 
 
 def whole_number(value: Any, name: str, minimum: int) -> int:
@@ -47,7 +45,8 @@ def real_number(value: Any, name: str, *, above: float = -math.inf, least: float
         0.001
     """
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= above or value < least:
+    is_finite = is_number and abs(value) <= sys.float_info.max
+    if not is_finite or value <= above or value < least:
         bound = f" > {above:g}" if above > -math.inf else f" ≥ {least:g}"
         raise ConfigError(f"{name} = {value!r}, but it must be a finite number{bound}.")
     return float(value)
@@ -65,9 +64,6 @@ def seed_number(seed: int | None) -> int:
     if whole_number(seed, "seed", 0) >= 2**64:
         raise ConfigError(f"seed = {seed}, but generators take a whole number below 2⁶⁴.")
     return int(seed)
-
-
-# ---- containers and dtypes
 
 
 def as_tensor(value: Any, name: str = "x") -> Tensor:
@@ -90,6 +86,11 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
     """
     if isinstance(value, Tensor):
         return _checked_tensor(value, name)
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError(
+            f"{name} is a masked array, whose hidden values a density would see.\n"
+            f"Pass {name}.filled(0) as x and ~np.ma.getmaskarray({name}) as mask=."
+        )
     if hasattr(value, "columns") and hasattr(value, "dtypes"):
         value = _from_data_frame(value, name)
     if hasattr(value, "tocsr"):
@@ -105,6 +106,10 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
             f"{name} has dtype {array.dtype}, but a density needs real numbers (float, integer "
             f"or bool).\nConvert it first, for example {name}.astype('float32')."
         )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype("float64")  # torch has no long double
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype("float64")  # nor arithmetic on wide unsigned integers
     # a copy in native byte order: torch takes neither big-endian nor negative strides
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
 
@@ -116,17 +121,19 @@ def _checked_tensor(value: Tensor, name: str) -> Tensor:
             f"{name} is a tensor of {kind}, but a density needs dense real numbers.\n"
             f"Convert it first: {name}.to_dense(), or {name}.real."
         )
-    return value.detach()
+    is_wide_unsigned = value.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return value.detach().double() if is_wide_unsigned else value.detach()
 
 
 def _from_data_frame(frame: Any, name: str) -> np.ndarray:
-    for column in frame.columns:
-        if getattr(frame[column].dtype, "kind", "O") not in "biuf":
+    for index, column in enumerate(frame.columns):
+        values = frame.iloc[:, index]
+        if getattr(values.dtype, "kind", "O") not in "biuf":
             raise DataError(
-                f"column {column!r} of {name} has dtype {frame[column].dtype}, but a density "
-                f"needs numbers.\nDrop it or encode it: {name}.drop(columns=[{column!r}])."
+                f"column {column!r} of {name} has dtype {values.dtype}, but a density needs "
+                f"numbers.\nDrop it or encode it: {name}.drop(columns=[{column!r}])."
             )
-        is_missing = frame[column].isna().to_numpy()
+        is_missing = values.isna().to_numpy()
         if is_missing.any():
             raise DataError(
                 f"column {column!r} of {name} has a missing value in row {is_missing.argmax()} "
@@ -136,12 +143,13 @@ def _from_data_frame(frame: Any, name: str) -> np.ndarray:
     return frame.to_numpy(dtype="float64")
 
 
-def as_mask(mask: Any, x: Tensor) -> Tensor | None:
+def as_mask(mask: Any, x: Tensor, *, is_whole: bool = True) -> Tensor | None:
     """The mask as a bool tensor of x's shape: true where x is observed.
 
     Args:
         mask: None, or an array of x's shape that holds only true/false or 0/1.
         x: (N, *event).
+        is_whole: whether x is all of the data, so that something in it must be observed.
 
     Raises:
         DataError: another shape, a value between, or nothing observed at all.
@@ -165,15 +173,12 @@ def as_mask(mask: Any, x: Tensor) -> Tensor | None:
             f"mask{_at(at)} = {values[at].item():g}, but a mask holds true (observed) and false "
             "(missing), or 1 and 0.\nThreshold it first: mask > 0.5."
         )
-    if not values.any():
+    if is_whole and not values.any():
         raise DataError(
             "mask is false everywhere: there are no observed entries to learn from.\n"
             "True means observed; if yours marks the missing ones, pass ~mask."
         )
     return values.bool().to(x.device)
-
-
-# ---- values
 
 
 def check_event_shape(x: Tensor, event_shape: torch.Size) -> None:
@@ -215,14 +220,37 @@ def check_values(x: Tensor, p_x: Distribution, mask: Tensor | None = None) -> No
     support = p_x.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    is_good = _Counter()
+    bad = _Counter()
     for start, rows, observed in _chunks(x, mask):
-        good = support.check(rows)
-        if observed is not None:
-            good = good | (~observed if good.dim() == rows.dim() else False)
-        is_good.add(~good, start)
-    if is_good.count:
-        raise DataError(_outside_support(x, is_good, p_x, support))
+        is_bad = ~support.check(rows)
+        if has_edges(support):
+            is_bad = is_bad | ~_has_density(p_x, rows, observed, is_bad)
+        if observed is not None and is_bad.dim() == rows.dim():
+            is_bad = is_bad & observed
+        bad.add(is_bad, start)
+    if bad.count:
+        raise DataError(_outside_support(x, bad, p_x, support))
+
+
+def has_edges(support: Any) -> bool:
+    """Whether a continuous support is bounded: the density may be 0 or infinite at its edge."""
+    edged = (constraints.unit_interval, constraints.positive, constraints.nonnegative)
+    return isinstance(support, tuple(type(e) for e in edged)) and not support.is_discrete
+
+
+def _has_density(p_x: Distribution, rows: Tensor, observed: Tensor | None, is_bad: Tensor):
+    """Which values have a finite log-density: Gamma says that 0 is in its support, say."""
+    base = elementwise(p_x)
+    middle = torch.where(is_bad, 0.5, rows)  # 0.5 lies inside every support with edges
+    middle = middle if observed is None else torch.where(observed, middle, 0.5)
+    return torch.isfinite(base.log_prob(middle.to(torch.get_default_dtype())))
+
+
+def elementwise(p_x: Distribution) -> Distribution:
+    """p_x without the Independent and mask around it: one density for each number of x."""
+    while type(p_x).__name__ in ("Independent", "MaskedDistribution"):
+        p_x = p_x.base_dist
+    return p_x
 
 
 def check_finite(x: Tensor, mask: Tensor | None = None, name: str = "x") -> None:
@@ -247,6 +275,45 @@ def check_finite(x: Tensor, mask: Tensor | None = None, name: str = "x") -> None
             f"{name}{_at(bad.first)} = {x[bad.first].item()}, but every number must be finite "
             f"({bad.count:,} of {x.numel():,} entries are not).\n{fix}"
         )
+
+
+def check_precision(x: Tensor, dtype: torch.dtype, mask: Tensor | None = None) -> None:
+    """DataError unless float arithmetic in `dtype` can hold every observed number, and its square.
+
+    A whole number above 2²⁴ is not exact in float32; a number whose square overflows gives an
+    infinite Gaussian log-density.
+
+    Example:
+        >>> check_precision(torch.tensor([[1e4]]), torch.float32)
+    """
+    ends = torch.finfo(dtype)
+    largest, exact = math.sqrt(ends.max) / 2, 2 / ends.eps
+    if x.element_size() == 1 or _is_within(x, exact):
+        return
+    large, inexact = _Counter(), _Counter()
+    for start, rows, observed in _chunks(x, mask):
+        size = rows.double().abs()
+        seen = torch.ones_like(size, dtype=torch.bool) if observed is None else observed
+        large.add((size > largest) & seen, start)
+        inexact.add((size > exact) & seen, start)
+    if large.count:
+        raise DataError(
+            f"x{_at(large.first)} = {x[large.first].item():.3g}, but its square overflows {dtype} "
+            f"({large.count:,} of {x.numel():,} entries above {largest:.3g}), and a log-density "
+            "squares it.\nStandardise x: (x - x.mean(0)) / x.std(0)."
+        )
+    if inexact.count and not x.is_floating_point():
+        raise DataError(
+            f"x{_at(inexact.first)} = {x[inexact.first].item()}, but whole numbers above "
+            f"{exact:,.0f} are not exact in {dtype} ({inexact.count:,} of {x.numel():,} entries).\n"
+            "Use vae.double(), or rescale x."
+        )
+
+
+def _is_within(x: Tensor, bound: float) -> bool:
+    """Whether |x| ≤ bound everywhere, in one pass; False where NaN stands."""
+    low, high = x.aminmax()
+    return bool(-bound <= low.item() and high.item() <= bound)
 
 
 class _Counter:
@@ -281,10 +348,8 @@ def _at(index: tuple[int, ...]) -> str:
 
 
 def _outside_support(x: Tensor, bad: _Counter, p_x: Distribution, support: Any) -> str:
-    base = p_x
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    low, high = x.min().item(), x.max().item()
+    base = elementwise(p_x)
+    low, high = x.double().min().item(), x.double().max().item()
     value = f"{x[bad.first].item():.6g}" if x[bad.first].dim() == 0 else "a row"
     total = x.numel() if x[bad.first].dim() == 0 else len(x)
     return (
@@ -295,25 +360,41 @@ def _outside_support(x: Tensor, bad: _Counter, p_x: Distribution, support: Any) 
 
 
 def _requirement(support: Any) -> str:
+    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     if support is constraints.boolean:
         return "values in {0, 1}"
-    if isinstance(support, type(constraints.unit_interval)):
-        return f"values in [{support.lower_bound:g}, {support.upper_bound:g}]"
-    if isinstance(support, type(constraints.nonnegative_integer)):
-        return f"whole numbers ≥ {support.lower_bound}"
-    if isinstance(support, type(constraints.positive)):
-        return f"values > {support.lower_bound:g}"
+    if hasattr(support, "num_levels"):
+        return f"values in {support}"
+    if support.is_discrete and high is not None:
+        return f"whole numbers from {low} to {high}"
+    if support.is_discrete and low is not None:
+        return f"whole numbers ≥ {low}"
+    if low is not None and high is not None:
+        return f"values in [{low:g}, {high:g}], or in ({low:g}, {high:g}) where its density ends"
+    if low is not None:
+        return f"values > {low:g}"
     return f"values in {support}"
 
 
 def _fix(support: Any, low: float, high: float) -> str:
-    is_binary = support is constraints.boolean
-    if low < 0 and is_binary:
-        return "Shift and scale x to [0, 1] first, then datasets.binarize(x)."
-    if low >= 0 and high > 1 and is_binary:
-        return f"Scale, then binarise: datasets.binarize(x / {255 if high > 16 else f'{high:g}'})."
-    if is_binary:
-        return "Use datasets.binarize(x), or likelihoods.ContinuousBernoulli."
-    if isinstance(support, type(constraints.unit_interval)):
+    if support is constraints.boolean:
+        return _fix_binary(low, high)
+    if hasattr(support, "num_levels"):
+        scale = "Scale x to [0, 1] first: x / 255." if high > 1 else "Quantise x first."
+        return scale + " For values between the levels use likelihoods.ContinuousBernoulli."
+    if support.is_discrete and getattr(support, "upper_bound", None) is not None:
+        return f"Number the categories from 0, or give num_categories={int(max(high, 1)) + 1}."
+    if support.is_discrete:
+        fix = "For real values use likelihoods.Normal or StudentT."
+        return fix if low < 0 else fix + " If x is normalised, pass the raw counts and sizes as y."
+    if getattr(support, "upper_bound", None) is not None:
         return "Scale x into that interval first; nothing is scaled silently."
     return "Transform x, or choose a likelihood with that support (pyrovae.likelihoods)."
+
+
+def _fix_binary(low: float, high: float) -> str:
+    if low < 0:
+        return "Shift and scale x to [0, 1] first, then datasets.binarize(x)."
+    if high > 1:
+        return f"Scale, then binarise: datasets.binarize(x / {255 if high > 16 else f'{high:g}'})."
+    return "Use datasets.binarize(x), or likelihoods.ContinuousBernoulli."

@@ -2,15 +2,16 @@
 
     ELBO = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))  ≤  log p(x)        nats per datum
 
-`fit_command` parses options into `Settings`; `run` does the work: data → build → fit →
-estimates → files → table. torch, Pyro and matplotlib are imported when work begins, so that
-`--help` answers at once. What cannot work is refused before training, and a run that fails
-leaves no folder behind. Left out: parts other than `build`'s defaults, and saving weights.
+`fit_command` parses options into `Settings`; `run` does the work. torch, Pyro and matplotlib
+are imported when it begins, so that `--help` answers at once. What cannot work is refused
+before training, and a run that fails leaves no folder. Left out: parts other than `build`'s
+defaults, and saving weights.
 """
 
 import json
 import os
-import platform
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +29,6 @@ from pyrovae.errors import CheckpointError, ConfigError, DataError, DivergenceEr
 
 DATA_SETS = ("digits", "mnist", "fashion_mnist", "binarized_mnist", "omniglot", "frey_faces")
 NUM_SAMPLES = 10  # draws of z per datum behind each number of the table
-NUM_POINTS = 3000  # in latent.png at most: more hide each other
 
 PIXELS = {
     "threshold": "thresholded: 1 where grey > 0.5",
@@ -41,12 +41,19 @@ TERMS = {
     "kl": "KL(q(z|x) ‖ p(z))",
 }
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+
+class App(typer.Typer):
+    """The command as a process: what a process can set before torch, and how it writes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # spinning threads that wait for each other made small nets 10 times slower on busy cores
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="replace")  # not every pipe or terminal can write "‖"
+        return super().__call__(*args, **kwargs)
+
+
+app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
@@ -110,31 +117,20 @@ def fit_command(
         Literal["threshold", "sampled", "none"] | None,
         Option(
             metavar="METHOD",
-            help="threshold: 1 where grey > 0.5. sampled: 1 with probability grey, drawn afresh "
-            "each epoch. none: pixels are 0 or 1 already.",
-            show_default="threshold; none for binarized_mnist",
+            help="threshold: 1 where grey > 0.5, the default. sampled: 1 with probability grey, "
+            "afresh each epoch. none: 0 or 1 already, the default for binarized_mnist.",
         ),
     ] = None,
     latent_dim: Annotated[int, Option(min=1, metavar="D", help="Length of a code z.")] = 2,
     hidden: Annotated[
-        Any,
-        Option(
-            parser=widths,
-            metavar="WIDTHS",
-            help="Hidden widths of the encoder, such as 200 or 300,300; reversed for the decoder.",
-        ),
+        Any, Option(parser=widths, metavar="WIDTHS", help="Such as 300,200; reversed for decoding.")
     ] = "200,200",
     epochs: Annotated[int, Option(min=1, metavar="N", help="Passes over the data.")] = 100,
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Data in a step of Adam.")] = 64,
     learning_rate: Annotated[float, Option(metavar="RATE", help="Adam's.")] = 1e-3,
     beta: Annotated[float, Option(metavar="β", help="Weight of the KL in training.")] = 1.0,
     seed: Annotated[int, Option(min=0, metavar="N", help="Of weights and all draws.")] = 0,
-    out: Annotated[
-        Path | None,
-        Option(
-            metavar="DIR", help="A new or empty folder.", show_default="runs/<data>-<date>-<time>"
-        ),
-    ] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="New; runs/DATA-DATE-TIME.")] = None,
 ) -> None:
     """Train a VAE on images, score it on held-out ones, and draw pictures.
 
@@ -150,15 +146,14 @@ def fit_command(
     \b
     Examples:
       pyrovae fit
-      pyrovae fit --latent-dim 10 --seed 1
-      pyrovae fit --data mnist --binarize sampled --epochs 20 --out runs/mnist
+      pyrovae fit --data mnist --binarize sampled --latent-dim 20 --out runs/mnist
       pyrovae fit --beta 4              the table still shows the ELBO of β = 1
       pyrovae fit --data faces.npy      (N, H, W), floats 0..1 or bytes 0..255
 
     Files are .npy, .npz or IDX; a fifth of their rows, drawn by the seed, is held
     out. Data sets keep their test split; validation data, where there are any,
-    stop training early. All but digits are looked up in the folder that PYROVAE_DATA
-    names; MNIST and Fashion-MNIST are downloaded when they are not there.
+    stop training early. All but digits are looked up in the folder PYROVAE_DATA;
+    MNIST and Fashion-MNIST are downloaded if they are not there.
     """
     settings = Settings(**locals())  # the options, before there is any other local
     with errors_as_exit_codes():
@@ -170,49 +165,33 @@ def errors_as_exit_codes() -> Iterator[None]:
     """A message on stderr and an exit code: 2 cannot work as asked, 1 diverged, 130 Ctrl-C."""
     try:
         yield
-    except (ConfigError, DataError, CheckpointError, OSError) as error:
+    except (ConfigError, DataError, CheckpointError, DivergenceError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except DivergenceError as error:
-        typer.echo(f"Error: training diverged, {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(1 if isinstance(error, DivergenceError) else 2) from None
     except KeyboardInterrupt:
-        typer.echo("Interrupted; nothing was kept.", err=True)
+        typer.echo("Interrupted.", err=True)
         raise typer.Exit(130) from None
 
 
-def run(settings: Settings) -> Path:
-    """Train, score and draw as the settings say; the folder that holds the files.
-
-    Raises:
-        ConfigError, DataError: the settings or the data cannot work.
-        DivergenceError: training diverged. No folder is left behind by any of these.
-    """
+def run(settings: Settings) -> None:
+    """Train, score and draw as the settings say, and show what came out."""
     from pyrovae.checks import seed_number
 
     start = time.perf_counter()
     seed = seed_number(settings.seed)
     data = load(settings)
-    shape = data.train.shape[1:]
-    vae = pv.build(shape, latent_dim=settings.latent_dim, hidden=settings.hidden, seed=seed)
+    training = {k: getattr(settings, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
+    sizes = {"latent_dim": settings.latent_dim, "hidden": settings.hidden}
+    vae = pv.build(data.train.shape[1:], **sizes, seed=seed)
+    objective = None if settings.beta == 1 else pv.objectives.BetaELBO(settings.beta)
     with run_folder(settings.out, data.name) as folder:
-        history = pv.fit(
-            vae,
-            data.source,
-            validation=data.valid,
-            objective=None if settings.beta == 1 else pv.objectives.BetaELBO(settings.beta),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=seed,
-        )
+        history = pv.fit(vae, data.source, validation=data.valid, objective=objective, **training)
+        result = summary(settings, vae, data, history)
         for name, figure in pictures(vae, data, history, seed).items():
             figure.savefig(folder / name, dpi=120)
-        result = summary(settings, vae, data, history)
         result["seconds"] = round(time.perf_counter() - start, 2)
         (folder / "summary.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     show(result, folder)
-    return folder
 
 
 @contextmanager
@@ -220,15 +199,11 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
     """A folder for the run's files, removed again when the block fails before it wrote one."""
     folder = out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(
-            f"{folder} exists and is no empty folder; a run overwrites nothing.\n"
-            "Give another one as --out, or remove it first."
-        )
+        raise ConfigError(f"{folder} is no empty folder; a run overwrites nothing.\nGive another.")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=out is not None)
     try:
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(f"{folder} cannot be written to. Give another one as --out.")
+        tempfile.TemporaryFile(dir=folder).close()  # a folder that refuses files does so now
         yield folder
     except BaseException:
         for path in made:
@@ -238,12 +213,7 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
 
 
 def load(settings: Settings) -> Images:
-    """The data of the settings, binarised.
-
-    Raises:
-        ConfigError: neither a data set nor a file.
-        DataError: the file holds no such data.
-    """
+    """The data of the settings, binarised."""
     data, split = _grey(settings.data, settings.seed)
     pixels = settings.binarize or ("none" if data.name == "binarized_mnist" else "threshold")
     parts = [None if x is None else _binary(x, pixels) for x in (data.train, data.valid, data.test)]
@@ -263,6 +233,7 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
     import torch
 
     x = pv.datasets.from_file(name)
+    x = x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x  # one grey channel
     if x.dim() < 2 or len(x) < 10:
         raise DataError(
             f"{name} holds an array of shape {tuple(x.shape)}, but one datum is one row, (N, H, W) "
@@ -294,21 +265,18 @@ def pictures(vae: Any, data: Images, history: Any, seed: int) -> dict[str, Any]:
     from pyrovae.handlers import RandomStream, evaluation
 
     with RandomStream(seed), evaluation(vae):
-        rows = torch.randperm(len(data.test))[:NUM_POINTS]
+        rows = torch.randperm(len(data.test))[:3000]  # more points hide each other
         codes = vae.encode(data.test[rows]).mean
         samples = vae.decode(vae.prior().expand([64]).sample()).mean
     labels = None if data.test_labels is None else data.test_labels[rows]
-    title = f"{data.name}: mean of q(z|x) for {len(rows)} held-out data"
+    title = f"{data.name}: mean of q(z|x) for {len(rows)} held-out data, prior N(0, I)"
     figures = {
         "training.png": pv.plots.training_curve(history),
         "latent.png": pv.plots.latent_scatter(codes, labels, title=title).figure,
     }
-    shape = [size for size in data.test.shape[1:] if size > 1]
-    if len(shape) == 2:
+    if data.test.dim() == 3:
         x = data.test[rows[:30]]
-        x, mean, samples = (
-            t.reshape(-1, *shape) for t in (x, vae.reconstruct(x, seed=seed), samples)
-        )
+        mean = vae.reconstruct(x, seed=seed)
         title = f"{data.name}: held-out data x, and E[x|z] at a draw z ~ q(z|x)"
         figures["reconstructions.png"] = pv.plots.reconstructions(x, mean, title=title).figure
         title = f"{data.name}: samples, E[x|z] at draws z ~ p(z)"
@@ -318,20 +286,18 @@ def pictures(vae: Any, data: Images, history: Any, seed: int) -> dict[str, Any]:
 
 def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[str, Any]:
     """What summary.json holds: settings, versions, numbers with their unit, history."""
-    packages = {name: version(name) for name in ("torch", "pyro-ppl")}
     return {
         "data": data.name,
         "pixels": PIXELS[data.pixels],
         "held_out_is": data.split,
-        "unit": "nats per datum; elbo = -(reconstruction + kl), whatever beta; errors over the data",
+        "unit": "nats per datum; elbo = -(reconstruction + kl), whatever beta",
         "num_samples": NUM_SAMPLES,
         "training": estimate(vae, data.train, history.seed),
         "held_out": estimate(vae, data.test, history.seed),
         "seed": history.seed,
         "settings": asdict(settings) | {"out": settings.out and str(settings.out)},
-        "versions": {"pyrovae": pv.__version__, "python": platform.python_version(), **packages},
+        "versions": {"pyrovae": pv.__version__} | {n: version(n) for n in ("torch", "pyro-ppl")},
         "best_epoch": history.best_epoch,
-        "stopped_early": history.stopped_early,
         "history": [epoch._asdict() for epoch in history.epochs],
     }
 
@@ -345,7 +311,7 @@ def estimate(vae: Any, x: Any, seed: int) -> dict[str, Any]:
     for index, part in enumerate(x.split(rows)):
         terms = pv.elbo_terms(vae, part, num_samples=NUM_SAMPLES, seed=(seed + index) % 2**64)
         chunks.append(torch.stack([terms.log_weights, -terms.log_likelihood, terms.kl]).mean(1))
-    columns = zip(("elbo", "reconstruction", "kl"), torch.cat(chunks, 1).double(), strict=True)
+    columns = zip(TERMS, torch.cat(chunks, 1).double(), strict=True)
     return {"num_data": len(x)} | {
         name: {"value": c.mean().item(), "std_error": c.std().item() / len(c) ** 0.5}
         for name, c in columns
@@ -359,32 +325,26 @@ def show(result: dict[str, Any], folder: Path) -> None:
     from rich.text import Text
 
     parts = {"training": result["training"], "held out": result["held_out"]}
-    table = Table("nats per datum", title=f"VAE on {result['data']}", title_justify="left")
+    caption = f"± standard error over the data, with {NUM_SAMPLES} draws of z each"
+    table = Table("nats per datum", title=f"VAE on {result['data']}", caption=caption)
     for name, part in parts.items():
-        table.add_column(f"{name} (N = {part['num_data']})", justify="right")
+        table.add_column(f"{name} (N={part['num_data']})", justify="right")
     for key, name in TERMS.items():
         numbers = (part[key] for part in parts.values())
         table.add_row(Text(name), *(f"{n['value']:.2f} ± {n['std_error']:.2f}" for n in numbers))
-    console = Console(highlight=False)
-    console.print(table)
-    for name, fact in _facts(result).items():
-        console.print(f"{name:<9}", fact, soft_wrap=True, markup=False)
-    for path in sorted(folder.iterdir()):
-        console.print(" wrote", path, soft_wrap=True, markup=False)
-
-
-def _facts(result: dict[str, Any]) -> dict[str, str]:
-    settings, ran = result["settings"], len(result["history"])
-    epochs = f"{ran} of {settings['epochs']} in {result['seconds']:.0f} s with everything"
+    settings, beta = result["settings"], result["settings"]["beta"]
+    epochs = str(len(result["history"]))
     if result["history"][-1]["validation_elbo"] is not None:
-        epochs += f"; weights of epoch {result['best_epoch']}, best on validation data"
-    beta = "" if settings["beta"] == 1 else f", trained with β = {settings['beta']:g}"
-    return {
-        "ELBO": f"−(reconstruction + KL){beta}",
-        "±": f"standard error over the data, {NUM_SAMPLES} draws of z each",
+        epochs += f", weights of epoch {result['best_epoch']} (best validation ELBO)"
+    facts = {
         "pixels": result["pixels"],
         "held out": result["held_out_is"],
         "latent": f"dimension {settings['latent_dim']}; hidden {settings['hidden']}",
-        "epochs": epochs,
-        "seed": str(result["seed"]),
+        "trained": f"with β = {beta:g}{'' if beta == 1 else '; the ELBO above is that of β = 1'}",
+        "epochs": f"{epochs}; seed {result['seed']}; {result['seconds']:.0f} s in all",
+        "wrote": "\n         ".join(str(path) for path in sorted(folder.iterdir())),
     }
+    console = Console(highlight=False)
+    console.print(table)
+    for name, fact in facts.items():
+        console.print(f"{name:<8}", fact, soft_wrap=True, markup=False)

@@ -5,6 +5,7 @@ store, and (per module) the train/eval mode. Each public entry point of pyrovae 
 itself in the contexts of this file, so that nothing outside can tell that it ran.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from contextlib import contextmanager
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import nn
+
+from pyrovae.errors import ConfigError
 
 
 class RandomStream:
@@ -93,6 +97,20 @@ def module_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
+def own_store() -> Iterator[None]:
+    """An empty parameter store of Pyro for the block, the caller's back after it.
+
+    Example:
+        >>> with own_store():
+        ...     _ = pyro.param("inside", torch.zeros(1))
+        >>> "inside" in pyro.get_param_store()
+        False
+    """
+    with pyro.get_param_store().scope():
+        yield
+
+
+@contextmanager
 def evaluation(program: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, and a parameter store of its own for the block.
 
@@ -102,6 +120,55 @@ def evaluation(program: nn.Module) -> Iterator[None]:
         ...     print(layer(torch.zeros(1, 2)).requires_grad, layer.training)
         False False
     """
-    with module_mode(program, training=False), torch.no_grad():
-        with pyro.get_param_store().scope():
-            yield
+    with module_mode(program, training=False), torch.no_grad(), own_store():
+        yield
+
+
+class DataScale(Messenger):
+    """Multiplies the scale of every site under the plate "data"; made by `data_scale`."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        if not (isinstance(factor, int | float) and 0 < factor < math.inf):
+            raise ConfigError(
+                f"data_scale: factor = {factor!r}, but it counts how often each datum stands for "
+                "itself: a finite number > 0.\nWrite data_scale(num_data / batch_size)."
+            )
+        self.factor = factor
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+            msg["scale"] = self.factor * msg["scale"]
+
+
+def data_scale(factor: float) -> DataScale:
+    """Count each datum `factor` times: the minibatch scale N / B for global latents.
+
+    For B of N data, drawn at random, and global latents w outside the plate "data",
+
+        (N / B) Σ_{i in batch} ELBO_i(w) + log p(w) − log q(w)
+
+    has the expectation Σ_{i ≤ N} ELBO_i(w) + log p(w) − log q(w). Global sites keep their scale,
+    so do unscaled log-densities (`terms_of`). Handlers nest: factors multiply.
+
+    Args:
+        factor: N / B, a number > 0, without unit.
+
+    Returns:
+        A handler: use it in a `with` block around an SVI step, or call it on a program.
+
+    Raises:
+        ConfigError: factor is not a finite number > 0.
+
+    References:
+        Stochastic Variational Inference, Hoffman et al., 2013, https://arxiv.org/abs/1206.7055
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> with data_scale(10.0), pyro.poutine.trace() as tracer:
+        ...     vae.model(torch.ones(5, 2))
+        >>> tracer.trace.nodes["x"]["scale"]
+        10.0
+    """
+    return DataScale(factor)

@@ -14,6 +14,7 @@ It defines no distribution and no base class.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -78,13 +79,32 @@ def as_event_shape(event_shape: int | Sequence[int], *, name: str = "event_shape
         >>> as_event_shape(64), as_event_shape((28, 28))
         (torch.Size([64]), torch.Size([28, 28]))
     """
-    sizes = [event_shape] if isinstance(event_shape, int | float | str) else list(event_shape)
-    if not sizes or not all(type(n) is int and n >= 1 for n in sizes):
+    sizes = list(event_shape) if isinstance(event_shape, tuple | list) else [event_shape]
+    whole = [isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes]
+    if not sizes or not all(whole) or min(sizes) < 1:
         raise ConfigError(
             f"{name} = {event_shape!r}, but it counts the numbers in one vector or array: "
             f"a whole number ≥ 1, or a tuple of them. Write for example {name}=2."
         )
-    return torch.Size(sizes)
+    return torch.Size([int(n) for n in sizes])
+
+
+def as_latent_shape(latent_dim: int) -> torch.Size:
+    """(D,) for a latent vector of D numbers.
+
+    Raises:
+        ConfigError: latent_dim is not a whole number ≥ 1.
+
+    Example:
+        >>> as_latent_shape(2)
+        torch.Size([2])
+    """
+    if isinstance(latent_dim, tuple | list):
+        raise ConfigError(
+            f"latent_dim = {latent_dim!r}, but z is a vector: give its length, a whole number ≥ 1, "
+            "such as latent_dim=2."
+        )
+    return as_event_shape(latent_dim, name="latent_dim")
 
 
 def split_features(features: Tensor, event_shape: torch.Size, count: int = 1) -> list[Tensor]:

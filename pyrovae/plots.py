@@ -30,10 +30,11 @@ COLORS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
+HALF = 5  # classes drawn as circles; the others are triangles, a second channel beside colour
 _TERMS = {
     "elbo": "ELBO (higher is better)",
-    "reconstruction": "reconstruction, −log p(x|z)\n(lower is better)",
-    "kl": "KL to the prior",
+    "reconstruction": "reconstruction, −log p(x|z)",
+    "kl": "KL(q(z|x) ‖ p(z))",
 }
 
 
@@ -61,7 +62,7 @@ def training_curve(
         ...     {"epoch": [1, 2], "elbo": [-9, -8], "reconstruction": [8, 6], "kl": [1, 2]}
         ... )
         >>> [ax.get_title(loc="left") for ax in figure.axes]
-        ['ELBO (higher is better)', 'reconstruction, ...', 'KL to the prior']
+        ['ELBO (higher is better)', 'reconstruction, ...', 'KL(q(z|x) ...']
     """
     epochs = _column(history, "epoch")
     if not len(epochs):
@@ -75,17 +76,17 @@ def training_curve(
     for ax, color, (name, lines) in zip(panels, COLORS, curves.items(), strict=False):
         _curve(ax, epochs, *lines, color=color)
         ax.set_title(_TERMS[name], loc="left", fontsize="medium")
-    panels[0].set_ylabel("nats per datum")
     return figure
 
 
 def _curve(ax: Axes, epochs, training, validation, *, color: str) -> None:
     marker = "o" if len(epochs) < 15 else None
-    ax.plot(epochs, training, color=color, marker=marker, label="training, while it goes on")
+    ax.plot(epochs, training, color=color, marker=marker, label="training, epoch mean")
     if np.isfinite(validation).any():
         ax.plot(epochs, validation, "--", color="black", marker=marker, label="validation")
         ax.legend(frameon=False, fontsize="small")
     ax.set_xlabel("epoch")
+    ax.set_ylabel("nats per datum")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.3)
@@ -274,12 +275,15 @@ def latent_scatter(
 
 
 def _classes(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> None:
-    colors = np.array(COLORS)[np.searchsorted(classes, labels)]
-    # drawn in the order of the rows, so that no class lies on top of all others
-    ax.scatter(*points.T, s=_dot(len(points)), c=colors, alpha=0.8, linewidths=0)
-    outline = [withStroke(linewidth=3, foreground="white")]
-    for label, color in zip(classes, COLORS, strict=False):
-        ax.scatter([], [], color=color, label=str(label))
+    index = np.searchsorted(classes, labels)
+    style = {"s": _dot(len(points)), "alpha": 0.8, "linewidths": 0}
+    # two layers only, in the order of the rows: a layer a class would bury the first classes
+    for start, marker in enumerate("o^"):
+        chosen = index // HALF == start
+        ax.scatter(*points[chosen].T, c=np.array(COLORS)[index[chosen]], marker=marker, **style)
+    outline = [withStroke(linewidth=4, foreground="white")]
+    for i, label in enumerate(classes):
+        ax.scatter([], [], color=COLORS[i], marker="o^"[i // HALF], label=str(label))
         middle = np.median(points[labels == label], axis=0)
         ax.annotate(
             str(label),
@@ -323,7 +327,7 @@ def _principal_components(codes: np.ndarray) -> tuple[np.ndarray, tuple[str, str
 
 def _dot(num_points: int) -> float:
     """Area of a point in points²: smaller when there are many."""
-    return float(np.clip(9000 / num_points, 3, 25))
+    return float(np.clip(20000 / num_points, 6, 25))
 
 
 def _array(value: Any, name: str) -> np.ndarray:

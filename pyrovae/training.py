@@ -25,11 +25,12 @@ import torch
 from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from pyrovae.batches import ArrayBatches, Batch, LoaderBatches, as_batches
+from pyrovae.batches import ArrayBatches, LoaderBatches, as_batches
 from pyrovae.checks import real_number, seed_number, whole_number
-from pyrovae.errors import ConfigError, DivergenceError
-from pyrovae.handlers import RandomStream, evaluation, module_mode
+from pyrovae.errors import ConfigError, DataError, DivergenceError
+from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store
 from pyrovae.objectives import Objective, TraceELBO
 from pyrovae.terms import ElboTerms, draw_traces, terms_of
 
@@ -160,9 +161,9 @@ def fit(
         history = History(num_data=data.num_data, seed=seed)
         best = _Best(program, patience) if held_out else None
         start = time.perf_counter()
-        with module_mode(program, training=True), _progress_bar(epochs, progress) as show:
+        with _progress_bar(epochs, progress) as show:
             for number in range(1, epochs + 1):
-                with stream, pyro.get_param_store().scope():
+                with module_mode(program, training=True), stream, own_store():
                     trained = steps.epoch(number, data, num_epochs=epochs)
                 tested = evaluate(program, held_out, seed) if held_out else (None,) * 3
                 record = Epoch(number, *trained, *tested, time.perf_counter() - start)
@@ -220,6 +221,12 @@ class _Steps:
             try:
                 with pyro.validation_enabled(self.num_steps == 0):
                     self.svi.step(*batch)
+            except ValueError as error:
+                if not str(error).startswith("Expected parameter"):
+                    raise
+                # a density refuses its parameters; its message goes on with all their values
+                first_line = str(error).partition(", but found")[0]
+                raise DivergenceError(f"invalid density at {self.where}: {first_line}.") from None
             finally:
                 # an interrupt between backward and step must not feed the next step
                 self.optimizer.zero_grad()
@@ -228,8 +235,8 @@ class _Steps:
         return per_datum(sums, data.num_data)
 
     def _loss_and_grads(self, model: Callable, guide: Callable, *batch: Tensor | None) -> Tensor:
-        self.batch = Batch(*batch)
-        size = len(self.batch.x)
+        size = len(batch[0])
+        self.optimizer.zero_grad()  # whatever a callback or the caller left there
         if isinstance(self.objective, Objective):
             traces = self.objective.traces(model, guide, *batch)
             self.objective.check(traces)
@@ -237,11 +244,12 @@ class _Steps:
             self.loss.backward()
             self.terms = terms_of(traces, size)
         else:
-            loss = self.objective.loss_and_grads(model, guide, *batch)
-            self.loss = torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss) / size
+            self.objective.loss_and_grads(model, guide, *batch)
             torch._foreach_div_(self._gradients(), size)
             with torch.no_grad():
                 self.terms = terms_of(draw_traces(model, guide, *batch), size)
+            # the ELBO, because Pyro's own value may be no number (TraceTailAdaptive_ELBO: inf)
+            self.loss = -self.terms.total_elbo.mean() / size
         return self.loss.detach()
 
     def _gradients(self) -> list[Tensor]:
@@ -340,14 +348,18 @@ def _held_out(
     if validation is None:
         return None
     parts = validation if isinstance(validation, tuple) else (validation,)
-    return as_batches(program, *parts, batch_size=max(batch_size, 1024))
+    try:
+        return as_batches(program, *parts, batch_size=max(batch_size, 1024))
+    except DataError as error:
+        raise DataError(f"in validation: {error}") from None
 
 
 @contextmanager
 def _own_generators(seed: int, *sources: Any) -> Iterator[None]:
     """Seed the generators that DataLoaders hold, and give them back as they were."""
-    held = {getattr(s, "generator", None) for s in sources if not isinstance(s, Tensor | tuple)}
-    held |= {getattr(getattr(s, "sampler", None), "generator", None) for s in sources}
+    loaders = [s for s in sources if isinstance(s, DataLoader)]
+    samplers = [s for x in loaders for s in (x.sampler, getattr(x.batch_sampler, "sampler", None))]
+    held = {getattr(holder, "generator", None) for holder in loaders + samplers}
     generators = [g for g in held if isinstance(g, torch.Generator)]
     states = [g.get_state() for g in generators]
     try:
@@ -371,18 +383,16 @@ def _progress_bar(epochs: int, progress: bool | None) -> Iterator[Callable[[Epoc
         MofNCompleteColumn,
         Progress,
         TextColumn,
-        TimeRemainingColumn,
     )
 
-    text = TextColumn("{task.description}")
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), text)
-    with Progress(TextColumn("epoch"), *columns, console=Console(stderr=True)) as bar:
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=epochs)
         yield lambda record: bar.update(task, advance=1, description=_one_line(record))
 
 
 def _one_line(record: Epoch) -> str:
-    line = f"ELBO {record.elbo:.2f}, reconstruction {record.reconstruction:.2f}, KL {record.kl:.2f}"
+    line = f"ELBO {record.elbo:.2f} = -({record.reconstruction:.2f} + KL {record.kl:.2f})"
     if record.validation_elbo is not None:
-        line += f", validation ELBO {record.validation_elbo:.2f}"
+        line += f", held out {record.validation_elbo:.2f}"
     return line + " nats/datum"

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
 from pyrovae.admission import admit, as_covariates, like_parameters
-from pyrovae.checks import as_tensor, check_event_shape, seed_number, whole_number
-from pyrovae.errors import ConfigError
+from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_number, whole_number
+from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.networks import given
 
@@ -147,9 +147,19 @@ class VAE(nn.Module):
         return self.encoder(fill(x, mask), *given(y, self.encoder))
 
     def decode(self, z, y=None) -> dist.Distribution:
-        """p(x|z): batch_shape z.shape[:-1], for z (*S, B, D) in the units of the latent space."""
+        """p(x|z): batch_shape z.shape[:-1], for z (*S, B, D) in the units of the latent space.
+
+        Raises:
+            DataError: z is not finite, has no batch dimension, or not as many rows as y.
+        """
         z = like_parameters(as_tensor(z, "z"), self)
-        return self.decoder(z, *given(as_covariates(y, z, self), self.decoder))
+        check_finite(z, name="z")
+        if z.dim() < 2:
+            raise DataError(
+                f"z has shape {tuple(z.shape)}, but it holds one latent vector a row: (B, D).\n"
+                "Add a batch dim: z[None]."
+            )
+        return self.decoder(z, *given(as_covariates(y, z.shape[-2], self), self.decoder))
 
     def reconstruct(self, x, y=None, mask=None, *, seed: int | None = None) -> Tensor:
         """E[x|z] at one draw z ~ q(z|x): (B, *event), in the units of x.
@@ -173,24 +183,28 @@ class VAE(nn.Module):
             ConfigError: n is not a whole number ≥ 1.
         """
         n = whole_number(n, "n", 1)
-        y = as_covariates(y, torch.empty(n, 1), self)
+        y = as_covariates(y, n, self)
         with own_draws(seed), evaluation(self):
             p_z = self.prior(*given(y, self.prior))
             return self.decode(p_z.expand([n]).sample(), y).sample()
 
 
 def register(module: nn.Module, name: str = "vae") -> None:
-    """`pyro.module` under one name, refusing a store that holds another object's parameters.
+    """Register the trainable parameters with Pyro, refusing a store with another object's.
 
-    Pyro would go on training whichever object came first and silently leave this one as it
-    is (pyro issues 1488, 3094, 3209).
+    `pyro.module` would train whichever object came first, silently leave this one as it is
+    (pyro issues 1488, 3094, 3209), and warn of each frozen parameter.
 
     Raises:
         ConfigError: the store holds another object's parameters under this name.
     """
     store = pyro.get_param_store()
     for parameter_name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         key = param_with_module_name(name, parameter_name)
+        if not parameter.is_contiguous():
+            parameter.data = parameter.data.contiguous()  # the store would train a copy of it
         if key in store and store[key] is not parameter:
             raise ConfigError(
                 f"Pyro's parameter store already holds another module's parameters as {name!r} "
@@ -199,7 +213,7 @@ def register(module: nn.Module, name: str = "vae") -> None:
                 "    with pyro.get_param_store().scope():\n"
                 "        svi = SVI(vae.model, vae.guide, …)"
             )
-    pyro.module(name, module)
+        pyro.param(key, parameter)
 
 
 def kl_to_prior(

@@ -5,20 +5,24 @@ A new prior, guide family or likelihood joins its table here and nothing else.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyrovae import guides, likelihoods, priors
+from pyrovae import flows, guides, likelihoods, priors
+from pyrovae.networks import mlp
 
 
 class Part(NamedTuple):
     """A constructor of the part, and where its density lives.
 
-    space: "real" (quadrature over [−reach, reach]^D, D ≤ 2), "counts" (all x with entries in
-    0..reach), "binary", or "unit" (quadrature over [0, 1]^D).
+    space: "real" (quadrature over [−reach, reach]^D, D ≤ 2), "counts" (all x with `reach` values
+    0, 1, … an entry), "levels" (likewise, scaled to [0, 1]), "binary", "one-hot" (all blocks of
+    `reach` numbers), "unit" (quadrature over [0, 1]^D), "logit" (likewise, even in the logits,
+    |logit| ≤ reach), "pair" (likewise, for (z, 1 − z)) or "sphere" (quadrature over the circle).
     """
 
     make: Callable[[], nn.Module]
@@ -34,16 +38,58 @@ def _student_t(df, loc, scale):
     return dist.StudentT(df, loc, scale).to_event(1)
 
 
+def _vamp_prior(guide, **options):
+    encoder = nn.Sequential(mlp(3, guide.num_features, hidden=(4,)), guide)
+    return priors.VampPrior(encoder, torch.eye(3), **options)
+
+
+# small ones: the quadrature has 2.6 million points
+SMALL_COUPLING = partial(flows.coupling, num_transforms=2, hidden=(4,))
+SMALL_AUTOREGRESSIVE = partial(flows.autoregressive, num_transforms=2, hidden=(4,))
+
+
 PRIORS = {
     "StandardNormal": Part(lambda: priors.StandardNormal(2)),
     "Fixed: Laplace": Part(lambda: priors.Fixed(_laplace, b=torch.tensor([2.0, 3.0])), reach=40),
     "Fixed: StudentT": Part(
         lambda: priors.Fixed(_student_t, df=9.0, loc=torch.zeros(2), scale=torch.ones(2)), reach=40
     ),
+    "LearnedNormal": Part(lambda: priors.LearnedNormal(2)),
+    "LearnedNormal, full": Part(lambda: priors.LearnedNormal(2, full=True)),
+    "GaussianMixture": Part(lambda: priors.GaussianMixture(2, num_components=3)),
+    "VampPrior": Part(lambda: _vamp_prior(guides.DiagonalNormal(2))),
+    "VampPrior, learned weights": Part(
+        lambda: _vamp_prior(guides.FullNormal(2), learn_weights=True)
+    ),
+    "FlowPrior, coupling": Part(lambda: priors.FlowPrior(2, flow=SMALL_COUPLING)),
+    "FlowPrior, autoregressive": Part(lambda: priors.FlowPrior(2, flow=SMALL_AUTOREGRESSIVE)),
+    "HypersphericalUniform": Part(lambda: priors.HypersphericalUniform(2), "sphere"),
+    "Bernoulli": Part(lambda: priors.Bernoulli(3, 0.3), "binary"),
+    "Bernoulli, learned": Part(lambda: priors.Bernoulli(3, 0.3, learn_probs=True), "binary"),
+    "Categorical": Part(lambda: priors.Categorical(6, 3), "one-hot", 3),
+    "Categorical, learned": Part(
+        lambda: priors.Categorical(6, 3, probs=[0.2, 0.3, 0.5], learn_probs=True), "one-hot", 3
+    ),
+    "RelaxedBernoulli": Part(lambda: priors.RelaxedBernoulli(2, probs=0.3), "logit", 34),
+    "RelaxedCategorical": Part(lambda: priors.RelaxedCategorical(2, probs=[0.3, 0.7]), "pair", 40),
 }
 
 GUIDES = {
     "DiagonalNormal": Part(lambda: guides.DiagonalNormal(2)),
+    "FullNormal": Part(lambda: guides.FullNormal(2)),
+    "LowRankNormal": Part(lambda: guides.LowRankNormal(2, rank=1)),
+    "Laplace": Part(lambda: guides.Laplace(2), reach=9),
+    "StudentT": Part(lambda: guides.StudentT(2), reach=60),
+    "StudentT, learned df": Part(lambda: guides.StudentT(2, learn_df=True), reach=60),
+    "FlowGuide, coupling": Part(lambda: guides.FlowGuide(2, num_context=2, flow=SMALL_COUPLING)),
+    "FlowGuide, autoregressive": Part(
+        lambda: guides.FlowGuide(2, num_context=2, flow=SMALL_AUTOREGRESSIVE)
+    ),
+    "PowerSpherical": Part(lambda: guides.PowerSpherical(2), "sphere"),
+    "Bernoulli": Part(lambda: guides.Bernoulli(3), "binary"),
+    "Categorical": Part(lambda: guides.Categorical(6, 3), "one-hot", 3),
+    "RelaxedBernoulli": Part(lambda: guides.RelaxedBernoulli(2), "logit", 34),
+    "RelaxedCategorical": Part(lambda: guides.RelaxedCategorical(2), "pair", 40),
 }
 
 LIKELIHOODS = {
@@ -53,4 +99,21 @@ LIKELIHOODS = {
     "Normal, a learned scale each": Part(
         lambda: likelihoods.Normal(2, torch.tensor([0.5, 2.0]), learn_scale=True)
     ),
+    "HeteroscedasticNormal": Part(lambda: likelihoods.HeteroscedasticNormal(2), reach=20),
+    "StudentT, fixed df": Part(lambda: likelihoods.StudentT(2, df=9.0), reach=40),
+    "StudentT, learned df each": Part(
+        lambda: likelihoods.StudentT(2, torch.tensor([6.0, 9.0]), 0.5, learn_df=True), reach=40
+    ),
+    "ContinuousBernoulli": Part(lambda: likelihoods.ContinuousBernoulli(2), "unit"),
+    "Categorical": Part(lambda: likelihoods.Categorical((2, 2), 3), "counts", 3),
+    "DiscretizedLogistic": Part(lambda: likelihoods.DiscretizedLogistic(2, 17), "levels", 17),
+    "Poisson": Part(lambda: likelihoods.Poisson(2), "counts", 40),
+    "NegativeBinomial": Part(lambda: likelihoods.NegativeBinomial(2, 2.0), "counts", 120),
+    "NegativeBinomial, fixed concentration": Part(
+        lambda: likelihoods.NegativeBinomial(2, 2.0, learn_concentration=False), "counts", 120
+    ),
+    "ZeroInflatedNegativeBinomial": Part(
+        lambda: likelihoods.ZeroInflatedNegativeBinomial(2, 2.0), "counts", 120
+    ),
+    "Multinomial": Part(lambda: likelihoods.Multinomial(3, total=4), "counts", 5),
 }

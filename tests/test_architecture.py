@@ -14,12 +14,13 @@ PACKAGE = Path(pyrovae.__file__).parent
 # lowest first; a family's own files may import each other
 LAYERS = [
     {"errors"},
-    {"checks", "heads", "handlers"},
-    {"networks", "datasets", "admission"},
+    {"checks", "heads", "handlers", "densities"},
+    {"networks", "datasets", "compatibility"},
+    {"admission"},
     {"vae", "priors", "guides", "likelihoods", "batches"},
-    {"terms"},
+    {"terms", "programs"},
     {"objectives", "builder"},
-    {"evidence", "training"},
+    {"evidence", "posterior", "training"},
     {"plots"},
     {"cli"},
     {"__init__", "__main__"},

@@ -12,13 +12,16 @@ of it is in float64, because 1e-6 nat is below the rounding of float32 log-densi
 import copy
 import itertools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyrovae.batches import Batch
 from pyrovae.errors import ConfigError
+from pyrovae.evidence.joint import is_plain_vae
 from pyrovae.networks import given
 from pyrovae.vae import fill, observed_only
 
@@ -59,37 +62,97 @@ def grid_evidence(vae: nn.Module, batch: Batch) -> Tensor:
     Raises:
         ConfigError: more latent dimensions, or a posterior too narrow for `MAX_LEVELS` levels.
     """
-    vae = copy.deepcopy(vae).double()
-    dim = vae.prior(*given(batch.y, vae.prior)).event_shape.numel()
-    if dim > 2:
+    log_px = torch.full((len(batch.x),), math.nan, dtype=torch.float64, device=batch.x.device)
+    for settled in settled_cells(vae, batch):
+        log_px[settled.rows] = settled.log_px
+    return log_px
+
+
+class Settled(NamedTuple):
+    """Data whose log p(x) no longer moves, with the cells that made it.
+
+    Attributes:
+        vae: in float64.
+        batch: the data at hand, in float64; cells.datum counts in it.
+        cells: of all data that were still open.
+        is_settled: (n,), which data of the batch these are.
+        rows: (m,), their rows in the whole of x.
+        log_px: (m,), nats.
+    """
+
+    vae: nn.Module
+    batch: Batch
+    cells: Cells
+    is_settled: Tensor
+    rows: Tensor
+    log_px: Tensor
+
+
+def settled_cells(vae: nn.Module, batch: Batch) -> Iterator[Settled]:
+    """Each datum once, when its grid has settled. Arguments and errors as `grid_evidence`."""
+    if not is_plain_vae(vae):
         raise ConfigError(
-            f"method='grid' covers the latent space with cells, but this one has {dim} dimensions."
-            "\nIt works up to 2; use method='iwae'."
+            f"the grid covers the one latent of a VAE, but this is a {type(vae).__name__}.\n"
+            "Use method='iwae', or posterior.sir for draws, which take any program."
         )
-    rows = torch.arange(len(batch.x)).split(DATA_AT_A_TIME)
-    parts = (Batch(*(None if t is None else t[r] for t in batch)) for r in rows)
-    return torch.cat([_settled(vae, b._replace(x=b.x.double()), dim) for b in parts])
+    vae = copy.deepcopy(vae).double()
+    batch = Batch(*(_double(t) for t in batch))
+    p_z = vae.prior(*given(batch.y, vae.prior))
+    _check_latent_space(p_z, "the grid")
+    dim = p_z.event_shape.numel()
+    for rows in torch.arange(len(batch.x), device=batch.x.device).split(DATA_AT_A_TIME):
+        part = Batch(*(None if t is None else t[rows] for t in batch))
+        for cells, is_settled, log_px in _settling(vae, part, dim):
+            yield Settled(vae, part, cells, is_settled, rows[is_settled], log_px[is_settled])
 
 
 def log_joint(vae: nn.Module, batch: Batch, z: Tensor) -> Tensor:
-    """log p(x, z) in nats, (*S, N), at z (*S, 1 or N, D)."""
+    """log p(x, z) in nats, (*S, N), at z (*S, 1 or N, D); −∞ outside the support of p(z)."""
     p_x = vae.decoder(z, *given(batch.y, vae.decoder))
     observed = observed_only(p_x, batch.mask).log_prob(fill(batch.x, batch.mask, p_x.support))
-    return vae.prior(*given(batch.y, vae.prior)).log_prob(z) + observed
+    p_z = vae.prior(*given(batch.y, vae.prior))
+    return (p_z.log_prob(z) + observed).where(p_z.support.check(z), -math.inf)
 
 
-def _settled(vae: nn.Module, batch: Batch, dim: int) -> Tensor:
+def _double(value: Tensor | None) -> Tensor | None:
+    return value.double() if value is not None and value.is_floating_point() else value
+
+
+def _check_latent_space(p_z: Distribution, method: str) -> None:
+    """ConfigError unless p(z) is a density over one or two numbers, with respect to their area."""
+    dim = p_z.event_shape.numel()
+    if dim > 2:
+        raise ConfigError(
+            f"{method} covers the latent space with cells, but this one has {dim} dimensions.\n"
+            "It works up to 2; use method='iwae', or posterior.sir for draws."
+        )
+    z = p_z.sample((100,))
+    # a step off a sphere, a simplex or a lattice leaves it, whatever its direction
+    stays = p_z.support.check(z + 0.01 * torch.randn_like(z))
+    if stays.double().mean() < 0.5:
+        raise ConfigError(
+            f"{method} covers an area of the latent space with cells, but the support of p(z), "
+            f"{p_z.support}, has none: it is discrete or of fewer dimensions.\n"
+            "Use method='enumerate' for discrete latents, method='iwae' for others."
+        )
+
+
+def _settling(vae: nn.Module, batch: Batch, dim: int) -> Iterator[tuple[Cells, Tensor, Tensor]]:
+    """Levels of the grid: cells, which data have just settled, and log p(x), (N,) each."""
     found = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder)).sample((16,))
     cells = _first_cells(vae, batch, found, dim)
     log_px = _log_sum(cells, len(batch.x))
     is_open = torch.ones_like(log_px, dtype=torch.bool)
     for _ in range(MAX_LEVELS):
-        cells = _refined(vae, batch, cells, log_px, is_open)
+        cells = refined(vae, batch, cells, log_px, is_open)
         after = torch.where(is_open, _log_sum(cells, len(batch.x)), log_px)
         moved, log_px = (after - log_px).abs(), after
-        is_open = is_open & (moved > TOLERANCE)
+        is_settled = is_open & (moved <= TOLERANCE)
+        if is_settled.any():
+            yield cells, is_settled, log_px
+        is_open = is_open & ~is_settled
         if not is_open.any():
-            return log_px
+            return
     raise ConfigError(
         f"the grid has not settled: log p(x) of datum {int(moved.argmax())} still moves by "
         f"{moved.max().item():.2g} nat at cells of width {cells.width:.2g}.\n"
@@ -135,7 +198,7 @@ def _holds(found: Tensor, reach: float, width: float) -> Tensor:
     return holds.scatter(0, cell, True).reshape(-1)
 
 
-def _refined(vae: nn.Module, batch: Batch, cells: Cells, log_px: Tensor, is_open: Tensor) -> Cells:
+def refined(vae: nn.Module, batch: Batch, cells: Cells, log_px: Tensor, is_open: Tensor) -> Cells:
     """The cells that matter to data that are not settled yet, each cut into 3^D."""
     dim = cells.center.shape[-1]
     share = cells.log_joint + dim * math.log(cells.width) - log_px[cells.datum]

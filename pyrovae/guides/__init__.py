@@ -7,6 +7,28 @@ the width that it needs as `num_features`. All scales are `heads.positive` of a
 feature: softplus + 1e-5, so that features of ±1e6 stay finite.
 """
 
+from pyrovae.guides.bernoulli import Bernoulli
+from pyrovae.guides.categorical import Categorical
 from pyrovae.guides.diagonal_normal import DiagonalNormal
+from pyrovae.guides.flow_guide import FlowGuide
+from pyrovae.guides.full_normal import FullNormal
+from pyrovae.guides.laplace import Laplace
+from pyrovae.guides.low_rank_normal import LowRankNormal
+from pyrovae.guides.power_spherical import PowerSpherical
+from pyrovae.guides.relaxed_bernoulli import RelaxedBernoulli
+from pyrovae.guides.relaxed_categorical import RelaxedCategorical
+from pyrovae.guides.student_t import StudentT
 
-__all__ = ["DiagonalNormal"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiagonalNormal",
+    "FlowGuide",
+    "FullNormal",
+    "Laplace",
+    "LowRankNormal",
+    "PowerSpherical",
+    "RelaxedBernoulli",
+    "RelaxedCategorical",
+    "StudentT",
+]

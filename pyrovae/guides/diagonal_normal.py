@@ -3,7 +3,7 @@
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.heads import as_event_shape, positive, split_features
+from pyrovae.heads import as_latent_shape, positive, split_features
 
 
 class DiagonalNormal(nn.Module):
@@ -34,8 +34,8 @@ class DiagonalNormal(nn.Module):
 
     def __init__(self, latent_dim: int):
         super().__init__()
-        self.event_shape = as_event_shape(latent_dim, name="latent_dim")
-        self.num_features = 2 * latent_dim
+        self.event_shape = as_latent_shape(latent_dim)
+        self.num_features = 2 * self.event_shape.numel()
 
     def forward(self, features: Tensor) -> dist.Distribution:
         loc, raw_scale = split_features(features, self.event_shape, 2)

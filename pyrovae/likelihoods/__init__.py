@@ -5,9 +5,43 @@
 `nn.Sequential(network, Bernoulli((28, 28)))` is a complete decoder. Each head tells
 the width that it needs as `num_features`, and fixes the event shape: the network's
 flat output is folded back into it. Log-densities are in nats, summed over the event.
+
+    x                              likelihood
+    {0, 1}                         Bernoulli
+    [0, 1]                         ContinuousBernoulli
+    {0, 1/(K − 1), …, 1}           DiscretizedLogistic
+    {0, …, K − 1}                  Categorical
+    real                           Normal, HeteroscedasticNormal, StudentT
+    counts 0, 1, 2, …              Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial
+    counts with a given total      Multinomial
+
+All but the last factorise over the numbers of a datum, so they take a `mask`. Count
+likelihoods also take the size of each datum: see `CountDecoder`.
 """
 
 from pyrovae.likelihoods.bernoulli import Bernoulli
+from pyrovae.likelihoods.categorical import Categorical
+from pyrovae.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from pyrovae.likelihoods.count_decoder import CountDecoder as CountDecoder  # no head: not a name
+from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic
+from pyrovae.likelihoods.heteroscedastic_normal import HeteroscedasticNormal
+from pyrovae.likelihoods.multinomial import Multinomial
+from pyrovae.likelihoods.negative_binomial import NegativeBinomial
 from pyrovae.likelihoods.normal import Normal
+from pyrovae.likelihoods.poisson import Poisson
+from pyrovae.likelihoods.student_t import StudentT
+from pyrovae.likelihoods.zero_inflated_negative_binomial import ZeroInflatedNegativeBinomial
 
-__all__ = ["Bernoulli", "Normal"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "HeteroscedasticNormal",
+    "Multinomial",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+]

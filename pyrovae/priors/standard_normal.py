@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyrovae.heads import as_event_shape
+from pyrovae.heads import as_latent_shape
 
 
 class StandardNormal(nn.Module):
@@ -30,7 +30,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, latent_dim: int):
         super().__init__()
-        shape = as_event_shape(latent_dim, name="latent_dim")
+        shape = as_latent_shape(latent_dim)
         self.register_buffer("loc", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
 

@@ -1,0 +1,357 @@
+"""Annealed importance sampling: log p(x) along a path of densities, with Hamiltonian moves.
+
+    f_t(z) ∝ f_0(z) (p(x, z) / f_0(z))^β_t,   0 = β_0 < β_1 < … < β_T = 1
+    z_0 ~ f_0,   z_t ~ K_t(z_{t−1}) which leaves f_t as it is,
+    log w = Σ_{t=1}^T (β_t − β_{t−1}) [log p(x, z_{t−1}) − log f_0(z_{t−1})],   E[w] = p(x)
+
+f_0 is the prior (then the bracket is log p(x|z)) or the guide. T = 1 is plain importance
+sampling from f_0. Each datum has its own S chains, step sizes and scales. These are found on
+a pilot run with other draws and then frozen, so that the kernels are exact.
+
+The same chain run backwards from z* ~ p(z|x), which simulated data (z*, x) ~ p(z) p(x|z) come
+with, gives E[1/w] = 1/p(x): an upper bound beside the lower one (`bdmc`).
+
+Scales: the precision 1/s² of the path is (1 − β)/s_0² + β/s_q², with s_0 of f_0 and s_q of
+the guide: exact where prior and posterior are normal and q is the posterior.
+
+References:
+    Annealed Importance Sampling, Neal, 2001, https://arxiv.org/abs/physics/9803008
+    Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani &
+    Adams, 2015, https://arxiv.org/abs/1511.02543
+    On the Quantitative Analysis of Decoder-Based Generative Models, Wu, Burda, Salakhutdinov &
+    Grosse, 2017, https://arxiv.org/abs/1611.04273
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrovae.admission import admit, as_covariates
+from pyrovae.batches import Batch
+from pyrovae.checks import seed_number, whole_number
+from pyrovae.errors import ConfigError
+from pyrovae.evidence.joint import Unconstrained, is_plain_vae, joint_of
+from pyrovae.evidence.memory import (
+    MEMORY_BUDGET,
+    Chunk,
+    bytes_per_draw,
+    chunk_of,
+    first_row,
+    row_batches,
+)
+from pyrovae.evidence.record import Evidence, WeightSums, joined
+from pyrovae.hamiltonian import Kernel, Tempered, adapted, point_at, transition
+from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.networks import given
+
+STEEPNESS = 4.0  # of the sigmoidal schedule: most temperatures near the ends
+PILOT_CHAINS = 8
+PILOT_TEMPERATURES = 200
+PILOT_GAIN = 0.3
+SCALE_DRAWS = 64
+BACKWARD_COST = 3  # bytes with the backward pass, as a multiple of those without
+
+
+class Annealing(NamedTuple):
+    """How the path is walked.
+
+    Attributes:
+        num_temperatures: T.
+        num_leapfrog: L, leapfrog steps of each transition.
+        start: f_0, "prior" or "guide".
+    """
+
+    num_temperatures: int
+    num_leapfrog: int
+    start: str
+
+    def checked(self) -> "Annealing":
+        """Itself; ConfigError unless the numbers are counts and the start is one of two."""
+        if self.start not in ("prior", "guide"):
+            raise ConfigError(
+                f"start = {self.start!r}, but annealing starts from 'prior' or 'guide'."
+            )
+        whole_number(self.num_temperatures, "num_temperatures", 1)
+        whole_number(self.num_leapfrog, "num_leapfrog", 1)
+        return self
+
+
+class Kernels(NamedTuple):
+    """The frozen kernels of a path.
+
+    Attributes:
+        betas: β_0 … β_T, (T + 1,) float64.
+        step_size: ε of the kernels at β_1 … β_{T−1}, (T − 1, N).
+        start_scale, guide_scale: s_0 and s_q, (N, D).
+        num_leapfrog: L.
+    """
+
+    betas: Tensor
+    step_size: Tensor
+    start_scale: Tensor
+    guide_scale: Tensor
+    num_leapfrog: int
+
+    def at(self, t: int) -> Kernel:
+        """The kernel at β_t, 1 ≤ t < T."""
+        beta = self.betas[t].item()
+        scale = path_scale(self.start_scale, self.guide_scale, beta)
+        return Kernel(beta, self.step_size[t - 1], scale, self.num_leapfrog)
+
+
+def sigmoidal(num_temperatures: int) -> Tensor:
+    """β_t = (β̃_t − β̃_0) / (β̃_T − β̃_0), β̃_t = σ(4 (2t/T − 1)): (T + 1,) float64, from 0 to 1.
+
+    References:
+        Grosse et al., 2015, https://arxiv.org/abs/1511.02543
+
+    Example:
+        >>> sigmoidal(2).tolist()
+        [0.0, 0.5, 1.0]
+    """
+    line = torch.linspace(-STEEPNESS, STEEPNESS, num_temperatures + 1, dtype=torch.float64)
+    raw = line.sigmoid()
+    return (raw - raw[0]) / (raw[-1] - raw[0])
+
+
+def path_scale(start: Tensor, guide: Tensor, beta: float) -> Tensor:
+    """s with 1/s² = (1 − β)/s_0² + β/s_q².
+
+    Example:
+        >>> path_scale(torch.ones(1), torch.full((1,), 0.5), 1.0)
+        tensor([0.5000])
+    """
+    return ((1 - beta) / start**2 + beta / guide**2).rsqrt()
+
+
+def annealed_evidence(
+    program: nn.Module, batch: Batch, how: Annealing, *, num_samples: int, memory_budget: int
+) -> Evidence:
+    """The estimate of log p(x) from S annealed chains for each datum.
+
+    Args:
+        program: any program with local latents that map from the real line, in eval mode.
+        batch: checked data.
+        how: the path.
+        num_samples: S, chains per datum.
+        memory_budget: bytes for the chains of one piece of the data.
+
+    Raises:
+        ConfigError: a latent is discrete, has no map from the real line, or is global.
+        MemoryError: the chains of one datum do not fit the budget.
+    """
+    rows = rows_at_a_time(program, batch, num_samples, memory_budget)
+    parts = []
+    for piece in row_batches(batch, rows):
+        density = Unconstrained(joint_of(program, piece), method="method='ais'")
+        kernels = pilot(density, how)
+        parts.append(_summed(forward(density, kernels, how, num_samples)))
+    return joined(parts)
+
+
+def rows_at_a_time(program: nn.Module, batch: Batch, num_chains: int, memory_budget: int) -> int:
+    """How many data may move their chains together within the budget."""
+    cost = BACKWARD_COST * bytes_per_draw(joint_of(program, first_row(batch)).weighted_draws)
+    cost *= num_chains  # all chains of a datum move together
+    chunk: Chunk = chunk_of(1, len(batch.x), cost, memory_budget, what=f"sets of {num_chains} chains")
+    return chunk.rows
+
+
+def _summed(log_weights: Tensor) -> Evidence:
+    sums = WeightSums(len(log_weights))
+    sums.add(log_weights)
+    return sums.evidence()
+
+
+def tempered(density: Unconstrained, how: Annealing) -> Tempered:
+    """u → log f_0(u), log p(x, u) − log f_0(u): (S, N) each."""
+    if how.start == "prior":
+        return density.terms
+
+    def from_guide(u: Tensor) -> tuple[Tensor, Tensor]:
+        log_prior, log_likelihood = density.terms(u)
+        log_guide = density.log_guide(u)
+        return log_guide, log_prior + log_likelihood - log_guide
+
+    return from_guide
+
+
+def first_draws(density: Unconstrained, how: Annealing, num_samples: int) -> Tensor:
+    """u ~ f_0, (S, N, D)."""
+    is_prior = how.start == "prior"
+    return density.draw_prior(num_samples) if is_prior else density.draw_guide(num_samples)
+
+
+def pilot(density: Unconstrained, how: Annealing) -> Kernels:
+    """Step sizes and scales from a short run whose draws are thrown away."""
+    num_steps = min(how.num_temperatures, PILOT_TEMPERATURES)
+    betas = sigmoidal(num_steps)
+    u = first_draws(density, how, PILOT_CHAINS)
+    scales = spread(first_draws(density, how, SCALE_DRAWS)), spread(density.draw_guide(SCALE_DRAWS))
+    step = torch.full_like(u[0, :, 0], 0.5 * math.pi / how.num_leapfrog)
+    steps = []
+    for t in range(1, num_steps):
+        kernel = Kernel(
+            betas[t].item(), step, path_scale(*scales, betas[t].item()), how.num_leapfrog
+        )
+        point, acceptance = transition(
+            tempered(density, how), point_at(tempered(density, how), u, kernel.beta), kernel
+        )
+        u, step = point.position, adapted(step, acceptance, how.num_leapfrog, PILOT_GAIN)
+        steps.append(step)
+    every = _stretched(steps, how.num_temperatures - 1)
+    return Kernels(sigmoidal(how.num_temperatures), every, *scales, how.num_leapfrog)
+
+
+def spread(u: Tensor) -> Tensor:
+    """The standard deviation over draws, (N, D); 1e-6 where they are all the same."""
+    return u.std(0).clamp(min=1e-6)
+
+
+def _stretched(steps: list[Tensor], num: int) -> Tensor:
+    """The pilot's step sizes at `num` temperatures: the nearest of its own."""
+    if not num:
+        return torch.empty(0)
+    index = torch.arange(num) * len(steps) // num
+    return torch.stack(steps)[index]
+
+
+def forward(density: Unconstrained, kernels: Kernels, how: Annealing, num_samples: int) -> Tensor:
+    """log w, (S, N) float64: from u ~ f_0 to the posterior. E[w] = p(x)."""
+    u = first_draws(density, how, num_samples)
+    return walk(density, kernels, how, u, range(1, len(kernels.betas) - 1))
+
+
+def backward(density: Unconstrained, kernels: Kernels, how: Annealing, u: Tensor) -> Tensor:
+    """log w, (S, N) float64, from u ~ p(u|x) to f_0 by the same kernels. E[1/w] = 1/p(x)."""
+    return walk(density, kernels, how, u, range(len(kernels.betas) - 2, 0, -1))
+
+
+def walk(
+    density: Unconstrained, kernels: Kernels, how: Annealing, u: Tensor, order: range
+) -> Tensor:
+    """Σ_t Δβ_t d(u_t) along the kernels in this order, (S, N) float64.
+
+    A weight is taken before each move and after the last; the increment that belongs to it is
+    that of the interval on the side where the move comes from.
+    """
+    path, increments = tempered(density, how), list(_increments(kernels.betas, order))
+    log_w = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
+    part = path(u)[1]
+    for t, increment in zip(order, increments, strict=False):
+        log_w += increment * part.double()
+        kernel = kernels.at(t)
+        point, _ = transition(path, point_at(path, u, kernel.beta), kernel)
+        u, part = point.position, point.part
+    return log_w + increments[-1] * part.double()
+
+
+def _increments(betas: Tensor, order: range) -> Iterator[float]:
+    """β_t − β_{t−1} for t = 1 … T, in the order in which the chain meets them."""
+    all_of_them = betas.diff().tolist()
+    is_backward = len(order) and order.step < 0
+    return iter(all_of_them[::-1] if is_backward else all_of_them)
+
+
+class Sandwich(NamedTuple):
+    """log p(x) of simulated data between two bounds, in nats.
+
+    Attributes:
+        x: (n, *event), the simulated data.
+        z: (n, D), the latents that they came from: exact draws of p(z|x).
+        lower: (n,) float64, log (1/S) Σ w of forward chains: ≤ log p(x) in expectation.
+        upper: (n,) float64, −log (1/S) Σ 1/w of backward chains: ≥ log p(x) in expectation.
+    """
+
+    x: Tensor
+    z: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def gap(self) -> float:
+        """The mean of upper − lower over data, nats: in expectation no bound is off by more."""
+        return (self.upper - self.lower).mean().item()
+
+    @property
+    def gap_std_error(self) -> float:
+        """The standard error of `gap` over data, nats; NaN for a single datum."""
+        return (self.upper - self.lower).std().item() / math.sqrt(len(self.lower))
+
+
+def bdmc(
+    vae: nn.Module,
+    n: int,
+    y: Any = None,
+    *,
+    num_samples: int = 16,
+    num_temperatures: int = 1000,
+    num_leapfrog: int = 5,
+    start: str = "prior",
+    seed: int | None = 0,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Sandwich:
+    """Bidirectional Monte Carlo: how tight annealing is on data that the model itself makes.
+
+    z* ~ p(z), x ~ p(x|z*). Forward chains from f_0 bound log p(x) from below and backward chains
+    from z*, an exact posterior draw, from above; both in expectation, so averaged over n
+    data the gap bounds the bias of `log_evidence(…, method="ais")` with the same settings
+    on data like these. On real data, which the model may explain worse, it is a guide only.
+
+    Args:
+        vae: a `VAE` whose latent maps from the real line.
+        n: how many data to simulate.
+        y: (n, …), covariates.
+        num_samples: S, chains in either direction per datum.
+        num_temperatures: T, steps from f_0 to the posterior.
+        num_leapfrog: L, leapfrog steps of each transition.
+        start: f_0, "prior" or "guide".
+        seed: of data and chains; None takes a fresh one.
+        memory_budget: bytes for the chains of one piece of the data.
+
+    Returns:
+        Sandwich, arrays over the n data.
+
+    Raises:
+        ConfigError: no `VAE`, a latent that does not map from the real line, a setting.
+
+    References:
+        Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani
+        & Adams, 2015, https://arxiv.org/abs/1511.02543
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((4,), latent_dim=2, seed=0)
+        >>> sandwich = bdmc(vae, 20, num_temperatures=20)
+        >>> abs(sandwich.gap) < 0.1
+        True
+    """
+    how = Annealing(num_temperatures, num_leapfrog, start).checked()
+    n, num_samples = whole_number(n, "n", 1), whole_number(num_samples, "num_samples", 1)
+    if not is_plain_vae(vae):
+        raise ConfigError(
+            f"bdmc simulates z ~ p(z), x ~ p(x|z) from the parts of a VAE, but this is a "
+            f"{type(vae).__name__}.\nWrite log_evidence(…, method='ais') for its lower bound."
+        )
+    y = as_covariates(y, torch.empty(n, 1), vae)
+    with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
+        z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
+        x = vae.decoder(z, *given(y, vae.decoder)).sample()
+        batch = Batch(*admit(vae, x, y))
+        rows = rows_at_a_time(vae, batch, num_samples, memory_budget)
+        pieces = zip(row_batches(batch, rows), z.split(rows), strict=True)
+        bounds = [_bounds(vae, piece, at, how, num_samples) for piece, at in pieces]
+    return Sandwich(x, z, *(torch.cat(side) for side in zip(*bounds, strict=True)))
+
+
+def _bounds(vae: nn.Module, batch: Batch, z: Tensor, how: Annealing, num_samples: int) -> tuple:
+    density = Unconstrained(joint_of(vae, batch), method="bdmc")
+    kernels = pilot(density, how)
+    lower = _summed(forward(density, kernels, how, num_samples)).log_px
+    u = density.coordinates({"z": z[None]}).expand(num_samples, -1, -1)
+    upper = -_summed(-backward(density, kernels, how, u)).log_px
+    return lower, upper

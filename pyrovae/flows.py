@@ -1,0 +1,212 @@
+"""Normalizing flows: z = f(u) with u ~ N(0, I), one density for prior and guide alike.
+
+    log p(z) = log N(u; 0, I) − log |det ∂f/∂u|,    u = f⁻¹(z)
+
+`FlowDistribution` is that density as a Pyro distribution. The bijections are zuko's;
+`coupling`, `autoregressive` and `spline` make the three usual kinds, started near the
+identity. Each is a function (D, size of the context) → zuko flow, and so is any class
+in `zuko.flows`: `priors.FlowPrior` and `guides.FlowGuide` take either.
+
+Symbols: u, z (*S, B, D); context (B, C), what f is conditioned on. Which way round f is
+used is the caller's choice: a prior needs densities in one pass, a guide draws.
+Left out: zuko's own distributions, which `pyro.infer.Predictive` cannot use.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import AffineTransform, Distribution, Transform, constraints
+
+__all__ = ["FlowDistribution", "autoregressive", "coupling", "spline"]
+
+
+class FlowDistribution(TorchDistribution):
+    """The density of z = f(u), u ~ base: log p(z) = log base(u) − log |det ∂f/∂u|, in nats.
+
+    Drawing runs f once; the log-density of another point runs f⁻¹ once. The log-density
+    of the point that was drawn last is remembered, so that log q(z) at z ~ q costs no
+    inverse: in an autoregressive flow one of the two directions takes D passes. It is
+    the same number with the same total derivative along z = f(u); ask for ∂ log p / ∂z
+    alone at `z.detach().requires_grad_()`.
+
+    Args:
+        transform: f, a bijection of vectors with zuko's `call_and_ladj` and `inv`.
+        base: of u: batch_shape as the result's, event_shape (D,), reparameterised.
+
+    Example:
+        >>> flow = autoregressive(2)
+        >>> p = FlowDistribution(flow.transform(), flow.base())
+        >>> z = p.expand([7]).rsample((3,))
+        >>> z.shape, p.log_prob(z).shape
+        (torch.Size([3, 7, 2]), torch.Size([3, 7]))
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012  (torch's name for it)
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, transform: Transform, base: Distribution, validate_args: Any = None):
+        self.transform, self.base = transform, base
+        self._drawn = self._log_prob_drawn = None
+        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "FlowDistribution":
+        new = self._get_checked_instance(FlowDistribution, _instance)
+        new.transform, new.base = self.transform, self.base.expand(torch.Size(batch_shape))
+        new._drawn = new._log_prob_drawn = None
+        super(FlowDistribution, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        u = self.base.rsample(torch.Size(sample_shape))
+        z, log_jacobian = self.transform.call_and_ladj(u)
+        self._drawn, self._log_prob_drawn = z, self.base.log_prob(u) - log_jacobian
+        return z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        if value is self._drawn and not torch.is_grad_enabled():
+            return self._log_prob_drawn.detach()
+        # a leaf was drawn without its path: there the gradient at fixed z is meant
+        if value is self._drawn and value.grad_fn is not None:
+            return self._log_prob_drawn
+        u, log_jacobian = self.transform.inv.call_and_ladj(value)
+        return self.base.log_prob(u) + log_jacobian
+
+
+def coupling(
+    features: int, context: int = 0, *, num_transforms: int = 4, hidden: Sequence[int] = (64, 64)
+) -> nn.Module:
+    """An affine coupling flow: half of z scales and shifts the other half, in turns.
+
+    z_a = u_a,  z_b = u_b exp(s(u_a, c)) + t(u_a, c);  one pass in either direction. In one
+    dimension it is an affine map.
+
+    Args:
+        features: D.
+        context: C, the width of what it is conditioned on; 0 for nothing.
+        num_transforms: layers; the halves take turns.
+        hidden: the widths of each layer's network.
+
+    Returns:
+        A `zuko.lazy.Flow`.
+
+    References:
+        Density estimation using Real NVP, Dinh, Sohl-Dickstein & Bengio, 2017,
+        https://arxiv.org/abs/1605.08803
+
+    Example:
+        >>> coupling(2, num_transforms=2).transform()(torch.zeros(7, 2)).shape
+        torch.Size([7, 2])
+    """
+    flow = _zuko().flows.RealNVP
+    return _near_identity(flow(features, context, num_transforms, **_network(hidden)))
+
+
+def autoregressive(
+    features: int, context: int = 0, *, num_transforms: int = 3, hidden: Sequence[int] = (64, 64)
+) -> nn.Module:
+    """An affine autoregressive flow: each number is scaled and shifted by those before it.
+
+    z_i = u_i exp(s_i(u_{<i}, c)) + t_i(u_{<i}, c);  one pass this way, D passes back. Used
+    for densities it is MAF, used for draws IAF.
+
+    Args:
+        features: D.
+        context: C, the width of what it is conditioned on; 0 for nothing.
+        num_transforms: layers, in alternating order of the numbers.
+        hidden: the widths of each layer's masked network.
+
+    Returns:
+        A `zuko.lazy.Flow`.
+
+    References:
+        Improving Variational Inference with Inverse Autoregressive Flow, Kingma et al., 2016,
+        https://arxiv.org/abs/1606.04934
+        Masked Autoregressive Flow for Density Estimation, Papamakarios, Pavlakou & Murray,
+        2017, https://arxiv.org/abs/1705.07057
+
+    Example:
+        >>> autoregressive(2).transform()(torch.zeros(7, 2)).shape
+        torch.Size([7, 2])
+    """
+    flow = _zuko().flows.MAF
+    return _near_identity(flow(features, context, num_transforms, **_network(hidden)))
+
+
+def spline(
+    features: int,
+    context: int = 0,
+    *,
+    num_transforms: int = 3,
+    num_bins: int = 8,
+    hidden: Sequence[int] = (64, 64),
+) -> nn.Module:
+    """A neural spline flow: autoregressive, each map a monotone rational-quadratic spline.
+
+    The splines bend [−5, 5] and leave the rest of the line as it is, so it can make
+    several modes where affine flows cannot. One pass this way, D passes back.
+
+    Args:
+        features: D.
+        context: C, the width of what it is conditioned on; 0 for nothing.
+        num_transforms: layers, in alternating order of the numbers.
+        num_bins: the pieces of each spline.
+        hidden: the widths of each layer's masked network.
+
+    Returns:
+        A `zuko.lazy.Flow`.
+
+    References:
+        Neural Spline Flows, Durkan, Bekasov, Murray & Papamakarios, 2019,
+        https://arxiv.org/abs/1906.04032
+
+    Example:
+        >>> spline(2, num_bins=4).transform()(torch.zeros(7, 2)).shape
+        torch.Size([7, 2])
+    """
+    flow = _zuko().flows.NSF
+    options = {"transforms": num_transforms, "bins": num_bins, **_network(hidden)}
+    return _near_identity(flow(features, context, **options))
+
+
+def located(transform: Transform, loc: Tensor, scale: Tensor) -> Transform:
+    """u → loc + scale · f(u), for loc and scale (*B, D).
+
+    Example:
+        >>> f = coupling(2).transform()
+        >>> located(f, torch.ones(2), torch.ones(2)).inv(torch.ones(7, 2)).shape
+        torch.Size([7, 2])
+    """
+    affine = AffineTransform(loc, scale, event_dim=1)
+    return _zuko().transforms.ComposedTransform(transform, affine)
+
+
+def _zuko() -> Any:
+    """zuko, imported when first needed: importing it switches torch's validation off for all."""
+    validates = Distribution._validate_args
+    import zuko
+
+    Distribution.set_default_validate_args(validates)
+    return zuko
+
+
+def _network(hidden: Sequence[int]) -> dict[str, Any]:
+    return {"hidden_features": tuple(hidden), "activation": nn.SiLU}  # smooth, so ∂ log p / ∂z is
+
+
+def _near_identity(flow: nn.Module) -> nn.Module:
+    """Shrink what the flow's maps are made of: f ≈ identity, and yet no gradient is 0."""
+    with torch.no_grad():
+        for module in flow.modules():
+            last = module.hyper[-1].parameters() if hasattr(module, "hyper") else ()
+            for parameter in (*last, *getattr(module, "phi", ())):
+                parameter.mul_(0.01)
+    return flow

@@ -1,0 +1,143 @@
+"""Hamiltonian Monte Carlo for many data at once, each with its own chains and step size.
+
+A kernel that leaves the tempered density of every datum i as it is,
+
+    f(u) ∝ exp(b_i(u) + β d_i(u)),    u (S, N, D): S chains, N data, D numbers each
+
+momentum r ~ N(0, I); L leapfrog steps of size ε_i ξ along scales s_i, ξ ~ U(0.8, 1.2) against
+periodic orbits; accepted with probability min(1, e^ΔH). Nothing is shared between data, so a
+batch of N costs N chains and not one of dimension N·D, which would have one step size and
+one acceptance for all.
+
+ε and s must not depend on the chain that the kernel moves: adapt on other draws, then freeze.
+A proposal with a density that is not finite is rejected.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Tempered = Callable[[Tensor], tuple[Tensor, Tensor]]  # u (S, N, D) → b, d: (S, N) each
+
+JITTER = 0.2
+TARGET_ACCEPTANCE = 0.8
+MAX_PATH = math.pi  # in units of the scales: half an orbit around a Gaussian of that scale
+
+
+class Point(NamedTuple):
+    """Where the chains stand.
+
+    Attributes:
+        position: u, (S, N, D).
+        base, part: b(u) and d(u), (S, N), nats.
+        gradient: of b + β d, (S, N, D), at the β that the point was made for.
+    """
+
+    position: Tensor
+    base: Tensor
+    part: Tensor
+    gradient: Tensor
+
+
+class Kernel(NamedTuple):
+    """What fixes one transition.
+
+    Attributes:
+        beta: β in [0, 1], of f ∝ exp(b + β d).
+        step_size: ε, (N,), in units of the scales.
+        scale: s, (N, D), in the units of u.
+        num_leapfrog: L.
+    """
+
+    beta: float
+    step_size: Tensor
+    scale: Tensor
+    num_leapfrog: int
+
+
+def point_at(density: Tempered, position: Tensor, beta: float = 1.0) -> Point:
+    """The point with its densities and gradient, evaluated.
+
+    Example:
+        >>> point = point_at(lambda u: (-(u**2).sum(-1) / 2, 0 * u[..., 0]), torch.ones(1, 3, 2))
+        >>> point.base[0], point.gradient[0, 0]
+        (tensor([-1., -1., -1.]), tensor([-1., -1.]))
+    """
+    with torch.enable_grad():
+        position = position.detach().requires_grad_()
+        base, part = density(position)
+        (gradient,) = torch.autograd.grad((base + beta * part).sum(), position)
+    return Point(position.detach(), base.detach(), part.detach(), gradient)
+
+
+def transition(density: Tempered, point: Point, kernel: Kernel) -> tuple[Point, Tensor]:
+    """One Hamiltonian transition of all chains, from the global generator.
+
+    Args:
+        density: u (S, N, D) → b, d, (S, N) each, nats, differentiable.
+        point: evaluated at the kernel's β.
+        kernel: frozen.
+
+    Returns:
+        The next point, and the acceptance probability, (S, N).
+
+    References:
+        MCMC using Hamiltonian dynamics, Neal, 2011, https://arxiv.org/abs/1206.1901
+
+    Example:
+        >>> def normal(u):
+        ...     return -(u**2).sum(-1) / 2, torch.zeros(u.shape[:-1])
+        >>> kernel = Kernel(1.0, torch.full((3,), 0.3), torch.ones(3, 2), 5)
+        >>> point, acceptance = transition(normal, point_at(normal, torch.zeros(4, 3, 2)), kernel)
+        >>> point.position.shape, bool((acceptance > 0.9).all())
+        (torch.Size([4, 3, 2]), True)
+    """
+    num_chains, num_data, _ = point.position.shape
+    momentum = torch.randn_like(point.position)
+    jitter = 1 + JITTER * (2 * torch.rand(num_chains, num_data).to(point.position) - 1)
+    step = (kernel.step_size * jitter)[..., None]  # (S, N, 1)
+    new, half = point, momentum + 0.5 * step * kernel.scale * point.gradient
+    for i in range(kernel.num_leapfrog):
+        new = point_at(density, new.position + step * kernel.scale * half, kernel.beta)
+        last = i == kernel.num_leapfrog - 1
+        half = half + (0.5 if last else 1.0) * step * kernel.scale * new.gradient
+    gain = _energy(new, half, kernel.beta) - _energy(point, momentum, kernel.beta)
+    acceptance = gain.clamp(max=0.0).exp().nan_to_num(nan=0.0)
+    return _choose(torch.rand_like(acceptance) < acceptance, new, point), acceptance
+
+
+def _energy(point: Point, momentum: Tensor, beta: float) -> Tensor:
+    """log f(u) − |r|²/2: minus the Hamiltonian, (S, N)."""
+    return point.base + beta * point.part - 0.5 * (momentum**2).sum(-1)
+
+
+def _choose(is_accepted: Tensor, new: Point, old: Point) -> Point:
+    return Point(
+        *(
+            torch.where(is_accepted if n.dim() == 2 else is_accepted[..., None], n, o)
+            for n, o in zip(new, old, strict=True)
+        )
+    )
+
+
+def adapted(step_size: Tensor, acceptance: Tensor, num_leapfrog: int, gain: float) -> Tensor:
+    """log ε moved by gain · (acceptance − 0.8), bounded so that a path is at most half an orbit.
+
+    Args:
+        step_size: ε, (N,).
+        acceptance: (S, N), of the transition at ε; its mean over chains counts.
+        num_leapfrog: L.
+        gain: of the stochastic approximation.
+
+    Returns:
+        (N,), the next ε.
+
+    Example:
+        >>> adapted(torch.tensor([0.1]), torch.zeros(4, 1), 5, 0.5) < 0.1
+        tensor([True])
+    """
+    moved = step_size * (gain * (acceptance.mean(0) - TARGET_ACCEPTANCE)).exp()
+    return moved.clamp(max=MAX_PATH / num_leapfrog)

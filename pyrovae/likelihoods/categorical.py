@@ -1,0 +1,53 @@
+"""The categorical likelihood of K levels or classes in each place."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae import densities
+from pyrovae.checks import whole_number
+from pyrovae.heads import as_event_shape, split_features
+
+
+class Categorical(nn.Module):
+    """p(x|z) = Π_j softmax(l_j)_{x_j} for x_j in {0, …, K − 1}; the features are the logits l.
+
+    x holds category numbers, not one-hot vectors. Its mean Σ_k k p_k is a level: of use
+    where the categories are ordered, such as quantised grey values.
+
+    Args:
+        event_shape: the shape of one datum.
+        num_categories: K ≥ 2, in each place.
+
+    Attributes:
+        num_features: K times the product of event_shape; K neighbours belong to one place.
+
+    Raises:
+        ConfigError: a size is not a whole number, or the features have another width.
+
+    References:
+        Pixel Recurrent Neural Networks, van den Oord et al., 2016,
+        https://arxiv.org/abs/1601.06759
+
+    Example:
+        >>> head = Categorical((2, 3), num_categories=4)
+        >>> p_x = head(torch.zeros(7, head.num_features))
+        >>> p_x.event_shape, p_x.mean[0, 0]
+        (torch.Size([2, 3]), tensor([1.5000, 1.5000, 1.5000]))
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], num_categories: int):
+        super().__init__()
+        self.event_shape = as_event_shape(event_shape)
+        self.num_categories = whole_number(num_categories, "num_categories", 2)
+        self.num_features = self.event_shape.numel() * self.num_categories
+
+    def forward(self, features: Tensor) -> dist.Distribution:
+        shape = torch.Size([*self.event_shape, self.num_categories])
+        (logits,) = split_features(features, shape)
+        return densities.Categorical(logits=logits).to_event(len(self.event_shape))
+
+    def extra_repr(self) -> str:
+        return f"event_shape={tuple(self.event_shape)}, num_categories={self.num_categories}"

@@ -1,0 +1,77 @@
+"""A decoder of counts that sees the size of each datum as its covariate."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae.errors import DataError
+from pyrovae.likelihoods.multinomial import Multinomial
+
+
+class CountDecoder(nn.Module):
+    """p(x|z, size) = head(network(z), size): the size of a datum beside its code.
+
+    For `Poisson`, `NegativeBinomial` and `ZeroInflatedNegativeBinomial` the size multiplies
+    the mean: an exposure, such as a cell's total count over the average one; without y it is
+    1. For `Multinomial` it is the total count itself. Wrapped in `networks.Given` it is a
+    decoder, and the sizes are the y of `fit`, `loss`, `sample` and all others.
+
+    Args:
+        network: (*S, B, D) → (*S, B, F).
+        head: a count likelihood, (features, size) → p(x|z, size).
+
+    Raises:
+        DataError: a size is not positive, or not one number a datum.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> x = torch.poisson(torch.full((7, 20), 3.0))
+        >>> size = x.sum(1) / x.sum(1).mean()
+        >>> q, p = pv.guides.DiagonalNormal(2), pv.likelihoods.NegativeBinomial(20)
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     nn.Sequential(pv.networks.mlp(20, q.num_features), q),
+        ...     pv.networks.Given(CountDecoder(pv.networks.mlp(2, p.num_features), p)),
+        ... )
+        >>> vae.loss(x, size).shape, vae.sample(7, size).shape
+        (torch.Size([7]), torch.Size([7, 20]))
+    """
+
+    def __init__(self, network: nn.Module, head: nn.Module):
+        super().__init__()
+        self.network, self.head = network, head
+
+    def forward(self, z: Tensor, size: Tensor | None = None) -> dist.Distribution:
+        return self.head(self.network(z), size)
+
+    def check_data(self, x: Tensor, size: Tensor | None) -> None:
+        """DataError unless every size is positive, and for `Multinomial` the sum of its row.
+
+        Args:
+            x: (B, *event).
+            size: (B,) or (B, 1), or None.
+
+        Example:
+            >>> decoder = CountDecoder(nn.Identity(), Multinomial(2))
+            >>> decoder.check_data(torch.tensor([[1.0, 2.0]]), torch.tensor([3]))
+        """
+        if size is None:
+            return
+        size = size.reshape(len(x), -1)[:, 0]
+        is_bad = ~((size > 0) & torch.isfinite(size))
+        if is_bad.any():
+            row = int(is_bad.byte().argmax())
+            raise DataError(
+                f"y[{row}] = {size[row].item():g}, but the size of a datum must be positive and "
+                f"finite ({int(is_bad.sum()):,} of {len(size):,} are not), because the mean is "
+                "proportional to it.\n"
+                "Drop the rows without any count, or give each its exposure."
+            )
+        sums = x.flatten(1).sum(1)
+        if isinstance(self.head, Multinomial) and (is_bad := sums != size).any():
+            row = int(is_bad.byte().argmax())
+            raise DataError(
+                f"y[{row}] = {size[row].item():g}, but row {row} of x sums to "
+                f"{sums[row].item():g} ({int(is_bad.sum()):,} of {len(size):,} rows differ): a "
+                "multinomial distributes exactly its total.\nWrite y=x.sum(1)."
+            )

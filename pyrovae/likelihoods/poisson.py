@@ -1,0 +1,50 @@
+"""The Poisson likelihood of counts."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyrovae import densities
+from pyrovae.heads import as_event_shape, positive, split_features
+from pyrovae.likelihoods.sizes import scaled_by_size
+
+
+class Poisson(nn.Module):
+    """p(x|z) = Π_j μ_jˣ exp(−μ_j) / x_j!, for whole x_j ≥ 0; mean and variance are μ.
+
+    μ = size · (softplus(feature) + 1e-5), in counts; size is the datum's exposure, 1 unless
+    it comes as a covariate through `CountDecoder`.
+
+    Args:
+        event_shape: the shape of one datum.
+
+    Attributes:
+        num_features: the product of event_shape.
+
+    Raises:
+        ConfigError: a size is not a whole number ≥ 1, or the features have another width.
+
+    References:
+        Stable log-density: Fast and Accurate Computation of Binomial Probabilities, Loader, 2000,
+        https://www.r-project.org/doc/reports/CLoader-dbinom-2002.pdf
+
+    Example:
+        >>> import torch
+        >>> head = Poisson(3)
+        >>> head(torch.zeros(2, 3), torch.tensor([1.0, 10.0])).mean[:, 0]
+        tensor([0.6932, 6.9316])
+    """
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__()
+        self.event_shape = as_event_shape(event_shape)
+        self.num_features = self.event_shape.numel()
+
+    def forward(self, features: Tensor, size: Tensor | None = None) -> dist.Distribution:
+        (raw,) = split_features(features, self.event_shape)
+        event_dim = len(self.event_shape)
+        return densities.Poisson(scaled_by_size(positive(raw), size, event_dim)).to_event(event_dim)
+
+    def extra_repr(self) -> str:
+        return f"event_shape={tuple(self.event_shape)}"

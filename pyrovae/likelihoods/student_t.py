@@ -1,0 +1,82 @@
+"""The Student-t likelihood: real data with outliers."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae import densities
+from pyrovae.errors import ConfigError
+from pyrovae.heads import MIN_SCALE, as_event_shape, split_features
+from pyrovae.likelihoods.own_positive import held_positive, hold_positive, how_held
+
+
+class StudentT(nn.Module):
+    """p(x|z) = Π_j StudentT(x_j; ν_j, μ_j, s_j); the features are the centres μ.
+
+    log p = log Γ((ν+1)/2) − log Γ(ν/2) − ½ log(πν) − log s − (ν+1)/2 log(1 + t²/ν), with
+    t = (x − μ)/s. An outlier costs log t instead of t². Degrees of freedom ν > 1, so that
+    the mean exists, and scale s belong to the head; s² is not the variance, s² ν/(ν − 2).
+
+    Args:
+        event_shape: the shape of one datum.
+        df: ν: a number > 1, or a tensor of event_shape.
+        scale: s in the units of x: a number, or a tensor of event_shape.
+        learn_df: whether ν = 1 + softplus + 1e-5 is a parameter that starts at `df`.
+        learn_scale: whether s = softplus + 1e-5 is a parameter that starts at `scale`.
+
+    Attributes:
+        num_features: the product of event_shape.
+
+    Raises:
+        ConfigError: df is not above 1, or scale not positive, or one has another shape.
+
+    References:
+        Student-t Variational Autoencoder for Robust Density Estimation, Takahashi et al., 2018,
+        https://www.ijcai.org/proceedings/2018/374
+
+    Example:
+        >>> head = StudentT(3, df=5.0, learn_df=True)
+        >>> p_x = head(torch.zeros(7, 3))
+        >>> p_x.log_prob(torch.full((3,), 1e20)).isfinite().all()
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        df: float | Tensor = 4.0,
+        scale: float | Tensor = 1.0,
+        learn_df: bool = False,
+        learn_scale: bool = True,
+    ):
+        super().__init__()
+        self.event_shape = as_event_shape(event_shape)
+        self.num_features = self.event_shape.numel()
+        excess = torch.as_tensor(df, dtype=torch.get_default_dtype()) - 1
+        if not (excess > MIN_SCALE).all():
+            raise ConfigError(
+                f"StudentT: df holds {excess.min().item() + 1:.3g}, but it must be above 1: up to "
+                "there x has no mean, and a reconstruction is one.\nWrite for example df=4.0."
+            )
+        hold_positive(self, "df_above_one", excess, is_learned=learn_df)
+        hold_positive(self, "scale", scale, is_learned=learn_scale)
+
+    @property
+    def df(self) -> Tensor:
+        """ν, of shape () or event_shape."""
+        return 1 + held_positive(self, "df_above_one")
+
+    @property
+    def scale(self) -> Tensor:
+        """s, of shape () or event_shape, in the units of x."""
+        return held_positive(self, "scale")
+
+    def forward(self, features: Tensor) -> dist.Distribution:
+        (loc,) = split_features(features, self.event_shape)
+        return densities.StudentT(self.df, loc, self.scale).to_event(len(self.event_shape))
+
+    def extra_repr(self) -> str:
+        df = how_held(self, "df_above_one").replace("_above_one", "")
+        return f"event_shape={tuple(self.event_shape)}, {df}, {how_held(self, 'scale')}"

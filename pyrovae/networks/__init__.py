@@ -1,0 +1,81 @@
+"""Networks: the deterministic middle of an encoder or a decoder, and covariates.
+
+A network maps an event to a feature vector, (*S, B, *event) → (*S, B, F). It knows
+nothing of densities: `nn.Sequential(network, head)` is the part. Any torch module
+with that signature will do; the ones here save typing:
+
+    mlp, gated_mlp, residual_mlp    (in_features, out_features, *, hidden, …), both ways
+    conv_encoder, conv_decoder      the same signature, images in and images out
+
+`NETWORKS` names the pairs that make an autoencoder. `Given`, `Joined` and `OneHot` bring in
+covariates, `Folded` leading sample dimensions, `start_at_mean` the data's mean.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import NamedTuple
+
+from torch import nn
+
+from pyrovae.networks.conv import Bias, conv_decoder, conv_encoder
+from pyrovae.networks.covariates import Given, Joined, OneHot, given, side_by_side
+from pyrovae.networks.dense import (
+    Dense,
+    GatedDense,
+    Residual,
+    gated_mlp,
+    mlp,
+    residual_mlp,
+    stack,
+)
+from pyrovae.networks.folding import Folded
+from pyrovae.networks.start import features_of, start_at_mean
+
+__all__ = [
+    "NETWORKS",
+    "Bias",
+    "Dense",
+    "Folded",
+    "GatedDense",
+    "Given",
+    "Joined",
+    "Network",
+    "OneHot",
+    "Residual",
+    "conv_decoder",
+    "conv_encoder",
+    "features_of",
+    "gated_mlp",
+    "given",
+    "mlp",
+    "residual_mlp",
+    "side_by_side",
+    "stack",
+    "start_at_mean",
+]
+
+
+class Network(NamedTuple):
+    """The constructors of the two networks of an autoencoder.
+
+    Attributes:
+        encoder: called as encoder(event_shape, q.num_features, hidden=…).
+        decoder: called as decoder(latent_dim, features_of(p), hidden=…), widths reversed.
+
+    Example:
+        >>> NETWORKS["conv"].encoder is conv_encoder
+        True
+    """
+
+    encoder: Callable[..., nn.Module]
+    decoder: Callable[..., nn.Module]
+
+
+NETWORKS = MappingProxyType(
+    {
+        "mlp": Network(mlp, mlp),
+        "gated_mlp": Network(gated_mlp, gated_mlp),
+        "residual_mlp": Network(residual_mlp, residual_mlp),
+        "conv": Network(conv_encoder, conv_decoder),
+    }
+)

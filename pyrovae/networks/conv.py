@@ -1,0 +1,184 @@
+"""Residual convolutions for images of any height and width, (H, W) or (C, H, W).
+
+The encoder halves the sizes once for each of its hidden widths, H → ⌈H/2⌉; the decoder goes
+through the same sizes backwards. Both are built of one block, R a change of resolution:
+
+    h = a(P R x + K₂ a(K₁ R x)),    K 3×3 kernels, P a 1×1 kernel, a the nonlinearity
+
+In the encoder R is a stride of 2 in K₁ and P. In the decoder it repeats pixels, which,
+unlike a transposed convolution, reaches odd sizes and leaves no checkerboard (Odena,
+Dumoulin & Olah 2016, https://distill.pub/2016/deconv-checkerboard).
+
+Images are channels-first, as everywhere in torch; (H, W) is one channel without its dimension.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.errors import ConfigError
+from pyrovae.heads import as_event_shape
+from pyrovae.networks.folding import Folded
+
+
+def conv_encoder(
+    in_features: Sequence[int],
+    out_features: int | Sequence[int],
+    *,
+    hidden: Sequence[int] = (32, 64, 64),
+    activation: Callable[[], nn.Module] = nn.SiLU,
+) -> nn.Module:
+    """A strided residual convolution network, (*S, B, *in_features) → (*S, B, F).
+
+    Args:
+        in_features: the shape of an image: (H, W) or (C, H, W), any sizes.
+        out_features: F, or a shape with F numbers.
+        hidden: the channels of the blocks, from input to output; each halves the sizes.
+        activation: a constructor of the nonlinearity.
+
+    Raises:
+        ConfigError: in_features is no image, hidden is empty, or a size is no whole number ≥ 1.
+
+    References:
+        Deep Residual Learning for Image Recognition, He et al., 2016,
+        https://arxiv.org/abs/1512.03385
+
+    Example:
+        >>> network = conv_encoder((3, 28, 20), 10, hidden=(8, 16))
+        >>> network(torch.zeros(5, 7, 3, 28, 20)).shape
+        torch.Size([5, 7, 10])
+    """
+    event_shape = as_event_shape(in_features, name="in_features")
+    channels, *size = _as_image(event_shape, "in_features")
+    widths = [channels, *_as_widths(hidden)]
+    height, width = _sizes(size, len(hidden))[-1]
+    last = as_event_shape(out_features, name="out_features").numel()
+    network = nn.Sequential(
+        *([nn.Unflatten(1, (1, size[0]))] if len(event_shape) == 2 else []),
+        *(_Block(a, b, activation, stride=2) for a, b in itertools.pairwise(widths)),
+        nn.Flatten(),
+        nn.Linear(widths[-1] * height * width, last),
+    )
+    return Folded(network, event_dims=len(event_shape))
+
+
+def conv_decoder(
+    in_features: int | Sequence[int],
+    out_features: Sequence[int],
+    *,
+    hidden: Sequence[int] = (64, 64, 32),
+    activation: Callable[[], nn.Module] = nn.SiLU,
+) -> nn.Module:
+    """A growing residual convolution network, (*S, B, *in_features) → (*S, B, F), flat.
+
+    Its features are row-major over out_features, so a head that takes `count` parameters for
+    each pixel finds them in the order of `heads.split_features` when out_features is
+    (count, *event_shape): `features_of(head)` says it. The last layer adds one learned number
+    to each feature, which `start_at_mean` sets.
+
+    Args:
+        in_features: the size of z (or a shape, flattened).
+        out_features: (…, H, W); F is its product, and everything before H is a channel.
+        hidden: the channels of the blocks, from input to output; sizes double after each.
+        activation: a constructor of the nonlinearity.
+
+    Raises:
+        ConfigError: out_features is no image, hidden is empty, or a size is no whole number ≥ 1.
+
+    Example:
+        >>> from pyrovae.likelihoods import Bernoulli
+        >>> head = Bernoulli((3, 28, 20))
+        >>> decoder = nn.Sequential(conv_decoder(2, (1, 3, 28, 20), hidden=(16, 8)), head)
+        >>> decoder(torch.zeros(5, 7, 2)).batch_shape
+        torch.Size([5, 7])
+    """
+    inputs = as_event_shape(in_features, name="in_features")
+    channels, *size = _as_image(as_event_shape(out_features, name="out_features"), "out_features")
+    widths = _as_widths(hidden)
+    sizes = _sizes(size, len(widths))[::-1]
+    blocks = zip(itertools.pairwise(widths), sizes[1:], strict=False)
+    network = nn.Sequential(
+        *([nn.Flatten()] if len(inputs) > 1 else []),
+        nn.Linear(inputs.numel(), widths[0] * math.prod(sizes[0])),
+        nn.Unflatten(-1, (widths[0], *sizes[0])),
+        activation(),
+        *(_Block(a, b, activation, size=to) for (a, b), to in blocks),
+        nn.Upsample(size=tuple(size)),
+        # 5×5: after the repetition each pixel still sees 3×3 different neighbours
+        nn.Conv2d(widths[-1], channels, 5, padding=2, bias=False),
+        nn.Flatten(),
+        Bias(channels * math.prod(size)),
+    )
+    return Folded(network, event_dims=len(inputs))
+
+
+class Bias(nn.Module):
+    """features + bias, one learned number for each feature, from 0: (*S, B, F) → (*S, B, F).
+
+    Args:
+        num_features: F.
+
+    Example:
+        >>> Bias(3)(torch.ones(7, 3)).shape
+        torch.Size([7, 3])
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.bias
+
+    def extra_repr(self) -> str:
+        return f"num_features={len(self.bias)}"
+
+
+class _Block(nn.Module):
+    """h = a(P R x + K₂ a(K₁ R x)), R a stride or a repetition to `size`."""
+
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        activation: Callable[[], nn.Module],
+        stride: int = 1,
+        size: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        self.grow = nn.Identity() if size is None else nn.Upsample(size=size)
+        self.skip = nn.Conv2d(before, after, 1, stride=stride, bias=False)
+        self.branch = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1),
+            activation(),
+            nn.Conv2d(after, after, 3, padding=1),
+        )
+        self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grow(x)
+        return self.activation(self.skip(x) + self.branch(x))
+
+
+def _as_image(shape: torch.Size, name: str) -> tuple[int, int, int]:
+    """(channels, height, width) of (…, H, W)."""
+    if len(shape) < 2 or (name == "in_features" and len(shape) > 3):
+        raise ConfigError(
+            f"{name} = {tuple(shape)}, but a convolution needs an image: (H, W) or (C, H, W), "
+            "channels first.\nWithout neighbours there is nothing to convolve: use networks.mlp, "
+            "or reshape x."
+        )
+    return math.prod(shape[:-2]), shape[-2], shape[-1]
+
+
+def _as_widths(hidden: Sequence[int]) -> list[int]:
+    """The channels of each block, checked; at least one."""
+    return list(as_event_shape(tuple(hidden), name="hidden"))
+
+
+def _sizes(size: Sequence[int], halvings: int) -> list[tuple[int, int]]:
+    """The (height, width) before and after each halving, rounded up as a stride of 2 does."""
+    return [tuple(-(-n // 2**k) for n in size) for k in range(halvings + 1)]

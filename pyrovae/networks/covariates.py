@@ -1,0 +1,170 @@
+"""Parts that also see covariates: p(x|z, y), q(z|x, y), p(z|y).
+
+`Given(part)` says that a part takes y; `Joined` is the common way to use it, which puts the
+features of both inputs side by side:
+
+    forward(x, y) = part([of_x(x), of_y(y)])
+
+`OneHot` turns class labels into features. Leading dimensions broadcast: z (*S, B, D) meets
+y (B, …), and the enumerated labels (K, 1) of a semi-supervised program meet x (B, *event).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrovae.checks import whole_number
+from pyrovae.errors import ConfigError, DataError
+
+
+class Given(nn.Module):
+    """A part that also sees the covariates y: p(x|z, y), q(z|x, y) or p(z|y).
+
+    `VAE` calls a part that is wrapped with y as its last argument, `encoder(x, y)`,
+    `decoder(z, y)`, `prior(y)`; a part that is not wrapped never sees y.
+
+    Args:
+        part: a module whose forward takes y last and returns a Distribution.
+
+    Example:
+        >>> from torch.nn import Sequential
+        >>> from pyrovae import guides, networks
+        >>> q = guides.DiagonalNormal(2)
+        >>> prior = Given(Sequential(OneHot(10), networks.mlp(10, q.num_features), q))
+        >>> prior(torch.tensor([3, 7])).batch_shape
+        torch.Size([2])
+    """
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args: Tensor):
+        return self.part(*args)
+
+
+def given(y: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:
+    """The covariates as extra arguments for `part`: (y,) when it is `Given`, else ()."""
+    return (y,) if isinstance(part, Given) else ()
+
+
+class OneHot(nn.Module):
+    """Class labels as features: e_y, the y-th unit vector; (*S, B) → (*S, B, K).
+
+    Args:
+        num_classes: K; labels are the whole numbers 0 … K − 1.
+
+    Raises:
+        ConfigError: num_classes is not a whole number ≥ 1.
+        DataError: a label is no whole number, or outside 0 … K − 1.
+
+    Example:
+        >>> OneHot(3)(torch.tensor([2, 0]))
+        tensor([[0., 0., 1.],
+                [1., 0., 0.]])
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        eye = torch.eye(whole_number(num_classes, "num_classes", 1))
+        self.register_buffer("eye", eye, persistent=False)
+
+    def forward(self, y: Tensor) -> Tensor:
+        if y.is_floating_point():
+            raise DataError(
+                f"y has dtype {y.dtype}, but class labels are the whole numbers 0 … "
+                f"{len(self.eye) - 1}.\nWrite y.long() for labels; numbers need no OneHot."
+            )
+        try:
+            return functional.embedding(y.long(), self.eye)
+        except IndexError:
+            is_bad = ((y < 0) | (y >= len(self.eye))).flatten()
+            at = int(is_bad.byte().argmax())
+            raise DataError(
+                f"label {int(y.flatten()[at])} (position {at} of this batch), but there are "
+                f"{len(self.eye)} classes, numbered 0 … {len(self.eye) - 1}: nothing was learned "
+                "from this batch.\nCount classes from 0, or raise num_classes."
+            ) from None
+
+    def extra_repr(self) -> str:
+        return f"num_classes={len(self.eye)}"
+
+
+class Joined(nn.Module):
+    """A part of two inputs side by side: (x, y) ↦ part([of_x(x), of_y(y)]).
+
+    Args:
+        part: a module of the joined features (*S, B, F + E), such as Sequential(network, head).
+        of_x: the first input (x in an encoder, z in a decoder) → features (*S, B, F). For images
+            it flattens them, nn.Flatten(-2), or is a network, which then runs once for each x
+            even where y is enumerated. By default x itself, a vector a datum.
+        of_y: covariates → features (*S, B, E): `OneHot(K)` or an nn.Embedding for labels; by
+            default y itself, (B, E) floats.
+
+    Raises:
+        ConfigError: the features do not go side by side; the message shows their shapes.
+
+    References:
+        Learning Structured Output Representation using Deep Conditional Generative Models,
+        Sohn, Lee & Yan, 2015,
+        https://papers.nips.cc/paper/2015/hash/8d55a249e6baa5c06772297520da2051-Abstract.html
+
+    Example:
+        >>> from pyrovae import guides, networks
+        >>> q = guides.DiagonalNormal(2)
+        >>> encoder = Given(
+        ...     Joined(
+        ...         nn.Sequential(networks.mlp(8 * 8 + 10, q.num_features), q),
+        ...         of_x=nn.Flatten(-2),
+        ...         of_y=OneHot(10),
+        ...     )
+        ... )
+        >>> encoder(torch.zeros(7, 8, 8), torch.zeros(7, dtype=torch.long)).batch_shape
+        torch.Size([7])
+    """
+
+    def __init__(
+        self, part: nn.Module, *, of_x: nn.Module | None = None, of_y: nn.Module | None = None
+    ):
+        super().__init__()
+        self.of_x = nn.Identity() if of_x is None else of_x
+        self.of_y = nn.Identity() if of_y is None else of_y
+        self.part = part
+
+    def forward(self, x: Tensor, y: Tensor):
+        if y is None:
+            raise DataError(
+                "this part sees covariates, but y was not given.\nPass y beside x, one row a datum."
+            )
+        return self.part(side_by_side(self.of_x(x), self.of_y(y)))
+
+
+def side_by_side(left: Tensor, right: Tensor) -> Tensor:
+    """[left, right] along the last dimension, the others broadcast.
+
+    Args:
+        left: (*S, B, F).
+        right: (*T, B, E).
+
+    Returns:
+        (*broadcast(S, T), B, F + E).
+
+    Raises:
+        ConfigError: another dimension than the last differs, or a batch dimension is missing.
+
+    Example:
+        >>> side_by_side(torch.zeros(5, 1, 3), torch.zeros(7, 2)).shape
+        torch.Size([5, 7, 5])
+    """
+    try:
+        if min(left.dim(), right.dim()) < 2:
+            raise RuntimeError
+        batch = torch.broadcast_shapes(left.shape[:-1], right.shape[:-1])
+    except RuntimeError:
+        raise ConfigError(
+            f"features of shape {tuple(left.shape)} and {tuple(right.shape)} do not go side by "
+            "side: both need a batch dimension and one of features.\nFlatten images with "
+            "of_x=nn.Flatten(-2); give labels of_y=OneHot(K), one number a datum as y[:, None]."
+        ) from None
+    dtype = left.dtype  # numeric covariates may be whole numbers
+    return torch.cat([left.expand(*batch, -1), right.to(dtype).expand(*batch, -1)], -1)

@@ -1,0 +1,48 @@
+"""Folding of leading sample dimensions, so that any torch layer works on (*S, B, *event).
+
+Vectorised particles and enumeration put dimensions in front of the batch; convolutions take
+exactly one. `Folded` makes one of them and gives them back.
+"""
+
+from torch import Tensor, nn
+
+from pyrovae.checks import whole_number
+from pyrovae.errors import ConfigError
+
+
+class Folded(nn.Module):
+    """A module that expects (B, *event), made to take (*S, B, *event).
+
+    y = unfold(module(fold(x))), with fold: (*S, B, *event) → (∏S · B, *event).
+
+    Args:
+        module: maps (B, *event) to (B, *out), each row for itself.
+        event_dims: how many dimensions an event has; 3 for (C, H, W).
+
+    Raises:
+        ConfigError: event_dims is not a whole number ≥ 1, or x has fewer dimensions.
+
+    Example:
+        >>> import torch
+        >>> layer = Folded(nn.Conv2d(1, 4, 3), event_dims=3)
+        >>> layer(torch.zeros(5, 7, 1, 8, 8)).shape
+        torch.Size([5, 7, 4, 6, 6])
+    """
+
+    def __init__(self, module: nn.Module, *, event_dims: int):
+        super().__init__()
+        self.module = module
+        self.event_dims = whole_number(event_dims, "event_dims", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < self.event_dims:
+            raise ConfigError(
+                f"this network takes events of {self.event_dims} dimensions, but its input has "
+                f"shape {tuple(x.shape)}.\nGive it (*S, B, *event)."
+            )
+        batch, event = x.shape[: -self.event_dims], x.shape[-self.event_dims :]
+        out = self.module(x.reshape(batch.numel(), *event))
+        return out.reshape(*batch, *out.shape[1:])
+
+    def extra_repr(self) -> str:
+        return f"event_dims={self.event_dims}"

@@ -1,0 +1,137 @@
+"""Draws of p(z|x) by Hamiltonian Monte Carlo, each datum with chains and a step size of its own.
+
+Chains start from the guide. Scales and step sizes are adapted in warm-up: first with the
+guide's standard deviations as scales, then with those of the chains themselves; after it
+they are frozen and the kernel leaves p(z|x) exactly as it is. Moves happen in coordinates u
+on the real line, z = T(u) (`evidence.joint.Unconstrained`).
+"""
+
+import math
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrovae.admission import admit
+from pyrovae.batches import Batch
+from pyrovae.checks import seed_number, whole_number
+from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
+from pyrovae.evidence.joint import Unconstrained, flat, joint_of
+from pyrovae.evidence.memory import MEMORY_BUDGET, row_batches
+from pyrovae.hamiltonian import Kernel, Point, adapted, point_at, transition
+from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.posterior.convergence import bulk_ess, split_r_hat
+from pyrovae.posterior.record import Posterior
+
+GAIN_POWER = 0.6  # of the stochastic approximation: the gain falls as t^-0.6
+
+
+def hmc(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    num_samples: int = 500,
+    num_warmup: int = 300,
+    num_chains: int = 4,
+    num_leapfrog: int = 5,
+    seed: int | None = 0,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Posterior:
+    """Draws of p(z|x) by batched Hamiltonian Monte Carlo, started from the guide.
+
+    Look at `r_hat` (above 1.01: not mixed) and `ess` before using them. A mode that no chain
+    was started in is not found.
+
+    Args:
+        program: any program whose latents are local and map from the real line.
+        x: (N, *event).
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        num_samples: S, draws kept per chain.
+        num_warmup: transitions before that, thrown away.
+        num_chains: C per datum.
+        num_leapfrog: L, leapfrog steps of each transition.
+        seed: of the chains; None takes a fresh one.
+        memory_budget: bytes for moving the chains of one piece of the data; the draws that are
+            kept come on top.
+
+    Returns:
+        Posterior, draws (C, S, N, D), with r_hat and ess.
+
+    Raises:
+        DataError: x does not fit the program.
+        ConfigError: a latent is discrete, global or has no map from the real line; a setting
+            is no such number.
+        MemoryError: the chains of one datum do not fit memory_budget.
+
+    References:
+        MCMC using Hamiltonian dynamics, Neal, 2011, https://arxiv.org/abs/1206.1901
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> found = hmc(vae, torch.ones(3, 2), num_samples=200, num_warmup=100)
+        >>> found.draws.shape, bool((found.r_hat < 1.05).all())
+        (torch.Size([4, 200, 3, 1]), True)
+    """
+    settings = {"num_samples": num_samples, "num_chains": num_chains, "num_leapfrog": num_leapfrog}
+    num_samples, num_chains, num_leapfrog = (whole_number(v, k, 1) for k, v in settings.items())
+    num_warmup = whole_number(num_warmup, "num_warmup", 0)
+    batch = Batch(*admit(program, x, y, mask))
+    with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
+        rows = rows_at_a_time(program, batch, num_chains, memory_budget)
+        parts = []
+        for piece in row_batches(batch, rows):
+            density = Unconstrained(joint_of(program, piece), method="posterior.hmc")
+            point, kernel = warmed_up(density, num_chains, num_warmup, num_leapfrog)
+            parts.append(_chains(density, point, kernel, num_samples))
+    draws = torch.cat(parts, 2)
+    ess, r_hat = bulk_ess(draws).amin(-1), split_r_hat(draws).amax(-1)
+    return Posterior(draws, ess, r_hat, torch.full_like(ess, math.nan))
+
+
+def warmed_up(
+    density: Unconstrained, num_chains: int, num_warmup: int, num_leapfrog: int
+) -> tuple[Point, Kernel]:
+    """Chains near the posterior, and a kernel to freeze: scales and step size per datum."""
+    u = density.draw_guide(num_chains)
+    scale = spread(density.draw_guide(SCALE_DRAWS))
+    step = torch.full_like(u[0, :, 0], 0.5 * math.pi / num_leapfrog)
+    point = point_at(density.terms, u)
+    kernel = Kernel(1.0, step, scale, num_leapfrog)
+    half = num_warmup // 2
+    point, kernel, visited = _adapting(density, point, kernel, half)
+    if len(visited) >= SCALE_DRAWS:
+        seen = torch.stack(visited[len(visited) // 2 :]).flatten(0, 1)
+        kernel = kernel._replace(scale=spread(seen), step_size=step)
+    point, kernel, _ = _adapting(density, point, kernel, num_warmup - half)
+    return point, kernel
+
+
+def _adapting(
+    density: Unconstrained, point: Point, kernel: Kernel, num: int
+) -> tuple[Point, Kernel, list[Tensor]]:
+    """So many transitions with a step size that learns; at the end the mean of log ε is taken."""
+    visited, log_steps = [], []
+    for t in range(num):
+        point, acceptance = transition(density.terms, point, kernel)
+        gain = (t + 1) ** -GAIN_POWER
+        step = adapted(kernel.step_size, acceptance, kernel.num_leapfrog, gain)
+        kernel = kernel._replace(step_size=step)
+        visited.append(point.position)
+        log_steps.append(step.log())
+    if num:
+        kernel = kernel._replace(step_size=torch.stack(log_steps[num // 2 :]).mean(0).exp())
+    return point, kernel, visited
+
+
+def _chains(density: Unconstrained, point: Point, kernel: Kernel, num_samples: int) -> Tensor:
+    """(C, S, n, D)."""
+    draws = []
+    for _ in range(num_samples):
+        point, _ = transition(density.terms, point, kernel)
+        draws.append(flat(density.latents(point.position)))
+    return torch.stack(draws, 1)

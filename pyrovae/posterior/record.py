@@ -1,0 +1,34 @@
+"""The record of draws from p(z|x), one shape whatever made them."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Posterior(NamedTuple):
+    """Draws of p(z|x) for each datum, C chains of S draws; C = 1 but for `hmc`.
+
+    Attributes:
+        draws: (C, S, N, D), in the units of the latent space; a program's latents side by side.
+        ess: (N,), effective sample size: S for `grid`, that of the importance weights for
+            `sir`, the least over latent dimensions for `hmc`.
+        r_hat: (N,), the largest R̂ over latent dimensions, for `hmc`; NaN otherwise. Above 1.01
+            the chains have not mixed.
+        pareto_k: (N,), the shape k̂ of the importance weights, for `sir`; NaN otherwise.
+    """
+
+    draws: Tensor
+    ess: Tensor
+    r_hat: Tensor
+    pareto_k: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """E[z|x] over all chains, (N, D)."""
+        return self.draws.flatten(0, 1).mean(0)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Cov[z|x] over all chains, (N, D, D)."""
+        centred = self.draws.flatten(0, 1) - self.mean
+        return (centred[..., None] * centred[..., None, :]).sum(0) / (len(centred) - 1)

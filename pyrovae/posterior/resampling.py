@@ -1,0 +1,100 @@
+"""Draws of p(z|x) by sampling-importance-resampling from the guide.
+
+    z_k ~ q(z|x), k = 1 … K;   keep S of them, drawn with probability w_k / Σ w
+
+with w = p(x, z) / q(z|x). As good as the guide: where pareto_k exceeds
+`pareto_k_threshold(K)`, a few proposals carry all the weight and the draws repeat them.
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrovae.admission import admit
+from pyrovae.batches import Batch
+from pyrovae.checks import seed_number, whole_number
+from pyrovae.evidence.importance import weighted_chunks
+from pyrovae.evidence.joint import ProgramJoint, VAEJoint, flat, joint_of
+from pyrovae.evidence.memory import (
+    MEMORY_BUDGET,
+    bytes_per_draw,
+    chunk_of,
+    first_row,
+    row_batches,
+)
+from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.pareto import pareto_k
+from pyrovae.posterior.record import Posterior
+
+
+def sir(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    num_samples: int = 1000,
+    num_proposals: int = 10_000,
+    seed: int | None = 0,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Posterior:
+    """Draws of p(z|x) by resampling draws of the guide with their importance weights.
+
+    Draws are with replacement; their distribution tends to p(z|x) as K grows, at the rate that
+    `ess` says.
+
+    Args:
+        program: any program without global latents.
+        x: (N, *event).
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        num_samples: S, draws kept per datum.
+        num_proposals: K, draws of the guide per datum; take K ≥ 10 S.
+        seed: of the draws; None takes a fresh one.
+        memory_budget: bytes for one chunk of proposals; the latents of all K stay in memory.
+
+    Returns:
+        Posterior, draws (1, S, N, D), with ess and pareto_k of the K weights.
+
+    Raises:
+        DataError: x does not fit the program.
+        ConfigError: the program has global latents, or a setting is no such number.
+        MemoryError: one draw of one datum does not fit memory_budget.
+
+    References:
+        Using the SIR Algorithm to Simulate Posterior Distributions, Rubin, 1988, in Bayesian
+        Statistics 3, https://doi.org/10.1093/oso/9780198522201.003.0026
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> found = sir(vae, torch.ones(3, 2), num_samples=100, num_proposals=1000)
+        >>> found.draws.shape, bool((found.ess > 100).all())
+        (torch.Size([1, 100, 3, 1]), True)
+    """
+    num_samples = whole_number(num_samples, "num_samples", 1)
+    num_proposals = whole_number(num_proposals, "num_proposals", 1)
+    batch = Batch(*admit(program, x, y, mask))
+    with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
+        cost = bytes_per_draw(joint_of(program, first_row(batch)).weighted_draws)
+        chunk = chunk_of(num_proposals, len(batch.x), cost, memory_budget, what="proposals")
+        parts = [
+            _resampled(joint_of(program, rows), num_samples, num_proposals, chunk.draws)
+            for rows in row_batches(batch, chunk.rows)
+        ]
+    draws, ess, k = (torch.cat(p, -2 if i == 0 else 0) for i, p in enumerate(zip(*parts, strict=True)))
+    return Posterior(draws[None], ess, torch.full_like(ess, torch.nan), k)
+
+
+def _resampled(
+    joint: VAEJoint | ProgramJoint, num_samples: int, num_proposals: int, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(S, n, D) draws, and ESS and k̂ of the weights, (n,)."""
+    drawn = [(flat(z), log_w) for z, log_w in weighted_chunks(joint, num_proposals, chunk)]
+    z, log_w = (torch.cat(arrays) for arrays in zip(*drawn, strict=True))  # (K, n, D), (K, n)
+    weight = log_w.double().softmax(0)
+    index = weight.T.multinomial(num_samples, replacement=True).T  # (S, n)
+    kept = z.gather(0, index[..., None].expand(-1, -1, z.shape[-1]))
+    return kept, 1 / (weight**2).sum(0), pareto_k(log_w)

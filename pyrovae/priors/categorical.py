@@ -1,0 +1,60 @@
+"""The prior of one-hot categorical latents."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyrovae.discrete import OneHotVector, block_shape, categorical_logits
+
+
+class Categorical(nn.Module):
+    """p(z) = Π_b π_b[k_b], where z is the one-hot codes of the categories k_1 … k_L in a row.
+
+    z has L·K = D numbers, 0 or 1: L latents of K categories; a single one by default.
+    With `guides.Categorical`, `objectives.EnumELBO` sums the K^L joint values out exactly
+    (up to 4,096); `objectives.TraceELBO` draws z and takes the score-function gradient.
+
+    Args:
+        latent_dim: D, the width of z: a multiple of num_categories.
+        num_categories: K ≥ 2; None means K = D, one latent.
+        probs: π, (K,) or (L, K), inside (0, 1) and of sum 1; None is uniform.
+        learn_probs: whether the logits of π are parameters that start there.
+
+    Raises:
+        ConfigError: the sizes do not fit together, or probs are no such numbers.
+
+    References:
+        Categorical Reparameterization with Gumbel-Softmax, Jang, Gu & Poole, 2017,
+        https://arxiv.org/abs/1611.01144 (for latents of this form)
+
+    Example:
+        >>> prior = Categorical(6, 3)  # two latents of three categories
+        >>> prior().enumerate_support().shape
+        torch.Size([9, 6])
+        >>> prior().log_prob(prior().sample()).exp()
+        tensor(0.1111)
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_categories: int | None = None,
+        *,
+        probs: Tensor | Sequence | None = None,
+        learn_probs: bool = False,
+    ):
+        super().__init__()
+        logits = categorical_logits(probs, block_shape(latent_dim, num_categories))
+        if learn_probs:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
+    def forward(self) -> dist.Distribution:
+        return OneHotVector(self.logits)
+
+    def extra_repr(self) -> str:
+        how = "learned" if self.logits.requires_grad else "fixed"
+        size, k = self.logits.numel(), self.logits.shape[-1]
+        return f"latent_dim={size}, num_categories={k}, probs: {how}"

@@ -1,0 +1,71 @@
+"""A learned mixture of Gaussians as the prior."""
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+from torch.distributions import constraints
+
+from pyrovae.checks import whole_number
+from pyrovae.heads import as_latent_shape, inverse_positive, positive
+
+
+class Mixture(dist.MixtureSameFamily):
+    """A mixture that says that its support is ℝ^D where that of its components is.
+
+    torch's own wraps the support in a constraint without a bijection, and NUTS needs one.
+
+    Example:
+        >>> components = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
+        >>> Mixture(dist.Categorical(logits=torch.zeros(3)), components).support
+        IndependentConstraint(Real(), 1)
+    """
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        support = self._component_distribution.support
+        coordinate = getattr(support, "base_constraint", support)
+        is_real = coordinate is constraints.real or support is constraints.real_vector
+        return support if is_real else super().support
+
+
+class GaussianMixture(nn.Module):
+    """p(z) = Σ_k π_k N(z; μ_k, diag σ_k²), with learned weights, means and scales.
+
+    π = softmax(logits), σ = softplus(s) + 1e-5. It starts with π_k = 1 / K, μ_k ~ N(0, I / 2)
+    and σ_k² = 1 / 2: components that differ, with the variance of N(0, I) between them.
+
+    Args:
+        latent_dim: D.
+        num_components: K.
+
+    Raises:
+        ConfigError: latent_dim or num_components is not a whole number ≥ 1.
+
+    References:
+        Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders,
+        Dilokthanakul et al., 2016, https://arxiv.org/abs/1611.02648
+        VAE with a VampPrior, Tomczak & Welling, 2018 ("MoG"), https://arxiv.org/abs/1705.07120
+
+    Example:
+        >>> prior = GaussianMixture(2, num_components=3)
+        >>> prior
+        GaussianMixture(latent_dim=2, num_components=3)
+        >>> prior().log_prob(torch.zeros(7, 2)).shape
+        torch.Size([7])
+    """
+
+    def __init__(self, latent_dim: int, *, num_components: int = 10):
+        super().__init__()
+        (latent_dim,) = as_latent_shape(latent_dim)
+        shape = (whole_number(num_components, "num_components", 1), latent_dim)
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(torch.randn(shape) * 0.5**0.5)
+        self.raw_scale = nn.Parameter(inverse_positive(torch.full(shape, 0.5**0.5)))
+
+    def forward(self) -> dist.Distribution:
+        components = dist.Normal(self.loc, positive(self.raw_scale)).to_event(1)
+        return Mixture(dist.Categorical(logits=self.logits), components)
+
+    def extra_repr(self) -> str:
+        num_components, latent_dim = self.loc.shape
+        return f"latent_dim={latent_dim}, num_components={num_components}"

@@ -1,0 +1,44 @@
+"""The uniform prior on the unit sphere."""
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from pyrovae import sphere
+
+
+class HypersphericalUniform(nn.Module):
+    """p(z) = 1 / A on the unit sphere S^(D−1) in R^D: no direction is preferred.
+
+    log p(z) = −log A = log Γ(D/2) − log 2 − (D/2) log π, for |z| = 1
+
+    Its guide is `guides.PowerSpherical`; their KL is analytic. A density on R^D, such as
+    a normal guide, has no KL to it.
+
+    Args:
+        latent_dim: D ≥ 2, the number of coordinates; the sphere itself has D − 1 dimensions.
+
+    Raises:
+        ConfigError: latent_dim is not a whole number ≥ 2.
+
+    References:
+        Hyperspherical Variational Auto-Encoders, Davidson et al., 2018,
+        https://arxiv.org/abs/1804.00891
+
+    Example:
+        >>> prior = HypersphericalUniform(2)
+        >>> prior().log_prob(torch.tensor([0.0, 1.0]))  # −log 2π
+        tensor(-1.8379)
+    """
+
+    def __init__(self, latent_dim: int):
+        super().__init__()
+        # carries dtype and device through .to(); the sphere's centre
+        self.register_buffer("centre", torch.zeros(sphere.sphere_dim(latent_dim)))
+
+    def forward(self) -> dist.Distribution:
+        kind = {"dtype": self.centre.dtype, "device": self.centre.device}
+        return sphere.HypersphericalUniform(len(self.centre), **kind)
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={len(self.centre)}"

@@ -1,0 +1,134 @@
+"""The variational mixture of posteriors."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae.checks import as_tensor, check_finite
+from pyrovae.errors import ConfigError
+from pyrovae.networks import Given
+from pyrovae.priors.gaussian_mixture import Mixture
+
+
+class VampPrior(nn.Module):
+    """p(z) = Σ_k π_k q(z|u_k): a mixture of the encoder's own posteriors at pseudo-inputs u_k.
+
+    The u_k are learned, and start at data. The encoder is the VAE's own module, not a
+    copy: VAE(VampPrior(encoder, x[:500]), encoder, decoder) has its parameters once.
+
+    Each u_k stays within [low, high], as the data do: values beyond are clipped, as by the
+    hardtanh of the paper, but the gradient that leads back inside is kept, so a pixel
+    that has reached the edge can leave it again.
+
+    Args:
+        encoder: module, `encoder(x)` → q(z|x); the very one that the VAE gets.
+        pseudo_inputs: (K, *event), what u starts from: different rows of the training data,
+            in random order where the data are sorted.
+        bounds: (low, high) of the data, the same for every number in it; by default the
+            smallest and largest number in `pseudo_inputs`.
+        learn_weights: learn π = softmax(logits), which starts uniform; otherwise π_k = 1 / K.
+
+    Raises:
+        ConfigError: there is no pseudo-input, they have no range or leave the one given,
+            or the encoder does not give one density for each.
+        DataError: the pseudo-inputs are no finite real numbers.
+
+    References:
+        VAE with a VampPrior, Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120
+
+    Example:
+        >>> from pyrovae import guides, networks
+        >>> q = guides.DiagonalNormal(2)
+        >>> encoder = nn.Sequential(networks.mlp(3, q.num_features), q)
+        >>> prior = VampPrior(encoder, torch.eye(3))
+        >>> prior().batch_shape, prior().event_shape
+        (torch.Size([]), torch.Size([2]))
+        >>> prior.encoder is encoder
+        True
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        pseudo_inputs: Any,
+        *,
+        bounds: tuple[float, float] | None = None,
+        learn_weights: bool = False,
+    ):
+        super().__init__()
+        if isinstance(encoder, Given):
+            raise ConfigError(
+                "VampPrior: the encoder is Given covariates y, but pseudo-inputs have none.\n"
+                "Write a prior p(z|y) of your own and wrap it in Given, or leave y to the decoder."
+            )
+        self.encoder = encoder
+        start = as_tensor(pseudo_inputs, "pseudo_inputs")
+        check_finite(start, name="pseudo_inputs")
+        start = start.to(next(encoder.parameters(), torch.empty(0)))
+        low, high = _range(start, bounds)
+        self.raw_inputs = nn.Parameter(start.clone())
+        self.register_buffer("low", start.new_tensor(low))
+        self.register_buffer("high", start.new_tensor(high))
+        logits = start.new_zeros(len(start))
+        if learn_weights:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """(K, *event), the u_k, in the units of x."""
+        return _Clip.apply(self.raw_inputs, self.low, self.high)
+
+    def forward(self) -> dist.Distribution:
+        q_z = self.encoder(self.pseudo_inputs)
+        if q_z.batch_shape != self.logits.shape:
+            raise ConfigError(
+                f"VampPrior: the encoder gave batch_shape {tuple(q_z.batch_shape)} for "
+                f"{len(self.logits)} pseudo-inputs, but it must give one density for each.\n"
+                "Give pseudo_inputs the shape (K, *event), with event the shape of one datum."
+            )
+        return Mixture(dist.Categorical(logits=self.logits), q_z)
+
+    def extra_repr(self) -> str:
+        shape = tuple(self.raw_inputs.shape)
+        return f"pseudo_inputs={shape}, bounds=({self.low:g}, {self.high:g})"
+
+
+class _Clip(torch.autograd.Function):
+    """clamp(u, low, high), whose gradient is kept where a descent step leads back inside."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(u, low), high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        u, low, high = ctx.saved_tensors
+        leads_out = ((u >= high) & (gradient < 0)) | ((u <= low) & (gradient > 0))
+        return gradient.masked_fill(leads_out, 0.0), None, None
+
+
+def _range(start: Tensor, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    if start.dim() < 2 or not len(start):
+        raise ConfigError(
+            f"VampPrior: pseudo_inputs has shape {tuple(start.shape)}, but it must be (K, *event) "
+            "with K ≥ 1.\nStart from K rows of the data: pseudo_inputs=x[:500]."
+        )
+    least, largest = start.min().item(), start.max().item()
+    low, high = (least, largest) if bounds is None else bounds
+    if not low < high or least < low or largest > high:
+        raise ConfigError(
+            f"VampPrior: pseudo_inputs lie in [{least:g}, {largest:g}], and their bounds are "
+            f"({low:g}, {high:g}): they must lie inside, and have room to move.\n"
+            "Pass the range of the data, for example bounds=(0.0, 1.0) for pixels."
+        )
+    return low, high

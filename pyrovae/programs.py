@@ -1,0 +1,338 @@
+"""Programs beyond the VAE: a second latent, local and discrete, or global.
+
+    SemiSupervisedVAE   y_i ~ p(y),  z_i ~ p(z),    x_i ~ p(x|z_i, y_i);   some y_i are known
+    HierarchicalVAE     w ~ p(w),    z_i ~ p(z|w),  x_i ~ p(x|z_i, w)
+
+Each is a module with `.model` and `.guide` over the plate "data", made of the same parts
+as a `VAE`, and `fit`, `elbo_terms` and what follows them take it like one. Symbols as in
+`pyrovae.vae`; K is the number of classes.
+
+Another structure is another program: these two are short enough to copy.
+"""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae.admission import admit
+from pyrovae.checks import check_event_shape, real_number
+from pyrovae.errors import ConfigError, DataError
+from pyrovae.handlers import evaluation
+from pyrovae.heads import as_event_shape, split_features
+from pyrovae.networks import given
+from pyrovae.vae import fill, observed_only, register
+
+__all__ = ["GivenGlobal", "HierarchicalVAE", "Labels", "SemiSupervisedVAE"]
+
+# exp of it is 0 in every float type, and it is finite, so that 0 · log 0 is 0 and not NaN
+LOG_ZERO = -1e4
+
+
+class Labels(nn.Module):
+    """q(y|x) = Categorical(y; softmax(l)) over classes 0 … K − 1; the features are the logits l.
+
+    Args:
+        num_classes: K.
+
+    Attributes:
+        num_features: K.
+
+    Raises:
+        ConfigError: num_classes is not a whole number ≥ 1, or the features have another width.
+
+    Example:
+        >>> head = Labels(10)
+        >>> head(torch.zeros(7, head.num_features)).batch_shape
+        torch.Size([7])
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_features = as_event_shape(num_classes, name="num_classes").numel()
+
+    def forward(self, features: Tensor) -> dist.Distribution:
+        (logits,) = split_features(features, torch.Size([self.num_features]))
+        return dist.Categorical(logits=logits)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_features}"
+
+
+class SemiSupervisedVAE(nn.Module):
+    """The model M2 of Kingma et al. 2014: labels y are latent where they are not known.
+
+    For a datum with and without its label, in nats,
+
+        ELBO(x, y) = E_{q(z|x,y)}[log p(x|z, y) + log p(y) + log p(z) − log q(z|x, y)]
+        ELBO(x)    = Σ_y q(y|x) (ELBO(x, y) − log q(y|x))
+
+    and training maximises  Σ_i ELBO_i + α Σ_{i known} log q(y_i|x_i).
+
+    Labels are whole numbers 0 … K − 1, and any negative number where they are not known:
+    y_mask = (y ≥ 0). In the guide, a known label is a q(y|x) that is certain of it. The α term
+    is the factor "classification" of the guide: objectives see it, `elbo_terms` does not.
+
+    `pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)` sums y out exactly, so pass it to `fit`.
+    Other objectives draw y, and their gradients are noisy.
+
+    Args:
+        prior: `prior()` → p(z), as for `VAE`.
+        encoder: `encoder(x, y)` → q(z|x, y), wrapped in `networks.Given` to see y.
+        decoder: `decoder(z, y)` → p(x|z, y), likewise; y may be (K, 1) where it is enumerated,
+            which `networks.Joined` and `networks.OneHot` take.
+        classifier: `classifier(x)` → q(y|x), a Categorical with batch_shape (B,):
+            Sequential(network, Labels(K)).
+        label_prior: `label_prior()` → p(y), a Categorical with batch_shape ().
+        alpha: α ≥ 0, nats for each nat of a known label's log q(y|x). The paper takes
+            0.1 · (number of data) / (number of known labels).
+
+    Raises:
+        ConfigError: alpha is negative or not finite; classifier and label prior differ in K.
+        DataError: y holds no labels.
+
+    References:
+        Semi-supervised Learning with Deep Generative Models, Kingma et al., 2014,
+        https://arxiv.org/abs/1406.5298
+
+    Example:
+        >>> import pyrovae as pv
+        >>> from pyro.infer import TraceEnum_ELBO
+        >>> from pyrovae.networks import Given, Joined, OneHot, mlp
+        >>> q, p, c = pv.guides.DiagonalNormal(2), pv.likelihoods.Bernoulli(6), Labels(3)
+        >>> program = SemiSupervisedVAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     Given(Joined(nn.Sequential(mlp(6 + 3, q.num_features), q), of_y=OneHot(3))),
+        ...     Given(Joined(nn.Sequential(mlp(2 + 3, p.num_features), p), of_y=OneHot(3))),
+        ...     nn.Sequential(mlp(6, c.num_features), c),
+        ...     pv.priors.Fixed(dist.Categorical, probs=torch.full((3,), 1 / 3)),
+        ...     alpha=1.0,
+        ... )
+        >>> x, y = torch.ones(4, 6), torch.tensor([2, -1, -1, 0])
+        >>> history = pv.fit(
+        ...     program, x, y, objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=1
+        ... )
+        >>> program.classify(x).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        classifier: nn.Module,
+        label_prior: nn.Module,
+        *,
+        alpha: float,
+    ):
+        super().__init__()
+        self.prior, self.encoder, self.decoder = prior, encoder, decoder
+        self.classifier, self.label_prior = classifier, label_prior
+        self.alpha = real_number(alpha, "alpha", least=0.0)
+
+    def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """p(x, y, z): plate "data", sites "y", "z", "x", and "label", which holds y to a known one.
+
+        Args:
+            x: (B, *event), the observed data.
+            y: (B,), labels, negative where unknown; None where all are.
+            mask: of x's shape, true where x is observed.
+        """
+        register(self)
+        label = self.labels(x, y)
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", self.label_prior())
+            pyro.factor("label", LOG_ZERO * ((label >= 0) & (y != label)))
+            z = pyro.sample("z", self.prior(*given(y, self.prior)))
+            p_x = self.decoder(z, *given(y, self.decoder))
+            check_event_shape(x, p_x.event_shape)
+            pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
+
+    def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """q(y|x) q(z|x, y): plate "data", sites "y" (enumerated if asked to) and "z"."""
+        register(self)
+        label, x = self.labels(x, y), fill(x, mask)
+        with pyro.plate("data", len(x), dim=-1):
+            q_y = self._over_labels(self.classifier(x))
+            known = (label >= 0) * q_y.log_prob(label.clamp(min=0))
+            pyro.factor("classification", -self.alpha * known, has_rsample=True)
+            y = pyro.sample("y", certain(q_y, label), infer={"enumerate": "parallel"})
+            pyro.sample("z", self.encoder(x, *given(y, self.encoder)))
+
+    def _over_labels(self, q_y: dist.Distribution) -> dist.Distribution:
+        classes = self.label_prior().enumerate_support().numel()
+        if isinstance(q_y, dist.Categorical) and q_y.logits.shape[-1] == classes:
+            return q_y
+        has = f" over {q_y.logits.shape[-1]} classes" if isinstance(q_y, dist.Categorical) else ""
+        raise ConfigError(
+            f"the classifier gave a {type(q_y).__name__}{has}, but q(y|x) is a Categorical over "
+            f"the {classes} classes of label_prior: they are summed out one by one.\n"
+            f"End the classifier in programs.Labels({classes})."
+        )
+
+    def classify(self, x: Any, mask: Any = None) -> Tensor:
+        """q(y|x), the probability of each class: (N, K), rows sum to 1; eval mode, no gradients.
+
+        Args:
+            x: (N, *event).
+            mask: of x's shape, true where x is observed.
+
+        Raises:
+            DataError: x does not fit the decoder.
+        """
+        x, _, mask = admit(self, x, None, mask)
+        with evaluation(self):
+            return self.classifier(fill(x, mask)).probs
+
+    def labels(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """(B,) whole numbers: y checked, or −1 everywhere for None.
+
+        Raises:
+            DataError: y is not one whole number < K for each datum.
+        """
+        if y is None:
+            return torch.full((len(x),), -1, device=x.device)
+        num_classes = self.label_prior().enumerate_support().numel()
+        if y.is_floating_point() or y.shape != (len(x),):
+            raise DataError(
+                f"y has dtype {y.dtype} and shape {tuple(y.shape)}, but labels are one whole number"
+                f" for each of {len(x)} data: 0 … {num_classes - 1}, or -1 where unknown.\n"
+                "Write y.long(), and y.argmax(-1) for one-hot rows."
+            )
+        if (y >= num_classes).any():
+            row = int((y >= num_classes).byte().argmax())
+            raise DataError(
+                f"y[{row}] = {int(y[row])}, but there are {num_classes} classes, numbered 0 … "
+                f"{num_classes - 1}, and -1 where the label is unknown.\n"
+                "Count classes from 0, or give label_prior and classifier more of them."
+            )
+        return y
+
+
+def certain(q_y: dist.Distribution, label: Tensor) -> dist.Distribution:
+    """q(y|x), but all probability on the label where it is known (label ≥ 0).
+
+    Args:
+        q_y: Categorical, batch_shape (B,).
+        label: (B,), whole numbers, negative where unknown.
+
+    Example:
+        >>> certain(dist.Categorical(logits=torch.zeros(2, 2)), torch.tensor([1, -1])).probs
+        tensor([[0.0000, 1.0000],
+                [0.5000, 0.5000]])
+    """
+    classes = torch.arange(q_y.logits.shape[-1], device=label.device)
+    at_label = LOG_ZERO * (classes != label[:, None]).to(q_y.logits)
+    return dist.Categorical(logits=torch.where(label[:, None] >= 0, at_label, q_y.logits))
+
+
+class GivenGlobal(nn.Module):
+    """A part that also sees the global latents w of a `HierarchicalVAE`, last.
+
+    prior(w), encoder(x, w), decoder(z, w), and after covariates: GivenGlobal(Given(part)) is
+    called part(…, y, w). Under vectorised particles w is (S, 1, *event): it broadcasts
+    against z (S, B, D) from the right.
+
+    Args:
+        part: a module whose forward takes w last and returns a Distribution.
+
+    Example:
+        >>> class ARD(nn.Module):
+        ...     def __init__(self, part):
+        ...         super().__init__()
+        ...         self.part = part
+        ...     def forward(self, z, w):
+        ...         return self.part(z * w.exp())
+        >>> import pyrovae as pv
+        >>> p = pv.likelihoods.Normal(6)
+        >>> decoder = GivenGlobal(ARD(nn.Sequential(pv.networks.mlp(2, p.num_features), p)))
+        >>> decoder(torch.zeros(7, 2), torch.zeros(2)).batch_shape
+        torch.Size([7])
+    """
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args: Tensor):
+        return self.part(*args)
+
+
+class HierarchicalVAE(nn.Module):
+    """A VAE with global latents w that all data share, with a prior and a guide of their own.
+
+        ELBO(x_1 … x_N) = E_q[Σ_i log p(x_i|z_i, w) + log p(z_i|w) − log q(z_i|x_i, w)]
+                          − KL(q(w) ‖ p(w)),    in nats
+
+    w may be the scales of the latent dimensions with a hyper-prior (automatic relevance
+    determination), or the weights of a Bayesian decoder layer. A minibatch of B counts each
+    datum N / B times, `handlers.data_scale(N / B)`; the KL of w is not multiplied.
+
+    Args:
+        prior, encoder, decoder: as for `VAE`; one wrapped in `GivenGlobal` also sees w.
+        global_prior: `global_prior()` → p(w), batch_shape (); any part of `pyrovae.priors`.
+        global_guide: `global_guide()` → q(w), likewise over the same event.
+
+    References:
+        Auto-Encoding Variational Bayes, appendix F, Kingma & Welling, 2014,
+        https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> import pyrovae as pv
+        >>> class ARD(nn.Module):
+        ...     def __init__(self, part):
+        ...         super().__init__()
+        ...         self.part = part
+        ...     def forward(self, z, w):
+        ...         return self.part(z * w.exp())
+        >>> vae = pv.build(6, latent_dim=2)
+        >>> program = HierarchicalVAE(
+        ...     vae.prior,
+        ...     vae.encoder,
+        ...     GivenGlobal(ARD(vae.decoder)),
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.priors.LearnedNormal(2),
+        ... )
+        >>> terms = pv.elbo_terms(program, torch.ones(5, 6), num_samples=3)
+        >>> terms.latents["w"].shape, terms.global_log_guide.shape, terms.log_prior.shape
+        (torch.Size([3, 1, 2]), torch.Size([3]), torch.Size([3, 5]))
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        global_prior: nn.Module,
+        global_guide: nn.Module,
+    ):
+        super().__init__()
+        self.prior, self.encoder, self.decoder = prior, encoder, decoder
+        self.global_prior, self.global_guide = global_prior, global_guide
+
+    def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """p(x, z, w): site "w" outside the plate "data", "z" and "x" inside. As for `VAE.model`."""
+        register(self)
+        w = pyro.sample("w", self.global_prior())
+        p_z = self.prior(*seen(self.prior, y, w))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", p_z)
+            p_x = self.decoder(z, *seen(self.decoder, y, w))
+            check_event_shape(x, p_x.event_shape)
+            pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
+
+    def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """q(w) Π_i q(z_i|x_i, w): sites "w" and "z". Arguments as for `model`."""
+        register(self)
+        w = pyro.sample("w", self.global_guide())
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.encoder(fill(x, mask), *seen(self.encoder, y, w)))
+
+
+def seen(part: nn.Module, y: Tensor | None, w: Tensor) -> tuple[Tensor, ...]:
+    """What `part` takes after its first argument: y if it is `Given`, then w if `GivenGlobal`."""
+    inner = part.part if isinstance(part, GivenGlobal) else part
+    return (*given(y, inner), *(() if inner is part else (w,)))

@@ -1,0 +1,216 @@
+"""Relaxed binary and categorical vectors (Concrete, Gumbel-softmax): densities on (0, 1)^D.
+
+    BinaryConcrete(l, T)   z in (0, 1)^D       z_j = σ(y_j), y_j = (l_j + logistic noise)/T
+    Concrete(l, T)         L simplex blocks    z_b = softmax((l_b + Gumbel noise)/T)
+
+Logits l are (*B, D), or (*B, L, K) for blocks, which lie side by side in z: D = L·K; the
+temperature T > 0 has no unit; log-densities (with respect to volume) are (*S, *B), in nats.
+
+These are other, continuous models, with a bound on their own log p(x). Floating point needs
+care: σ(y) rounds to 1 and softmax to 0 for confident logits, log q(z) of the rounded value
+falls without limit as the logits grow, and the "bound" rises above log p(x). Therefore
+BinaryConcrete is truncated, and properly normalised, where its dtype can no longer tell z
+from 1; a Concrete guide bounds its logits (`max_logit`); and T < 0.4 is refused by the parts.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import softplus
+
+from pyrovae.checks import real_number
+from pyrovae.discrete import LogitVector
+from pyrovae.errors import ConfigError
+
+MIN_TEMPERATURE = 0.4
+
+
+class SimplexBlocks(constraints.Constraint):
+    """Vectors of blocks of K numbers > 0 that sum to 1, up to 100 rounding errors."""
+
+    event_dim = 1
+
+    def __init__(self, num_categories: int):
+        self.num_categories = num_categories
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        blocks = value.unflatten(-1, (-1, self.num_categories))
+        is_one = (blocks.sum(-1) - 1).abs() < 100 * torch.finfo(value.dtype).eps
+        return (is_one & (blocks > 0).all(-1)).all(-1)
+
+    def __repr__(self) -> str:
+        return f"simplex blocks of {self.num_categories}"
+
+
+class _Relaxed(LogitVector):
+    """A logit vector with a temperature; draws are reparameterised."""
+
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, temperature: float, *, validate_args: bool | None = None):
+        self.temperature = temperature
+        super().__init__(logits, validate_args=validate_args)
+
+    def _with_logits(self, logits: Tensor) -> "_Relaxed":
+        return type(self)(logits, self.temperature, validate_args=False)
+
+
+class BinaryConcrete(_Relaxed):
+    """z = σ(y), y = (l + logistic noise)/T given |y| ≤ c: Bernoulli(σ(l)) made continuous.
+
+    With w = T y and h = T c, a coordinate has
+    log p(z) = log T + log σ(w − l) + log σ(l − w) − log[σ(h − l) − σ(−h − l)] − log z(1 − z).
+    The cut c = −log 4ε is where z can still be told from 1 (14.6 in float32); without it
+    confident logits would make log p(z) wrong by any amount. For T ≥ 1/2 and |l| ≤ 1 what is
+    cut off has a probability below 3e-3 in float32 and 1e-7 in float64. Beyond it the density is 0.
+
+    Args:
+        logits: l, (*B, D).
+        temperature: T > 0; smaller is nearer to {0, 1}.
+
+    References:
+        The Concrete Distribution, Maddison, Mnih & Teh, 2017, https://arxiv.org/abs/1611.00712
+        Categorical Reparameterization with Gumbel-Softmax, Jang, Gu & Poole, 2017,
+        https://arxiv.org/abs/1611.01144
+
+    Example:
+        >>> p = BinaryConcrete(torch.zeros(1), 1.0)  # uniform on (0, 1), but for the cut
+        >>> p.log_prob(torch.tensor([0.3])).exp()
+        tensor(1.0000)
+    """
+
+    arg_constraints: ClassVar = {"logits": constraints.real_vector}
+    support = constraints.independent(constraints.unit_interval, 1)
+
+    @property
+    def cut(self) -> float:
+        """c, the largest |logit of z|."""
+        return -math.log(4 * torch.finfo(self.logits.dtype).eps)
+
+    def rsample(self, sample_shape=()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        h = self.temperature * self.cut
+        # by symmetry for l ≥ 0 alone: in the other half the formulas would cancel
+        sign = _sign(self.logits)
+        size = sign * self.logits
+        gap = softplus(h - size) - softplus(-h - size)
+        gap = torch.where(self.logits < 0, 2 * h - gap, gap)
+        # w = log σ-inverse of the mixture (1−u) σ(−h−l) + u σ(h−l), shifted by l
+        r = _logistic_noise(self.logits, shape) - gap
+        w = torch.logaddexp(torch.full_like(r, -h), r + h) - softplus(r)
+        return (w / self.temperature).clamp(-self.cut, self.cut).sigmoid()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        y = torch.log(value) - torch.log1p(-value)
+        h = self.temperature * self.cut
+        sign = _sign(self.logits)
+        size, w = sign * self.logits, sign * self.temperature * y
+        log_normalizer = math.log(self.temperature) - math.log1p(-math.exp(-2 * h))
+        log_prob = log_normalizer + (w - h) - 2 * softplus(w - size)
+        log_prob = log_prob + softplus(h - size) + softplus(-h - size)
+        log_volume = softplus(y) + softplus(-y)  # −log z(1 − z)
+        # a quarter is more than the rounding of y at the cut
+        is_inside = y.abs() <= self.cut + 0.25
+        return torch.where(is_inside, log_prob + log_volume, -math.inf).sum(-1)
+
+
+def _sign(t: Tensor) -> Tensor:
+    """1 or −1, never 0: |t| written as _sign(t)·t has derivative 1 at 0."""
+    return torch.where(t < 0, -1.0, 1.0).to(t.dtype)
+
+
+def _exponential_noise(like: Tensor, shape: torch.Size) -> Tensor:
+    tiny = torch.finfo(like.dtype).tiny
+    return like.new_empty(shape).exponential_().clamp_min(tiny)
+
+
+def _logistic_noise(like: Tensor, shape: torch.Size) -> Tensor:
+    # as a ratio of exponentials, since the logit of a float32 uniform stops at 16.6
+    return _exponential_noise(like, shape).log() - _exponential_noise(like, shape).log()
+
+
+class Concrete(_Relaxed):
+    """z_b = softmax((l_b + Gumbel noise)/T) for each of L blocks: a one-hot made continuous.
+
+    A block of K numbers that sum to 1 has, as a density over K − 1 of them,
+    log p(z) = log Γ(K) + (K − 1) log T + Σ_k (l_k − (T + 1) log z_k)
+    − K log Σ_k e^(l_k − T log z_k).
+
+    Args:
+        logits: l, (*B, L, K). Differences of more than 2 `max_logit(T)` make draws underflow
+            in float32; draws are then put at the smallest float, and their density is off.
+        temperature: T > 0; smaller is nearer to one-hot.
+
+    References:
+        The Concrete Distribution, Maddison, Mnih & Teh, 2017, https://arxiv.org/abs/1611.00712
+        Categorical Reparameterization with Gumbel-Softmax, Jang, Gu & Poole, 2017,
+        https://arxiv.org/abs/1611.01144
+
+    Example:
+        >>> p = Concrete(torch.zeros(1, 3), 1.0)
+        >>> p.log_prob(torch.full((3,), 1 / 3)).exp()  # Γ(3) · 1, the uniform on the simplex
+        tensor(2.)
+    """
+
+    arg_constraints: ClassVar = {"logits": constraints.independent(constraints.real, 2)}
+    num_event_dims = 2
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return SimplexBlocks(self.logits.shape[-1])
+
+    def rsample(self, sample_shape=()) -> Tensor:
+        shape = torch.Size([*sample_shape, *self.logits.shape])
+        gumbel = -_exponential_noise(self.logits, shape).log()
+        z = ((self.logits + gumbel) / self.temperature).softmax(-1)
+        return z.clamp_min(torch.finfo(z.dtype).tiny).flatten(-2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        k, t = self.logits.shape[-1], self.temperature
+        log_z = value.unflatten(-1, self.logits.shape[-2:]).log()
+        logits = self.logits.log_softmax(-1)
+        by_block = (logits - (t + 1) * log_z).sum(-1) - k * (logits - t * log_z).logsumexp(-1)
+        return (by_block + math.lgamma(k) + (k - 1) * math.log(t)).sum(-1)
+
+
+def max_logit(temperature: float) -> float:
+    """B = (80 T − 21)/2, how far from 0 the logits of a Concrete may lie in float32.
+
+    The Gumbel noise of two categories differs by less than 21 in float32, so that
+    log z ≥ −(2 B + 21)/T = −80, above the smallest float's −87.
+
+    Args:
+        temperature: T ≥ 0.4.
+
+    Example:
+        >>> round(max_logit(0.5), 3)
+        9.5
+    """
+    return (80 * temperature - 21) / 2
+
+
+def relaxed_temperature(temperature: float) -> float:
+    """T, checked: ≥ 0.4, where float32 can still hold draws and their density.
+
+    Raises:
+        ConfigError: it is not a finite number ≥ 0.4.
+
+    Example:
+        >>> relaxed_temperature(0.5)
+        0.5
+    """
+    if real_number(temperature, "temperature", above=0.0) < MIN_TEMPERATURE:
+        raise ConfigError(
+            f"temperature = {temperature:g}, but a relaxed latent needs {MIN_TEMPERATURE} or more: "
+            "below it, draws round to 0 and 1, where their density cannot be told.\n"
+            "Write temperature=0.5, or use the discrete prior and guide with objectives.EnumELBO."
+        )
+    return float(temperature)
