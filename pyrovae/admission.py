@@ -21,6 +21,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyrovae.checks import as_mask, as_tensor, check_finite, check_precision, check_values
+from pyrovae.compatibility import check_densities, plate_errors_explained
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream, evaluation
 
@@ -132,9 +133,12 @@ def admit(
     mask = as_mask(mask, x, is_whole=is_whole)
     y = as_covariates(y, len(x), program)
     first = [None if t is None else t[:1] for t in (like_parameters(x, program), y, mask)]
-    model_trace, guide_trace = trace_once(program, *first)
+    with plate_errors_explained():
+        model_trace, guide_trace = trace_once(program, *first)
     check_latents(model_trace, guide_trace)
     check_parameters(program, model_trace, guide_trace)
+    if is_whole:
+        check_densities(model_trace, guide_trace)
     check_values(x, observed_site(model_trace)["fn"], mask)
     cast = like_parameters(x, program)
     check_precision(x, cast.dtype, mask)
@@ -151,8 +155,8 @@ def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
     y = as_tensor(y, "y")
     if not y.dim() or len(y) != num_data:
         raise DataError(
-            f"y has shape {tuple(y.shape)}, but there are {num_data:,} rows of data, and each needs "
-            "its own covariates.\nPass y with as many rows."
+            f"y has shape {tuple(y.shape)}, but there are {num_data:,} rows of data, and each "
+            "needs its own covariates.\nPass y with as many rows."
         )
     if not y.is_floating_point():
         return y.to(like_parameters(torch.empty(0), program).device)

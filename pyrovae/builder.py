@@ -1,37 +1,51 @@
 """A whole sensible VAE in one call.
 
-`build` chooses nothing that could not be written out as VAE(prior, encoder, decoder):
-it joins one prior, one guide family, one likelihood and one kind of network by name,
-with widths that fit. The names are the public names of the part families themselves.
+`build` chooses nothing that could not be written out as VAE(prior, encoder, decoder): it joins
+one prior, one guide family, one likelihood and one kind of network by name, with widths that
+fit. The names are the public names of the part families themselves, and a part's constructor
+says by its argument names what it wants to know: latent_dim, event_shape, encoder,
+pseudo_inputs. What was built remembers its specification, plain enough for JSON.
 """
 
 import difflib
-from collections.abc import Sequence
-from contextlib import nullcontext
-from types import ModuleType
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from pyrovae import guides, likelihoods, networks, priors
-from pyrovae.checks import seed_number
+from pyrovae import guides, likelihoods, priors
+from pyrovae.checks import as_tensor, seed_number
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import RandomStream
-from pyrovae.heads import as_event_shape
+from pyrovae.heads import as_event_shape, as_latent_shape
+from pyrovae.networks import NETWORKS, Given, features_of, start_at_mean
 from pyrovae.vae import VAE
+
+NUM_PSEUDO_INPUTS = 500  # Tomczak & Welling 2018
+
+Choice = str | dict[str, Any]
 
 
 def build(
     event_shape: int | Sequence[int],
     *,
     latent_dim: int = 2,
-    prior: str = "StandardNormal",
-    guide: str = "DiagonalNormal",
-    likelihood: str = "Bernoulli",
-    network: str = "mlp",
+    prior: Choice = "StandardNormal",
+    guide: Choice = "DiagonalNormal",
+    likelihood: Choice = "Bernoulli",
+    network: Choice = "mlp",
     hidden: Sequence[int] = (200,),
+    data: Any = None,
     seed: int | None = None,
 ) -> VAE:
     """VAE(prior, encoder, decoder) from names and sizes.
+
+    A choice is a public name, or a dict of that name and the part's options, such as
+    {"name": "GaussianMixture", "num_components": 20}. Likelihoods of counts also take a size
+    for each datum as y.
 
     Args:
         event_shape: the shape of one datum: x.shape[1:].
@@ -39,34 +53,96 @@ def build(
         prior: a name in `pyrovae.priors`.
         guide: a name in `pyrovae.guides`.
         likelihood: a name in `pyrovae.likelihoods`.
-        network: a name in `pyrovae.networks`.
+        network: "mlp", "gated_mlp", "residual_mlp" or "conv".
         hidden: the encoder's hidden widths; the decoder has them in reverse.
+        data: (N, *event), training data that parts may start from: the decoder's bias at their
+            mean, a VampPrior's pseudo-inputs at some of them.
         seed: of the initial weights; None draws them from the global generator.
 
+    Returns:
+        A VAE whose `spec` holds these arguments but for the data and the seed.
+
     Raises:
-        ConfigError: an unknown name (the nearest one is suggested), or a size that is no whole
-            number ≥ 1.
+        ConfigError: an unknown name (the nearest one is suggested), an option that the part does
+            not have, or a size that is no whole number ≥ 1.
 
     Example:
         >>> vae = build((8, 8), latent_dim=10, hidden=(100,))
         >>> vae.prior
         StandardNormal(latent_dim=10)
+        >>> build((8, 8), prior={"name": "LearnedNormal", "full": True}).spec["prior"]["full"]
+        True
     """
     event_shape = as_event_shape(event_shape)
-    make_network = part_named(networks, network)
+    as_latent_shape(latent_dim)
+    data = None if data is None else as_tensor(data)
+    known: dict[str, Callable[[], Any]] = {
+        "latent_dim": lambda: latent_dim,
+        "event_shape": lambda: tuple(event_shape),
+    }
     with nullcontext() if seed is None else RandomStream(seed_number(seed)):
-        q = part_named(guides, guide)(latent_dim)
-        p = part_named(likelihoods, likelihood)(event_shape)
-        encoder = make_network(event_shape, q.num_features, hidden=hidden)
-        decoder = make_network(latent_dim, p.num_features, hidden=hidden[::-1])
-        return VAE(
-            part_named(priors, prior)(latent_dim),
-            nn.Sequential(encoder, q),
-            nn.Sequential(decoder, p),
+        q = _made(guides, guide, known)
+        p = _made(likelihoods, likelihood, known)
+        name, options = _name_and_options(network)
+        networks = NETWORKS[_checked_name("network", name, NETWORKS)]
+        into_q = networks.encoder(event_shape, q.num_features, hidden=hidden, **options)
+        from_z = networks.decoder(latent_dim, features_of(p), hidden=hidden[::-1], **options)
+        encoder = nn.Sequential(into_q, q)
+        known["encoder"] = lambda: encoder
+        known["pseudo_inputs"] = lambda: _pseudo_inputs(data)
+        decoder = nn.Sequential(from_z, p)
+        if data is not None:
+            with suppress(ConfigError):  # a Categorical has no mean to start at
+                start_at_mean(decoder, data)
+        if "size" in inspect.signature(p.forward).parameters:
+            decoder = Given(likelihoods.CountDecoder(from_z, p))
+        vae = VAE(_made(priors, prior, known), encoder, decoder)
+    vae.spec = {
+        "event_shape": list(event_shape),
+        "latent_dim": latent_dim,
+        "prior": prior,
+        "guide": guide,
+        "likelihood": likelihood,
+        "network": network,
+        "hidden": list(hidden),
+    }
+    return vae
+
+
+def _pseudo_inputs(data: Tensor | None) -> Tensor:
+    if data is None:
+        raise ConfigError(
+            "this prior starts from data, but none were given.\nPass build(…, data=x_train)."
         )
+    chosen = torch.randperm(len(data))[:NUM_PSEUDO_INPUTS]
+    return data[chosen].to(torch.get_default_dtype())
 
 
-def part_named(family: ModuleType, name: str):
+def _made(family: Any, choice: Choice, known: dict[str, Callable[[], Any]]) -> nn.Module:
+    """The chosen member of a family, given what its constructor asks for by name."""
+    name, options = _name_and_options(choice)
+    constructor = part_named(family, name)
+    signature = inspect.signature(constructor)
+    arguments = {n: known[n]() for n in signature.parameters if n in known and n not in options}
+    try:
+        signature.bind(**arguments, **options)
+    except TypeError as error:
+        kind = family.__name__.rpartition(".")[2]
+        raise ConfigError(
+            f"{name}: {error}.\nIts signature is {name}{signature}; give its options as "
+            f"{{'name': {name!r}, …}}, or write the part out: VAE(prior, encoder, decoder) with "
+            f"{kind}.{name}(…)."
+        ) from None
+    return constructor(**arguments, **options)
+
+
+def _name_and_options(choice: Choice) -> tuple[str, dict[str, Any]]:
+    if isinstance(choice, dict):
+        return choice.get("name", ""), {k: v for k, v in choice.items() if k != "name"}
+    return choice, {}
+
+
+def part_named(family: Any, name: str) -> Callable[..., nn.Module]:
     """The public member of a family of parts with this name.
 
     Raises:
@@ -76,10 +152,14 @@ def part_named(family: ModuleType, name: str):
         >>> part_named(priors, "StandardNormal").__name__
         'StandardNormal'
     """
-    if name in family.__all__:
-        return getattr(family, name)
-    kind = family.__name__.rpartition(".")[2]
-    lowered = {known.lower(): known for known in family.__all__}
+    return getattr(family, _checked_name(family.__name__, name, family.__all__))
+
+
+def _checked_name(kind: str, name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    if name in names:
+        return name
+    lowered = {known.lower(): known for known in names}
     near = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.4)
-    hint = f" Did you mean {lowered[near[0]]!r}?" if near else ""
-    raise ConfigError(f"{name!r} is not one of pyrovae.{kind}: {', '.join(family.__all__)}.{hint}")
+    hint = f"\nDid you mean {lowered[near[0]]!r}?" if near else ""
+    raise ConfigError(f"{name!r} is not one of {kind}: {', '.join(names)}.{hint}")

@@ -12,7 +12,8 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyrovae import flows, guides, likelihoods, priors
+from pyrovae import guides, likelihoods, priors
+from pyrovae.densities import flows
 from pyrovae.networks import mlp
 
 

@@ -14,13 +14,14 @@ PACKAGE = Path(pyrovae.__file__).parent
 # lowest first; a family's own files may import each other
 LAYERS = [
     {"errors"},
-    {"checks", "heads", "handlers", "densities"},
-    {"networks", "datasets", "compatibility"},
+    {"checks", "heads", "handlers"},
+    {"networks", "datasets", "densities", "compatibility", "pareto", "hamiltonian"},
     {"admission"},
     {"vae", "priors", "guides", "likelihoods", "batches"},
     {"terms", "programs"},
     {"objectives", "builder"},
-    {"evidence", "posterior", "training"},
+    {"evidence", "training"},
+    {"posterior"},
     {"plots"},
     {"cli"},
     {"__init__", "__main__"},

@@ -17,12 +17,12 @@ from torch.nn.functional import logsigmoid
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, objectives, priors
-from pyrovae.discrete import BernoulliVector, OneHotVector
-from pyrovae.enumeration import EnumELBO
+from pyrovae.densities.discrete import BernoulliVector, OneHotVector
+from pyrovae.densities.relaxed import BinaryConcrete, Concrete, max_logit
 from pyrovae.errors import ConfigError
 from pyrovae.networks import mlp
 from pyrovae.objectives import TraceELBO
-from pyrovae.relaxed import BinaryConcrete, Concrete, max_logit
+from pyrovae.objectives.enumeration import EnumELBO
 
 X = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]).double()
 

@@ -17,7 +17,8 @@ from torch import nn
 from torch.distributions import constraints
 
 import pyrovae as pv
-from pyrovae import flows, guides, priors
+from pyrovae import guides, priors
+from pyrovae.densities import flows
 from pyrovae.errors import ConfigError
 from pyrovae.networks import mlp
 

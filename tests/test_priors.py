@@ -16,7 +16,8 @@ from pyro.optim import Adam
 from torch import nn
 
 import pyrovae as pv
-from pyrovae import flows, guides, likelihoods, priors
+from pyrovae import guides, likelihoods, priors
+from pyrovae.densities import flows
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.networks import Given, mlp
 

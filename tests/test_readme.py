@@ -21,6 +21,8 @@ def test_length():
     assert len(README.splitlines()) <= 120
 
 
-@pytest.mark.parametrize("command", ["pip install . && pyrovae fit", "pip install '.[test]' && pytest"])
+@pytest.mark.parametrize(
+    "command", ["pip install . && pyrovae fit", "pip install '.[test]' && pytest"]
+)
 def test_set_up_commands_stand_on_a_line_of_their_own(command):
     assert command in README.splitlines()

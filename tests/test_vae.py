@@ -253,7 +253,6 @@ def test_grid_evidence_equals_the_linear_gaussian_one(float64):
 def test_iwae_is_within_its_stated_error(float64, seed):
     truth = LinearGaussian()
     x = truth.sample(10)
-    v, d = _affine_guide(truth)
     exact_v = torch.linalg.solve(truth.m, truth.weight.T)
     d = 1.5 * (truth.sigma**2 * torch.linalg.inv(truth.m)).diag()
     vae = truth.vae(AffineEncoder(exact_v, truth.mean, d))

@@ -1,4 +1,7 @@
-"""Densities that likelihoods need and that torch has not, or not stably in float32.
+"""Densities that the parts need and that torch has not, or not stably in float32.
+
+Those of likelihoods are named here; those of priors and guides are in `flows`, `sphere`,
+`discrete` and `relaxed`.
 
 Each is a Pyro distribution whose log-density keeps its digits over extreme parameters;
 torch's own continuous Bernoulli and negative binomial stop summing to 1. Parameters

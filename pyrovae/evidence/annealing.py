@@ -36,8 +36,8 @@ from pyrovae.checks import seed_number, whole_number
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.joint import Unconstrained, is_plain_vae, joint_of
 from pyrovae.evidence.memory import (
-    MEMORY_BUDGET,
     Chunk,
+    budget_in_bytes,
     bytes_per_draw,
     chunk_of,
     first_row,
@@ -138,7 +138,7 @@ def annealed_evidence(
         batch: checked data.
         how: the path.
         num_samples: S, chains per datum.
-        memory_budget: bytes for the chains of one piece of the data.
+        memory_budget: bytes for the chains of one piece of the data, as for `log_evidence`.
 
     Raises:
         ConfigError: a latent is discrete, has no map from the real line, or is global.
@@ -157,7 +157,9 @@ def rows_at_a_time(program: nn.Module, batch: Batch, num_chains: int, memory_bud
     """How many data may move their chains together within the budget."""
     cost = BACKWARD_COST * bytes_per_draw(joint_of(program, first_row(batch)).weighted_draws)
     cost *= num_chains  # all chains of a datum move together
-    chunk: Chunk = chunk_of(1, len(batch.x), cost, memory_budget, what=f"sets of {num_chains} chains")
+    chunk: Chunk = chunk_of(
+        1, len(batch.x), cost, memory_budget, what=f"sets of {num_chains} chains"
+    )
     return chunk.rows
 
 
@@ -293,7 +295,7 @@ def bdmc(
     num_leapfrog: int = 5,
     start: str = "prior",
     seed: int | None = 0,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> Sandwich:
     """Bidirectional Monte Carlo: how tight annealing is on data that the model itself makes.
 
@@ -311,7 +313,7 @@ def bdmc(
         num_leapfrog: L, leapfrog steps of each transition.
         start: f_0, "prior" or "guide".
         seed: of data and chains; None takes a fresh one.
-        memory_budget: bytes for the chains of one piece of the data.
+        memory_budget: bytes for the chains of one piece of the data, as for `log_evidence`.
 
     Returns:
         Sandwich, arrays over the n data.
@@ -342,6 +344,7 @@ def bdmc(
         z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
         x = vae.decoder(z, *given(y, vae.decoder)).sample()
         batch = Batch(*admit(vae, x, y))
+        memory_budget = budget_in_bytes(memory_budget, batch.x.device)
         rows = rows_at_a_time(vae, batch, num_samples, memory_budget)
         pieces = zip(row_batches(batch, rows), z.split(rows), strict=True)
         bounds = [_bounds(vae, piece, at, how, num_samples) for piece, at in pieces]

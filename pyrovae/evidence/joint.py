@@ -229,5 +229,5 @@ def _transform(name: str, support: Any, method: str) -> Any:
     raise ConfigError(
         f"{method} moves latents along gradients on the real line, but the support of {name!r}, "
         f"{support}, is {kind}.\n"
-        "For few discrete values write method='enumerate'; otherwise method='iwae' or posterior.sir."
+        "For few discrete values write method='enumerate', else method='iwae' or posterior.sir."
     )

@@ -5,15 +5,17 @@ together. That is measured on one datum, because no formula knows what a user's 
 keeps; it bounds what is alive at any moment from above. Then budget / c pairs of a draw and
 a datum fit at once:
 
-    chunk of draws  = min(K, budget / c),     rows of data = budget / (c · chunk of draws)
+    chunk of draws  ≤ min(K, budget / c),     rows of data ≤ budget / (c · chunk of draws)
 
 Many draws of few data rather than the reverse: the encoder is cheap, and what is kept per
 datum (the largest weights) is merged once per chunk.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,7 +23,9 @@ from torch.utils._pytree import tree_leaves
 from pyrovae.batches import Batch
 from pyrovae.checks import whole_number
 
-MEMORY_BUDGET = 2**25  # bytes; larger chunks leave the cache of a CPU core and are slower
+# bytes; above 16 MiB a CPU is slower, because glibc gives freed chunks back and faults them in again
+CPU_BUDGET = 2**24
+GPU_BUDGET = 2**30
 
 
 class Chunk(NamedTuple):
@@ -70,13 +74,28 @@ def bytes_per_draw(draw: Callable[[int], Any]) -> int:
     """What one more draw costs: the difference between three draws and two, at least 1.
 
     Example:
-        >>> bytes_per_draw(lambda n: torch.zeros(n, 5) + torch.ones(7))  # doctest: +SKIP
+        >>> bytes_per_draw(lambda n: torch.zeros(n, 5) + torch.ones(1))
         40
     """
     return max(1, bytes_of(lambda: draw(3)) - bytes_of(lambda: draw(2)))
 
 
-def chunk_of(num_draws: int, num_data: int, cost: int, budget: Any, *, what: str) -> Chunk:
+def budget_in_bytes(memory_budget: int | None, device: torch.device) -> int:
+    """The budget as given, or for None the default: 16 MiB on a CPU, 1 GiB elsewhere.
+
+    Raises:
+        ConfigError: it is not a whole number ≥ 1.
+
+    Example:
+        >>> budget_in_bytes(None, torch.device("cpu"))
+        16777216
+    """
+    if memory_budget is None:
+        return CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
+    return whole_number(memory_budget, "memory_budget", 1)
+
+
+def chunk_of(num_draws: int, num_data: int, cost: int, budget: int, *, what: str) -> Chunk:
     """How many draws of how many data fit into the budget.
 
     Args:
@@ -87,7 +106,6 @@ def chunk_of(num_draws: int, num_data: int, cost: int, budget: Any, *, what: str
         what: the kind of draws, for the error.
 
     Raises:
-        ConfigError: the budget is not a whole number ≥ 1.
         MemoryError: not even one draw of one datum fits.
 
     Example:
@@ -96,7 +114,6 @@ def chunk_of(num_draws: int, num_data: int, cost: int, budget: Any, *, what: str
         >>> chunk_of(50, 100, 1000, 10**6, what="draws")
         Chunk(draws=50, rows=20)
     """
-    budget = whole_number(budget, "memory_budget", 1)
     pairs = budget // cost
     if not pairs:
         raise MemoryError(
@@ -104,19 +121,8 @@ def chunk_of(num_draws: int, num_data: int, cost: int, budget: Any, *, what: str
             f"datum takes {cost:,} bytes, but memory_budget is {budget:,}.\n"
             f"Write memory_budget={2 ** cost.bit_length()} or more."
         )
-    draws = min(num_draws, pairs)
+    draws = math.ceil(num_draws / math.ceil(num_draws / pairs))  # equal chunks, no small last one
     return Chunk(draws, max(1, min(num_data, pairs // draws)))
-
-
-def sizes(total: int, size: int) -> Iterator[int]:
-    """total cut into pieces of this size, the last one smaller.
-
-    Example:
-        >>> list(sizes(10, 4))
-        [4, 4, 2]
-    """
-    for start in range(0, total, size):
-        yield min(size, total - start)
 
 
 def row_batches(batch: Batch, rows: int) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.discrete import BernoulliVector
+from pyrovae.densities.discrete import BernoulliVector
 from pyrovae.heads import as_latent_shape, split_features
 
 

@@ -3,7 +3,7 @@
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.discrete import OneHotVector, block_shape
+from pyrovae.densities.discrete import OneHotVector, block_shape
 from pyrovae.heads import split_features
 
 

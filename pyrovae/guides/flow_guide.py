@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
-from pyrovae.flows import FlowDistribution, coupling, located
+from pyrovae.densities.flows import FlowDistribution, coupling, located
 from pyrovae.heads import as_latent_shape, positive, split_features
 
 
@@ -16,7 +16,7 @@ class FlowGuide(nn.Module):
 
     log q(z|x) = log N(u; 0, I) − log |det ∂f/∂u| − Σ_i log σ_i. The features are (μ, s, r): σ =
     softplus(s) + 1e-5 and c = tanh(r), bounded so that features of ±1e6 stay finite. With
-    the flows of `pyrovae.flows` it starts near `DiagonalNormal`.
+    the flows of `pyrovae.densities.flows` it starts near `DiagonalNormal`.
 
     Drawing z is one pass of f, an autoregressive one included (IAF), and gives log q(z|x)
     along the way; the log-density of any other point needs f⁻¹, D passes there.
@@ -41,7 +41,7 @@ class FlowGuide(nn.Module):
         https://arxiv.org/abs/1606.04934
 
     Example:
-        >>> from pyrovae import flows
+        >>> from pyrovae.densities import flows
         >>> head = FlowGuide(3, num_context=8, flow=flows.autoregressive)
         >>> head.num_features
         14

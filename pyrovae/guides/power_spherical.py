@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae import sphere
+from pyrovae.densities import sphere
 from pyrovae.errors import ConfigError
 from pyrovae.heads import positive
 

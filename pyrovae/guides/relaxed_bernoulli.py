@@ -3,8 +3,8 @@
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyrovae.densities.relaxed import BinaryConcrete, relaxed_temperature
 from pyrovae.heads import as_latent_shape, split_features
-from pyrovae.relaxed import BinaryConcrete, relaxed_temperature
 
 
 class RelaxedBernoulli(nn.Module):

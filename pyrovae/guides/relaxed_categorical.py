@@ -3,9 +3,9 @@
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.discrete import block_shape
+from pyrovae.densities.discrete import block_shape
+from pyrovae.densities.relaxed import Concrete, max_logit, relaxed_temperature
 from pyrovae.heads import split_features
-from pyrovae.relaxed import Concrete, max_logit, relaxed_temperature
 
 
 class RelaxedCategorical(nn.Module):

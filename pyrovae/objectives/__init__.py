@@ -2,6 +2,7 @@
 
     TraceELBO, MeanFieldELBO   −Σ_i ELBO_i, with a Monte-Carlo or analytic KL
     BetaELBO, FreeBits         another weight on the KL
+    EnumELBO                   the ELBO with discrete latents summed out
     IWAE, Renyi, DReG          bounds from several draws
     STL, WakeSleep             other gradients
 
@@ -10,6 +11,7 @@ Whatever the objective, what is reported as "elbo" is the β = 1 ELBO (`terms.te
 
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.elbo import MeanFieldELBO, TraceELBO
+from pyrovae.objectives.enumeration import EnumELBO
 from pyrovae.objectives.importance import IWAE, STL, DReG, Renyi, WakeSleep
 from pyrovae.objectives.regularised import (
     BetaELBO,
@@ -26,6 +28,7 @@ __all__ = [
     "STL",
     "BetaELBO",
     "DReG",
+    "EnumELBO",
     "FreeBits",
     "MeanFieldELBO",
     "Objective",

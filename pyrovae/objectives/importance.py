@@ -188,16 +188,17 @@ def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
 
     log p(x, z) depends on φ through z as well; that path is replaced by the wanted one.
     """
-    z, terms = _only_latent(traces), terms_of(traces, num_data)
+    site, terms = _only_latent(traces), terms_of(traces, num_data)
+    z, q_z = site["value"], site["fn"]
     log_joint = terms.log_prior + terms.log_likelihood
     value = -log_mean_exp(terms.log_weights)
     if not z.requires_grad:
         return scaled_total(value, traces)
     weights = normalised(terms.log_weights)  # (K, N)
     (d_joint,) = torch.autograd.grad(log_joint.sum(), z, retain_graph=True, materialize_grads=True)
-    (d_guide,) = torch.autograd.grad(
-        terms.log_guide.sum(), z, retain_graph=True, materialize_grads=True
-    )
+    # at a copy of z, because a flow knows log q of its own draw without going through z
+    leaf = z.detach().requires_grad_()
+    (d_guide,) = torch.autograd.grad(q_z.log_prob(leaf).sum(), leaf, materialize_grads=True)
     w = _against(weights, z)
     along_z = (w**2 * (d_joint - d_guide) - w * d_joint).detach() * z
     along_z = along_z.reshape(*_sample_shape(weights, z), -1).sum(-1)
@@ -205,8 +206,8 @@ def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
     return scaled_total(with_gradient_of(value, surrogate), traces)
 
 
-def _only_latent(traces: Traces) -> Tensor:
-    latents = [site["value"] for _, site in traces.guide.iter_stochastic_nodes()]
+def _only_latent(traces: Traces) -> dict:
+    latents = [site for _, site in traces.guide.iter_stochastic_nodes()]
     if len(latents) != 1:
         raise ConfigError(
             f"STL and DReG follow the path through one latent, but the guide has {len(latents)}.\n"

@@ -62,15 +62,15 @@ def grid(
     with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
         for settled in settled_cells(vae, batch):
             members = settled.is_settled.nonzero()[:, 0].tolist()
-            for row, member in zip(settled.rows.tolist(), members, strict=True):
-                found[row] = _draws(settled, member, num_samples)
+            for i, member in enumerate(members):
+                found[int(settled.rows[i])] = _draws(settled, member, i, num_samples)
     draws = torch.stack([found[row] for row in range(len(batch.x))], 1)[None]
     nan = draws.new_full((len(batch.x),), math.nan)
     return Posterior(draws, torch.full_like(nan, num_samples), nan, nan)
 
 
-def _draws(settled: Settled, member: int, num_samples: int) -> Tensor:
-    """(S, D), from the cells of one datum of the batch."""
+def _draws(settled: Settled, member: int, i: int, num_samples: int) -> Tensor:
+    """(S, D), from the cells of one datum: a member of the batch, the i-th that has settled."""
     mine = settled.cells.datum == member
     cells = settled.cells._replace(
         center=settled.cells.center[mine],
@@ -79,7 +79,7 @@ def _draws(settled: Settled, member: int, num_samples: int) -> Tensor:
         is_found=settled.cells.is_found[mine],
     )
     one = Batch(*(None if t is None else t[member : member + 1] for t in settled.batch))
-    log_px = settled.log_px[settled.rows == settled.first_row + member]
+    log_px = settled.log_px[i : i + 1]
     is_open = torch.ones(1, dtype=torch.bool, device=mine.device)
     for _ in range(MAX_CUTS):
         if cells.width <= FINE * _spread(cells):

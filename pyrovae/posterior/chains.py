@@ -18,7 +18,7 @@ from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
 from pyrovae.evidence.joint import Unconstrained, flat, joint_of
-from pyrovae.evidence.memory import MEMORY_BUDGET, row_batches
+from pyrovae.evidence.memory import budget_in_bytes, row_batches
 from pyrovae.hamiltonian import Kernel, Point, adapted, point_at, transition
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.posterior.convergence import bulk_ess, split_r_hat
@@ -38,7 +38,7 @@ def hmc(
     num_chains: int = 4,
     num_leapfrog: int = 5,
     seed: int | None = 0,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> Posterior:
     """Draws of p(z|x) by batched Hamiltonian Monte Carlo, started from the guide.
 
@@ -55,7 +55,7 @@ def hmc(
         num_chains: C per datum.
         num_leapfrog: L, leapfrog steps of each transition.
         seed: of the chains; None takes a fresh one.
-        memory_budget: bytes for moving the chains of one piece of the data; the draws that are
+        memory_budget: bytes for moving the chains of one piece of the data, as for `log_evidence`; the draws that are
             kept come on top.
 
     Returns:
@@ -81,6 +81,7 @@ def hmc(
     num_samples, num_chains, num_leapfrog = (whole_number(v, k, 1) for k, v in settings.items())
     num_warmup = whole_number(num_warmup, "num_warmup", 0)
     batch = Batch(*admit(program, x, y, mask))
+    memory_budget = budget_in_bytes(memory_budget, batch.x.device)
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
         rows = rows_at_a_time(program, batch, num_chains, memory_budget)
         parts = []

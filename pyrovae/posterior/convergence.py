@@ -16,10 +16,12 @@ References:
     https://arxiv.org/abs/1903.08008
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-MIN_DRAWS = 4  # of a chain
+MIN_DRAWS = 10  # of a chain
 
 
 def split_r_hat(draws: Tensor) -> Tensor:
@@ -29,7 +31,7 @@ def split_r_hat(draws: Tensor) -> Tensor:
         draws: (C, S, *rest).
 
     Returns:
-        rest, float64; NaN for fewer than 4 draws or chains that never move.
+        rest, float64; NaN for fewer than 10 draws or chains that never move.
 
     References:
         Vehtari et al., 2021, https://arxiv.org/abs/1903.08008
@@ -53,7 +55,7 @@ def bulk_ess(draws: Tensor) -> Tensor:
         draws: (C, S, *rest).
 
     Returns:
-        rest, float64; NaN for fewer than 4 draws or chains that never move.
+        rest, float64; NaN for fewer than 10 draws or chains that never move.
 
     References:
         Vehtari et al., 2021, https://arxiv.org/abs/1903.08008
@@ -96,12 +98,12 @@ def _ess(draws: Tensor) -> Tensor:
     covariance = _autocovariance(draws).mean(0)  # (n, *rest)
     within = covariance[0] * num / (num - 1)
     variance = covariance[0] + (draws.mean(1).var(0) if num_chains > 1 else 0.0)
-    rho = 1 - (within - covariance * num / (num - 1)) / variance
+    rho = 1 - (within - covariance) / variance
     rho[0] = 1.0
     tau = _integrated(rho)
     total = num_chains * num
     # anticorrelated chains beat independent draws, but a noisy τ near 0 must not say by how much
-    return total / tau.clamp(min=1 / torch.tensor(float(total)).log10())
+    return total / tau.clamp(min=1 / math.log10(total))
 
 
 def _autocovariance(draws: Tensor) -> Tensor:
@@ -113,12 +115,9 @@ def _autocovariance(draws: Tensor) -> Tensor:
 
 
 def _integrated(rho: Tensor) -> Tensor:
-    """τ over the initial positive pairs, made monotone; a last even lag counts if positive."""
-    num_pairs = (len(rho) - 3) // 2 + 1  # ArviZ looks no further
+    """τ over the initial positive pairs, made monotone; of the next pair the even lag counts."""
+    num_pairs = (len(rho) - 3) // 2  # ArviZ looks no further
     pairs = rho[: 2 * num_pairs].unflatten(0, (num_pairs, 2)).sum(1)
-    is_initial = (pairs > 0).long().cumprod(0).bool()
-    monotone = pairs.cummin(0).values
-    tau = -1 + 2 * (monotone * is_initial).sum(0)
-    count = is_initial.sum(0, keepdim=True)  # the first pair left out starts at lag 2 · count
-    next_even = rho.gather(0, (2 * count).clamp(max=len(rho) - 1))[0]
-    return tau + next_even.clamp(min=0.0) * (count[0] < num_pairs)
+    is_initial = (pairs > 0).long().cumprod(0)
+    following = rho.gather(0, 2 * is_initial.sum(0, keepdim=True))[0]
+    return -1 + 2 * (pairs.cummin(0).values * is_initial).sum(0) + following.clamp(min=0.0)

@@ -18,7 +18,7 @@ from pyrovae.checks import seed_number, whole_number
 from pyrovae.evidence.importance import weighted_chunks
 from pyrovae.evidence.joint import ProgramJoint, VAEJoint, flat, joint_of
 from pyrovae.evidence.memory import (
-    MEMORY_BUDGET,
+    budget_in_bytes,
     bytes_per_draw,
     chunk_of,
     first_row,
@@ -38,7 +38,7 @@ def sir(
     num_samples: int = 1000,
     num_proposals: int = 10_000,
     seed: int | None = 0,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> Posterior:
     """Draws of p(z|x) by resampling draws of the guide with their importance weights.
 
@@ -53,7 +53,7 @@ def sir(
         num_samples: S, draws kept per datum.
         num_proposals: K, draws of the guide per datum; take K ≥ 10 S.
         seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one chunk of proposals; the latents of all K stay in memory.
+        memory_budget: bytes for one chunk of proposals, as for `log_evidence`; the latents of all K stay in memory.
 
     Returns:
         Posterior, draws (1, S, N, D), with ess and pareto_k of the K weights.
@@ -77,6 +77,7 @@ def sir(
     num_samples = whole_number(num_samples, "num_samples", 1)
     num_proposals = whole_number(num_proposals, "num_proposals", 1)
     batch = Batch(*admit(program, x, y, mask))
+    memory_budget = budget_in_bytes(memory_budget, batch.x.device)
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
         cost = bytes_per_draw(joint_of(program, first_row(batch)).weighted_draws)
         chunk = chunk_of(num_proposals, len(batch.x), cost, memory_budget, what="proposals")
@@ -84,7 +85,9 @@ def sir(
             _resampled(joint_of(program, rows), num_samples, num_proposals, chunk.draws)
             for rows in row_batches(batch, chunk.rows)
         ]
-    draws, ess, k = (torch.cat(p, -2 if i == 0 else 0) for i, p in enumerate(zip(*parts, strict=True)))
+    draws, ess, k = (
+        torch.cat(p, -2 if i == 0 else 0) for i, p in enumerate(zip(*parts, strict=True))
+    )
     return Posterior(draws[None], ess, torch.full_like(ess, torch.nan), k)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.discrete import BernoulliVector, bernoulli_logits
+from pyrovae.densities.discrete import BernoulliVector, bernoulli_logits
 from pyrovae.heads import as_latent_shape
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.discrete import OneHotVector, block_shape, categorical_logits
+from pyrovae.densities.discrete import OneHotVector, block_shape, categorical_logits
 
 
 class Categorical(nn.Module):

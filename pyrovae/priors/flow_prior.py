@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 from torch import nn
 
-from pyrovae.flows import FlowDistribution, spline
+from pyrovae.densities.flows import FlowDistribution, spline
 from pyrovae.heads import as_latent_shape
 
 
@@ -14,7 +14,7 @@ class FlowPrior(nn.Module):
 
     f takes z to noise, so the density, which training needs, is one pass; a draw runs f
     backwards: one pass for a coupling flow, D passes for an autoregressive one. With the
-    flows of `pyrovae.flows` it starts near N(0, I).
+    flows of `pyrovae.densities.flows` it starts near N(0, I).
 
     Args:
         latent_dim: D.
@@ -32,7 +32,7 @@ class FlowPrior(nn.Module):
     Example:
         >>> import torch
         >>> from functools import partial
-        >>> from pyrovae import flows
+        >>> from pyrovae.densities import flows
         >>> prior = FlowPrior(2, flow=partial(flows.coupling, hidden=(32,)))
         >>> prior().log_prob(torch.zeros(7, 2)).shape
         torch.Size([7])

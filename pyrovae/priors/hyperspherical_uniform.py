@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyrovae import sphere
+from pyrovae.densities import sphere
 
 
 class HypersphericalUniform(nn.Module):

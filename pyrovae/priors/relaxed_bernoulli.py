@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.discrete import bernoulli_logits
+from pyrovae.densities.discrete import bernoulli_logits
+from pyrovae.densities.relaxed import BinaryConcrete, relaxed_temperature
 from pyrovae.heads import as_latent_shape
-from pyrovae.relaxed import BinaryConcrete, relaxed_temperature
 
 
 class RelaxedBernoulli(nn.Module):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.discrete import block_shape, categorical_logits
-from pyrovae.relaxed import Concrete, relaxed_temperature
+from pyrovae.densities.discrete import block_shape, categorical_logits
+from pyrovae.densities.relaxed import Concrete, relaxed_temperature
 
 
 class RelaxedCategorical(nn.Module):

@@ -22,7 +22,7 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from pyrovae.checks import real_number
-from pyrovae.discrete import LogitVector
+from pyrovae.densities.discrete import LogitVector
 from pyrovae.errors import ConfigError
 
 MIN_TEMPERATURE = 0.4

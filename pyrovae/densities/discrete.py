@@ -8,7 +8,7 @@ are floats, as decoders take them; log-probabilities are (*S, *B), in nats.
 
 Both list their joint values (`enumerate_support`), 2^D or K^L of them, so that Pyro can
 sum them out: `Bernoulli(logits=l).to_event(1)` has no such list and is silently drawn.
-Left out: order, dependence between the coordinates. Relaxations are in `pyrovae.relaxed`.
+Left out: order, dependence between the coordinates. Relaxations are in `pyrovae.densities.relaxed`.
 """
 
 import itertools

@@ -1,0 +1,19 @@
+"""Draws of the posterior p(z|x) = p(x|z) p(z) / p(x), beyond the guide's q(z|x).
+
+- `grid`: exact, by quadrature, for latent dimension 1 or 2,
+- `sir`: draws of the guide, resampled with their importance weights; any program,
+- `hmc`: batched Hamiltonian Monte Carlo from the guide's draws; continuous latents,
+- `refine`: not draws but a better guide, optimised for each datum.
+
+The first three give a `Posterior`, draws of one shape (C, S, N, D): chain, draw, datum,
+latent. Compare any of them with `vae.encode(x)`.
+"""
+
+from pyrovae.posterior.cells import grid
+from pyrovae.posterior.chains import hmc
+from pyrovae.posterior.convergence import bulk_ess, split_r_hat
+from pyrovae.posterior.record import Posterior
+from pyrovae.posterior.refinement import Refined, refine
+from pyrovae.posterior.resampling import sir
+
+__all__ = ["Posterior", "Refined", "bulk_ess", "grid", "hmc", "refine", "sir", "split_r_hat"]
