@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         objectives,
         plots,
         priors,
+        programs,
     )
     from pyrovae.builder import build
     from pyrovae.evidence import log_evidence
@@ -45,6 +46,7 @@ __all__ = [
     "objectives",
     "plots",
     "priors",
+    "programs",
 ]
 
 _HOME = {

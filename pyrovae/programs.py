@@ -187,6 +187,10 @@ class SemiSupervisedVAE(nn.Module):
         with evaluation(self):
             return self.classifier(fill(x, mask)).probs
 
+    def check_data(self, x: Tensor, y: Tensor) -> None:
+        """Look at every label, before training; errors as for `labels`."""
+        self.labels(x, y)
+
     def labels(self, x: Tensor, y: Tensor | None) -> Tensor:
         """(B,) whole numbers: y checked, or −1 everywhere for None.
 

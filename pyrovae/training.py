@@ -16,23 +16,24 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO, SVI, RenyiELBO, ReweightedWakeSleep
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pyrovae.batches import ArrayBatches, LoaderBatches, as_batches
+from pyrovae.admission import trace_once
+from pyrovae.batches import ArrayBatches, Batch, LoaderBatches, as_batches
 from pyrovae.checks import real_number, seed_number, whole_number
 from pyrovae.errors import ConfigError, DataError, DivergenceError
-from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store
+from pyrovae.handlers import RandomStream, data_scale, evaluation, module_mode, own_store
 from pyrovae.objectives import Objective, TraceELBO
-from pyrovae.terms import ElboTerms, draw_traces, terms_of
+from pyrovae.terms import ElboTerms, draw_traces, is_local, terms_of
 
 
 class Epoch(NamedTuple):
@@ -209,6 +210,7 @@ class _Steps:
             loss_and_grads=self._loss_and_grads,
         )
         self.num_steps = 0
+        self.has_globals: bool | None = None
 
     def epoch(
         self, number: int, data: ArrayBatches | LoaderBatches, *, num_epochs: int
@@ -219,7 +221,7 @@ class _Steps:
             self.objective.progress = (number - 1 + index / data.num_batches) / num_epochs
             self.where = f"step {self.num_steps + 1} (epoch {number}, batch {index + 1})"
             try:
-                with pyro.validation_enabled(self.num_steps == 0):
+                with pyro.validation_enabled(self.num_steps == 0), self._scaled(data, batch):
                     self.svi.step(*batch)
             except ValueError as error:
                 if not str(error).startswith("Expected parameter"):
@@ -234,18 +236,43 @@ class _Steps:
             sums += loss_sums(self.terms, data.num_data)
         return per_datum(sums, data.num_data)
 
+    def _scaled(self, data: ArrayBatches | LoaderBatches, batch: Batch) -> AbstractContextManager:
+        """Weigh the batch as N / B of itself beside global latents; say what to divide by.
+
+        Without global latents the factor would cancel, and Pyro's RenyiELBO, which puts it
+        inside its log-sum-exp, would be no bound any more.
+        """
+        size = len(batch.x)
+        if self.has_globals is None:
+            self.has_globals = self._looks_global(batch)
+        self.divisor = data.num_data if self.has_globals else size
+        return data_scale(data.num_data / size) if self.has_globals else nullcontext()
+
+    def _looks_global(self, batch: Batch) -> bool:
+        first = (None if t is None else t[:1] for t in batch)
+        _, guide_trace = trace_once(self.program, *first)
+        sites = [site for _, site in guide_trace.iter_stochastic_nodes()]
+        has_globals = not all(map(is_local, sites))
+        if has_globals and isinstance(self.objective, RenyiELBO | ReweightedWakeSleep):
+            raise ConfigError(
+                f"{type(self.objective).__name__} puts the minibatch scale inside its log-sum-exp, "
+                "so with latents outside the plate 'data' it is no bound.\n"
+                "Use objectives.TraceELBO() or objectives.BetaELBO(beta)."
+            )
+        return has_globals
+
     def _loss_and_grads(self, model: Callable, guide: Callable, *batch: Tensor | None) -> Tensor:
         size = len(batch[0])
         self.optimizer.zero_grad()  # whatever a callback or the caller left there
         if isinstance(self.objective, Objective):
             traces = self.objective.traces(model, guide, *batch)
             self.objective.check(traces)
-            self.loss = self.objective.surrogate(traces, size) / size
+            self.loss = self.objective.surrogate(traces, size) / self.divisor
             self.loss.backward()
             self.terms = terms_of(traces, size)
         else:
             self.objective.loss_and_grads(model, guide, *batch)
-            torch._foreach_div_(self._gradients(), size)
+            torch._foreach_div_(self._gradients(), self.divisor)
             with torch.no_grad():
                 self.terms = terms_of(draw_traces(model, guide, *batch), size)
             # the ELBO, because Pyro's own value may be no number (TraceTailAdaptive_ELBO: inf)

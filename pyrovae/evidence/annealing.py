@@ -41,6 +41,7 @@ from pyrovae.evidence.memory import (
     bytes_per_draw,
     chunk_of,
     first_row,
+    keep_freed_memory,
     row_batches,
 )
 from pyrovae.evidence.record import Evidence, WeightSums, joined
@@ -155,6 +156,7 @@ def annealed_evidence(
 
 def rows_at_a_time(program: nn.Module, batch: Batch, num_chains: int, memory_budget: int) -> int:
     """How many data may move their chains together within the budget."""
+    keep_freed_memory(batch.x.device)
     cost = BACKWARD_COST * bytes_per_draw(joint_of(program, first_row(batch)).weighted_draws)
     cost *= num_chains  # all chains of a datum move together
     chunk: Chunk = chunk_of(

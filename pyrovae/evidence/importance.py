@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from pyrovae.batches import Batch
 from pyrovae.evidence.joint import Latents, ProgramJoint, VAEJoint, joint_of
-from pyrovae.evidence.memory import bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.evidence.memory import (
+    bytes_per_draw,
+    chunk_of,
+    first_row,
+    keep_freed_memory,
+    row_batches,
+)
 from pyrovae.evidence.record import Evidence, WeightSums, joined
 
 
@@ -34,6 +40,7 @@ def importance_evidence(
         ConfigError: the program has latents outside the plate "data".
         MemoryError: one draw of one datum does not fit the budget.
     """
+    keep_freed_memory(batch.x.device)
     cost = bytes_per_draw(joint_of(program, first_row(batch)).weighted_draws)
     chunk = chunk_of(num_samples, len(batch.x), cost, memory_budget, what="draws")
     parts = []

@@ -45,8 +45,8 @@ class Categorical(nn.Module):
         self.num_features = self.event_shape.numel() * self.num_categories
 
     def forward(self, features: Tensor) -> dist.Distribution:
-        shape = torch.Size([*self.event_shape, self.num_categories])
-        (logits,) = split_features(features, shape)
+        # categories first, as channels, so that a convolutional decoder's pixels stay neighbours
+        logits = torch.stack(split_features(features, self.event_shape, self.num_categories), -1)
         return densities.Categorical(logits=logits).to_event(len(self.event_shape))
 
     def extra_repr(self) -> str:

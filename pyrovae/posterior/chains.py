@@ -55,8 +55,8 @@ def hmc(
         num_chains: C per datum.
         num_leapfrog: L, leapfrog steps of each transition.
         seed: of the chains; None takes a fresh one.
-        memory_budget: bytes for moving the chains of one piece of the data, as for `log_evidence`; the draws that are
-            kept come on top.
+        memory_budget: bytes for moving the chains of one piece of the data, as for
+            `log_evidence`; the draws that are kept come on top.
 
     Returns:
         Posterior, draws (C, S, N, D), with r_hat and ess.

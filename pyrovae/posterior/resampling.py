@@ -53,7 +53,8 @@ def sir(
         num_samples: S, draws kept per datum.
         num_proposals: K, draws of the guide per datum; take K ≥ 10 S.
         seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one chunk of proposals, as for `log_evidence`; the latents of all K stay in memory.
+        memory_budget: bytes for one chunk of proposals, as for `log_evidence`; the latents of
+            all K stay in memory.
 
     Returns:
         Posterior, draws (1, S, N, D), with ess and pareto_k of the K weights.

@@ -3,29 +3,10 @@
 import pyro.distributions as dist
 import torch
 from torch import nn
-from torch.distributions import constraints
 
 from pyrovae.checks import whole_number
+from pyrovae.densities.mixture import Mixture
 from pyrovae.heads import as_latent_shape, inverse_positive, positive
-
-
-class Mixture(dist.MixtureSameFamily):
-    """A mixture that says that its support is ℝ^D where that of its components is.
-
-    torch's own wraps the support in a constraint without a bijection, and NUTS needs one.
-
-    Example:
-        >>> components = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
-        >>> Mixture(dist.Categorical(logits=torch.zeros(3)), components).support
-        IndependentConstraint(Real(), 1)
-    """
-
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        support = self._component_distribution.support
-        coordinate = getattr(support, "base_constraint", support)
-        is_real = coordinate is constraints.real or support is constraints.real_vector
-        return support if is_real else super().support
 
 
 class GaussianMixture(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import as_tensor, check_finite
+from pyrovae.densities.mixture import Mixture
 from pyrovae.errors import ConfigError
 from pyrovae.networks import Given
-from pyrovae.priors.gaussian_mixture import Mixture
 
 
 class VampPrior(nn.Module):
