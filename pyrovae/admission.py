@@ -137,9 +137,9 @@ def admit(
         model_trace, guide_trace = trace_once(program, *first)
     check_latents(model_trace, guide_trace)
     check_parameters(program, model_trace, guide_trace)
-    if is_whole:
-        check_densities(model_trace, guide_trace)
     check_values(x, observed_site(model_trace)["fn"], mask)
+    if is_whole:  # after the values, or NaN in x would be blamed on the encoder
+        check_densities(model_trace, guide_trace)
     cast = like_parameters(x, program)
     check_precision(x, cast.dtype, mask)
     for module in program.modules():

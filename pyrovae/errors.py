@@ -6,6 +6,8 @@ required, and what to write instead. It is at most six lines long and never hold
 a whole tensor.
 """
 
+from typing import Any
+
 
 class DataError(ValueError):
     """The data cannot be what the model describes (shape, dtype, support, NaN)."""
@@ -20,4 +22,44 @@ class DivergenceError(FloatingPointError):
 
 
 class CheckpointError(RuntimeError):
-    """A saved model or run cannot be used."""
+    """A saved model or run cannot be used, or one could not be saved."""
+
+
+class CorruptCheckpoint(CheckpointError):
+    """A file is not what was written: truncated, altered, or holding what no model has.
+
+    Attributes:
+        path: the file.
+        expected: what it should be (a SHA-256, a number of bytes), or None.
+        got: what it is, likewise.
+    """
+
+    def __init__(self, message: str, path: object = None, expected: Any = None, got: Any = None):
+        super().__init__(message)
+        self.path, self.expected, self.got = path, expected, got
+
+
+class UnsafeFormat(CheckpointError):
+    """A file that is no tensor file of pyrovae's, or names what pyrovae does not have."""
+
+
+class VersionMismatch(CheckpointError):
+    """A file in a format of a later release."""
+
+
+class StateMismatch(CheckpointError):
+    """What was saved does not fit the model, the data or the settings at hand."""
+
+
+class RunLocked(CheckpointError):
+    """Another process, or another run of this one, is using the run folder.
+
+    Attributes:
+        pid: its process id, or None where it could not be read.
+        host: the machine that it runs on.
+        start: when it took the folder, ISO 8601.
+    """
+
+    def __init__(self, message: str, pid: int | None = None, host: str = "?", start: str = "?"):
+        super().__init__(message)
+        self.pid, self.host, self.start = pid, host, start

@@ -24,7 +24,9 @@ Tempered = Callable[[Tensor], tuple[Tensor, Tensor]]  # u (S, N, D) → b, d: (S
 
 JITTER = 0.2
 TARGET_ACCEPTANCE = 0.8
-MAX_PATH = math.pi  # in units of the scales: half an orbit around a Gaussian of that scale
+# in units of the scales: a quarter of the orbit around a Gaussian of that scale, which forgets where
+# it came from; half an orbit mirrors it, so that means mix fast and variances never
+MAX_PATH = math.pi / 2
 
 
 class Point(NamedTuple):
@@ -124,7 +126,7 @@ def _choose(is_accepted: Tensor, new: Point, old: Point) -> Point:
 
 
 def adapted(step_size: Tensor, acceptance: Tensor, num_leapfrog: int, gain: float) -> Tensor:
-    """log ε moved by gain · (acceptance − 0.8), bounded so that a path is at most half an orbit.
+    """log ε moved by gain · (acceptance − 0.8), bounded so that a path is at most a quarter orbit.
 
     Args:
         step_size: ε, (N,).

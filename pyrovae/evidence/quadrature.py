@@ -26,7 +26,7 @@ from pyrovae.networks import given
 from pyrovae.vae import fill, observed_only
 
 DATA_AT_A_TIME = 256
-NUMBERS_AT_A_TIME = 2**24  # bounds the memory of one evaluation of the decoder
+NUMBERS_AT_A_TIME = 2**18  # of one evaluation of the decoder: what stays in a processor cache
 NEGLIGIBLE = 27.0  # nats below log p(x): e^-27 = 2e-12, times the number of cells
 CELLS = {1: 601, 2: 81}  # along an axis of the first grid, by latent dimension
 MAX_LEVELS = 8

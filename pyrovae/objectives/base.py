@@ -51,8 +51,8 @@ class Objective(ELBO):
             raise ConfigError(
                 f"{name} takes its gradient through z, but the guide draws a latent that is not "
                 "reparameterised: the guide would get a wrong gradient.\n"
-                "Use objectives.TraceELBO() (score function), objectives.EnumELBO() (exact sum), or "
-                "a relaxed guide."
+                "Use objectives.TraceELBO() (score function), objectives.EnumELBO() (exact sum) "
+                "or a relaxed guide."
             )
         if self.needs_local_latents and not all(map(is_local, _latents(traces.guide))):
             raise ConfigError(

@@ -32,9 +32,10 @@ class TraceELBO(Objective):
         >>> import pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> x = torch.ones(5, 2)
-        >>> with torch.random.fork_rng():
+        >>> from pyrovae.handlers import RandomStream, own_store
+        >>> with RandomStream(0), own_store():
         ...     ours = TraceELBO().loss(vae.model, vae.guide, x)
-        >>> with torch.random.fork_rng():
+        >>> with RandomStream(0), own_store():
         ...     pyros = Trace_ELBO().loss(vae.model, vae.guide, x)
         >>> bool(abs(ours - pyros) < 1e-5)
         True

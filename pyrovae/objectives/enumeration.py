@@ -43,7 +43,9 @@ class EnumELBO(TraceEnum_ELBO):
         >>> vae = pv.build((2,), latent_dim=3, prior="Bernoulli", guide="Bernoulli", seed=0)
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
         >>> exact = EnumELBO()
-        >>> exact.loss(vae.model, vae.guide, x) == exact.loss(vae.model, vae.guide, x)
+        >>> from pyrovae.handlers import own_store
+        >>> with own_store():
+        ...     exact.loss(vae.model, vae.guide, x) == exact.loss(vae.model, vae.guide, x)
         True
         >>> history = pv.fit(vae, x, objective=EnumELBO(), epochs=2)
     """

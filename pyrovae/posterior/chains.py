@@ -90,8 +90,17 @@ def hmc(
             point, kernel = warmed_up(density, num_chains, num_warmup, num_leapfrog)
             parts.append(_chains(density, point, kernel, num_samples))
     draws = torch.cat(parts, 2)
-    ess, r_hat = bulk_ess(draws).amin(-1), split_r_hat(draws).amax(-1)
+    ess, r_hat = least_ess(draws), split_r_hat(draws).amax(-1)
     return Posterior(draws, ess, r_hat, torch.full_like(ess, math.nan))
+
+
+def least_ess(draws: Tensor) -> Tensor:
+    """(N,): the least ESS over latent dimensions, of the place z and of the spread |z − median|.
+
+    Hamiltonian paths may mirror a draw, which serves means and leaves variances as they were.
+    """
+    spread_of = (draws - draws.flatten(0, 1).median(0).values).abs()
+    return torch.minimum(bulk_ess(draws), bulk_ess(spread_of)).amin(-1)
 
 
 def warmed_up(

@@ -11,7 +11,7 @@ class Posterior(NamedTuple):
     Attributes:
         draws: (C, S, N, D), in the units of the latent space; a program's latents side by side.
         ess: (N,), effective sample size: S for `grid`, that of the importance weights for
-            `sir`, the least over latent dimensions for `hmc`.
+            `sir`; for `hmc` the least over latent dimensions, of their place and their spread.
         r_hat: (N,), the largest R̂ over latent dimensions, for `hmc`; NaN otherwise. Above 1.01
             the chains have not mixed.
         pareto_k: (N,), the shape k̂ of the importance weights, for `sir`; NaN otherwise.

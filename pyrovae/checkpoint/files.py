@@ -1,0 +1,297 @@
+"""Bytes on disk: written whole or not at all, read only where they are what was written.
+
+    write:   temporary file → fsync → rename → fsync of the folder
+    seal:    "seal": SHA-256 of the text with 64 zeros in the seal's place
+
+A seal inside a text covers every bit of it, its own included. It finds damage; it is no
+signature, so what reads a sealed text still trusts nothing in it. The temporary file is
+locked while it is written: two writers of one path take turns, and what a killed one left
+is taken over by the next. Links are not followed, and only regular files are read.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: there, one writer at a time is up to the user
+    fcntl = None
+
+MAX_JSON = 2**22  # bytes; bounds the memory that a hostile file can make Python's objects take
+MAX_CONTAINERS = 100_000  # lists and dicts in one JSON text, likewise
+NO_SEAL = "0" * 64
+_SEAL = re.compile(rb'"seal":\s*"([0-9a-f]{64})"')
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def as_path(path: Any) -> Path:
+    """The path, when it can be the name of a file.
+
+    Raises:
+        ConfigError: it is empty or blank, has control characters, or is too long.
+
+    Example:
+        >>> as_path("runs/my model").name
+        'my model'
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = b""
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f"path = {path!r}, but it must name a file: a non-empty str or Path.")
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise ConfigError(
+            f"path = {shortened(text)}, but a path must have no control characters (a newline, "
+            "a NUL), which shells and logs cannot show.\nGive a printable name."
+        )
+    longest = max(len(os.fsencode(part)) for part in Path(text).parts or ("",))
+    if longest > 250 or len(os.fsencode(text)) > 4000:
+        raise ConfigError(
+            f"path = {shortened(text)} has {len(text):,} characters, but no file system takes it."
+            "\nGive a shorter name: at most 250 bytes a part."
+        )
+    return Path(text)
+
+
+def shortened(text: Any, limit: int = 60) -> str:
+    """repr of a text that may be long.
+
+    Example:
+        >>> shortened("a" * 100, 5)
+        "'aaaaa…'"
+    """
+    text = str(text)
+    return repr(text if len(text) <= limit else text[:limit] + "…")
+
+
+# Writing.
+
+
+@contextmanager
+def writing(path: Path, num_bytes: int = 0) -> Iterator[None]:
+    """Any OSError inside becomes a CheckpointError with the path and the space there is."""
+    try:
+        yield
+    except OSError as error:
+        folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
+        free = shutil.disk_usage(folder).free
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror or error} ({num_bytes:,} bytes needed, "
+            f"{free:,} free).\nWhat was saved before is unchanged. Free some space, or give a path "
+            "in an existing folder that you may write to."
+        ) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`: whoever opens it, even after a crash, sees the old or the new.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there stays, and nothing else is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path, len(data)):
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        fd = _own_temporary(temporary)
+        try:
+            _write_all(fd, data)
+            os.fsync(fd)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        finally:
+            os.close(fd)
+        fsync_folder(path.parent)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write and fsync a file that does not exist yet."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        _write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def locked_file(path: Path, *, wait: bool) -> int:
+    """A descriptor of the file at `path`, made if need be, under an exclusive lock.
+
+    The lock ends with the descriptor, so with the process at the latest, however it ends.
+
+    Raises:
+        BlockingIOError: another descriptor has the lock, and wait is false.
+        OSError: the file is a link, or no regular file with one name.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
+        try:
+            if fcntl:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_still_at(fd, path):
+                is_plain = stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_nlink == 1
+                if not is_plain:
+                    raise OSError(0, f"{path.name} is no regular file of its own")
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # whoever held the lock has renamed or removed the file
+
+
+def _own_temporary(path: Path) -> int:
+    fd = locked_file(path, wait=True)
+    os.ftruncate(fd, 0)
+    return fd
+
+
+def _is_still_at(fd: int, path: Path) -> bool:
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+# Reading.
+
+
+@contextmanager
+def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
+    """A descriptor for reading a regular file; CheckpointError where there is none."""
+    try:
+        fd = os.open(path, _READ | (0 if follow_links else _NO_LINK))
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{path} cannot be opened: {reason}. Check the path.") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise CheckpointError(f"{path} is no regular file. Give the path of a saved file.")
+        yield fd
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    finally:
+        os.close(fd)
+
+
+def read_exactly(fd: int, size: int, path: Path) -> bytearray:
+    """The next `size` bytes of the file; CorruptCheckpoint where it ends before."""
+    try:
+        data = bytearray(size)
+    except MemoryError:
+        raise CorruptCheckpoint(f"{path}: {size:,} bytes exceed the memory.", path) from None
+    rest, file = memoryview(data), io.FileIO(fd, closefd=False)
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            got = size - len(rest)
+            raise CorruptCheckpoint(
+                f"{path}: the file ends {len(rest):,} bytes too early.", path, size, got
+            )
+        rest = rest[count:]
+    return data
+
+
+# Texts.
+
+
+def json_bytes(value: Any, **options: Any) -> bytes:
+    """Compact JSON in ASCII."""
+    return json.dumps(value, separators=(",", ":"), **options).encode("ascii")
+
+
+def parse_json(data: bytes | bytearray, path: Path) -> Any:
+    """The value of a JSON text from a file that may be hostile.
+
+    Raises:
+        CorruptCheckpoint: it is no JSON, too large, too deep, or has a key twice.
+
+    Example:
+        >>> parse_json(b'{"a": [1, null]}', Path("x"))
+        {'a': [1, None]}
+    """
+    size, containers = len(data), data.count(b"{") + data.count(b"[")
+    if size > MAX_JSON or containers > MAX_CONTAINERS:
+        raise CorruptCheckpoint(
+            f"{path}: its JSON has {size:,} bytes and {containers:,} brackets, more than any that "
+            f"pyrovae writes ({MAX_JSON:,} and {MAX_CONTAINERS:,}).",
+            path,
+        )
+    try:
+        return json.loads(bytes(data).decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise CorruptCheckpoint(f"{path}: its JSON is nested too deeply.", path) from None
+    except ValueError as error:
+        reason = shortened(error, 120)
+        raise CorruptCheckpoint(f"{path}: its JSON cannot be read ({reason}).", path) from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return unique
+
+
+def sealed(text: bytes) -> bytes:
+    """The text with its seal put in where it has `"seal":"000…"`.
+
+    Example:
+        >>> text = sealed(json_bytes({"a": 1, "seal": NO_SEAL}))
+        >>> check_seal(text, Path("x"))
+    """
+    start, end = _SEAL.search(text).span(1)
+    return text[:start] + sha256(text).encode() + text[end:]
+
+
+def check_seal(text: bytes | bytearray, path: Path) -> None:
+    """CorruptCheckpoint unless the text is as it was sealed."""
+    found = _SEAL.search(text)
+    expected = found.group(1).decode() if found else None
+    start, end = found.span(1) if found else (0, 0)
+    got = sha256(text[:start] + NO_SEAL.encode() + text[end:]) if found else None
+    if got is None or got != expected:
+        raise CorruptCheckpoint(
+            f"{path}: the file was altered or cut: sha256 is {(got or 'missing')[:12]}…, "
+            f"its seal says {(expected or 'nothing')[:12]}….\nUse another copy of it.",
+            path,
+            expected,
+            got,
+        )
+
+
+def sha256(data: bytes | bytearray | memoryview) -> str:
+    """The SHA-256 of some bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()

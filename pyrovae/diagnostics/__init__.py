@@ -1,0 +1,72 @@
+"""Can I believe this posterior, and did the prior matter? One function each.
+
+    decompose_elbo        distortion, rate, and the KL split into information and prior misfit
+    active_units          which latent dimensions move with x
+    collapsed_dimensions  which have collapsed to the prior
+    pareto_k, escalate    which data the guide fails on, and their posterior by other means
+    inference_gaps        what of log p(x) the guide's family and the encoder each lose
+    calibration           whether q(z|x) is the posterior on simulated data
+    prior_check, posterior_check    a statistic of yours on replicated data
+    aggregate_test        whether the aggregate posterior is the prior
+    compare_priors        models by paired held-out evidence, and why
+    prior_sensitivity     how much prior and likelihood each shape a posterior
+    feature_check         which features of x are not explained by the others
+
+All are pure functions of a program and data, in eval mode, with a seed of their own; they
+give records of named arrays, in nats per datum unless a name says otherwise. `refit_prior`,
+which trains, is in `pyrovae.refit`.
+"""
+
+from pyrovae.diagnostics.aggregate import AggregateTest, aggregate_test
+from pyrovae.diagnostics.collapse import (
+    ActiveUnits,
+    Collapse,
+    active_units,
+    collapsed_dimensions,
+)
+from pyrovae.diagnostics.comparison import ComparedModel, Comparison, compare_priors
+from pyrovae.diagnostics.estimate import Estimate
+from pyrovae.diagnostics.features import FeatureCheck, feature_check
+from pyrovae.diagnostics.gaps import InferenceGaps, inference_gaps
+from pyrovae.diagnostics.predictive import PredictiveCheck, posterior_check, prior_check
+from pyrovae.diagnostics.reliability import Reliability, escalate, pareto_k
+from pyrovae.diagnostics.sensitivity import (
+    PriorSensitivity,
+    power_sensitivity,
+    prior_sensitivity,
+)
+from pyrovae.diagnostics.simulation import Calibration, calibration
+from pyrovae.diagnostics.surgery import Decomposition, decompose_elbo
+from pyrovae.terms import ElboTerms, elbo_terms
+
+__all__ = [
+    "ActiveUnits",
+    "AggregateTest",
+    "Calibration",
+    "Collapse",
+    "ComparedModel",
+    "Comparison",
+    "Decomposition",
+    "ElboTerms",
+    "Estimate",
+    "FeatureCheck",
+    "InferenceGaps",
+    "PredictiveCheck",
+    "PriorSensitivity",
+    "Reliability",
+    "active_units",
+    "aggregate_test",
+    "calibration",
+    "collapsed_dimensions",
+    "compare_priors",
+    "decompose_elbo",
+    "elbo_terms",
+    "escalate",
+    "feature_check",
+    "inference_gaps",
+    "pareto_k",
+    "posterior_check",
+    "power_sensitivity",
+    "prior_check",
+    "prior_sensitivity",
+]

@@ -1,0 +1,139 @@
+"""Is the aggregate posterior the prior? A two-sample test.
+
+    q(z) = (1/N) Σ_i q(z|x_i)   against   p(z);     one draw z_i ~ q(z|x_i) for each of N data
+
+Where q(z) ≠ p(z), `vae.sample` decodes z from where no datum is: the holes and tails that a
+better prior would fill. The statistics are the energy distance over all dimensions,
+
+    E = 2 E|a − b| − E|a − a'| − E|b − b'|,    a ~ q(z), b ~ p(z), each dimension scaled
+
+and per dimension the Kolmogorov-Smirnov distance of the two ECDFs. Both p-values are by
+permutation of which draw came from where, so they need no asymptotics and hold for discrete
+latents too. The draws are independent but one for each datum, which makes q's sample a little
+more even than i.i.d. ones: the test is slightly conservative.
+
+References:
+    Energy statistics: A class of statistics based on distances, Székely & Rizzo, 2013,
+    https://doi.org/10.1016/j.jspi.2013.03.018
+    ELBO surgery, Hoffman & Johnson, 2016 (why the two should agree)
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.admission import admit
+from pyrovae.batches import Batch
+from pyrovae.checks import whole_number
+from pyrovae.diagnostics.draws import diagnosing, latent_names
+from pyrovae.errors import DataError
+from pyrovae.evidence.joint import flat, joint_of
+
+
+class AggregateTest(NamedTuple):
+    """Draws of the aggregate posterior against draws of the prior.
+
+    Attributes:
+        energy: the energy distance of the scaled draws, without unit; 0 where they agree.
+        p_value: of it, by permutation.
+        ks: (D,), the largest distance of the two ECDFs per dimension, in [0, 1].
+        ks_p_value: (D,), by permutation, each for itself: with D dimensions compare the smallest
+            with 0.05 / D.
+        names: D names.
+        num_draws: of each of the two samples.
+    """
+
+    energy: float
+    p_value: float
+    ks: Tensor
+    ks_p_value: Tensor
+    names: tuple[str, ...]
+    num_draws: int
+
+
+def aggregate_test(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    num_draws: int = 500,
+    num_permutations: int = 999,
+    seed: int | None = 0,
+) -> AggregateTest:
+    """A permutation test that q(z) = (1/N) Σ_i q(z|x_i) is the prior.
+
+    A small p-value with thousands of data is normal; how large `energy` and `ks` are, and
+    `decompose_elbo(…).marginal_kl` in nats, says whether it matters.
+
+    Args:
+        program: any program without global latents; with covariates, prior draws are of
+            p(z|y_i) for the same data.
+        x: (N, *event).
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        num_draws: of each sample, at most N: a random subset of the data gives one each.
+        num_permutations: the smallest p-value is 1 / (1 + num_permutations).
+        seed: of subset, draws and permutations; None takes a fresh one.
+
+    Returns:
+        AggregateTest.
+
+    Raises:
+        DataError: x does not fit the program, or has fewer than 2 rows.
+        ConfigError: global latents, or a setting that is no such number.
+
+    References:
+        Székely & Rizzo, 2013, https://doi.org/10.1016/j.jspi.2013.03.018
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=2, seed=0)
+        >>> found = aggregate_test(vae, torch.rand(50, 2).round())
+        >>> found.ks.shape, 0 < found.p_value <= 1
+        (torch.Size([2]), True)
+    """
+    num_draws = whole_number(num_draws, "num_draws", 2)
+    num_permutations = whole_number(num_permutations, "num_permutations", 1)
+    batch = Batch(*admit(program, x, y, mask))
+    if len(batch.x) < 2:
+        raise DataError(
+            "x holds one datum, but an aggregate posterior takes two or more.\n"
+            "Pass a few hundred data."
+        )
+    with diagnosing(program, seed):
+        rows = torch.randperm(len(batch.x))[:num_draws].to(batch.x.device)
+        chosen = Batch(*(None if t is None else t[rows] for t in batch))
+        joint = joint_of(program, chosen)
+        ours, prior = (flat(draw(1))[0].double() for draw in (joint.draw_guide, joint.draw_prior))
+        names = latent_names(program, batch)
+        energy, ks = _permuted(torch.cat([ours, prior]), num_permutations)
+    p_value, ks_p_value = (_p_value(values) for values in (energy, ks))
+    return AggregateTest(energy[0].item(), p_value.item(), ks[0], ks_p_value, names, len(rows))
+
+
+def _permuted(z: Tensor, num_permutations: int) -> tuple[Tensor, Tensor]:
+    """Energy (1 + B,) and KS (1 + B, D) of the pooled draws (2n, D): first as they are."""
+    n = len(z) // 2
+    sign = torch.cat([torch.ones(n), -torch.ones(n)]).to(z)
+    order = torch.rand(num_permutations, 2 * n).argsort(1)
+    signs = torch.cat([sign[None], sign[order.to(z.device)]])  # (1 + B, 2n), sum 0
+    scaled = z / z.std(0).clamp(min=1e-300)
+    distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
+    energy = -((signs @ distance) * signs).sum(1) / n**2
+    ks = torch.stack([_ks(column, signs) for column in z.T], 1)
+    return energy, ks
+
+
+def _ks(column: Tensor, signs: Tensor) -> Tensor:
+    """(1 + B,): the largest distance of the ECDFs of the two samples that the signs tell apart."""
+    ordered, order = column.sort()
+    gap = signs[:, order].cumsum(1) / (len(column) // 2)
+    is_last = torch.cat([ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)])
+    return gap[:, is_last].abs().amax(1)  # within ties the two ECDFs have not both jumped
+
+
+def _p_value(values: Tensor) -> Tensor:
+    """The share of values at least as large as the first, itself included, over dim 0."""
+    return (values >= values[0] - 1e-12).double().mean(0)

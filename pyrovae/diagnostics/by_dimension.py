@@ -1,0 +1,93 @@
+"""The KL of q(z|x) to p(z) one latent dimension at a time, and the posterior means.
+
+    KL(q ‖ p) = Σ_d KL(q_d ‖ p_d)                    where q and p factorise
+    KL(q ‖ p) = Σ_d KL(q_d ‖ p_d) + KL(q ‖ Π_d q_d)  where p alone does
+
+In the second case (a full-covariance normal guide) the numbers are those of the marginals,
+and their sum falls short of the KL by the guide's total correlation. Under a prior that does
+not factorise (a mixture, a flow) no such split exists and the numbers are NaN.
+"""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    kl_divergence,
+)
+
+from pyrovae.diagnostics.draws import Arrays, local_latents
+from pyrovae.terms import Traces, terms_of
+
+
+def read_kl(traces: Traces, num_data: int) -> Arrays:
+    """kl_per_dimension, (s, n, D) float64, nats; NaN where it does not split."""
+    latents = terms_of(traces, num_data).latents
+    parts = []
+    for name in local_latents(traces):
+        q, p, z = traces.guide.nodes[name]["fn"], traces.model.nodes[name]["fn"], latents[name]
+        parts.append(split_kl(q, p, z).reshape(*z.shape[:2], -1).double())
+    return {"kl_per_dimension": torch.cat(parts, -1)}
+
+
+def split_kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
+    """KL(q_d ‖ p_d) of z's shape, nats: closed form, else log q_d(z) − log p_d(z), else NaN.
+
+    Args:
+        q: q(z|x).
+        p: p(z).
+        z: (S, N, *event), drawn from q.
+
+    Example:
+        >>> q = dist.Normal(torch.ones(3, 2), 1.0).to_event(1)
+        >>> split_kl(q, dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), torch.zeros(1, 3, 2))[0, 0]
+        tensor([0.5000, 0.5000])
+    """
+    if not q.event_shape and not p.event_shape:
+        sides = q, p
+    else:
+        sides = marginals(q), marginals(p)
+    # a prior's marginals say nothing where its dimensions depend on each other
+    if None in sides or isinstance(_inner(p), MultivariateNormal | LowRankMultivariateNormal):
+        return torch.full_like(z, torch.nan, dtype=torch.float64)
+    try:
+        kl = kl_divergence(*sides)
+    except NotImplementedError:
+        kl = sides[0].log_prob(z) - sides[1].log_prob(z)
+    return kl.expand(z.shape)
+
+
+def marginals(density: Distribution) -> Distribution | None:
+    """One density for each number of the event, as batch dimensions; None where unknown."""
+    inner = _inner(density)
+    if isinstance(inner, MultivariateNormal | LowRankMultivariateNormal):
+        return dist.Normal(inner.mean, inner.variance.sqrt())
+    return None if inner.event_shape else inner
+
+
+def _inner(density: Distribution) -> Distribution:
+    while isinstance(density, Independent | dist.ExpandedDistribution):
+        density = density.base_dist
+    return density
+
+
+def read_means(traces: Traces, num_data: int) -> Arrays:
+    """mean: E[z|x] of q at each draw, (s, n, D) float64; the draw itself where q has no mean."""
+    latents = terms_of(traces, num_data).latents
+    parts = []
+    for name in local_latents(traces):
+        z = latents[name]
+        mean = _mean(traces.guide.nodes[name]["fn"], z)
+        parts.append(mean.expand(z.shape).reshape(*z.shape[:2], -1).double())
+    return {"mean": torch.cat(parts, -1)}
+
+
+def _mean(q: Distribution, z: Tensor) -> Tensor:
+    try:
+        mean = q.mean
+    except NotImplementedError:
+        return z
+    return mean if torch.isfinite(mean).all() else z  # Categorical and heavy tails give NaN

@@ -1,0 +1,238 @@
+"""Which latent dimensions say anything about x: active units and posterior collapse.
+
+    A_d = Var_x(E[z_d|x])        active (Burda et al. 2016): A_d > 0.01
+
+A_d is in squared units of the latent space, and 0.01 supposes a prior of unit scale. A small
+A_d alone is therefore no proof: a dimension is called *collapsed* when in addition q(z_d|x)
+is the prior for nearly all x, KL(q(z_d|x) ‖ p(z_d)) < ε for a share 1 − δ of them (Lucas et al.
+2019). Where the prior has no KL per dimension (a mixture, a flow), the share of A_d in the
+variance of z_d over all x must be below 0.01 instead: it has no unit.
+
+In the linear-Gaussian model at its optimum, dimension d collapses if and only if its
+eigenvalue λ_d of the data's covariance is at most the noise variance σ².
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.admission import admit
+from pyrovae.batches import Batch
+from pyrovae.checks import real_number, whole_number
+from pyrovae.diagnostics.by_dimension import read_kl, read_means
+from pyrovae.diagnostics.draws import Arrays, diagnosing, latent_names, over_draws, read_latents
+from pyrovae.errors import DataError
+from pyrovae.terms import Traces
+
+ACTIVE = 0.01  # Burda et al. 2016, appendix C
+
+
+class ActiveUnits(NamedTuple):
+    """How much the posterior means move with x, per latent dimension.
+
+    Attributes:
+        variance: (D,), A_d, squared units of the latent space.
+        std_error: (D,), its standard error over data.
+        is_active: (D,), variance above the threshold.
+        names: D names.
+    """
+
+    variance: Tensor
+    std_error: Tensor
+    is_active: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def num_active(self) -> int:
+        """How many dimensions are active."""
+        return int(self.is_active.sum())
+
+
+class Collapse(NamedTuple):
+    """Which latent dimensions have collapsed to the prior, and the numbers behind it.
+
+    Attributes:
+        is_collapsed: (D,).
+        variance: (D,), A_d, squared units of the latent space.
+        share: (D,), A_d over the variance of z_d over all x, in [0, 1].
+        mean_kl: (D,), nats, mean over data; NaN where the prior does not factorise.
+        share_near_prior: (D,), of the data whose KL is below kl_threshold; NaN likewise.
+        names: D names.
+    """
+
+    is_collapsed: Tensor
+    variance: Tensor
+    share: Tensor
+    mean_kl: Tensor
+    share_near_prior: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def collapsed(self) -> tuple[str, ...]:
+        """The names of the collapsed dimensions."""
+        flags = self.is_collapsed.tolist()
+        return tuple(name for name, flag in zip(self.names, flags, strict=True) if flag)
+
+    @property
+    def message(self) -> str:
+        """One sentence for the user."""
+        if not self.collapsed:
+            return f"No collapse: all {len(self.names)} latent dimensions carry information."
+        shown = ", ".join(self.collapsed[:10]) + (" …" if len(self.collapsed) > 10 else "")
+        return (
+            f"Posterior collapse in {len(self.collapsed)} of {len(self.names)} latent dimensions "
+            f"({shown}): there q(z|x) is the prior whatever x is. If that is all the "
+            "data hold, fewer dimensions do; else try a KL warm-up or free bits."
+        )
+
+
+def active_units(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    threshold: float = ACTIVE,
+    num_samples: int = 20,
+    seed: int | None = 0,
+    memory_budget: int | None = None,
+) -> ActiveUnits:
+    """A_d = Var_x(E_q[z_d|x]), and which exceed the threshold.
+
+    The mean is q's own where it has one. Else it is the mean of S draws, and the variance
+    that those few draws add is taken off.
+
+    Args:
+        program: any program.
+        x: (N, *event), N ≥ 2.
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        threshold: squared units of the latent space; 0.01 of the paper supposes a prior of
+            unit scale.
+        num_samples: S, draws per datum, where q has no mean of its own.
+        seed: of the draws; None takes a fresh one.
+        memory_budget: bytes for one piece, as for `log_evidence`.
+
+    Returns:
+        ActiveUnits, arrays (D,).
+
+    Raises:
+        DataError: x does not fit the program, or holds one datum only.
+        ConfigError: a setting is no such number.
+
+    References:
+        Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016,
+        https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=3, seed=0)
+        >>> found = active_units(vae, torch.eye(2))
+        >>> found.variance.shape, found.num_active
+        (torch.Size([3]), 0)
+    """
+    threshold = real_number(threshold, "threshold", least=0.0)
+    options = {"num_samples": num_samples, "seed": seed, "memory_budget": memory_budget}
+    found, names = _read_all(program, x, y, mask, read_means, **options)
+    variance, std_error = _variance_of_means(found["mean"])
+    return ActiveUnits(variance, std_error, variance > threshold, names)
+
+
+def collapsed_dimensions(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    threshold: float = ACTIVE,
+    kl_threshold: float = 0.05,
+    tolerance: float = 0.01,
+    num_samples: int = 20,
+    seed: int | None = 0,
+    memory_budget: int | None = None,
+) -> Collapse:
+    """The latent dimensions whose q(z_d|x) is the prior whatever x is, by name.
+
+    collapsed: A_d ≤ threshold, and KL(q(z_d|x) ‖ p(z_d)) < kl_threshold for a share of at
+    least 1 − tolerance of the data.
+
+    Args:
+        program: any program.
+        x: (N, *event), N ≥ 2.
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        threshold: of A_d, squared units of the latent space.
+        kl_threshold: ε, nats.
+        tolerance: δ, the share of the data that may be an exception.
+        num_samples: S, draws per datum, where means or KL have no closed form.
+        seed: of the draws; None takes a fresh one.
+        memory_budget: bytes for one piece, as for `log_evidence`.
+
+    Returns:
+        Collapse, arrays (D,).
+
+    Raises:
+        DataError: x does not fit the program, or holds one datum only.
+        ConfigError: a setting is no such number.
+
+    References:
+        Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, Lucas et al., 2019,
+        https://arxiv.org/abs/1911.02469 ((ε, δ)-collapse)
+        Importance Weighted Autoencoders, Burda et al., 2016, https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=2, seed=0)
+        >>> collapsed_dimensions(vae, torch.eye(2)).share.shape
+        torch.Size([2])
+    """
+    threshold = real_number(threshold, "threshold", least=0.0)
+    kl_threshold = real_number(kl_threshold, "kl_threshold", least=0.0)
+    tolerance = real_number(tolerance, "tolerance", least=0.0)
+    options = {"num_samples": num_samples, "seed": seed, "memory_budget": memory_budget}
+    found, names = _read_all(program, x, y, mask, _read, **options)
+    variance, _ = _variance_of_means(found["mean"])
+    total = found["z"].double().var((0, 1))
+    share = (variance.clamp(min=0.0) / total.clamp(min=1e-300)).clamp(max=1.0)
+    kl = found["kl_per_dimension"].mean(0)  # (N, D)
+    near = (kl < kl_threshold).double().mean(0)
+    is_split = ~kl.isnan().any(0)
+    is_prior = torch.where(is_split, near >= 1 - tolerance, share <= ACTIVE)
+    is_still = (variance <= threshold) | ~is_split  # without a KL the unit-free share decides
+    near = near.masked_fill(~is_split, math.nan)
+    return Collapse(is_still & is_prior, variance, share, kl.mean(0), near, names)
+
+
+def _read(traces: Traces, num_data: int) -> Arrays:
+    parts = (read_means, read_latents, read_kl)
+    return {name: value for part in parts for name, value in part(traces, num_data).items()}
+
+
+def _read_all(program, x, y, mask, read, *, num_samples, seed, memory_budget):
+    num_samples = whole_number(num_samples, "num_samples", 2)
+    batch = Batch(*admit(program, x, y, mask))
+    if len(batch.x) < 2:
+        raise DataError(
+            "x holds one datum, but whether a latent dimension moves with x takes two or more.\n"
+            "Pass the data that the model was trained on, or a few hundred of them."
+        )
+    with diagnosing(program, seed):
+        names = latent_names(program, batch)
+        options = {"num_samples": num_samples, "memory_budget": memory_budget}
+        return over_draws(program, batch, read, **options), names
+
+
+def _variance_of_means(means: Tensor) -> tuple[Tensor, Tensor]:
+    """A_d and its standard error, (D,), from E[z|x] at each draw (S, N, D).
+
+    The S of a datum are equal where q has a mean; else their own variance over S is what
+    averaging so few leaves behind.
+    """
+    posterior_mean = means.mean(0)  # (N, D)
+    left_over = means.var(0).mean(0) / len(means)
+    squared = (posterior_mean - posterior_mean.mean(0)) ** 2
+    num = len(squared)
+    variance = squared.sum(0) / (num - 1)
+    return (variance - left_over).clamp(min=0.0), squared.std(0) / math.sqrt(num)

@@ -1,0 +1,233 @@
+"""Inference gaps: what of log p(x) the ELBO misses, and whose fault it is.
+
+    log p(x) − ELBO(q) = [log p(x) − ELBO(q*)] + [ELBO(q*) − ELBO(q)]
+                          approximation gap       amortisation gap
+
+q* is the best member of the guide's family for the datum alone (`posterior.refine`, started
+from the encoder). The first gap is that of the family: no encoder closes it. The second is
+that of the network, which must guess q* from x in one pass. A third, between the ELBO of the
+training data and that of held-out data, is no gap of inference but of generalisation.
+
+Both gaps are estimated on the same noise, so their errors are much smaller than those of the
+terms. If refinement stops short of q* the split moves (approximation too large, amortisation
+too small), their sum does not.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyrovae.admission import admit
+from pyrovae.batches import Batch
+from pyrovae.checks import seed_number, whole_number
+from pyrovae.diagnostics.draws import (
+    Arrays,
+    diagnosing,
+    joined,
+    log_mean_exp,
+    over_draws,
+    read_terms,
+    refuse_unless_vae,
+    sizes,
+)
+from pyrovae.diagnostics.estimate import Estimate, mean_of
+from pyrovae.evidence import log_evidence
+from pyrovae.evidence.joint import VAEJoint
+from pyrovae.evidence.memory import budget_in_bytes, bytes_per_draw, first_row, row_batches
+from pyrovae.handlers import RandomStream
+from pyrovae.pareto import pareto_k
+from pyrovae.posterior import refine
+
+ROWS = 256  # data that are refined together
+NEGLIGIBLE = 0.05  # nats: a gap that no one would train for
+
+
+class InferenceGaps(NamedTuple):
+    """The gaps between log p(x) and the ELBO, in nats; each ≥ 0 but for noise.
+
+    Attributes:
+        log_px: (N,) float64, the estimate of log p(x).
+        elbo: (N,), of the encoder's q(z|x).
+        best_elbo: (N,), of the refined q*.
+        approximation: (N,), log_px − best_elbo.
+        amortisation: (N,), best_elbo − elbo.
+        approximation_std_error, amortisation_std_error: (N,), over draws.
+        pareto_k: (N,), k̂ of the weights behind log_px: above `pareto_k_threshold` it is too
+            low, and the approximation gap with it. −∞ for a method without weights.
+        mean_approximation, mean_amortisation, mean_total: over data, with errors over data.
+        generalisation: mean ELBO of x minus that of the held-out data, with its error; None
+            without `validation`.
+    """
+
+    log_px: Tensor
+    elbo: Tensor
+    best_elbo: Tensor
+    approximation: Tensor
+    amortisation: Tensor
+    approximation_std_error: Tensor
+    amortisation_std_error: Tensor
+    pareto_k: Tensor
+    mean_approximation: Estimate
+    mean_amortisation: Estimate
+    mean_total: Estimate
+    generalisation: Estimate | None
+
+    @property
+    def advice(self) -> str:
+        """One sentence: where the next hour is best spent."""
+        family, network = self.mean_approximation, self.mean_amortisation
+        fit = self.generalisation
+        largest = max(family.value, network.value)
+        if fit is not None and not fit.is_below_noise and fit.value > max(largest, NEGLIGIBLE):
+            return (
+                f"The train/test gap is the largest, {fit} nats: the model overfits; stop earlier, "
+                "regularise, or take more data."
+            )
+        if largest < NEGLIGIBLE or (family.is_below_noise and network.is_below_noise):
+            return (
+                f"Inference is not the bottleneck: both gaps are below {NEGLIGIBLE} nat or the "
+                "noise; spend the effort on prior and decoder."
+            )
+        if network.value > family.value:
+            return (
+                f"The encoder network is the bottleneck, {network} nats of amortisation against "
+                f"{family}: make it larger, train it longer, or refine at test time."
+            )
+        return (
+            f"The guide family is the bottleneck, {family} nats of approximation against "
+            f"{network} of amortisation: take a richer one, such as FullNormal or FlowGuide."
+        )
+
+
+def inference_gaps(
+    vae: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    validation: Any = None,
+    method: str = "refined",
+    num_samples: int = 1000,
+    num_steps: int = 200,
+    seed: int | None = 0,
+    memory_budget: int | None = None,
+) -> InferenceGaps:
+    """log p(x) − ELBO, split into the guide family's part and the encoder network's.
+
+    Args:
+        vae: a `VAE` whose guide `posterior.refine` takes (pathwise, declared parameters).
+        x: (N, *event).
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        validation: held-out data, x, (x, y) or (x, y, mask), for the train/test gap.
+        method: of log p(x): "refined" is importance sampling from q*, which beats the
+            encoder's; or a method of `log_evidence` ("ais", "grid", …).
+        num_samples: K, draws per datum of both ELBOs and of the weights.
+        num_steps: of the refinement.
+        seed: of the draws; None takes a fresh one.
+        memory_budget: bytes for one piece, as for `log_evidence`.
+
+    Returns:
+        InferenceGaps, arrays (N,).
+
+    Raises:
+        DataError: x does not fit the program.
+        ConfigError: no `VAE`, a guide that cannot be refined, or a setting.
+
+    References:
+        Inference Suboptimality in Variational Autoencoders, Cremer, Li & Duvenaud, 2018,
+        https://arxiv.org/abs/1801.03558
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> gaps = inference_gaps(vae, torch.eye(2), num_steps=50)
+        >>> gaps.approximation.shape, "not the bottleneck" in gaps.advice
+        (torch.Size([2]), True)
+    """
+    num_samples = whole_number(num_samples, "num_samples", 2)
+    refuse_unless_vae(vae, "inference_gaps")
+    batch = Batch(*admit(vae, x, y, mask))
+    seed = seed_number(seed)  # one for both ELBOs, also where it is a fresh one
+    options = {"num_steps": num_steps, "seed": seed, "memory_budget": memory_budget}
+    parts = []
+    for rows in row_batches(batch, ROWS):
+        refined = refine(vae, *rows, **options).guide
+        with diagnosing(vae, seed):
+            joint = VAEJoint(vae, rows)
+            chunk = _chunk(vae, batch, len(rows.x), memory_budget)
+            best, start = (
+                _log_weights(joint, q, num_samples, chunk, seed) for q in (refined, joint.guide)
+            )
+        parts.append(_gaps_of(best, start))
+    found = joined(parts, 0)
+    log_px, elbo, best_elbo = found["log_px"], found["elbo"], found["best_elbo"]
+    error, k = found["approximation_std_error"], found["pareto_k"]
+    if method != "refined":
+        evidence = log_evidence(vae, *batch, method=method, seed=seed, memory_budget=memory_budget)
+        log_px, k = evidence.log_px, evidence.pareto_k
+        error = torch.hypot(evidence.std_error, found["best_elbo_std_error"])  # other draws
+    gaps = log_px - best_elbo, best_elbo - elbo
+    return InferenceGaps(
+        log_px,
+        elbo,
+        best_elbo,
+        *gaps,
+        error,
+        found["amortisation_std_error"],
+        k,
+        *map(mean_of, (*gaps, log_px - elbo)),
+        _generalisation(vae, elbo, validation, num_samples, seed, memory_budget),
+    )
+
+
+def _chunk(vae: nn.Module, batch: Batch, num_rows: int, memory_budget: int | None) -> int:
+    """How many draws of so many data fit the budget, at least one."""
+    cost = num_rows * bytes_per_draw(VAEJoint(vae, first_row(batch)).weighted_draws)
+    return max(1, budget_in_bytes(memory_budget, batch.x.device) // cost)
+
+
+def _log_weights(
+    joint: VAEJoint, q: Distribution, num_samples: int, chunk: int, seed: int
+) -> Tensor:
+    """log w = log p(x, z) − log q(z) at z ~ q, (K, n) float64; the same noise for each q."""
+    parts = []
+    with RandomStream(seed):
+        for size in sizes(num_samples, chunk):
+            z = q.sample((size,))
+            parts.append((sum(joint.terms({"z": z})) - q.log_prob(z)).double())
+    return torch.cat(parts)
+
+
+def _gaps_of(best: Tensor, start: Tensor) -> Arrays:
+    """Terms and errors, (n,) each, from log-weights under q* and under q, (K, n)."""
+    log_px = log_mean_exp(best)
+    root = math.sqrt(len(best))
+    # log p̂ − ELBO(q*) is a function of the mean of w and that of log w: delta method
+    influence = (best - log_px).exp() - best
+    return {
+        "log_px": log_px,
+        "elbo": start.mean(0),
+        "best_elbo": best.mean(0),
+        "best_elbo_std_error": best.std(0) / root,
+        "approximation_std_error": influence.std(0) / root,
+        "amortisation_std_error": (best - start).std(0) / root,
+        "pareto_k": pareto_k(best),
+    }
+
+
+def _generalisation(vae, elbo, validation, num_samples, seed, memory_budget) -> Estimate | None:
+    """Mean ELBO of the data minus that of the held-out ones, two independent means."""
+    if validation is None:
+        return None
+    held_out = validation if isinstance(validation, tuple | list) else (validation,)
+    batch = Batch(*admit(vae, *held_out))
+    options = {"num_samples": min(num_samples, 100), "memory_budget": memory_budget}
+    with diagnosing(vae, seed):
+        terms = over_draws(vae, batch, read_terms, **options)
+    log_weights = terms["log_likelihood"] + terms["log_prior"] - terms["log_guide"]
+    ours, theirs = mean_of(elbo), mean_of(log_weights.mean(0))
+    return Estimate(ours.value - theirs.value, math.hypot(ours.std_error, theirs.std_error))

@@ -1,0 +1,230 @@
+"""ELBO surgery: where the ELBO's nats go.
+
+    ELBO = −D − R,    D = −E_q[log p(x|z)] (distortion),    R = KL(q(z|x) ‖ p(z)) (rate)
+    (1/N) Σ_i KL(q(z|x_i) ‖ p(z)) = I_q + KL(q(z) ‖ p(z)),    q(z) = (1/N) Σ_i q(z|x_i)
+    I_q = (1/N) Σ_i KL(q(z|x_i) ‖ q(z)),    0 ≤ I_q ≤ log N
+
+I_q says how well z tells the N data apart; KL(q(z) ‖ p(z)), the marginal KL, is all that a
+better prior could gain. Both are exact for *these* N data, up to the draws. As an estimate for
+the population that the data come from I_q is biased downwards: it cannot exceed log N, and
+the marginal KL carries the same bias upwards. The same average without a datum's own term
+overestimates (`mutual_information_upper`), so the two bracket the population's number.
+
+References:
+    ELBO surgery, Hoffman & Johnson, 2016, http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+    Fixing a Broken ELBO, Alemi et al., 2018, https://arxiv.org/abs/1711.00464 (rate, distortion)
+    On Variational Bounds of Mutual Information, Poole et al., 2019,
+    https://arxiv.org/abs/1905.06922 (both bounds)
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.admission import admit
+from pyrovae.batches import Batch
+from pyrovae.checks import whole_number
+from pyrovae.diagnostics.by_dimension import read_kl
+from pyrovae.diagnostics.draws import (
+    Arrays,
+    diagnosing,
+    latent_names,
+    over_draws,
+    read_terms,
+)
+from pyrovae.diagnostics.estimate import Estimate, mean_of
+from pyrovae.evidence.joint import is_plain_vae, joint_of
+from pyrovae.evidence.memory import budget_in_bytes, bytes_of, first_row, row_batches
+from pyrovae.networks import given
+from pyrovae.terms import Traces, draw_traces, is_local, terms_of
+
+
+class Decomposition(NamedTuple):
+    """The ELBO and its parts, in nats; ELBO = −(reconstruction + kl).
+
+    Attributes:
+        elbo: (N,), higher is better.
+        reconstruction: (N,), −E_q[log p(x|z)], the distortion; lower is better.
+        kl: (N,), KL(q(z|x) ‖ p(z)) at the same draws, the rate.
+        elbo_std_error: (N,), Monte-Carlo error of elbo over draws; NaN for one draw.
+        kl_per_dimension: (N, D), KL(q(z_d|x) ‖ p(z_d)), in closed form where torch has one; of
+            the marginals where q does not factorise, NaN where p does not.
+        names: D names of the latent dimensions.
+        mean_elbo, mean_reconstruction, mean_kl: over data, with errors over data.
+        mutual_information: I_q of these data, at most log N; error over draws.
+        mutual_information_upper: without a datum's own term. In expectation the population's
+            mutual information lies between the two; ∞ or huge where no two posteriors overlap.
+        marginal_kl: KL(q(z) ‖ p(z)) of these data. The last three are NaN with global latents
+            or a prior that depends on y, where the split does not exist.
+    """
+
+    elbo: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    elbo_std_error: Tensor
+    kl_per_dimension: Tensor
+    names: tuple[str, ...]
+    mean_elbo: Estimate
+    mean_reconstruction: Estimate
+    mean_kl: Estimate
+    mutual_information: Estimate
+    mutual_information_upper: Estimate
+    marginal_kl: Estimate
+
+
+def decompose_elbo(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    num_samples: int = 10,
+    num_aggregate: int = 2000,
+    seed: int | None = 0,
+    memory_budget: int | None = None,
+) -> Decomposition:
+    """Distortion, rate and ELBO per datum, the KL per dimension, and the ELBO surgery.
+
+    Quantities that cannot be negative but were estimated so, or within two standard errors of
+    0, say so: `Estimate.is_below_noise`, and they print as "below the noise".
+
+    Args:
+        program: any program; the KL of global latents is not part of these per-datum numbers.
+        x: (N, *event).
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        num_samples: S, draws per datum.
+        num_aggregate: M, draws of q(z) that the surgery uses; each is compared with all N
+            posteriors.
+        seed: of the draws; None takes a fresh one.
+        memory_budget: bytes for one piece, as for `log_evidence`.
+
+    Returns:
+        Decomposition.
+
+    Raises:
+        DataError: x does not fit the program.
+        ConfigError: a setting is no such number.
+        MemoryError: one draw of one datum does not fit memory_budget.
+
+    References:
+        ELBO surgery, Hoffman & Johnson, 2016,
+        http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=2, seed=0)
+        >>> found = decompose_elbo(vae, torch.ones(5, 2))
+        >>> found.elbo.shape, found.kl_per_dimension.shape, found.names
+        (torch.Size([5]), torch.Size([5, 2]), ('z[0]', 'z[1]'))
+        >>> print(found.mutual_information)  # five equal data
+        below the noise (< 0.000)
+    """
+    num_samples = whole_number(num_samples, "num_samples", 1)
+    num_aggregate = whole_number(num_aggregate, "num_aggregate", 2)
+    batch = Batch(*admit(program, x, y, mask))
+    with diagnosing(program, seed):
+        names = latent_names(program, batch)
+        found = over_draws(
+            program, batch, _read, num_samples=num_samples, memory_budget=memory_budget
+        )
+        information = surgery(
+            program, batch, num_aggregate=num_aggregate, memory_budget=memory_budget
+        )
+    kl = found["log_guide"] - found["log_prior"]
+    log_weights = found["log_likelihood"] - kl
+    elbo, reconstruction, kl = (
+        log_weights.mean(0),
+        -found["log_likelihood"].mean(0),
+        kl.mean(0),
+    )
+    spread = log_weights.std(0) if num_samples > 1 else torch.full_like(elbo, math.nan)
+    return Decomposition(
+        elbo,
+        reconstruction,
+        kl,
+        spread / math.sqrt(num_samples),
+        found["kl_per_dimension"].mean(0),
+        names,
+        *map(mean_of, (elbo, reconstruction, kl)),
+        *information,
+    )
+
+
+def _read(traces: Traces, num_data: int) -> Arrays:
+    return read_terms(traces, num_data) | read_kl(traces, num_data)
+
+
+def surgery(
+    program: nn.Module, batch: Batch, *, num_aggregate: int, memory_budget: int | None
+) -> tuple[Estimate, Estimate, Estimate]:
+    """I_q, its upper companion, and KL(q(z) ‖ p(z)), nats, from M draws of q(z).
+
+    Args:
+        program: inside `draws.diagnosing`.
+        batch: checked data.
+        num_aggregate: M; each datum gives ⌊M/N⌋ or ⌈M/N⌉ of them.
+        memory_budget: bytes for one piece of the (M, N) log-densities.
+    """
+    if not _has_one_prior(program, batch):
+        return (Estimate(math.nan, math.nan),) * 3
+    row, z, terms = _aggregate_draws(program, batch, num_aggregate, memory_budget)
+    own = terms["log_guide"]
+    others = _log_sum_of_others(program, batch, row, z, memory_budget)  # (M,)
+    num_data = len(batch.x)
+    log_aggregate = torch.logaddexp(own, others) - math.log(num_data)
+    log_others = others - math.log(num_data - 1) if num_data > 1 else others * math.nan
+    return (
+        mean_of(own - log_aggregate),
+        mean_of(own - log_others),
+        mean_of(log_aggregate - terms["log_prior"]),
+    )
+
+
+def _has_one_prior(program: nn.Module, batch: Batch) -> bool:
+    """Whether all latents are local, and p(z) is the same for each datum."""
+    if is_plain_vae(program):
+        return not program.prior(*given(batch.y, program.prior)).batch_shape
+    sites = draw_traces(program.model, program.guide, *first_row(batch)).model
+    return all(is_local(site) for _, site in sites.iter_stochastic_nodes())
+
+
+def _aggregate_draws(
+    program: nn.Module, batch: Batch, num: int, memory_budget: int | None
+) -> tuple[Tensor, Arrays, Arrays]:
+    """Rows (M,), their latents by site (M, *event), and terms (M,): draws of q(z)."""
+    order = torch.randperm(len(batch.x), device=batch.x.device)
+    row = order.repeat(-(-num // len(order)))[:num]
+    chosen = Batch(*(None if t is None else t[row] for t in batch))
+
+    def read(traces: Traces, num_data: int) -> Arrays:
+        latents = terms_of(traces, num_data).latents
+        return read_terms(traces, num_data) | {f"latent {n}": v for n, v in latents.items()}
+
+    found = over_draws(program, chosen, read, num_samples=1, memory_budget=memory_budget)
+    found = {name: value[0] for name, value in found.items()}
+    z = {n.removeprefix("latent "): v for n, v in found.items() if n.startswith("latent ")}
+    return row, z, found
+
+
+def _log_sum_of_others(
+    program: nn.Module, batch: Batch, row: Tensor, z: Arrays, memory_budget: int | None
+) -> Tensor:
+    """log Σ_{j ≠ i} q(z_m|x_j) for the draws z_m of datum i = row[m]: (M,) float64."""
+
+    def log_guide(rows: Batch) -> Tensor:
+        size = len(rows.x)
+        at = {n: v[:, None].expand(len(v), size, *v.shape[1:]) for n, v in z.items()}
+        return joint_of(program, rows).log_guide(at).double()  # (M, n)
+
+    cost = max(1, bytes_of(lambda: log_guide(first_row(batch))))
+    budget = budget_in_bytes(memory_budget, batch.x.device)
+    total = torch.full_like(row, -math.inf, dtype=torch.float64)
+    start = 0
+    for rows in row_batches(batch, max(1, budget // cost)):
+        column = torch.arange(start, start + len(rows.x), device=row.device)
+        others = log_guide(rows).masked_fill(row[:, None] == column, -math.inf)
+        total, start = torch.logaddexp(total, others.logsumexp(1)), start + len(rows.x)
+    return total
