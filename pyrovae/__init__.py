@@ -19,11 +19,13 @@ if TYPE_CHECKING:
         networks,
         objectives,
         plots,
+        posterior,
         priors,
         programs,
     )
     from pyrovae.builder import build
     from pyrovae.evidence import log_evidence
+    from pyrovae.imputation import impute
     from pyrovae.terms import elbo_terms
     from pyrovae.training import History, fit
     from pyrovae.vae import VAE
@@ -40,11 +42,13 @@ __all__ = [
     "evidence",
     "fit",
     "guides",
+    "impute",
     "likelihoods",
     "log_evidence",
     "networks",
     "objectives",
     "plots",
+    "posterior",
     "priors",
     "programs",
 ]
@@ -55,6 +59,7 @@ _HOME = {
     "build": "builder",
     "elbo_terms": "terms",
     "fit": "training",
+    "impute": "imputation",
     "log_evidence": "evidence",
 }
 

@@ -24,8 +24,8 @@ Tempered = Callable[[Tensor], tuple[Tensor, Tensor]]  # u (S, N, D) → b, d: (S
 
 JITTER = 0.2
 TARGET_ACCEPTANCE = 0.8
-# in units of the scales: a quarter of the orbit around a Gaussian of that scale, which forgets where
-# it came from; half an orbit mirrors it, so that means mix fast and variances never
+# in units of the scales: a quarter of the orbit around a Gaussian of that scale, which forgets
+# where it came from; half an orbit mirrors it, so that means mix fast and variances never
 MAX_PATH = math.pi / 2
 
 

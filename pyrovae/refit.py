@@ -18,7 +18,6 @@ import copy
 from typing import Any, NamedTuple
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from pyrovae.admission import admit
@@ -87,7 +86,7 @@ def refit_prior(
         http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
 
     Example:
-        >>> import pyrovae as pv
+        >>> import torch, pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> x = torch.rand(200, 2).round()
         >>> found = refit_prior(vae, x, pv.priors.LearnedNormal(1), epochs=2)
@@ -103,7 +102,7 @@ def refit_prior(
     if not learnt:
         raise ConfigError(
             f"refit_prior: a {type(prior).__name__} has no parameters of its own to fit.\n"
-            "Give a prior that learns, such as GaussianMixture(latent_dim) or FlowPrior(latent_dim)."
+            "Give a prior that learns, such as priors.GaussianMixture(latent_dim)."
         )
     codes = _codes(old, (x, y, mask), num_samples, seed)
     held_out = None

@@ -22,6 +22,7 @@ LAYERS = [
     {"objectives", "builder"},
     {"evidence", "training"},
     {"posterior"},
+    {"imputation"},
     {"plots"},
     {"cli"},
     {"__init__", "__main__"},

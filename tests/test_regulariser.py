@@ -54,7 +54,6 @@ def widths_apart(vae: pv.VAE, x: torch.Tensor, labels: torch.Tensor) -> float:
 
 def test_without_it_the_marginal_kl_explodes(trained, digits):
     exploded, kept = (marginal_kl(trained[beta], digits.train) for beta in (0, 1))
-    print(exploded, kept)
     assert exploded > 50
     assert kept < 2
 
@@ -62,7 +61,6 @@ def test_without_it_the_marginal_kl_explodes(trained, digits):
 def test_without_it_codes_of_one_digit_lie_many_widths_apart(trained, digits):
     labels = digits.train_labels[:100]
     apart, near = (widths_apart(trained[beta], digits.train, labels) for beta in (0, 1))
-    print(apart, near)
     assert apart > 100
     assert near < 30
 

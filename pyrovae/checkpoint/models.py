@@ -198,10 +198,7 @@ def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str])
             tensor.copy_(tensors[name])
         is_same = named_tensors(again)[1] == aliases and repr(again) == repr(vae)
     except Exception as error:  # whatever was done to the model or its specification
-        return {
-            "spec": None,
-            "why": shortened(f"its specification does not build it: {error}", 300),
-        }
+        return {"spec": None, "why": f"its specification does not build it: {error}"[:300]}
     return recipe if is_same else {"spec": None, "why": "it was changed after pyrovae.build"}
 
 

@@ -46,10 +46,7 @@ def split_kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
         >>> split_kl(q, dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), torch.zeros(1, 3, 2))[0, 0]
         tensor([0.5000, 0.5000])
     """
-    if not q.event_shape and not p.event_shape:
-        sides = q, p
-    else:
-        sides = marginals(q), marginals(p)
+    sides = marginals(q), marginals(p)
     # a prior's marginals say nothing where its dimensions depend on each other
     if None in sides or isinstance(_inner(p), MultivariateNormal | LowRankMultivariateNormal):
         return torch.full_like(z, torch.nan, dtype=torch.float64)
@@ -65,7 +62,7 @@ def marginals(density: Distribution) -> Distribution | None:
     inner = _inner(density)
     if isinstance(inner, MultivariateNormal | LowRankMultivariateNormal):
         return dist.Normal(inner.mean, inner.variance.sqrt())
-    return None if inner.event_shape else inner
+    return None if inner.event_shape else inner  # a site of one number is its own marginal
 
 
 def _inner(density: Distribution) -> Distribution:

@@ -15,7 +15,6 @@ evidence of held-out data is a fair score of a whole VAE.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from pyrovae.diagnostics.estimate import Estimate, mean_of
@@ -126,7 +125,7 @@ def compare_priors(
         Vehtari, Gelman & Gabry, 2017, https://arxiv.org/abs/1507.04544 (paired errors)
 
     Example:
-        >>> import pyrovae as pv
+        >>> import torch, pyrovae as pv
         >>> models = {p: pv.build((2,), latent_dim=1, prior=p) for p in ("StandardNormal",)}
         >>> found = compare_priors(models, torch.eye(2), num_samples=100)
         >>> [(row.name, row.difference.value) for row in found.rows]

@@ -9,7 +9,6 @@ draws and which data came, and it is the error to compare with new data.
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 NOISE = 2.0  # standard errors
@@ -51,6 +50,7 @@ def mean_of(values: Tensor) -> Estimate:
     """The mean of (n,) independent numbers, std_error = s / √n; in float64.
 
     Example:
+        >>> import torch
         >>> mean_of(torch.tensor([1.0, 2.0, 3.0]))
         Estimate(value=2.0, std_error=0.577...)
     """

@@ -4,7 +4,8 @@
 
     with draws z_s ~ q(z|x), w_s = p(x, z_s)/q(z_s|x) and v_sj = w_s / p(x_j|z_s):
     p(x_j | x_−j) ≈ Σ_s w_s / Σ_s v_sj
-    PIT_j = P(x_j^rep < x_j | x_−j) + U P(x_j^rep = x_j | x_−j),   weights v_sj, x_j^rep ~ p(x_j|z_s)
+    PIT_j = P(x_j^rep < x_j | x_−j) + U P(x_j^rep = x_j | x_−j),   U ~ Uniform(0, 1)
+    with x_sj^rep ~ p(x_j|z_s), weighted by v_sj
 
 No feature predicts itself, so an autoencoder cannot pass by copying. Where the model is right
 the PIT is uniform over data: a feature whose values pile up at the ends is more spread than

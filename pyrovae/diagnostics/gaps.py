@@ -145,7 +145,7 @@ def inference_gaps(
         >>> import pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> gaps = inference_gaps(vae, torch.eye(2), num_steps=50)
-        >>> gaps.approximation.shape, "not the bottleneck" in gaps.advice
+        >>> gaps.approximation.shape, bool((gaps.approximation > 0).all())
         (torch.Size([2]), True)
     """
     num_samples = whole_number(num_samples, "num_samples", 2)

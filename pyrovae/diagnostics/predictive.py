@@ -75,7 +75,8 @@ def prior_check(
         statistic: T, a function of a tensor (N, *event) that gives a number or (K,).
         num_samples: S, replicated data sets.
         seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece, as for `log_evidence`; one replicate is made in any case.
+        memory_budget: bytes for one piece, as for `log_evidence`; at least one replicate is
+            made at a time.
 
     Returns:
         PredictiveCheck.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks import as_tensor, seed_number, whole_number
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import log_evidence
 from pyrovae.handlers import RandomStream
@@ -157,7 +157,10 @@ def escalate(
             "rows is empty, so there is no datum to escalate: the guide covers them all.\n"
             "Call escalate only where len(pareto_k(…).failed) > 0."
         )
-    x, y, mask = (None if t is None else torch.as_tensor(t)[rows] for t in (x, y, mask))
+    x, y, mask = (
+        None if t is None else as_tensor(t, name)[rows]
+        for name, t in {"x": x, "y": y, "mask": mask}.items()
+    )
     options |= {"seed": seed}
     if method == "sir":
         return sir(program, x, y, mask, num_samples=num_samples, **options)

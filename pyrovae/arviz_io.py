@@ -1,0 +1,459 @@
+"""From a program and data to ArviZ: draws of prior, posterior and predictives with their names.
+
+    group                  variables (dimensions)
+    posterior              z (chain, draw, datum, latent); other sites …_dim_0, …
+    posterior_predictive   x (chain, draw, datum, x_dim_0, …)
+    prior                  z (chain, draw, datum, latent): a draw of the latents of each datum
+    prior_predictive       x: replicated data sets
+    observed_data          x (datum, x_dim_0, …), NaN where masked
+    constant_data          label, y, mask (datum, …), as far as given
+    log_likelihood         x (chain, draw, datum), log p(x|z), nats
+    log_prior              z (chain, draw, datum), log p(z), nats
+    sample_stats           log_guide, log_weight (chain, draw, datum), nats;
+                           pareto_k, elbo (datum): those of the guide, from as many draws
+
+The container is an `arviz.InferenceData` under arviz < 1 and an `xarray.DataTree` from 1 on;
+the datasets are the same. This is the only file that imports arviz and xarray, when called.
+
+What not to do with it: `az.loo` of log p(x_n|z_n), whose z_n was inferred from x_n (compare
+models with `diagnostics.compare_priors`); R̂ and ESS of the i.i.d. draws of a guide, which
+say nothing; `az.psens` over many data at once, whose weights degenerate (select one datum, or
+use `diagnostics.prior_sensitivity`).
+"""
+
+from collections.abc import Collection, Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+import pyrovae
+from pyrovae.admission import admit
+from pyrovae.batches import Batch
+from pyrovae.checks import as_tensor, seed_number, whole_number
+from pyrovae.diagnostics.draws import diagnosing, joined
+from pyrovae.errors import ConfigError, DataError
+from pyrovae.evidence.joint import joint_of
+from pyrovae.evidence.memory import budget_in_bytes, bytes_per_draw, first_row, row_batches
+from pyrovae.pareto import pareto_k
+from pyrovae.posterior import hmc, sir
+from pyrovae.terms import draw_traces, is_local, terms_of
+from pyrovae.training import History
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+POSTERIORS = ("guide", "sir", "hmc")
+ROWS = 256
+LATENT = "latent "  # before the names of sites, among the arrays of one set of draws
+Arrays = dict[str, Tensor]
+Variables = dict[str, tuple[tuple[str, ...], Any]]  # name → leading dimensions, array
+
+DRAWS = ("chain", "draw", "datum")
+SHARED = ("chain", "draw")  # of a latent that all data share
+DATA = ("datum",)
+
+
+def to_arviz(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    labels: Any = None,
+    num_samples: int = 100,
+    posterior: str = "guide",
+    predictive: bool = True,
+    seed: int | None = 0,
+    **options: Any,
+) -> Any:
+    """Everything that ArviZ can look at, at draws of the posterior of each datum.
+
+    Args:
+        program: a `VAE` or another program; with latents outside the plate "data" only
+            posterior="guide", and their draws have no dimension "datum".
+        x: (N, *event).
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        labels: (N,), numbers or names, kept in constant_data.
+        num_samples: S, draws per chain. The predictive groups hold S · N data each.
+        posterior: where draws come from: "guide" (q(z|x), one chain; log_weight makes them
+            draws of p(z|x)), "sir" (resampled, one chain) or "hmc" (four chains).
+        predictive: whether to draw the groups prior, prior_predictive and posterior_predictive.
+        seed: of all draws; None takes a fresh one, which the attributes record.
+        **options: for "sir" and "hmc", further ones of `posterior.sir` and `posterior.hmc`.
+
+    Returns:
+        arviz.InferenceData under arviz < 1, xarray.DataTree from arviz 1 on. The file's
+        docstring lists groups, dimensions and units. Attributes: library versions, seed,
+        posterior, program.
+
+    Raises:
+        DataError: x does not fit the program; labels are not one for each datum.
+        ConfigError: an unknown posterior, a program that it cannot take, a setting.
+
+    References:
+        ArviZ, Kumar, Carroll, Hartikainen & Martin, 2019, https://doi.org/10.21105/joss.01143
+        The schema: https://python.arviz.org/en/stable/schema/schema.html
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> data = to_arviz(vae, torch.ones(5, 2), num_samples=10)
+        >>> dict(data.posterior["z"].sizes)
+        {'chain': 1, 'draw': 10, 'datum': 5, 'latent': 1}
+    """
+    if posterior not in POSTERIORS:
+        known = ", ".join(map(repr, POSTERIORS))
+        raise ConfigError(f"posterior = {posterior!r}, but it is one of {known}.")
+    if posterior == "guide" and options:
+        raise ConfigError(
+            f"{', '.join(options)}: posterior='guide' has no further options.\n"
+            "Leave them out, or write posterior='sir' or posterior='hmc'."
+        )
+    num_samples, seed = whole_number(num_samples, "num_samples", 1), seed_number(seed)
+    batch = Batch(*admit(program, x, y, mask))
+    labels = _labels(labels, len(batch.x))
+    if posterior == "guide":
+        draws = None
+    else:
+        method = {"sir": sir, "hmc": hmc}[posterior]
+        draws = method(program, *batch, num_samples=num_samples, seed=seed, **options).draws
+    with diagnosing(program, seed):
+        of_guide = _guide_draws(program, batch, num_samples)
+        found = of_guide if draws is None else _scored(program, batch, draws)
+        shared = _shared(program, batch)
+    groups = _scored_groups(found, _log_weights(of_guide)[0], shared)
+    if predictive:
+        with diagnosing(program, seed):
+            groups |= _predictive_groups(program, batch, found, shared)
+    groups |= _data_groups(batch, labels)
+    attributes = _attributes(
+        program=type(program).__name__,
+        spec=str(getattr(program, "spec", "")),
+        posterior=posterior,
+        seed=str(seed),
+    )
+    return _container(groups, attributes)
+
+
+def history_to_arviz(history: History) -> Any:
+    """What `fit` recorded, as the group "training" with one dimension "epoch".
+
+    Variables elbo, reconstruction, kl and their validation_… twins, nats per datum (NaN where
+    there was no validation), and seconds.
+
+    Args:
+        history: of `fit`, with at least one epoch.
+
+    Returns:
+        arviz.InferenceData under arviz < 1, xarray.DataTree from arviz 1 on.
+
+    Raises:
+        DataError: there is no epoch.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> history = pv.fit(vae, torch.ones(5, 2), epochs=3)
+        >>> history_to_arviz(history).training["elbo"].dims
+        ('epoch',)
+    """
+    if not len(history):
+        raise DataError("the history holds no epoch: there is nothing to export.\nTrain first.")
+    import xarray as xr
+
+    columns = {
+        name: [np.nan if value is None else value for value in history[name]]
+        for name in history[0]._fields
+        if name != "epoch"
+    }
+    variables = {name: ("epoch", np.array(values, float)) for name, values in columns.items()}
+    dataset = xr.Dataset(variables, coords={"epoch": history["epoch"]})
+    facts = {"num_data": history.num_data, "best_epoch": history.best_epoch}
+    dataset.attrs = _attributes(seed=str(history.seed), **facts)
+    return _as_container({"training": dataset})
+
+
+def predictive_to_arviz(
+    samples: Mapping[str, Tensor],
+    x: Any = None,
+    *,
+    labels: Any = None,
+    group: str = "posterior",
+    shared: Collection[str] = (),
+) -> Any:
+    """Draws of `pyro.infer.Predictive` as ArviZ groups.
+
+    The site "x" goes to group + "_predictive", all others to group. An observed site comes
+    back from `Predictive` as the data themselves: wrap the model in `poutine.uncondition` for
+    replicates.
+
+    Args:
+        samples: what `Predictive(…)(x)` gave: site → (S, N, *event).
+        x: (N, *event), for observed_data; None leaves the group out.
+        labels: (N,), for constant_data beside x.
+        group: "posterior" or "prior", by which guide the draws were made.
+        shared: names of sites outside the plate "data", which have no dimension of data.
+
+    Returns:
+        arviz.InferenceData under arviz < 1, xarray.DataTree from arviz 1 on.
+
+    Raises:
+        ConfigError: another group, or no samples.
+        DataError: sites differ in their number of draws; labels are not one for each datum.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> from pyro import poutine
+        >>> from pyro.infer import Predictive
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> x, model = torch.ones(5, 2), poutine.uncondition(vae.model)
+        >>> with pyro.get_param_store().scope():
+        ...     samples = Predictive(model, guide=vae.guide, num_samples=10)(x)
+        >>> dict(predictive_to_arviz(samples, x).posterior_predictive["x"].sizes)
+        {'chain': 1, 'draw': 10, 'datum': 5, 'x_dim_0': 2}
+    """
+    if group not in ("posterior", "prior") or not samples:
+        raise ConfigError(
+            f"group = {group!r} with {len(samples)} sites, but there must be samples of the "
+            "'posterior' or the 'prior'.\nPass what pyro.infer.Predictive(…)(x) returned."
+        )
+    sizes = {name: len(value) for name, value in samples.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(
+            f"the sites have different numbers of draws, {sizes}, but one row of all of them is "
+            "one draw.\nPass the samples of one Predictive."
+        )
+    arrays = _of_draws({name: value[None] for name, value in samples.items()}, shared)
+    latents = {name: value for name, value in arrays.items() if name != "x"}
+    groups: dict[str, Variables] = {group: latents} if latents else {}
+    if "x" in arrays:
+        groups[f"{group}_predictive"] = {"x": arrays["x"]}
+    if x is not None:
+        x = as_tensor(x, "x")
+        groups |= _data_groups(Batch(x), _labels(labels, len(x)))
+    return _container(groups, _attributes(posterior="Predictive"))
+
+
+# Draws.
+
+
+def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
+    """Terms (1, S, N) and latents by site (1, S, …) from the guide.
+
+    In pieces of rows, unless all data share latents, whose draws must be the same for all.
+    """
+    sites = _sites(program, batch)
+    parts = []
+    for rows in row_batches(batch, len(batch.x) if _shared(program, batch) else ROWS):
+        traces = draw_traces(program.model, program.guide, *rows, num_samples=num_samples)
+        terms = terms_of(traces, len(rows.x))
+        values = {n: traces.model.nodes[n]["value"] for n in sites}
+        latents = {LATENT + n: _unbatched(v, sites[n], num_samples) for n, v in values.items()}
+        parts.append({name: getattr(terms, name) for name in terms._fields[:3]} | latents)
+    return {name: value[None] for name, value in joined(parts, 1).items()}
+
+
+def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
+    """The same at given draws (C, S, N, D) of the local latents, side by side."""
+    num_chains, num_samples = draws.shape[:2]
+    parts, start = [], 0
+    for rows in row_batches(batch, ROWS):
+        joint, stop = joint_of(program, rows), start + len(rows.x)
+        z = _by_site(draws[:, :, start:stop].flatten(0, 1), joint.draw_prior(1))
+        log_prior, log_likelihood = joint.terms(z)
+        terms = {"log_prior": log_prior, "log_likelihood": log_likelihood}
+        latents = {LATENT + name: value for name, value in z.items()}
+        parts.append(terms | {"log_guide": joint.log_guide(z)} | latents)
+        start = stop
+    shape = (num_chains, num_samples)
+    return {name: v.unflatten(0, shape) for name, v in joined(parts, 1).items()}
+
+
+def _by_site(flat: Tensor, like: Arrays) -> Arrays:
+    """(S, n, D) cut into the sites, each (S, n, *event)."""
+    shapes = {name: value.shape[2:] for name, value in like.items()}
+    parts = flat.split([shape.numel() for shape in shapes.values()], -1)
+    cut = zip(shapes.items(), parts, strict=True)
+    return {name: part.reshape(*flat.shape[:2], *shape) for (name, shape), part in cut}
+
+
+# Groups: name → variable → array (chain, draw, …) or (datum, …).
+
+
+def _scored_groups(
+    found: Arrays, guide_log_weights: Tensor, shared: Collection[str]
+) -> dict[str, Variables]:
+    """Groups with densities; k̂ and ELBO are the guide's, whatever the draws (S, N)."""
+    latents = _latents(found)
+    of_latents = next(iter(latents)) if len(latents) == 1 else "latents"
+    return {
+        "posterior": _of_draws(latents, shared),
+        "log_likelihood": _of_draws({"x": found["log_likelihood"]}),
+        "log_prior": _of_draws({of_latents: found["log_prior"]}),
+        "sample_stats": {
+            "log_guide": (DRAWS, found["log_guide"]),
+            "log_weight": (DRAWS, _log_weights(found)),
+            "pareto_k": (DATA, pareto_k(guide_log_weights)),
+            "elbo": (DATA, guide_log_weights.mean(0)),
+        },
+    }
+
+
+def _log_weights(found: Arrays) -> Tensor:
+    """log w = log p(x, z) − log q(z|x), (C, S, N) float64, nats."""
+    return (found["log_likelihood"] + found["log_prior"] - found["log_guide"]).double()
+
+
+def _of_draws(arrays: Arrays, shared: Collection[str] = ()) -> Variables:
+    return {name: (SHARED if name in shared else DRAWS, v) for name, v in arrays.items()}
+
+
+def _predictive_groups(
+    program: nn.Module, batch: Batch, found: Arrays, shared: Collection[str]
+) -> dict[str, Variables]:
+    """prior, prior_predictive and posterior_predictive, at as many draws (C, S)."""
+    shape = found["log_prior"].shape[:2]
+    posterior = {name: value.flatten(0, 1) for name, value in _latents(found).items()}
+    prior, replicates = (
+        {n: v.unflatten(0, shape) for n, v in _simulated(program, batch, shape.numel(), at).items()}
+        for at in ({}, posterior)
+    )
+    return {
+        "posterior_predictive": _of_draws({"x": replicates["x"]}),
+        "prior": _of_draws({name: prior[name] for name in posterior}, shared),
+        "prior_predictive": _of_draws({"x": prior["x"]}),
+    }
+
+
+def _latents(found: Arrays) -> Arrays:
+    return {n.removeprefix(LATENT): v for n, v in found.items() if n.startswith(LATENT)}
+
+
+def _simulated(program: nn.Module, batch: Batch, num_samples: int, fixed: Arrays) -> Arrays:
+    """All sites of the model with "x" drawn, (S, N, …), at fixed latents or at draws of p(z)."""
+    model = poutine.uncondition(program.model)
+    sites = _sites(program, batch)
+
+    def draw(rows: Batch, start: int, stop: int) -> Arrays:
+        at = {name: value[start:stop] for name, value in fixed.items()}
+        guide = _guide_at(at, sites)
+        trace = draw_traces(model, guide, *rows, num_samples=stop - start).model
+        kept = {name: trace.nodes[name]["value"] for name in (*sites, "x")}
+        return {n: _unbatched(v, sites.get(n), stop - start) for n, v in kept.items()}
+
+    one = first_row(batch)
+    cost = bytes_per_draw(lambda size: draw_traces(model, _nothing, *one, num_samples=size))
+    chunk = max(1, budget_in_bytes(None, batch.x.device) // (cost * len(batch.x)))
+    starts = range(0, num_samples, chunk)
+    return joined([draw(batch, start, min(start + chunk, num_samples)) for start in starts], 0)
+
+
+def _sites(program: nn.Module, batch: Batch) -> dict[str, dict]:
+    """The model's latent sites, as traced on the first datum."""
+    trace = draw_traces(program.model, program.guide, *first_row(batch)).model
+    return dict(trace.iter_stochastic_nodes())
+
+
+def _shared(program: nn.Module, batch: Batch) -> list[str]:
+    return [name for name, site in _sites(program, batch).items() if not is_local(site)]
+
+
+def _unbatched(value: Tensor, site: dict | None, num_samples: int) -> Tensor:
+    """A site's value with its draws in front: (S, N, …), or (S, *event) for a shared latent."""
+    if site is not None and not is_local(site):
+        return value.reshape(num_samples, *site["fn"].event_shape)
+    return value if num_samples > 1 else value[None]
+
+
+def _nothing(*batch: Tensor | None) -> None:
+    """A guide without sites: the model draws its own."""
+
+
+def _guide_at(latents: Arrays, sites: dict[str, dict]) -> Any:
+    """A guide that is certain of these latents."""
+
+    def guide(*batch: Tensor | None) -> None:
+        for name, value in latents.items():
+            event_dim = len(sites[name]["fn"].event_shape)
+            if is_local(sites[name]):
+                value = value if len(value) > 1 else value[0]
+                with pyro.plate("data", len(batch[0]), dim=-1):
+                    pyro.sample(name, dist.Delta(value, event_dim=event_dim))
+            else:
+                value = value[:, None] if len(value) > 1 else value[0]  # beside the particles
+                pyro.sample(name, dist.Delta(value, event_dim=event_dim))
+
+    return guide
+
+
+def _data_groups(batch: Batch, labels: np.ndarray | None) -> dict[str, Variables]:
+    x, y, mask = batch
+    constant = {"label": labels, "y": y, "mask": mask}
+    constant = {name: (DATA, value) for name, value in constant.items() if value is not None}
+    seen = x if mask is None else torch.where(mask, x, torch.nan)
+    groups: dict[str, Variables] = {"observed_data": {"x": (DATA, seen)}}
+    return groups | ({"constant_data": constant} if constant else {})
+
+
+def _labels(labels: Any, num_data: int) -> np.ndarray | None:
+    if labels is None:
+        return None
+    labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if labels.shape != (num_data,):
+        raise DataError(
+            f"labels has shape {labels.shape}, but there are {num_data} data, and each has one "
+            f"label: ({num_data},).\nFor one-hot rows write labels.argmax(-1)."
+        )
+    return labels.astype(str) if labels.dtype.kind in "OU" else labels
+
+
+# Containers.
+
+
+def _container(groups: Mapping[str, Variables], attributes: Mapping[str, Any]) -> Any:
+    """Arrays by group and variable as what the installed ArviZ takes."""
+    return _as_container({name: _dataset(group, attributes) for name, group in groups.items()})
+
+
+def _dataset(variables: Variables, attributes: Mapping[str, Any]) -> "xr.Dataset":
+    import xarray as xr
+
+    data = {}
+    for name, (leading, value) in variables.items():
+        value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        data[name] = (*leading, *_event_dims(name, value.ndim - len(leading))), value
+    dataset = xr.Dataset(data, attrs=dict(attributes))
+    return dataset.assign_coords({dim: np.arange(n) for dim, n in dataset.sizes.items()})
+
+
+def _event_dims(name: str, num: int) -> list[str]:
+    return ["latent"] if (name, num) == ("z", 1) else [f"{name}_dim_{i}" for i in range(num)]
+
+
+def _attributes(**facts: Any) -> dict[str, Any]:
+    libraries = {"pyro": "pyro-ppl", "torch": "torch", "arviz": "arviz"}
+    versions = {f"{name}_version": version(package) for name, package in libraries.items()}
+    own = {"inference_library": "pyrovae", "inference_library_version": pyrovae.__version__}
+    return own | versions | facts
+
+
+def has_datatree() -> bool:
+    """Whether the installed ArviZ takes an xarray.DataTree: from version 1 on."""
+    return int(version("arviz").partition(".")[0]) >= 1
+
+
+def _as_container(datasets: "dict[str, xr.Dataset]") -> Any:
+    if has_datatree():
+        import xarray as xr
+
+        return xr.DataTree.from_dict(datasets)
+    import arviz as az
+
+    return az.InferenceData(**datasets)
