@@ -83,6 +83,13 @@ BUILT = {
         for n in likelihoods.__all__
     },
     **{f"network {n}": {"network": n, "hidden": (8, 8)} for n in ("gated_mlp", "residual_mlp")},
+    **{
+        f"VampPrior, likelihood {n}": {
+            "prior": "VampPrior",
+            "likelihood": {"name": n, **NEEDS.get(n, {})},
+        }
+        for n in likelihoods.__all__
+    },
     "VampPrior, bounds and weights": {
         "prior": {"name": "VampPrior", "bounds": (0.0, 2.0), "learn_weights": True}
     },
@@ -165,7 +172,7 @@ def test_save_and_load_draw_nothing_from_the_callers_generators(tmp_path):
     [
         (lambda vae: setattr(vae, "prior", priors.LearnedNormal(2)), "changed after"),
         (lambda vae: vae.encoder[0].insert(2, nn.Dropout(0.5)), "changed after"),
-        (lambda vae: setattr(vae.prior, "encoder", vae.encoder), "changed after|not build"),
+        (lambda vae: setattr(vae.prior, "encoder", vae.encoder), "changed after"),
         (lambda vae: vae.spec.update(likelihood={"name": "Normal", "scale": X}), "plain JSON"),
         (lambda vae: vae.spec.update(prior="Nothing"), "does not build"),
         (lambda vae: delattr(vae, "spec"), "not made by pyrovae.build"),
@@ -601,7 +608,7 @@ def test_check_like_names_the_place():
 
 def test_check_unchanged_lists_what_differs():
     now = {"rows": 59_999, "dtype": "float32"}
-    with pytest.raises(StateMismatch, match="training data changed.*rows was '60000', is '59999'"):
+    with pytest.raises(StateMismatch, match=r"training data changed.*rows was '60000', is '59999'"):
         check_unchanged({"rows": 60_000, "dtype": "float32"}, now, name="training data", fix="")
 
 
@@ -664,7 +671,7 @@ def test_a_step_is_saved_inside_the_block_only(tmp_path):
 def test_a_failed_state_leaves_no_trace(tmp_path):
     with RunFolder(tmp_path) as run:
         with pytest.raises(ConfigError, match="a function"):
-            run.save_step(1, {"f": len.__call__, "g": lambda: 0} | {"f": lambda: 0})
+            run.save_step(1, {"f": lambda: 0})
         assert names(tmp_path) == ["lock"]
 
 

@@ -11,6 +11,7 @@ import scipy.sparse
 import torch
 
 from pyrovae import checks
+from pyrovae.checks import places
 from pyrovae.errors import ConfigError, DataError
 
 
@@ -225,7 +226,7 @@ def test_the_place_is_named_whatever_the_dtype(dtype):
 def test_a_fraction_in_the_last_of_a_million_rows_is_found():
     """17 · 10⁶ numbers are more than one chunk, so nothing is subsampled or dropped at its end."""
     x = torch.ones(10**6, 17)
-    assert x.numel() > checks.NUMBERS_AT_A_TIME
+    assert x.numel() > places.NUMBERS_AT_A_TIME
     x[-1, -1] = 2.5
     p_x = dist.Poisson(torch.ones(17)).to_event(1)
     refused(DataError, lambda: checks.check_values(x, p_x), r"^x\[999999, 16\] = 2.5.*\(1 of 17,0")
@@ -236,7 +237,7 @@ def test_the_message_does_not_depend_on_the_chunks(monkeypatch):
     x[[13, 29], 3] = 0.5
     whole = refused(DataError, lambda: checks.check_values(x, BERNOULLI), r"^x\[13, 3\].*\(2 of")
     for numbers in (1, 7, 8, 50):
-        monkeypatch.setattr(checks, "NUMBERS_AT_A_TIME", numbers)
+        monkeypatch.setattr(places, "NUMBERS_AT_A_TIME", numbers)
         assert refused(DataError, lambda: checks.check_values(x, BERNOULLI), "0.5") == whole
 
 

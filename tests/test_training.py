@@ -714,3 +714,33 @@ def test_history_is_indexed_by_epoch_and_by_column():
     assert history["elbo"] == [record.elbo for record in history]
     assert all(a < b for a, b in itertools.pairwise(history["seconds"]))
     assert history[-1] is history.epochs[2]
+
+
+def test_b44_a_decoder_without_trainable_parameters_is_warned_of():
+    vae = small_vae()
+    vae.decoder.requires_grad_(False)
+    before = weights(vae.decoder)
+    with pytest.warns(UserWarning, match="decoder has no trainable parameter"):
+        pv.fit(vae, bits(), epochs=1)
+    assert weights(vae.decoder) == before
+
+
+def test_b44_a_model_that_shares_an_encoder_trains_exactly():
+    first = small_vae()
+    second = pv.VAE(first.prior, first.encoder, small_vae(1).decoder)
+    pv.fit(first, bits(), epochs=1)
+    encoder = weights(first.encoder)
+    other = weights(first.decoder)
+    pv.fit(second, bits(), epochs=1)
+    assert weights(first.encoder) != encoder
+    assert weights(first.decoder) == other
+
+
+def test_b35_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_of():
+    likelihood = {"name": "Normal", "scale": torch.ones(4), "learn_scale": True}
+    vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood=likelihood, seed=0)
+    x = torch.randn(50, 4)
+    x[:, 2] = 3.0
+    with pytest.warns(UserWarning, match=r"column \(2,\) of x is constant"):
+        history = pv.fit(vae, x, epochs=30, learning_rate=1e-2)
+    assert all(math.isfinite(v) for v in history["elbo"])

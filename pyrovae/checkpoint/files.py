@@ -105,8 +105,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     with writing(path, len(data)):
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
-        fd = _own_temporary(temporary)
+        fd = locked_file(temporary, wait=True)
         try:
+            os.ftruncate(fd, 0)  # a killed process may have left some
             _write_all(fd, data)
             os.fsync(fd)
             os.replace(temporary, path)
@@ -163,12 +164,6 @@ def locked_file(path: Path, *, wait: bool) -> int:
             os.close(fd)
             raise
         os.close(fd)  # whoever held the lock has renamed or removed the file
-
-
-def _own_temporary(path: Path) -> int:
-    fd = locked_file(path, wait=True)
-    os.ftruncate(fd, 0)
-    return fd
 
 
 def _is_still_at(fd: int, path: Path) -> bool:

@@ -190,13 +190,15 @@ def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str])
     recipe = {"spec": spec}
     if isinstance(vae.prior, priors.VampPrior):
         bounds = [vae.prior.low.item(), vae.prior.high.item()]
-        recipe["data"] = {"shape": list(vae.prior.raw_inputs.shape), "bounds": bounds}
+        recipe["pseudo_inputs"] = {"shape": list(vae.prior.raw_inputs.shape), "bounds": bounds}
     try:
         size = sum(tensor.numel() for tensor in tensors.values())
         again = _built(recipe, size, len(tensors))
-        for name, tensor in named_tensors(again)[0].items():
-            tensor.copy_(tensors[name])
-        is_same = named_tensors(again)[1] == aliases and repr(again) == repr(vae)
+        held, held_aliases = named_tensors(again)
+        is_same = (list(held), held_aliases) == (list(tensors), aliases)
+        if is_same:
+            _fill(again, tensors)  # a representation may show numbers
+            is_same = repr(again) == repr(vae)
     except Exception as error:  # whatever was done to the model or its specification
         return {"spec": None, "why": f"its specification does not build it: {error}"[:300]}
     return recipe if is_same else {"spec": None, "why": "it was changed after pyrovae.build"}
@@ -240,13 +242,20 @@ def _check_names(spec: Any, path: Path, version: Any) -> None:
 
 def _built(recipe: dict[str, Any], num_elements: int, num_tensors: int) -> nn.Module:
     """The model of a recipe; its initial numbers do not matter."""
+    hidden = recipe["spec"].get("hidden")
+    if isinstance(hidden, list) and len(hidden) > num_tensors:
+        raise CorruptCheckpoint(f"it asks for {len(hidden):,} layers, more than there are tensors")
+    spec = dict(recipe["spec"])
     with _Budget(4 * num_elements + 2**20, 500 * num_tensors + 20_000):
-        data = None
-        if recipe.get("data") is not None:
-            # what a VampPrior's pseudo-inputs start from: as many, and over the same range
-            shape, (low, high) = recipe["data"]["shape"], recipe["data"]["bounds"]
-            data = torch.linspace(low, high, math.prod(shape)).reshape(shape)
-        return builder.build(**recipe["spec"], data=data, seed=0)
+        if recipe.get("pseudo_inputs") is not None:
+            # as many as there were, over the range that they may have
+            shape, (low, high) = recipe["pseudo_inputs"]["shape"], recipe["pseudo_inputs"]["bounds"]
+            start = torch.linspace(low, high, math.prod(shape)).reshape(shape)
+            choice = spec["prior"] if isinstance(spec["prior"], dict) else {"name": spec["prior"]}
+            spec["prior"] = choice | {"pseudo_inputs": start}
+        vae = builder.build(**spec, seed=0)
+    vae.spec = recipe["spec"]
+    return vae
 
 
 class _Budget(TorchFunctionMode):
@@ -264,7 +273,8 @@ class _Budget(TorchFunctionMode):
         self.num_operations -= 1
         is_arithmetic = getattr(function, "__name__", "").startswith("__")
         largest = 0 if is_arithmetic else _largest_size([*args, *kwargs.values()])
-        if self.num_operations < 0 or largest > self.num_elements:
+        # once only: on the way out, `no_grad` sets the mode back by one operation more
+        if self.num_operations == 0 or largest > self.num_elements:
             raise CorruptCheckpoint("it asks for a far larger model than the file holds")
         result = function(*args, **kwargs)
         if isinstance(result, Tensor) and result.numel() > self.num_elements:

@@ -156,6 +156,8 @@ class RunFolder:
         final = self._free_name("diverged" if is_diverged else "step", step)
         temporary = final.with_name(final.name + ".tmp")
         with writing(final, sum(map(len, files.values()))):
+            if temporary.exists():  # left by a failure that could not be cleaned up
+                shutil.rmtree(temporary)
             try:
                 os.mkdir(temporary)
                 for name, data in files.items():
@@ -217,7 +219,7 @@ class RunFolder:
 
     def _folders(self) -> Iterator[tuple[str, int, int, Path]]:
         """(kind, step, attempt, path) of each complete or damaged step."""
-        for entry in os.scandir(self.path):
+        for entry in list(os.scandir(self.path)):
             match = _NAME.fullmatch(entry.name)
             if match and entry.is_dir(follow_symlinks=False):
                 yield match[1], int(match[2]), int(match[3] or 1), self.path / entry.name

@@ -9,6 +9,7 @@ the last step nothing larger than the header is in memory, so a caller can compa
 and shapes with what it expects first.
 """
 
+import json
 import math
 import os
 from pathlib import Path
@@ -106,14 +107,16 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
     text = json_bytes(about | description).decode()
     if len(text) > MAX_JSON // 4:
         raise ConfigError(f"what describes the model has {len(text):,} characters: too many.")
-    metadata = {"pyrovae": text, "data_sha256": NO_SEAL, "seal": NO_SEAL}
-    data = safetensors.torch.save(plain, metadata)
+    data = safetensors.torch.save(plain)
     end = 8 + int.from_bytes(data[:8], "little")
-    if end > MAX_JSON:
-        raise ConfigError(f"{len(tensors):,} tensors need a header of {end:,} bytes: too many.")
-    digest = sha256(memoryview(data)[end:]).encode()
-    header = data[:end].replace(b'"data_sha256":"' + NO_SEAL.encode(), b'"data_sha256":"' + digest)
-    return sealed(header) + data[end:]
+    # a header of our own: the library writes its metadata in another order each time
+    digest = sha256(memoryview(data)[end:])
+    metadata = {"pyrovae": text, "data_sha256": digest, "seal": NO_SEAL}
+    header = json_bytes({"__metadata__": metadata, **json.loads(data[8:end])})
+    header += b" " * (-len(header) % 8)
+    if len(header) > MAX_JSON:
+        raise ConfigError(f"{len(tensors):,} tensors need a header of {len(header):,} bytes.")
+    return sealed(len(header).to_bytes(8, "little") + header) + data[end:]
 
 
 def _plain(tensor: Tensor) -> Tensor:

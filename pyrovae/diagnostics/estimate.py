@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 NOISE = 2.0  # standard errors
+ROUNDING = 1e-6  # nats: what float32 log-densities leave of an exact 0
 
 
 class Estimate(NamedTuple):
@@ -33,12 +34,12 @@ class Estimate(NamedTuple):
 
     @property
     def is_below_noise(self) -> bool:
-        """Whether it is less than two standard errors above 0, as every negative number is.
+        """Whether it is no more than two standard errors above 0, as every negative number is.
 
         For quantities that cannot be negative, such as a KL: then the number is no finding.
         A NaN is none either.
         """
-        return not self.value > NOISE * self.std_error
+        return not self.value > NOISE * self.std_error + ROUNDING
 
     def __str__(self) -> str:
         if self.is_below_noise:

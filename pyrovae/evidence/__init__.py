@@ -24,12 +24,13 @@ from pyrovae.admission import admit
 from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.annealing import Annealing, Sandwich, annealed_evidence, bdmc
+from pyrovae.evidence.annealing import Annealing, annealed_evidence
 from pyrovae.evidence.enumeration import enumerated_evidence
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.memory import budget_in_bytes
 from pyrovae.evidence.quadrature import grid_evidence
 from pyrovae.evidence.record import Evidence, exact
+from pyrovae.evidence.sandwich import Sandwich, bdmc
 from pyrovae.handlers import RandomStream, evaluation
 
 __all__ = ["Evidence", "Sandwich", "bdmc", "log_evidence"]

@@ -9,7 +9,7 @@ sampling from f_0. Each datum has its own S chains, step sizes and scales. These
 a pilot run with other draws and then frozen, so that the kernels are exact.
 
 The same chain run backwards from z* ~ p(z|x), which simulated data (z*, x) ~ p(z) p(x|z) come
-with, gives E[1/w] = 1/p(x): an upper bound beside the lower one (`bdmc`).
+with, gives E[1/w] = 1/p(x): an upper bound beside the lower one (`evidence.sandwich`).
 
 Scales: the precision 1/s² of the path is (1 − β)/s_0² + β/s_q², with s_0 of f_0 and s_q of
 the guide: exact where prior and posterior are normal and q is the posterior.
@@ -24,20 +24,17 @@ References:
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit, as_covariates
 from pyrovae.batches import Batch
-from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks import whole_number
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.joint import Unconstrained, is_plain_vae, joint_of
+from pyrovae.evidence.joint import Unconstrained, joint_of
 from pyrovae.evidence.memory import (
     Chunk,
-    budget_in_bytes,
     bytes_per_draw,
     chunk_of,
     first_row,
@@ -46,8 +43,6 @@ from pyrovae.evidence.memory import (
 )
 from pyrovae.evidence.record import Evidence, WeightSums, joined
 from pyrovae.hamiltonian import Kernel, Tempered, adapted, point_at, transition
-from pyrovae.handlers import RandomStream, evaluation
-from pyrovae.networks import given
 
 STEEPNESS = 4.0  # of the sigmoidal schedule: most temperatures near the ends
 PILOT_CHAINS = 8
@@ -150,7 +145,7 @@ def annealed_evidence(
     for piece in row_batches(batch, rows):
         density = Unconstrained(joint_of(program, piece), method="method='ais'")
         kernels = pilot(density, how)
-        parts.append(_summed(forward(density, kernels, how, num_samples)))
+        parts.append(summed(forward(density, kernels, how, num_samples)))
     return joined(parts)
 
 
@@ -165,7 +160,8 @@ def rows_at_a_time(program: nn.Module, batch: Batch, num_chains: int, memory_bud
     return chunk.rows
 
 
-def _summed(log_weights: Tensor) -> Evidence:
+def summed(log_weights: Tensor) -> Evidence:
+    """The record of (S, N) log-weights."""
     sums = WeightSums(len(log_weights))
     sums.add(log_weights)
     return sums.evidence()
@@ -259,104 +255,3 @@ def _increments(betas: Tensor, order: range) -> Iterator[float]:
     all_of_them = betas.diff().tolist()
     is_backward = len(order) and order.step < 0
     return iter(all_of_them[::-1] if is_backward else all_of_them)
-
-
-class Sandwich(NamedTuple):
-    """log p(x) of simulated data between two bounds, in nats.
-
-    Attributes:
-        x: (n, *event), the simulated data.
-        z: (n, D), the latents that they came from: exact draws of p(z|x).
-        lower: (n,) float64, log (1/S) Σ w of forward chains: ≤ log p(x) in expectation.
-        upper: (n,) float64, −log (1/S) Σ 1/w of backward chains: ≥ log p(x) in expectation.
-    """
-
-    x: Tensor
-    z: Tensor
-    lower: Tensor
-    upper: Tensor
-
-    @property
-    def gap(self) -> float:
-        """The mean of upper − lower over data, nats: in expectation no bound is off by more."""
-        return (self.upper - self.lower).mean().item()
-
-    @property
-    def gap_std_error(self) -> float:
-        """The standard error of `gap` over data, nats; NaN for a single datum."""
-        return (self.upper - self.lower).std().item() / math.sqrt(len(self.lower))
-
-
-def bdmc(
-    vae: nn.Module,
-    n: int,
-    y: Any = None,
-    *,
-    num_samples: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrog: int = 5,
-    start: str = "prior",
-    seed: int | None = 0,
-    memory_budget: int | None = None,
-) -> Sandwich:
-    """Bidirectional Monte Carlo: how tight annealing is on data that the model itself makes.
-
-    z* ~ p(z), x ~ p(x|z*). Forward chains from f_0 bound log p(x) from below and backward chains
-    from z*, an exact posterior draw, from above; both in expectation, so averaged over n
-    data the gap bounds the bias of `log_evidence(…, method="ais")` with the same settings
-    on data like these. On real data, which the model may explain worse, it is a guide only.
-
-    Args:
-        vae: a `VAE` whose latent maps from the real line.
-        n: how many data to simulate.
-        y: (n, …), covariates.
-        num_samples: S, chains in either direction per datum.
-        num_temperatures: T, steps from f_0 to the posterior.
-        num_leapfrog: L, leapfrog steps of each transition.
-        start: f_0, "prior" or "guide".
-        seed: of data and chains; None takes a fresh one.
-        memory_budget: bytes for the chains of one piece of the data, as for `log_evidence`.
-
-    Returns:
-        Sandwich, arrays over the n data.
-
-    Raises:
-        ConfigError: no `VAE`, a latent that does not map from the real line, a setting.
-
-    References:
-        Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani
-        & Adams, 2015, https://arxiv.org/abs/1511.02543
-
-    Example:
-        >>> import pyrovae as pv
-        >>> vae = pv.build((4,), latent_dim=2, seed=0)
-        >>> sandwich = bdmc(vae, 20, num_temperatures=20)
-        >>> abs(sandwich.gap) < 0.1
-        True
-    """
-    how = Annealing(num_temperatures, num_leapfrog, start).checked()
-    n, num_samples = whole_number(n, "n", 1), whole_number(num_samples, "num_samples", 1)
-    if not is_plain_vae(vae):
-        raise ConfigError(
-            f"bdmc simulates z ~ p(z), x ~ p(x|z) from the parts of a VAE, but this is a "
-            f"{type(vae).__name__}.\nWrite log_evidence(…, method='ais') for its lower bound."
-        )
-    y = as_covariates(y, torch.empty(n, 1), vae)
-    with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
-        z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
-        x = vae.decoder(z, *given(y, vae.decoder)).sample()
-        batch = Batch(*admit(vae, x, y))
-        memory_budget = budget_in_bytes(memory_budget, batch.x.device)
-        rows = rows_at_a_time(vae, batch, num_samples, memory_budget)
-        pieces = zip(row_batches(batch, rows), z.split(rows), strict=True)
-        bounds = [_bounds(vae, piece, at, how, num_samples) for piece, at in pieces]
-    return Sandwich(x, z, *(torch.cat(side) for side in zip(*bounds, strict=True)))
-
-
-def _bounds(vae: nn.Module, batch: Batch, z: Tensor, how: Annealing, num_samples: int) -> tuple:
-    density = Unconstrained(joint_of(vae, batch), method="bdmc")
-    kernels = pilot(density, how)
-    lower = _summed(forward(density, kernels, how, num_samples)).log_px
-    u = density.coordinates({"z": z[None]}).expand(num_samples, -1, -1)
-    upper = -_summed(-backward(density, kernels, how, u)).log_px
-    return lower, upper

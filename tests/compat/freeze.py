@@ -15,7 +15,7 @@ from pyrovae.checkpoint import save
 
 
 def log_p(vae: pv.VAE, x: Tensor) -> Tensor:
-    """(B,), nats: log p(x|z) + log p(z) − log q(z|x) at z = the mean of q(z|x); nothing is drawn."""
+    """(B,), nats: log p(x|z) + log p(z) − log q(z|x) at the mean z of q(z|x); draws nothing."""
     with torch.no_grad():
         q_z = vae.encode(x)
         z = q_z.mean

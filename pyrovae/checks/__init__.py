@@ -1,0 +1,32 @@
+"""Checks of values: settings, containers and dtypes, shape and support of the data.
+
+Each check takes what a caller passed and either returns it in one form or raises,
+with the place (row, column), what was expected there, and what to write instead.
+They look at all of the data, in chunks; they are plain `if`s, so `python -O` keeps
+them. Nothing is ever repaired: no scaling, clipping or binarising happens here.
+
+What a program expects of its data is found out in `pyrovae.admission`.
+"""
+
+from pyrovae.checks.containers import as_mask, as_tensor
+from pyrovae.checks.settings import real_number, seed_number, whole_number
+from pyrovae.checks.values import (
+    check_event_shape,
+    check_finite,
+    check_precision,
+    check_values,
+    elementwise,
+)
+
+__all__ = [
+    "as_mask",
+    "as_tensor",
+    "check_event_shape",
+    "check_finite",
+    "check_precision",
+    "check_values",
+    "elementwise",
+    "real_number",
+    "seed_number",
+    "whole_number",
+]

@@ -1,0 +1,125 @@
+"""What users hold data in, as tensors: arrays, data frames, masks."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.checks.places import at, first_true
+from pyrovae.errors import DataError
+
+
+def as_tensor(value: Any, name: str = "x") -> Tensor:
+    """A detached strided tensor with the caller's numbers; never a view of their array.
+
+    Accepts tensors, NumPy arrays of any order, stride or byte order, data frames of
+    numbers, and nested lists.
+
+    Args:
+        value: the data.
+        name: what the caller calls it, for the message.
+
+    Raises:
+        DataError: complex, sparse, text, object or otherwise not numbers; the message
+            names the dtype, and the column of a data frame.
+
+    Example:
+        >>> as_tensor(np.array([[0, 1]], dtype=">i2"))
+        tensor([[0, 1]], dtype=torch.int16)
+    """
+    if isinstance(value, Tensor):
+        return _checked_tensor(value, name)
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError(
+            f"{name} is a masked array, whose hidden values a density would see.\n"
+            f"Pass {name}.filled(0) as x and ~np.ma.getmaskarray({name}) as mask=."
+        )
+    if hasattr(value, "columns") and hasattr(value, "dtypes"):
+        value = _from_data_frame(value, name)
+    if hasattr(value, "tocsr"):
+        raise DataError(
+            f"{name} is a sparse matrix, but a dense array is needed: {name}.toarray()."
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{name} is no array of numbers: {error}.") from None
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{name} has dtype {array.dtype}, but a density needs real numbers (float, integer "
+            f"or bool).\nConvert it first, for example {name}.astype('float32')."
+        )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype("float64")  # torch has no long double
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype("float64")  # nor arithmetic on wide unsigned integers
+    # a copy in native byte order: torch takes neither big-endian nor negative strides
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
+
+
+def _checked_tensor(value: Tensor, name: str) -> Tensor:
+    if value.is_complex() or value.is_quantized or value.layout is not torch.strided:
+        kind = value.layout if value.layout is not torch.strided else value.dtype
+        raise DataError(
+            f"{name} is a tensor of {kind}, but a density needs dense real numbers.\n"
+            f"Convert it first: {name}.to_dense(), or {name}.real."
+        )
+    is_wide_unsigned = value.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return value.detach().double() if is_wide_unsigned else value.detach()
+
+
+def _from_data_frame(frame: Any, name: str) -> np.ndarray:
+    for index, column in enumerate(frame.columns):
+        values = frame.iloc[:, index]
+        if getattr(values.dtype, "kind", "O") not in "biuf":
+            raise DataError(
+                f"column {column!r} of {name} has dtype {values.dtype}, but a density needs "
+                f"numbers.\nDrop it or encode it: {name}.drop(columns=[{column!r}])."
+            )
+        is_missing = values.isna().to_numpy()
+        if is_missing.any():
+            raise DataError(
+                f"column {column!r} of {name} has a missing value in row {is_missing.argmax()} "
+                f"({is_missing.sum():,} in all), and an encoder cannot read it.\n"
+                f"Pass x={name}.fillna(0) together with mask={name}.notna()."
+            )
+    return frame.to_numpy(dtype="float64")
+
+
+def as_mask(mask: Any, x: Tensor, *, is_whole: bool = True) -> Tensor | None:
+    """The mask as a bool tensor of x's shape: true where x is observed.
+
+    Args:
+        mask: None, or an array of x's shape that holds only true/false or 0/1.
+        x: (N, *event).
+        is_whole: whether x is all of the data, so that something in it must be observed.
+
+    Raises:
+        DataError: another shape, a value between, or nothing observed at all.
+
+    Example:
+        >>> as_mask([[1, 0]], torch.zeros(1, 2))
+        tensor([[ True, False]])
+    """
+    if mask is None:
+        return None
+    values = as_tensor(mask, "mask")
+    if values.shape != x.shape:
+        raise DataError(
+            f"mask has shape {tuple(values.shape)}, but x has {tuple(x.shape)}: a mask says for "
+            "every number in x whether it was observed.\nWrite mask=~torch.isnan(x), say."
+        )
+    is_bad = (values != 0) & (values != 1)
+    if is_bad.any():
+        place = first_true(is_bad)
+        raise DataError(
+            f"mask{at(place)} = {values[place].item():g}, but a mask holds true (observed) and "
+            "false (missing), or 1 and 0.\nThreshold it first: mask > 0.5."
+        )
+    if is_whole and not values.any():
+        raise DataError(
+            "mask is false everywhere: there are no observed entries to learn from.\n"
+            "True means observed; if yours marks the missing ones, pass ~mask."
+        )
+    return values.bool().to(x.device)

@@ -1,0 +1,39 @@
+"""Where bad entries are: counted over chunks, so that all of the data is looked at."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+
+NUMBERS_AT_A_TIME = 2**24  # bounds the memory of one pass over the data
+
+
+class Counter:
+    """How many entries are bad, and where the first one is."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ()
+
+    def add(self, is_bad: Tensor, start: int) -> None:
+        here = int(is_bad.sum())
+        if here and not self.count:
+            row, *rest = first_true(is_bad)
+            self.first = (start + row, *rest)
+        self.count += here
+
+
+def chunks(x: Tensor, mask: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    rows = max(1, NUMBERS_AT_A_TIME // max(1, x[:1].numel()))
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        yield start, x[part], None if mask is None else mask[part]
+
+
+def first_true(is_bad: Tensor) -> tuple[int, ...]:
+    return tuple(
+        int(i) for i in np.unravel_index(int(is_bad.flatten().byte().argmax()), is_bad.shape)
+    )
+
+
+def at(index: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, index))}]"

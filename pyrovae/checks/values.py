@@ -1,0 +1,199 @@
+"""Shape, support and precision of the data, against what a density says."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from pyrovae.checks.places import Counter, at, chunks
+from pyrovae.errors import DataError
+
+
+def check_event_shape(x: Tensor, event_shape: torch.Size) -> None:
+    """DataError unless x is (N, *event_shape).
+
+    Example:
+        >>> check_event_shape(torch.zeros(7, 64), torch.Size([64]))
+    """
+    if x.dim() and x.shape[1:] == event_shape:
+        return
+    wanted, arrived = tuple(event_shape), tuple(x.shape[1:])
+    sizes = ", ".join(map(str, wanted))
+    message = f"each datum in x has shape {arrived}, but p(x|z) is over shape {wanted}: x must be "
+    message += f"(N, {sizes}), one datum a row.\n"
+    if math.prod(arrived) == math.prod(wanted) and x.dim() > 1:
+        message += f"The numbers are as many, so write x.reshape(-1, {sizes})."
+    elif len(arrived) < len(wanted):
+        message += "Without the first dimension one datum would be taken for many. "
+        message += "If x is a single datum, add a batch dim: x[None]."
+    else:
+        message += f"Give data of that shape, or a likelihood with event_shape={arrived}."
+    raise DataError(message)
+
+
+def check_values(x: Tensor, p_x: Distribution, mask: Tensor | None = None) -> None:
+    """DataError unless x is finite and inside the support of p(x|z), in every observed cell.
+
+    Args:
+        x: (N, *event), as the caller has it (any dtype).
+        p_x: p(x|z) for one datum; its event shape and support are what is required.
+        mask: of x's shape; what is false is not looked at.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> check_values(torch.zeros(3, 2), dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
+    """
+    check_event_shape(x, p_x.event_shape)
+    check_finite(x, mask)
+    support = p_x.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    bad = Counter()
+    for start, rows, observed in chunks(x, mask):
+        is_bad = ~support.check(rows)
+        if has_edges(support):
+            is_bad = is_bad | ~_has_density(p_x, rows, observed, is_bad)
+        if observed is not None and is_bad.dim() == rows.dim():
+            is_bad = is_bad & observed
+        bad.add(is_bad, start)
+    if bad.count:
+        raise DataError(_outside_support(x, bad, p_x, support))
+
+
+def has_edges(support: Any) -> bool:
+    """Whether a continuous support is bounded: the density may be 0 or infinite at its edge."""
+    edged = (constraints.unit_interval, constraints.positive, constraints.nonnegative)
+    return isinstance(support, tuple(type(e) for e in edged)) and not support.is_discrete
+
+
+def _has_density(p_x: Distribution, rows: Tensor, observed: Tensor | None, is_bad: Tensor):
+    """Which values have a finite log-density: Gamma says that 0 is in its support, say."""
+    base = elementwise(p_x)
+    middle = torch.where(is_bad, 0.5, rows)  # 0.5 lies inside every support with edges
+    middle = middle if observed is None else torch.where(observed, middle, 0.5)
+    return torch.isfinite(base.log_prob(middle.to(torch.get_default_dtype())))
+
+
+def elementwise(p_x: Distribution) -> Distribution:
+    """p_x without the Independent and mask around it: one density for each number of x."""
+    while type(p_x).__name__ in ("Independent", "MaskedDistribution"):
+        p_x = p_x.base_dist
+    return p_x
+
+
+def check_finite(x: Tensor, mask: Tensor | None = None, name: str = "x") -> None:
+    """DataError unless every observed number is finite.
+
+    Example:
+        >>> check_finite(torch.tensor([[0.0, torch.nan]]), torch.tensor([[True, False]]))
+    """
+    if not x.is_floating_point():
+        return
+    bad = Counter()
+    for start, rows, observed in chunks(x, mask):
+        is_bad = ~torch.isfinite(rows)
+        bad.add(is_bad if observed is None else is_bad & observed, start)
+    if bad.count:
+        fix = (
+            f"If they are missing values, pass mask=~torch.isnan({name}), and they are left out."
+            if name == "x" and x[bad.first].isnan()
+            else f"Rescale or drop them; {x.dtype} ends at {torch.finfo(x.dtype).max:.3g}."
+        )
+        raise DataError(
+            f"{name}{at(bad.first)} = {x[bad.first].item()}, but every number must be finite "
+            f"({bad.count:,} of {x.numel():,} entries are not).\n{fix}"
+        )
+
+
+def check_precision(x: Tensor, dtype: torch.dtype, mask: Tensor | None = None) -> None:
+    """DataError unless float arithmetic in `dtype` can hold every observed number, and its square.
+
+    A whole number above 2²⁴ is not exact in float32; a number whose square overflows gives an
+    infinite Gaussian log-density.
+
+    Example:
+        >>> check_precision(torch.tensor([[1e4]]), torch.float32)
+    """
+    ends = torch.finfo(dtype)
+    largest, exact = math.sqrt(ends.max) / 2, 2 / ends.eps
+    if x.element_size() == 1 or _is_within(x, exact):
+        return
+    large, inexact = Counter(), Counter()
+    for start, rows, observed in chunks(x, mask):
+        size = rows.double().abs()
+        seen = torch.ones_like(size, dtype=torch.bool) if observed is None else observed
+        large.add((size > largest) & seen, start)
+        inexact.add((size > exact) & seen, start)
+    if large.count:
+        raise DataError(
+            f"x{at(large.first)} = {x[large.first].item():.3g}, but its square overflows {dtype} "
+            f"({large.count:,} of {x.numel():,} entries above {largest:.3g}), and a log-density "
+            "squares it.\nStandardise x: (x - x.mean(0)) / x.std(0)."
+        )
+    if inexact.count and not x.is_floating_point():
+        raise DataError(
+            f"x{at(inexact.first)} = {x[inexact.first].item()}, but whole numbers above "
+            f"{exact:,.0f} are not exact in {dtype} ({inexact.count:,} of {x.numel():,} entries).\n"
+            "Use vae.double(), or rescale x."
+        )
+
+
+def _is_within(x: Tensor, bound: float) -> bool:
+    """Whether |x| ≤ bound everywhere, in one pass; False where NaN stands."""
+    low, high = x.aminmax()
+    return bool(-bound <= low.item() and high.item() <= bound)
+
+
+def _outside_support(x: Tensor, bad: Counter, p_x: Distribution, support: Any) -> str:
+    base = elementwise(p_x)
+    low, high = x.double().min().item(), x.double().max().item()
+    value = f"{x[bad.first].item():.6g}" if x[bad.first].dim() == 0 else "a row"
+    total = x.numel() if x[bad.first].dim() == 0 else len(x)
+    return (
+        f"x{at(bad.first)} = {value}, but a {type(base).__name__} likelihood needs "
+        f"{_requirement(support)} ({bad.count:,} of {total:,} entries are not; x ranges from "
+        f"{low:.6g} to {high:.6g}).\n{_fix(support, low, high)}"
+    )
+
+
+def _requirement(support: Any) -> str:
+    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    if support is constraints.boolean:
+        return "values in {0, 1}"
+    if hasattr(support, "num_levels"):
+        return f"values in {support}"
+    if support.is_discrete and high is not None:
+        return f"whole numbers from {low} to {high}"
+    if support.is_discrete and low is not None:
+        return f"whole numbers ≥ {low}"
+    if low is not None and high is not None:
+        return f"values in [{low:g}, {high:g}], or in ({low:g}, {high:g}) where its density ends"
+    if low is not None:
+        return f"values > {low:g}"
+    return f"values in {support}"
+
+
+def _fix(support: Any, low: float, high: float) -> str:
+    if support is constraints.boolean:
+        return _fix_binary(low, high)
+    if hasattr(support, "num_levels"):
+        scale = "Scale x to [0, 1] first: x / 255." if high > 1 else "Quantise x first."
+        return scale + " For values between the levels use likelihoods.ContinuousBernoulli."
+    if support.is_discrete and getattr(support, "upper_bound", None) is not None:
+        return f"Number the categories from 0, or give num_categories={int(max(high, 1)) + 1}."
+    if support.is_discrete:
+        fix = "For real values use likelihoods.Normal or StudentT."
+        return fix if low < 0 else fix + " If x is normalised, pass the raw counts and sizes as y."
+    if getattr(support, "upper_bound", None) is not None:
+        return "Scale x into that interval first; nothing is scaled silently."
+    return "Transform x, or choose a likelihood with that support (pyrovae.likelihoods)."
+
+
+def _fix_binary(low: float, high: float) -> str:
+    if low < 0:
+        return "Shift and scale x to [0, 1] first, then datasets.binarize(x)."
+    if high > 1:
+        return f"Scale, then binarise: datasets.binarize(x / {255 if high > 16 else f'{high:g}'})."
+    return "Use datasets.binarize(x), or likelihoods.ContinuousBernoulli."

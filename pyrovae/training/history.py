@@ -1,0 +1,61 @@
+"""What `fit` recorded."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Epoch(NamedTuple):
+    """One epoch's record; all in nats per datum, ELBO = −(reconstruction + kl).
+
+    Attributes:
+        epoch: its number, from 1.
+        elbo: mean over the training data, each scored when its batch was taken; higher is better.
+        reconstruction: −log p(x|z) of it; lower is better.
+        kl: KL(q(z|x) ‖ p(z)) of it, at the same draws.
+        validation_elbo: after the epoch, in eval mode; None without validation data.
+        validation_reconstruction: −log p(x|z) of it.
+        validation_kl: the KL of it.
+        seconds: wall-clock time since `fit` began.
+    """
+
+    epoch: int
+    elbo: float
+    reconstruction: float
+    kl: float
+    validation_elbo: float | None
+    validation_reconstruction: float | None
+    validation_kl: float | None
+    seconds: float
+
+
+@dataclass
+class History:
+    """What `fit` recorded: one `Epoch` each, by index, or a column by its name.
+
+    Attributes:
+        epochs: the records, in order.
+        num_data: N, the data seen in an epoch.
+        seed: that of the run; a fresh one when None was asked for.
+        best_epoch: the epoch whose weights were kept; the last one without validation data.
+        stopped_early: whether patience ran out before the planned number of epochs.
+
+    Example:
+        >>> history = History(num_data=5, seed=0)
+        >>> history.epochs.append(Epoch(1, -2.0, 1.5, 0.5, None, None, None, 0.1))
+        >>> history[-1].elbo, history["kl"]
+        (-2.0, [0.5])
+    """
+
+    epochs: list[Epoch] = field(default_factory=list)
+    num_data: int = 0
+    seed: int = 0
+    best_epoch: int = 0
+    stopped_early: bool = False
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if isinstance(key, str):
+            return [getattr(epoch, key) for epoch in self.epochs]
+        return self.epochs[key]
