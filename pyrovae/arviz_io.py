@@ -21,6 +21,7 @@ say nothing; `az.psens` over many data at once, whose weights degenerate (select
 use `diagnostics.prior_sensitivity`).
 """
 
+import warnings
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -454,6 +455,7 @@ def _as_container(datasets: "dict[str, xr.Dataset]") -> Any:
         import xarray as xr
 
         return xr.DataTree.from_dict(datasets)
-    import arviz as az
-
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its announcement of 1.0, once a day
+        import arviz as az
     return az.InferenceData(**datasets)

@@ -92,6 +92,15 @@ class VAE(nn.Module):
             x: (B, *event), the observed data.
             y: (B, …), covariates for the parts wrapped in `Given`.
             mask: of x's shape, true where x is observed.
+
+        Example:
+            >>> import pyrovae as pv
+            >>> from pyro import poutine
+            >>> vae = pv.build((2,), latent_dim=1, seed=0)
+            >>> with pv.handlers.own_store(), poutine.trace() as tracer:
+            ...     vae.model(torch.ones(3, 2))
+            >>> [site for site in tracer.trace.nodes if site in ("z", "x")]
+            ['z', 'x']
         """
         register(self)
         p_z = self.prior(*given(y, self.prior))
@@ -127,12 +136,25 @@ class VAE(nn.Module):
 
         Raises:
             DataError: x does not fit the decoder; nothing has been drawn then.
+
+        Example:
+            >>> import pyrovae as pv
+            >>> vae = pv.build((2,), latent_dim=1, seed=0)
+            >>> vae.loss(torch.ones(3, 2)).shape
+            torch.Size([3])
         """
         terms = self.loss_terms(x, y, mask, analytic_kl=analytic_kl)
         return terms.reconstruction + terms.kl
 
     def loss_terms(self, x, y=None, mask=None, *, analytic_kl: bool = True) -> LossTerms:
-        """The two terms of `loss`, named, and whether the KL is analytic. Arguments as there."""
+        """The two terms of `loss`, named, and whether the KL is analytic. Arguments as there.
+
+        Example:
+            >>> import pyrovae as pv
+            >>> vae = pv.build((2,), latent_dim=1, seed=0)
+            >>> vae.loss_terms(torch.ones(3, 2)).is_kl_analytic
+            True
+        """
         x, y, mask = admit(self, x, y, mask)
         p_z = self.prior(*given(y, self.prior))
         q_z = self.encoder(fill(x, mask), *given(y, self.encoder))
@@ -142,7 +164,14 @@ class VAE(nn.Module):
         return LossTerms(-log_likelihood, *kl_to_prior(q_z, p_z, z, analytic=analytic_kl))
 
     def encode(self, x, y=None, mask=None) -> dist.Distribution:
-        """q(z|x): batch_shape (B,), event_shape (D,). Arguments and errors as for `loss`."""
+        """q(z|x): batch_shape (B,), event_shape (D,). Arguments and errors as for `loss`.
+
+        Example:
+            >>> import pyrovae as pv
+            >>> vae = pv.build((2,), latent_dim=1, seed=0)
+            >>> vae.encode(torch.ones(3, 2)).mean.shape
+            torch.Size([3, 1])
+        """
         x, y, mask = admit(self, x, y, mask)
         return self.encoder(fill(x, mask), *given(y, self.encoder))
 
@@ -151,6 +180,12 @@ class VAE(nn.Module):
 
         Raises:
             DataError: z is not finite, has no batch dimension, or not as many rows as y.
+
+        Example:
+            >>> import pyrovae as pv
+            >>> vae = pv.build((2,), latent_dim=1, seed=0)
+            >>> vae.decode(torch.zeros(3, 1)).mean.shape
+            torch.Size([3, 2])
         """
         z = like_parameters(as_tensor(z, "z"), self)
         check_finite(z, name="z")
@@ -167,6 +202,12 @@ class VAE(nn.Module):
         Args:
             x: (B, *event); y and mask as for `loss`.
             seed: makes the draw repeatable; None takes the global generator.
+
+        Example:
+            >>> import pyrovae as pv
+            >>> vae = pv.build((2,), latent_dim=1, seed=0)
+            >>> vae.reconstruct(torch.ones(3, 2), seed=0).shape
+            torch.Size([3, 2])
         """
         with own_draws(seed), evaluation(self):
             return self.decode(self.encode(x, y, mask).sample(), y).mean
@@ -181,6 +222,12 @@ class VAE(nn.Module):
 
         Raises:
             ConfigError: n is not a whole number ≥ 1.
+
+        Example:
+            >>> import pyrovae as pv
+            >>> vae = pv.build((2,), latent_dim=1, seed=0)
+            >>> vae.sample(4, seed=0).shape
+            torch.Size([4, 2])
         """
         n = whole_number(n, "n", 1)
         y = as_covariates(y, n, self)

@@ -93,6 +93,35 @@ def test_every_public_name_exists_and_is_documented():
         assert getattr(pyrovae, name).__doc__, name
 
 
+FAMILIES = [
+    "datasets",
+    "diagnostics",
+    "evidence",
+    "guides",
+    "likelihoods",
+    "networks",
+    "objectives",
+    "plots",
+    "posterior",
+    "priors",
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_public_docstring_has_an_example(family):
+    module = getattr(pyrovae, family)
+    for name in getattr(module, "__all__", []):
+        thing = getattr(module, name)
+        is_record = isinstance(thing, type) and issubclass(thing, tuple)
+        if callable(thing) and not is_record:
+            assert ">>>" in (thing.__doc__ or ""), f"{family}.{name}"
+
+
+def test_every_method_of_the_vae_has_an_example():
+    for name in ("model", "loss", "loss_terms", "encode", "decode", "reconstruct", "sample"):
+        assert ">>>" in getattr(pyrovae.VAE, name).__doc__, name
+
+
 def test_public_function_and_submodule_names_do_not_collide():
     """`pv.fit` stays the function after every submodule has been imported."""
     code = (

@@ -284,7 +284,7 @@ def test_a_dimension_collapses_iff_its_eigenvalue_is_at_most_the_noise_variance(
 
 def test_training_collapses_the_dimensions_below_the_noise_and_no_other():
     """The encoder and decoder find it themselves: both sides of D3 after `fit`."""
-    for sigma, expected in ((1.0, 2), (0.4, 0)):
+    for sigma, expected in ((1.1, 2), (0.4, 0)):
         torch.manual_seed(0)
         _, x = optimum(sigma)
         q, p = guides.DiagonalNormal(4), likelihoods.Normal(5, scale=sigma)

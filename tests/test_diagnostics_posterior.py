@@ -1,4 +1,4 @@
-"""Does the guide cover the posterior: k̂, gaps, calibration and sensitivity, against closed forms."""
+"""Does the guide cover the posterior: k̂, gaps, calibration, sensitivity; closed forms."""
 
 import math
 import warnings
@@ -33,7 +33,9 @@ def uninformative() -> pv.VAE:
 
 
 class TestParetoK:
-    x = torch.tensor([0.3, 0.5, 0.8, 1.2])[:, None]
+    @property
+    def x(self):
+        return torch.tensor([0.3, 0.5, 0.8, 1.2])[:, None]
 
     def test_equals_the_known_shape_and_names_the_data_that_fail(self):
         found = diagnostics.pareto_k(uninformative(), self.x, num_samples=200_000)
@@ -87,12 +89,12 @@ class TestGaps:
     def test_exact_guide_has_none(self):
         truth = LinearGaussian()
         x = truth.sample(6)
-        gaps = diagnostics.inference_gaps(
-            truth.vae(ExactEncoder(truth)), x, num_samples=50, num_steps=20
-        )
-        torch.testing.assert_close(gaps.log_px, truth.log_evidence(x), rtol=1e-6, atol=1e-6)
-        assert gaps.approximation.abs().max() < 1e-6
-        assert gaps.amortisation.abs().max() < 1e-6
+        gaps = diagnostics.inference_gaps(truth.vae(ExactEncoder(truth)), x, num_samples=50)
+        # refinement wanders: Adam scales even the gradients of rounding; it ends within 1e-3 nat
+        torch.testing.assert_close(gaps.elbo, truth.log_evidence(x), rtol=1e-10, atol=0)
+        torch.testing.assert_close(gaps.log_px, truth.log_evidence(x), rtol=0, atol=1e-3)
+        assert gaps.approximation.abs().max() < 1e-3
+        assert gaps.amortisation.abs().max() < 1e-3
         assert "not the bottleneck" in gaps.advice
 
     def best_diagonal(self, truth, factor=1.0):
@@ -240,14 +242,16 @@ class TestSensitivity:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import arviz as az
+            import xarray as xr
         z = torch.randn(500, 1, 2)
         log_component = dist.Normal(0.5, 1.0).log_prob(z).sum(-1)
         ours = diagnostics.power_sensitivity(z, torch.zeros(500, 1), log_component)
         if not hasattr(az, "psens"):
             pytest.skip("arviz >= 1 has psense, tested in test_arviz.py")
-        data = az.from_dict(
-            posterior={"z": z[None, :, 0].numpy()},
-            log_prior={"z": log_component[None, :, 0].numpy()},
+        dims = ("chain", "draw", "d")
+        data = az.InferenceData(
+            posterior=xr.Dataset({"z": (dims, z[None, :, 0].numpy())}),
+            log_prior=xr.Dataset({"z": (dims[:2], log_component[None, :, 0].numpy())}),
         )
         theirs = az.psens(data, component="prior")["z"].values
         # theirs has Pareto-smoothed the weights, within 3 % of 1 at δ = 0.01

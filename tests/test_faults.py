@@ -32,6 +32,7 @@ from torch import nn
 import pyrovae as pv
 from pyrovae.checkpoint import RunFolder, load, pack, restore_stream, save
 from pyrovae.checkpoint.files import NO_SEAL, json_bytes, sealed, sha256
+from pyrovae.checkpoint.models import _Budget
 from pyrovae.checkpoint.tensors import tensor_file
 from pyrovae.errors import (
     CheckpointError,
@@ -172,8 +173,11 @@ DATA = torch.randint(2, (6, 4), generator=torch.Generator().manual_seed(0)).floa
 
 @functools.cache
 def run_calls():
-    with tempfile.TemporaryDirectory() as folder, Calls() as calls:
-        h_full = train(Path(folder) / "run")
+    """The calls of an undisturbed run, and the hash that it ends with."""
+    with tempfile.TemporaryDirectory() as folder:
+        h_full = train(Path(folder) / "warm")  # the first one imports things
+        with Calls() as calls:
+            assert train(Path(folder) / "run") == h_full
     return calls.seen, h_full
 
 
@@ -192,7 +196,7 @@ def kill_and_resume(folder, at, part):
 
 @pytest.mark.parametrize("share", [0, 1])
 def test_f1_killed_while_saving_a_step_the_run_ends_as_if_undisturbed(share, tmp_path):
-    """Each second point of the sweep below."""
+    """Half of the points of the sweep below."""
     for at, part in list(points(run_calls()[0]))[share::4]:
         kill_and_resume(tmp_path / f"run {at} {part}", at, part)
 
@@ -242,6 +246,20 @@ def test_f1_killed_while_saving_a_model_the_old_or_the_new_one_is_there(tmp_path
         save(new, path)  # takes over what the killed one left
         assert same_weights(load(path), new)
         assert [p.name for p in tmp_path.iterdir()] == ["vae"]
+
+
+def test_what_is_renamed_has_been_synced_and_then_its_folder(tmp_path):
+    """A kill keeps what the kernel holds; only a power cut would show a missing fsync."""
+    with Calls() as calls:
+        save(vae_of(0), tmp_path / "vae")
+    assert calls.seen == ["open", "ftruncate", "write", "fsync", "replace", "open", "fsync"]
+    with RunFolder(tmp_path / "run") as run, Calls() as calls:
+        run.save_step(1, {})
+    assert calls.seen == [
+        "mkdir",
+        *("open", "write", "fsync") * 3,
+        *("open", "fsync", "rename", "open", "fsync"),
+    ]
 
 
 # F3: the disk is full.
@@ -507,8 +525,6 @@ BOMBS = {
     "wide": SPEC | {"hidden": [10**5, 10**5]},
     "large images": SPEC | {"event_shape": [10**5, 10**5]},
     "100,000 layers": SPEC | {"hidden": [1] * 90_000},
-    "many operations": SPEC
-    | {"guide": {"name": "FlowGuide", "num_context": 1}, "hidden": [1] * 0, "latent_dim": 60},
     "a layer of many": SPEC | {"hidden": [2, 2, 10**9]},
     "many components": SPEC | {"prior": {"name": "GaussianMixture", "num_components": 10**9}},
     "many categories": SPEC | {"likelihood": {"name": "Categorical", "num_categories": 10**9}},
@@ -578,6 +594,20 @@ def test_f6_the_forger_can_write_valid_files(tmp_path):
     into = nn.Module()
     into.w = nn.Parameter(torch.zeros(2))
     assert load(path, into=into).w.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("size", [1, 11])
+def test_f6_a_refused_specification_leaves_the_process_as_it_was(size):
+    """`no_grad` sets the mode back by an operation, which must not be refused as well."""
+
+    def work():
+        with _Budget(10, 5), torch.no_grad():
+            for _ in range(10):
+                torch.zeros(size)
+
+    with pytest.raises(CorruptCheckpoint, match="far larger"):
+        work()
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hardlink", "folder", "fifo", "device"])

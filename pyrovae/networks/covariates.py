@@ -44,7 +44,12 @@ class Given(nn.Module):
 
 
 def given(y: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:
-    """The covariates as extra arguments for `part`: (y,) when it is `Given`, else ()."""
+    """The covariates as extra arguments for `part`: (y,) when it is `Given`, else ().
+
+    Example:
+        >>> given(torch.ones(3), nn.Identity())
+        ()
+    """
     return (y,) if isinstance(part, Given) else ()
 
 

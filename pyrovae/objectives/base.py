@@ -30,6 +30,16 @@ class Objective(ELBO):
 
     Raises:
         ConfigError: num_particles is not a whole number ≥ 1.
+
+    Example:
+        >>> class Reconstruction(Objective):
+        ...     def surrogate(self, traces, num_data):
+        ...         return -terms_of(traces, num_data).log_likelihood.sum(-1).mean()
+        >>> from pyrovae.terms import terms_of
+        >>> import pyrovae as pv, torch
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> len(pv.fit(vae, torch.ones(3, 2), objective=Reconstruction(), epochs=2))
+        2
     """
 
     needs_reparameterised: ClassVar[bool] = False
