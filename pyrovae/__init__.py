@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         programs,
     )
     from pyrovae.builder import build
+    from pyrovae.checkpoint import load, save
     from pyrovae.evidence import log_evidence
     from pyrovae.imputation import impute
     from pyrovae.terms import elbo_terms
@@ -48,6 +49,7 @@ __all__ = [
     "handlers",
     "impute",
     "likelihoods",
+    "load",
     "log_evidence",
     "networks",
     "objectives",
@@ -55,6 +57,7 @@ __all__ = [
     "posterior",
     "priors",
     "programs",
+    "save",
 ]
 
 _HOME = {
@@ -64,7 +67,9 @@ _HOME = {
     "elbo_terms": "terms",
     "fit": "training",
     "impute": "imputation",
+    "load": "checkpoint",
     "log_evidence": "evidence",
+    "save": "checkpoint",
 }
 
 

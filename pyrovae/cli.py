@@ -4,8 +4,7 @@
 
 `fit_command` parses options into `Settings`; `run` does the work. torch, Pyro and matplotlib
 are imported when it begins, so that `--help` answers at once. What cannot work is refused
-before training, and a run that fails leaves no folder. Left out: parts other than `build`'s
-defaults, and saving weights.
+before training, and a run that fails leaves no folder.
 """
 
 import json
@@ -33,7 +32,7 @@ NUM_SAMPLES = 10  # draws of z per datum behind each number of the table
 PIXELS = {
     "threshold": "thresholded: 1 where grey > 0.5",
     "sampled": "sampled: x ~ Bernoulli(grey), afresh each epoch; one fixed draw is scored",
-    "none": "0 or 1 already, taken as they are",
+    "none": "taken as they are",
 }
 TERMS = {
     "elbo": "ELBO (higher is better)",
@@ -62,6 +61,10 @@ class Settings:
 
     data: str
     binarize: str | None
+    prior: str
+    guide: str
+    likelihood: str
+    network: str
     latent_dim: int
     hidden: tuple[int, ...]
     epochs: int
@@ -118,9 +121,21 @@ def fit_command(
         Option(
             metavar="METHOD",
             help="threshold: 1 where grey > 0.5, the default. sampled: 1 with probability grey, "
-            "afresh each epoch. none: 0 or 1 already, the default for binarized_mnist.",
+            "afresh each epoch. none: as they are, the default for other likelihoods.",
         ),
     ] = None,
+    prior: Annotated[str, Option(metavar="NAME", help="p(z): a name in pyrovae.priors.")] = (
+        "StandardNormal"
+    ),
+    guide: Annotated[str, Option(metavar="NAME", help="q(z|x): a name in pyrovae.guides.")] = (
+        "DiagonalNormal"
+    ),
+    likelihood: Annotated[
+        str, Option(metavar="NAME", help="p(x|z): a name in pyrovae.likelihoods.")
+    ] = "Bernoulli",
+    network: Annotated[
+        str, Option(metavar="NAME", help="mlp, gated_mlp, residual_mlp or conv.")
+    ] = "mlp",
     latent_dim: Annotated[int, Option(min=1, metavar="D", help="Length of a code z.")] = 2,
     hidden: Annotated[
         Any, Option(parser=widths, metavar="WIDTHS", help="Such as 300,200; reversed for decoding.")
@@ -135,18 +150,22 @@ def fit_command(
     """Train a VAE on images, score it on held-out ones, and draw pictures.
 
     \b
+    By default:
     prior    p(z)   = N(0, I)
     encoder  q(z|x) = N(μ(x), diag σ²(x))           a network gives μ and σ
     decoder  p(x|z) = Π_j Bernoulli(x_j; π_j(z))    a network gives π
     loss     −E_q\\[log p(x|z)] + β KL(q(z|x) ‖ p(z)),   −ELBO at β = 1
 
-    The run folder gets summary.json (settings, versions, numbers, history) and
-    reconstructions.png, samples.png, latent.png and training.png.
+    The run folder gets model.safetensors (for pyrovae.load), summary.json
+    (settings, versions, numbers, history), and reconstructions.png,
+    samples.png, latent.png and training.png.
 
     \b
     Examples:
       pyrovae fit
       pyrovae fit --data mnist --binarize sampled --latent-dim 20 --out runs/mnist
+      pyrovae fit --prior VampPrior --latent-dim 10
+      pyrovae fit --likelihood Normal   grey pixels, not binarised
       pyrovae fit --beta 4              the table still shows the ELBO of β = 1
       pyrovae fit --data faces.npy      (N, H, W), floats 0..1 or bytes 0..255
 
@@ -182,12 +201,14 @@ def run(settings: Settings) -> None:
     data = load(settings)
     training = {k: getattr(settings, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
     sizes = {"latent_dim": settings.latent_dim, "hidden": settings.hidden}
-    vae = pv.build(data.train.shape[1:], **sizes, seed=seed)
+    parts = {k: getattr(settings, k) for k in ("prior", "guide", "likelihood", "network")}
+    vae = pv.build(data.train.shape[1:], **parts, **sizes, data=data.train, seed=seed)
     objective = None if settings.beta == 1 else pv.objectives.BetaELBO(settings.beta)
     with run_folder(settings.out, data.name) as folder:
         history = pv.fit(vae, data.source, validation=data.valid, objective=objective, **training)
         result = summary(settings, vae, data, history)
-        for name, figure in pictures(vae, data, history, seed).items():
+        pv.save(vae, folder / "model.safetensors")
+        for name, figure in pictures(vae, data, history, seed, settings.prior).items():
             figure.savefig(folder / name, dpi=120)
         result["seconds"] = round(time.perf_counter() - start, 2)
         (folder / "summary.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
@@ -215,8 +236,11 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
 def load(settings: Settings) -> Images:
     """The data of the settings, binarised."""
     data, split = _grey(settings.data, settings.seed)
-    pixels = settings.binarize or ("none" if data.name == "binarized_mnist" else "threshold")
-    parts = [None if x is None else _binary(x, pixels) for x in (data.train, data.valid, data.test)]
+    is_binary = settings.likelihood == "Bernoulli"
+    is_done = data.name == "binarized_mnist" or not is_binary
+    pixels = settings.binarize or ("none" if is_done else "threshold")
+    grey = (data.train, data.valid, data.test)
+    parts = [None if x is None else _binary(x, pixels, is_binary) for x in grey]
     fixed = [part.draw(settings.seed) if hasattr(part, "draw") else part for part in parts]
     return Images(parts[0], *fixed, data.test_labels, data.name, pixels, split)
 
@@ -247,10 +271,10 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
     return pv.datasets.Data(train, test, name=Path(name).name.partition(".")[0]), split
 
 
-def _binary(x: Any, pixels: str) -> Any:
+def _binary(x: Any, pixels: str, is_binary: bool) -> Any:
     if pixels != "none":
         return pv.datasets.binarize(x, pixels)
-    if ((x == 0) | (x == 1)).all():
+    if not is_binary or ((x == 0) | (x == 1)).all():
         return x
     raise DataError(
         "--binarize none needs pixels that are 0 or 1, but these also have values between or "
@@ -258,7 +282,7 @@ def _binary(x: Any, pixels: str) -> Any:
     )
 
 
-def pictures(vae: Any, data: Images, history: Any, seed: int) -> dict[str, Any]:
+def pictures(vae: Any, data: Images, history: Any, seed: int, prior: str) -> dict[str, Any]:
     """File name → figure; images only where a datum is one."""
     import torch
 
@@ -266,10 +290,10 @@ def pictures(vae: Any, data: Images, history: Any, seed: int) -> dict[str, Any]:
 
     with RandomStream(seed), evaluation(vae):
         rows = torch.randperm(len(data.test))[:3000]  # more points hide each other
-        codes = vae.encode(data.test[rows]).mean
+        codes = _mean(vae.encode(data.test[rows]))
         samples = vae.decode(vae.prior().expand([64]).sample()).mean
     labels = None if data.test_labels is None else data.test_labels[rows]
-    title = f"{data.name}: mean of q(z|x) for {len(rows)} held-out data, prior N(0, I)"
+    title = f"{data.name}: mean of q(z|x) for {len(rows)} held-out data, prior {prior}"
     figures = {
         "training.png": pv.plots.training_curve(history),
         "latent.png": pv.plots.latent_scatter(codes, labels, title=title).figure,
@@ -282,6 +306,13 @@ def pictures(vae: Any, data: Images, history: Any, seed: int) -> dict[str, Any]:
         title = f"{data.name}: samples, E[x|z] at draws z ~ p(z)"
         figures["samples.png"] = pv.plots.images(samples, title=title).figure
     return figures
+
+
+def _mean(q_z: Any) -> Any:
+    try:
+        return q_z.mean
+    except NotImplementedError:  # a flow
+        return q_z.sample((100,)).mean(0)
 
 
 def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[str, Any]:
@@ -340,6 +371,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
         "pixels": result["pixels"],
         "held out": result["held_out_is"],
         "latent": f"dimension {settings['latent_dim']}; hidden {settings['hidden']}",
+        "parts": f"{settings['prior']}, {settings['guide']}, {settings['likelihood']}",
         "trained": f"with β = {beta:g}{'' if beta == 1 else '; the ELBO above is that of β = 1'}",
         "epochs": f"{epochs}; seed {result['seed']}; {result['seconds']:.0f} s in all",
         "wrote": "\n         ".join(str(path) for path in sorted(folder.iterdir())),

@@ -94,7 +94,9 @@ class TestHelp:
 class TestFit:
     def test_writes_pictures_and_a_summary_and_prints_the_terms(self):
         result, summary = fit()
-        assert sorted(p.name for p in Path("run").iterdir()) == sorted([*PICTURES, "summary.json"])
+        assert sorted(p.name for p in Path("run").iterdir()) == sorted(
+            [*PICTURES, "model.safetensors", "summary.json"]
+        )
         for name in PICTURES:
             assert Path("run", name).read_bytes().startswith(b"\x89PNG")
         text = words(result.stdout)
@@ -116,6 +118,10 @@ class TestFit:
             "binarize": None,
             "latent_dim": 3,
             "hidden": [16],
+            "prior": "StandardNormal",
+            "guide": "DiagonalNormal",
+            "likelihood": "Bernoulli",
+            "network": "mlp",
             "epochs": 2,
             "batch_size": 64,
             "learning_rate": 0.001,
@@ -133,7 +139,7 @@ class TestFit:
         _, summary = fit()
         data = pv.datasets.digits()
         x, x_test = pv.datasets.binarize(data.train), pv.datasets.binarize(data.test)
-        vae = pv.build((8, 8), latent_dim=2, hidden=(16,), seed=0)
+        vae = pv.build((8, 8), latent_dim=2, hidden=(16,), data=x, seed=0)
         history = pv.fit(vae, x, epochs=2, batch_size=64, seed=0)
         terms = pv.elbo_terms(vae, x_test, num_samples=cli.NUM_SAMPLES, seed=0)
         elbo = terms.log_weights.mean(0).double()
@@ -302,4 +308,19 @@ def test_validation_data_choose_the_weights(monkeypatch):
     result, summary = fit("--data", "binarized_mnist")
     assert summary["history"][0]["validation_elbo"] is not None
     assert "best validation ELBO" in result.stdout
-    assert summary["pixels"].startswith("0 or 1 already")
+    assert summary["pixels"].startswith("taken as they are")
+
+
+class TestParts:
+    def test_every_part_has_an_option_and_the_model_is_saved(self):
+        fit("--prior", "GaussianMixture", "--guide", "FlowGuide", "--likelihood", "Normal")
+        vae = pv.load("run/model.safetensors")
+        assert type(vae.prior).__name__ == "GaussianMixture"
+        assert type(vae.encoder[-1]).__name__ == "FlowGuide"
+        assert vae.loss(pv.datasets.digits().test).isfinite().all()
+
+    def test_a_wrong_name_suggests_the_nearest(self):
+        result = pyrovae("fit", "--out", "run", "--prior", "Vampprior")
+        assert result.exit_code == 2
+        assert "Did you mean 'VampPrior'?" in result.stderr
+        assert not Path("run").exists()

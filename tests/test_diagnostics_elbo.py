@@ -370,8 +370,9 @@ def test_one_datum_cannot_show_what_moves_with_x():
 
 
 def test_an_estimate_knows_its_noise():
-    assert Estimate(-1.0, 0.1).is_below_noise
-    assert Estimate(0.19, 0.1).is_below_noise
-    assert not Estimate(0.21, 0.1).is_below_noise
-    assert Estimate(math.nan, math.nan).is_below_noise
-    assert str(Estimate(2.0, 0.1)) == "2.000 ± 0.100"
+    for value, is_noise in ((-1.0, True), (0.19, True), (0.21, False), (math.nan, True)):
+        assert Estimate(value, 0.1, is_non_negative=True).is_below_noise == is_noise
+    assert not Estimate(-1.0, 0.1).is_below_noise  # an ELBO may be negative
+    assert Estimate(-0.19, 0.1).is_below_noise
+    assert str(Estimate(-2.0, 0.1)) == "-2.000 ± 0.100"
+    assert str(Estimate(-2.0, 0.1, True)) == "below the noise (< 0.200)"

@@ -9,7 +9,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
-def test_blocks_run_in_order(capsys):
+def test_blocks_run_in_order(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert BLOCKS
     namespace = {}
     for block in BLOCKS:

@@ -21,40 +21,42 @@ class Estimate(NamedTuple):
     Attributes:
         value: the estimate.
         std_error: its standard error; NaN where one number is all there is.
+        is_non_negative: whether the true number cannot be negative, as a KL cannot.
 
     Example:
-        >>> print(Estimate(1.234, 0.01)), print(Estimate(-0.003, 0.01))
-        1.234 ± 0.010
+        >>> print(Estimate(-1.234, 0.01)), print(Estimate(-0.003, 0.01, is_non_negative=True))
+        -1.234 ± 0.010
         below the noise (< 0.020)
         (None, None)
     """
 
     value: float
     std_error: float
+    is_non_negative: bool = False
 
     @property
     def is_below_noise(self) -> bool:
-        """Whether it is no more than two standard errors above 0, as every negative number is.
+        """Whether it is within two standard errors of 0, or negative where it cannot be.
 
-        For quantities that cannot be negative, such as a KL: then the number is no finding.
-        A NaN is none either.
+        Then the number is no finding; a NaN is none either.
         """
-        return not self.value > NOISE * self.std_error + ROUNDING
+        size = self.value if self.is_non_negative else abs(self.value)
+        return not size > NOISE * self.std_error + ROUNDING
 
     def __str__(self) -> str:
-        if self.is_below_noise:
+        if self.is_non_negative and self.is_below_noise:
             return f"below the noise (< {NOISE * self.std_error:.3f})"
         return f"{self.value:.3f} ± {self.std_error:.3f}"
 
 
-def mean_of(values: Tensor) -> Estimate:
+def mean_of(values: Tensor, *, is_non_negative: bool = False) -> Estimate:
     """The mean of (n,) independent numbers, std_error = s / √n; in float64.
 
     Example:
         >>> import torch
         >>> mean_of(torch.tensor([1.0, 2.0, 3.0]))
-        Estimate(value=2.0, std_error=0.577...)
+        Estimate(value=2.0, std_error=0.577..., is_non_negative=False)
     """
     values = values.detach().double()
     spread = values.std().item() if len(values) > 1 else math.nan
-    return Estimate(values.mean().item(), spread / math.sqrt(len(values)))
+    return Estimate(values.mean().item(), spread / math.sqrt(len(values)), is_non_negative)

@@ -91,6 +91,11 @@ class InferenceGaps(NamedTuple):
                 f"Inference is not the bottleneck: both gaps are below {NEGLIGIBLE} nat or the "
                 "noise; spend the effort on prior and decoder."
             )
+        if abs(network.value - family.value) < 2 * math.hypot(family.std_error, network.std_error):
+            return (
+                f"Guide family ({family} nats) and encoder network ({network} nats) cost about the "
+                "same: neither alone is the bottleneck."
+            )
         if network.value > family.value:
             return (
                 f"The encoder network is the bottleneck, {network} nats of amortisation against "
@@ -179,7 +184,7 @@ def inference_gaps(
         error,
         found["amortisation_std_error"],
         k,
-        *map(mean_of, (*gaps, log_px - elbo)),
+        *(mean_of(gap, is_non_negative=True) for gap in (*gaps, log_px - elbo)),
         _generalisation(vae, elbo, validation, num_samples, seed, memory_budget),
     )
 

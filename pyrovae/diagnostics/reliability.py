@@ -158,7 +158,7 @@ def escalate(
             "Call escalate only where len(pareto_k(…).failed) > 0."
         )
     x, y, mask = (
-        None if t is None else as_tensor(t, name)[rows]
+        None if t is None else _rows(as_tensor(t, name), rows)
         for name, t in {"x": x, "y": y, "mask": mask}.items()
     )
     options |= {"seed": seed}
@@ -173,3 +173,7 @@ def escalate(
         draws = guide.sample((whole_number(num_samples, "num_samples", 1),))[None]
     nan = torch.full((len(rows),), torch.nan, dtype=torch.float64)
     return Posterior(draws, torch.full_like(nan, num_samples), nan, nan)
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    return values[rows.to(values.device)]

@@ -8,9 +8,9 @@ the cumulative Jensen-Shannon distance, a metric in [0, 1] without unit, and the
 
     D = (CJS(1/(1 + δ)) + CJS(1 + δ)) / (2 log₂(1 + δ)).
 
-Above 0.05 a component matters. Prior and likelihood both: they pull in different directions
-(prior-data conflict). Prior alone: the datum says little about this dimension. It is done per
-datum: over the joint posterior of many data the weights degenerate.
+Above 0.05 a component matters. Prior and likelihood both: they may pull in different
+directions (a potential prior-data conflict). Prior alone: the datum says little about this
+dimension. It is done per datum: over the joint posterior of many data the weights degenerate.
 
 References:
     Detecting and diagnosing prior and likelihood sensitivity with power-scaling, Kallioinen,
@@ -64,7 +64,7 @@ class PriorSensitivity(NamedTuple):
 
     @property
     def is_conflict(self) -> Tensor:
-        """(N, D): both matter, prior and datum disagree."""
+        """(N, D): both matter: prior and datum may disagree."""
         return (self.prior > self.threshold) & (self.likelihood > self.threshold)
 
     @property

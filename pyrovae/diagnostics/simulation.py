@@ -151,6 +151,7 @@ def calibration(
         rows = max(1, budget // (16 * num_draws * max(1, z[0].numel())))
         pieces = zip(row_batches(Batch(x, y), rows), z.split(rows), strict=True)
         found = joined([_ranks(VAEJoint(vae, piece), at, num_draws) for piece, at in pieces], 0)
+        found = {name: ranks.cpu() for name, ranks in found.items()}
         band = _band(n, num_draws, level)
     ranks, density_ranks = found["ranks"], found["density_ranks"]
     both = torch.cat([ranks, density_ranks[:, None]], 1)
@@ -189,7 +190,7 @@ def _ranks(joint: VAEJoint, z: Tensor, num_draws: int) -> dict[str, Tensor]:
 def _rank(draws: Tensor, value: Tensor) -> Tensor:
     """How many of the draws along dim 0 are below, a random share of the ties with them."""
     below, ties = (draws < value).sum(0), (draws == value).sum(0)
-    return below + (torch.rand(ties.shape, dtype=torch.float64) * (ties + 1)).long()
+    return below + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
 
 
 def uniformity_p_value(ranks: Tensor, num_draws: int, num_bins: int) -> Tensor:

@@ -148,7 +148,9 @@ def decompose_elbo(
         spread / math.sqrt(num_samples),
         found["kl_per_dimension"].mean(0),
         names,
-        *map(mean_of, (elbo, reconstruction, kl)),
+        mean_of(elbo),
+        mean_of(reconstruction),
+        mean_of(kl, is_non_negative=True),
         *information,
     )
 
@@ -169,7 +171,7 @@ def surgery(
         memory_budget: bytes for one piece of the (M, N) log-densities.
     """
     if not _has_one_prior(program, batch):
-        return (Estimate(math.nan, math.nan),) * 3
+        return (Estimate(math.nan, math.nan, True),) * 3
     row, z, terms = _aggregate_draws(program, batch, num_aggregate, memory_budget)
     own = terms["log_guide"]
     others = _log_sum_of_others(program, batch, row, z, memory_budget)  # (M,)
@@ -177,9 +179,9 @@ def surgery(
     log_aggregate = torch.logaddexp(own, others) - math.log(num_data)
     log_others = others - math.log(num_data - 1) if num_data > 1 else others * math.nan
     return (
-        mean_of(own - log_aggregate),
+        mean_of(own - log_aggregate, is_non_negative=True),
         mean_of(own - log_others),
-        mean_of(log_aggregate - terms["log_prior"]),
+        mean_of(log_aggregate - terms["log_prior"], is_non_negative=True),
     )
 
 

@@ -167,7 +167,8 @@ def _warn_of_surprises(program: nn.Module, data: ArrayBatches | LoaderBatches) -
     decoder = getattr(program, "decoder", None)
     if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
         warnings.warn("the decoder has no trainable parameter: p(x|z) stays as it is", stacklevel=3)
-    learns_scale = any(n.endswith("raw_scale") for n, _ in program.named_parameters())
+    names = [] if decoder is None else [name for name, _ in decoder.named_parameters()]
+    learns_scale = any(name.endswith("raw_scale") for name in names)
     if learns_scale and isinstance(data, ArrayBatches) and data.num_data > 1:
         x = data.data.x
         is_constant = (x == x[:1]).all(0)
