@@ -121,6 +121,7 @@ CASES = {
     "Renyi": (objectives.Renyi(0.5, 2), "importance", {"alpha": 0.5}),
     "STL": (objectives.STL(), "elbo", {}),
     "DReG": (objectives.DReG(2), "importance", {}),
+    "FreeBits": (objectives.FreeBits(0.0), "elbo", {}),
 }
 
 

@@ -240,9 +240,9 @@ class RunFolder:
             if kept < self.keep and self._is_intact(path):
                 kept += 1
             else:
-                self._remove(path)
+                shutil.rmtree(path)
         for path in self._steps("diverged")[1:]:
-            self._remove(path)
+            shutil.rmtree(path)
 
     def _is_intact(self, path: Path) -> bool:
         if path.name not in self._good:
@@ -252,12 +252,6 @@ class RunFolder:
                 return False
             self._good.add(path.name)
         return True
-
-    def _remove(self, path: Path) -> None:
-        # under another name first: half a step must not look like a damaged one
-        temporary = path.with_name(path.name + ".tmp")
-        os.rename(path, temporary)
-        shutil.rmtree(temporary)
 
     def _remove_leftovers(self) -> None:
         for entry in list(os.scandir(self.path)):

@@ -1,6 +1,7 @@
 """The ELBO itself, with a Monte-Carlo or an analytic KL."""
 
-from pyro.infer import Trace_ELBO
+from pyro.distributions.util import is_identically_zero
+from pyro.infer.trace_elbo import _compute_log_r
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -30,6 +31,7 @@ class TraceELBO(Objective):
     Example:
         >>> import torch
         >>> import pyrovae as pv
+        >>> from pyro.infer import Trace_ELBO
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> x = torch.ones(5, 2)
         >>> from pyrovae.handlers import RandomStream, own_store
@@ -44,9 +46,34 @@ class TraceELBO(Objective):
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
         loss = traces.guide.log_prob_sum() - traces.model.log_prob_sum()
         if not is_reparameterised(traces):
-            _, with_score = Trace_ELBO()._differentiable_loss_particle(*traces)
-            loss = with_gradient_of(loss, with_score)
+            loss = with_gradient_of(loss, score_function_loss(traces))
         return loss / self.num_particles
+
+
+def score_function_loss(traces: Traces) -> Tensor:
+    """(), a loss with the gradient of −ELBO where latents are not reparameterised.
+
+    Σ log r · log q(z|x) beside the pathwise terms, with log r = log p − log q summed over the
+    plates that a site is not in, as `pyro.infer.Trace_ELBO` has it, without its `.item()`.
+
+    Example:
+        >>> import pyrovae as pv, torch
+        >>> from pyrovae.terms import draw_traces
+        >>> vae = pv.build((2,), latent_dim=3, prior="Bernoulli", guide="Bernoulli", seed=0)
+        >>> with pv.handlers.own_store():
+        ...     traces = draw_traces(vae.model, vae.guide, torch.ones(5, 2))
+        >>> score_function_loss(traces).requires_grad
+        True
+    """
+    loss = -traces.model.log_prob_sum()
+    log_r = _compute_log_r(*traces)
+    for _, site in traces.guide.iter_stochastic_nodes():
+        _, score, entropy = site["score_parts"]
+        if not is_identically_zero(entropy):
+            loss = loss + entropy.sum()
+        if not is_identically_zero(score):
+            loss = loss - (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
+    return loss
 
 
 class MeanFieldELBO(Objective):
