@@ -29,6 +29,7 @@ class Part(NamedTuple):
     make: Callable[[], nn.Module]
     space: str = "real"
     reach: float = 12.0
+    points: int = 1601  # of the quadrature, along an axis
 
 
 def _laplace(b):
@@ -46,6 +47,7 @@ def _vamp_prior(guide, **options):
 
 # small ones: the quadrature has 2.6 million points
 SMALL_COUPLING = partial(flows.coupling, num_transforms=2, hidden=(4,))
+SMALL_SPLINE = partial(flows.spline, num_transforms=1, hidden=(4,))
 SMALL_AUTOREGRESSIVE = partial(flows.autoregressive, num_transforms=2, hidden=(4,))
 
 
@@ -64,6 +66,7 @@ PRIORS = {
     ),
     "FlowPrior, coupling": Part(lambda: priors.FlowPrior(2, flow=SMALL_COUPLING)),
     "FlowPrior, autoregressive": Part(lambda: priors.FlowPrior(2, flow=SMALL_AUTOREGRESSIVE)),
+    "FlowPrior, spline": Part(lambda: priors.FlowPrior(2, flow=SMALL_SPLINE), reach=9, points=501),
     "HypersphericalUniform": Part(lambda: priors.HypersphericalUniform(2), "sphere"),
     "Bernoulli": Part(lambda: priors.Bernoulli(3, 0.3), "binary"),
     "Bernoulli, learned": Part(lambda: priors.Bernoulli(3, 0.3, learn_probs=True), "binary"),

@@ -64,7 +64,7 @@ def points(part: Part, event_shape: torch.Size) -> tuple[torch.Tensor, float]:
     if part.space == "sphere":
         angle = torch.arange(1600) * (2 * math.pi / 1600)
         return torch.stack([angle.cos(), angle.sin()], -1), math.log(2 * math.pi / 1600)
-    z, log_volume = grid(part.reach, 1601, size)
+    z, log_volume = grid(part.reach, part.points, size)
     return z.reshape(-1, *event_shape), log_volume
 
 
