@@ -278,11 +278,12 @@ def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
 
 
 def _by_site(flat: Tensor, like: Arrays) -> Arrays:
-    """(S, n, D) cut into the sites, each (S, n, *event)."""
-    shapes = {name: value.shape[2:] for name, value in like.items()}
-    parts = flat.split([shape.numel() for shape in shapes.values()], -1)
-    cut = zip(shapes.items(), parts, strict=True)
-    return {name: part.reshape(*flat.shape[:2], *shape) for (name, shape), part in cut}
+    """(S, n, D) cut into the sites, each (S, n, *event) in the dtype of its own (labels: whole)."""
+    parts = flat.split([value[0, 0].numel() for value in like.values()], -1)
+    return {
+        name: part.reshape(*flat.shape[:2], *value.shape[2:]).to(value.dtype)
+        for (name, value), part in zip(like.items(), parts, strict=True)
+    }
 
 
 # Groups: name → variable → array (chain, draw, …) or (datum, …).
@@ -380,16 +381,17 @@ def _nothing(*batch: Tensor | None) -> None:
 def _guide_at(latents: Arrays, sites: dict[str, dict]) -> Any:
     """A guide that is certain of these latents."""
 
+    def sample(name: str, value: Tensor) -> None:
+        pyro.sample(name, dist.Delta(value, event_dim=len(sites[name]["fn"].event_shape)))
+
     def guide(*batch: Tensor | None) -> None:
         for name, value in latents.items():
-            event_dim = len(sites[name]["fn"].event_shape)
-            if is_local(sites[name]):
-                value = value if len(value) > 1 else value[0]
-                with pyro.plate("data", len(batch[0]), dim=-1):
-                    pyro.sample(name, dist.Delta(value, event_dim=event_dim))
-            else:
-                value = value[:, None] if len(value) > 1 else value[0]  # beside the particles
-                pyro.sample(name, dist.Delta(value, event_dim=event_dim))
+            if not is_local(sites[name]):  # (S, 1, …): beside the particles, before the data
+                sample(name, value[:, None] if len(value) > 1 else value[0])
+        with pyro.plate("data", len(batch[0]), dim=-1):
+            for name, value in latents.items():
+                if is_local(sites[name]):
+                    sample(name, value if len(value) > 1 else value[0])
 
     return guide
 

@@ -67,6 +67,7 @@ class LoaderBatches:
         self.program, self.loader = program, loader
         sizes = [len(batch.x) for batch in self.epoch(shuffle=False)]
         self.num_data, self.num_batches = sum(sizes), len(sizes)
+        self.batch_size = max(sizes, default=0)
         if not self.num_data:
             raise DataError(
                 "the DataLoader gives no batch (N = 0): there is nothing to learn from.\n"

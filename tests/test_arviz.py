@@ -12,16 +12,20 @@ from importlib.metadata import version
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
 from pyro import poutine
 from pyro.infer import Predictive
+from torch import nn
 
 import pyrovae as pv
 from pyrovae import arviz_io, priors
 from pyrovae.arviz_io import history_to_arviz, predictive_to_arviz, to_arviz
 from pyrovae.errors import ConfigError, DataError
+from pyrovae.networks import Given, Joined, OneHot, mlp
+from pyrovae.programs import Labels
 from tests.oracles import AffineEncoder, ExactEncoder, LinearGaussian
 
 # arviz 0.23 with matplotlib 3.11 and pandas 3
@@ -159,6 +163,25 @@ class TestGroups:
         with pytest.raises(ConfigError, match="outside the plate"):
             to_arviz(program, torch.ones(5, 6), posterior="sir")
 
+    @pytest.mark.parametrize("posterior", ["guide", "sir"])
+    def test_a_program_of_two_sites(self, posterior):
+        q, p, c = pv.guides.DiagonalNormal(2), pv.likelihoods.Bernoulli(6), Labels(3)
+        program = pv.programs.SemiSupervisedVAE(
+            priors.StandardNormal(2),
+            Given(Joined(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
+            Given(Joined(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
+            nn.Sequential(mlp(6, 3), c),
+            priors.Fixed(dist.Categorical, probs=torch.full((3,), 1 / 3)),
+            alpha=1.0,
+        )
+        x, y = torch.rand(5, 6).round(), torch.tensor([0, -1, 2, -1, 1])
+        data = to_arviz(program, x, y, num_samples=8, posterior=posterior)
+        assert data["posterior"]["y"].dims == ("chain", "draw", "datum")
+        assert (data["posterior"]["y"].values[:, :, 0] == 0).all()  # a known label stays
+        assert data["posterior"]["z"].shape == (1, 8, 5, 2)
+        assert data["log_prior"]["latents"].shape == (1, 8, 5)
+        assert data["posterior_predictive"]["x"].shape == (1, 8, 5, 6)
+
     def test_refuses(self):
         with pytest.raises(ConfigError, match="posterior = 'nuts'"):
             exported(posterior="nuts")
@@ -202,6 +225,13 @@ class TestNumbers:
         np.testing.assert_allclose(data["log_likelihood"]["x"], log_likelihood.detach(), rtol=1e-10)
         log_guide = truth.posterior(x).log_prob(z)
         np.testing.assert_allclose(data["sample_stats"]["log_guide"], log_guide, rtol=1e-9)
+
+    @pytest.mark.parametrize("posterior", ["sir", "hmc"])
+    def test_chains_are_those_of_the_posterior_package(self, posterior):
+        truth, x, data = self.exported(posterior=posterior, num_samples=20, predictive=False)
+        draw = getattr(pv.posterior, posterior)
+        exact = draw(truth.vae(ExactEncoder(truth)), x, num_samples=20).draws
+        np.testing.assert_array_equal(data["posterior"]["z"], exact)
 
     def test_sir_and_hmc_draw_the_posterior_where_the_guide_does_not(self):
         truth = LinearGaussian()

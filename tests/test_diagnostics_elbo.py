@@ -162,6 +162,7 @@ class TestDecomposition:
         )
         z = (found.elbo - truth.elbo(x, v, d)) / found.elbo_std_error
         assert z.abs().max() < 5
+        assert 0.5 < z.std() < 1.5  # 40 standard scores: sd of their spread 0.11
         torch.testing.assert_close(
             found.elbo, -(found.reconstruction + found.kl), rtol=1e-12, atol=0
         )
@@ -245,6 +246,15 @@ def test_split_kl_falls_back_to_draws_where_there_is_no_closed_form():
     exact = ((base + log_dv).exp() * (base - dist.StudentT(4.0).log_prob(grid_))).sum()
     mean = found.mean((0, 1))
     assert ((mean - exact).abs() < 5 * found.std((0, 1)) / math.sqrt(80_000)).all()
+
+
+def test_binary_latents_split_too():
+    vae = pv.build((4,), latent_dim=3, prior="Bernoulli", guide="Bernoulli", seed=0).double()
+    x = torch.rand(6, 4).round()
+    found = diagnostics.decompose_elbo(vae, x).kl_per_dimension
+    q, p = vae.encode(x).logits.sigmoid(), vae.prior().logits.sigmoid()
+    exact = q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+    torch.testing.assert_close(found, exact.detach(), rtol=1e-8, atol=1e-10)
 
 
 # Active units and collapse: oracle D3.
@@ -375,4 +385,5 @@ def test_an_estimate_knows_its_noise():
     assert not Estimate(-1.0, 0.1).is_below_noise  # an ELBO may be negative
     assert Estimate(-0.19, 0.1).is_below_noise
     assert str(Estimate(-2.0, 0.1)) == "-2.000 ± 0.100"
+    assert str(Estimate(math.nan, math.nan)) == "not defined"
     assert str(Estimate(-2.0, 0.1, True)) == "below the noise (< 0.200)"

@@ -131,6 +131,21 @@ class TestGaps:
             assert (amortisation - approximation).abs().min() > 0.1
         assert gaps.mean_total.value == pytest.approx((gaps.log_px - gaps.elbo).mean().item())
 
+    def test_errors_are_those_that_repetitions_show(self):
+        truth = LinearGaussian()
+        x = truth.sample(4)
+        v, best = self.best_diagonal(truth)
+        vae = truth.vae(AffineEncoder(v, truth.mean, 0.3 * best))
+        runs = [
+            diagnostics.inference_gaps(vae, x, num_samples=300, num_steps=100, seed=seed)
+            for seed in range(15)
+        ]
+        for name in ("approximation", "amortisation"):
+            values = torch.stack([getattr(run, name) for run in runs])
+            claimed = torch.stack([getattr(run, f"{name}_std_error") for run in runs]).mean()
+            # 60 values, 14 degrees of freedom a datum: the ratio's own sd is about 0.1
+            assert values.std(0).mean() / claimed == pytest.approx(1, abs=0.5), name
+
     def test_advice_names_the_larger_gap(self):
         truth = LinearGaussian(sigma=0.4)
         truth.weight = torch.tensor([[1.0, 0.95], [0.9, 1.0], [1.1, 1.0], [1.0, 1.0], [0.8, 0.9]])
@@ -321,6 +336,21 @@ class TestSensitivity:
         )
         # the wide guide's draws reach 1.3 times as far, which enters the normalisation as √1.3
         torch.testing.assert_close(exact.prior, wide.prior, rtol=0.3, atol=0)
+
+    def test_refuses_latents_that_all_data_share(self):
+        vae = pv.build(6, latent_dim=2, seed=0).double()
+        program = pv.programs.HierarchicalVAE(
+            vae.prior,
+            vae.encoder,
+            vae.decoder,
+            pv.priors.StandardNormal(2),
+            pv.priors.LearnedNormal(2),
+        ).double()
+        x = torch.ones(3, 6)
+        for diagnostic in (diagnostics.prior_sensitivity, diagnostics.pareto_k):
+            with pytest.raises(ConfigError, match="outside the plate"):
+                diagnostic(program, x)
+        assert math.isnan(diagnostics.decompose_elbo(program, x).marginal_kl.value)
 
     def test_pieces_give_the_shapes(self):
         truth = LinearGaussian()

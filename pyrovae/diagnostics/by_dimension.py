@@ -19,6 +19,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from pyrovae.densities.discrete import BernoulliVector
 from pyrovae.diagnostics.draws import Arrays, local_latents
 from pyrovae.terms import Traces, terms_of
 
@@ -62,6 +63,8 @@ def marginals(density: Distribution) -> Distribution | None:
     inner = _inner(density)
     if isinstance(inner, MultivariateNormal | LowRankMultivariateNormal):
         return dist.Normal(inner.mean, inner.variance.sqrt())
+    if isinstance(inner, BernoulliVector):
+        return dist.Bernoulli(logits=inner.logits)
     return None if inner.event_shape else inner  # a site of one number is its own marginal
 
 

@@ -44,6 +44,8 @@ class Estimate(NamedTuple):
         return not size > NOISE * self.std_error + ROUNDING
 
     def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "not defined"
         if self.is_non_negative and self.is_below_noise:
             return f"below the noise (< {NOISE * self.std_error:.3f})"
         return f"{self.value:.3f} ± {self.std_error:.3f}"

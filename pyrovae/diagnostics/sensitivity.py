@@ -37,7 +37,8 @@ from pyrovae.diagnostics.draws import (
     read_latents,
     read_terms,
 )
-from pyrovae.evidence.memory import row_batches
+from pyrovae.evidence.joint import joint_of
+from pyrovae.evidence.memory import first_row, row_batches
 from pyrovae.pareto import pareto_k
 from pyrovae.terms import Traces
 
@@ -103,7 +104,7 @@ def prior_sensitivity(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: a setting is no such number.
+        ConfigError: the program has global latents, or a setting is no such number.
 
     References:
         Kallioinen et al., 2023, https://arxiv.org/abs/2107.14054
@@ -121,6 +122,7 @@ def prior_sensitivity(
     batch = Batch(*admit(program, x, y, mask))
     options = {"num_samples": num_samples, "memory_budget": memory_budget}
     with diagnosing(program, seed):
+        joint_of(program, first_row(batch))  # refuses latents that all data share
         names = latent_names(program, batch)
         parts = [
             _sensitivities(over_draws(program, rows, _read, **options), delta)

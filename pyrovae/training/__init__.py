@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from pyrovae.batches import ArrayBatches, LoaderBatches, as_batches
 from pyrovae.checks import real_number, seed_number, whole_number
 from pyrovae.errors import DataError
-from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store
+from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store, threads_for
 from pyrovae.terms import draw_traces, terms_of
 from pyrovae.training.history import Epoch, History
 from pyrovae.training.progress import progress_bar
@@ -106,7 +106,7 @@ def fit(
         history = History(num_data=data.num_data, seed=seed)
         best = _Best(program, patience) if held_out else None
         start = time.perf_counter()
-        with progress_bar(epochs, progress) as show:
+        with progress_bar(epochs, progress) as show, threads_for(steps.size * data.batch_size):
             for number in range(1, epochs + 1):
                 with module_mode(program, training=True), stream, own_store():
                     trained = steps.epoch(number, data, num_epochs=epochs)

@@ -45,6 +45,7 @@ class Steps:
                 "the program has no trainable parameter, so there is nothing to fit.\n"
                 "Set requires_grad_(True) on the parts to train."
             )
+        self.size = sum(p.numel() for p in self.parameters.values())
         self.learning_rate = learning_rate
         self.optimizer = torch.optim.Adam(self.parameters.values(), learning_rate, fused=True)
         self.svi = SVI(
