@@ -25,10 +25,12 @@ if TYPE_CHECKING:
         priors,
         programs,
     )
+    from pyrovae.arviz_io import history_to_arviz, to_arviz
     from pyrovae.builder import build
     from pyrovae.checkpoint import load, save
     from pyrovae.evidence import log_evidence
     from pyrovae.imputation import impute
+    from pyrovae.refit import refit_prior
     from pyrovae.terms import elbo_terms
     from pyrovae.training import History, fit
     from pyrovae.vae import VAE
@@ -47,6 +49,7 @@ __all__ = [
     "fit",
     "guides",
     "handlers",
+    "history_to_arviz",
     "impute",
     "likelihoods",
     "load",
@@ -57,7 +60,9 @@ __all__ = [
     "posterior",
     "priors",
     "programs",
+    "refit_prior",
     "save",
+    "to_arviz",
 ]
 
 _HOME = {
@@ -67,9 +72,12 @@ _HOME = {
     "elbo_terms": "terms",
     "fit": "training",
     "impute": "imputation",
+    "history_to_arviz": "arviz_io",
     "load": "checkpoint",
     "log_evidence": "evidence",
+    "refit_prior": "refit",
     "save": "checkpoint",
+    "to_arviz": "arviz_io",
 }
 
 

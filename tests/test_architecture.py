@@ -69,7 +69,10 @@ def test_the_vae_names_no_part_family():
     assert not imported_units(PACKAGE / "vae.py") & {"priors", "guides", "likelihoods"}
 
 
-@pytest.mark.parametrize(("module", "allowed"), [("matplotlib", {"plots"})])
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [("matplotlib", {"plots"}), ("arviz", {"arviz_io"}), ("xarray", {"arviz_io"})],
+)
 def test_heavy_libraries_stay_in_their_files(module, allowed):
     users = set()
     for path in FILES:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from pyrovae.checks import real_number, whole_number
 from pyrovae.errors import ConfigError
@@ -102,7 +102,7 @@ def kl_by_dimension(q: object, p: object) -> Tensor:
         >>> kl_by_dimension(q, dist.Normal(torch.zeros(2), 1.0).to_event(1))[0]
         tensor([0.5000, 0.5000])
     """
-    bases = [getattr(d, "base_dist", d) for d in (q, p)]
+    bases = [d.base_dist if isinstance(d, Independent) else d for d in (q, p)]
     try:
         if any(base.event_shape for base in bases):
             raise NotImplementedError

@@ -9,6 +9,7 @@ guide's distribution declares in `arg_constraints`, each moved on the real line 
 2017): unbiased, and without noise where the family holds the posterior.
 """
 
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -114,8 +115,8 @@ def refine(
     with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
         rows = rows_at_a_time(vae, batch, max(num_samples, CHECK_DRAWS), memory_budget)
         pieces = [VAEJoint(vae, piece) for piece in row_batches(batch, rows)]
-        found = [_optimised(joint, num_steps, learning_rate, num_samples) for joint in pieces]
-        elbos = [_elbos(*pair) for pair in zip(pieces, found, strict=True)]
+        moved = [_optimised(joint, num_steps, learning_rate, num_samples) for joint in pieces]
+        found, elbos = zip(*(_no_worse(*p) for p in zip(pieces, moved, strict=True)), strict=True)
     return Refined(
         rebuilt(pieces[0].guide, _joined(found)),
         *(torch.cat(side) for side in zip(*elbos, strict=True)),
@@ -141,6 +142,14 @@ def leaves_of(q_z: Distribution) -> list[Leaf]:
         raise ConfigError(
             f"refine moves the parameters of q(z|x) along pathwise gradients, but "
             f"{type(base).__name__} {problem}.\n"
+            "Use guides.DiagonalNormal or FullNormal, or draw with posterior.sir."
+        )
+    wanted = inspect.signature(type(base).__init__).parameters.values()
+    needed = {w.name for w in wanted if w.default is w.empty and w.kind is w.POSITIONAL_OR_KEYWORD}
+    if needed - given.keys() - {"self"}:
+        raise ConfigError(
+            f"refine rebuilds q(z|x) from its declared parameters, but {type(base).__name__} also "
+            f"needs {', '.join(sorted(needed - given.keys() - {'self'}))}.\n"
             "Use guides.DiagonalNormal or FullNormal, or draw with posterior.sir."
         )
     transforms = {n: _transform(c) for n, c in given.items()}
@@ -206,10 +215,23 @@ def _joined(found: list[list[Leaf]]) -> list[Leaf]:
     ]
 
 
-def _elbos(joint: VAEJoint, leaves: list[Leaf]) -> tuple[Tensor, Tensor]:
-    """The ELBO after and before, (n,) float64 each, with the same noise."""
-    seed = int(torch.randint(2**31, ()))
-    return tuple(_elbo(joint, q_z, seed) for q_z in (rebuilt(joint.guide, leaves), joint.guide))
+def _no_worse(joint: VAEJoint, leaves: list[Leaf]) -> tuple[list[Leaf], tuple[Tensor, Tensor]]:
+    """The leaves, each datum's start kept where its ELBO is higher, and the ELBO after and before.
+
+    Adam takes full steps along the smallest gradients, so it leaves an optimum that it starts at.
+    """
+    seed = int(torch.randint(2**31, ()))  # the same noise for both
+    after, before = (_elbo(joint, q, seed) for q in (rebuilt(joint.guide, leaves), joint.guide))
+    is_better = after >= before
+    kept = [
+        Leaf(new.transform, torch.where(_beside(is_better, new.free), new.free, start.free))
+        for new, start in zip(leaves, leaves_of(joint.guide), strict=True)
+    ]
+    return kept, (torch.maximum(after, before), before)
+
+
+def _beside(is_better: Tensor, free: Tensor) -> Tensor:
+    return is_better.reshape(-1, *[1] * (free.dim() - 1))
 
 
 def _elbo(joint: VAEJoint, q_z: Distribution, seed: int) -> Tensor:
