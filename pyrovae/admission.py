@@ -7,11 +7,13 @@ changes. It compares them with what the program says of itself:
 2. the model's latents against the guide's, and no parameter outside the module,
 3. every value against the support of p(x|z).
 
-What the program says is learned by running it once on the first datum, in eval mode,
+What the program says is learned by running it once on the first two data, in eval mode,
 without gradients, with generators and parameter store put back. Only dtype and device
 of the data follow the program's parameters; their values are never changed.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -47,8 +49,22 @@ def trace_once(program: nn.Module, *batch: Tensor | None) -> tuple[poutine.Trace
     Eval mode, no gradients, a random stream and a parameter store of its own, Pyro's
     validation off (the checks here say more).
     """
-    with RandomStream(0), evaluation(program), pyro.validation_enabled(False):
+    with quietly(program):
         return _trace(program.model, *batch), _trace(program.guide, *batch)
+
+
+@contextmanager
+def quietly(program: nn.Module) -> Iterator[None]:
+    """A look that leaves no mark: own stream and store, eval mode, no gradients, no validation."""
+    with RandomStream(0), evaluation(program), pyro.validation_enabled(False):
+        yield
+
+
+def _two_rows(values: Tensor | None) -> Tensor | None:
+    # one row would let a part that mixes data up broadcast without harm
+    if values is None or len(values) >= 2:
+        return None if values is None else values[:2]
+    return torch.cat([values, values])
 
 
 def _trace(function: Any, *batch: Tensor | None) -> poutine.Trace:
@@ -132,7 +148,10 @@ def admit(
         )
     mask = as_mask(mask, x, is_whole=is_whole)
     y = as_covariates(y, len(x), program)
-    first = [None if t is None else t[:1] for t in (like_parameters(x, program), y, mask)]
+    first = [_two_rows(t) for t in (like_parameters(x, program), y, mask)]
+    if is_whole and hasattr(program, "check_parts"):
+        with quietly(program):
+            program.check_parts(*first)
     with plate_errors_explained():
         model_trace, guide_trace = trace_once(program, *first)
     check_latents(model_trace, guide_trace)

@@ -26,6 +26,7 @@ from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_numb
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.networks import given
+from pyrovae.parts import check_parts
 
 
 class LossTerms(NamedTuple):
@@ -82,6 +83,17 @@ class VAE(nn.Module):
                     "Wrap a distribution as priors.Fixed(constructor, **tensors)."
                 )
         self.prior, self.encoder, self.decoder = prior, encoder, decoder
+
+    def forward(self, *args: object) -> None:
+        """A VAE has no single output; always raises ConfigError."""
+        raise ConfigError(
+            "a VAE has no single output, so vae(x) means nothing.\n"
+            "Write vae.loss(x), vae.encode(x), vae.reconstruct(x) or vae.sample(n)."
+        )
+
+    def check_parts(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
+        """ConfigError unless the parts keep their contract on these two rows; see `parts`."""
+        check_parts(self.prior, self.encoder, self.decoder, x, y, fill(x, mask))
 
     # The probabilistic reading.
 

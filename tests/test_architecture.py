@@ -16,7 +16,7 @@ LAYERS = [
     {"errors"},
     {"checks", "heads", "handlers"},
     {"networks", "datasets", "densities", "compatibility", "pareto", "hamiltonian"},
-    {"admission"},
+    {"admission", "parts"},
     {"vae", "priors", "guides", "likelihoods", "batches"},
     {"terms", "programs"},
     {"objectives", "builder"},

@@ -276,8 +276,8 @@ def test_masked_cells_are_inert():
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (torch.tensor([0.0, 1.0]), r"dtype torch.float32 and shape \(1,\).*\n?.*y\.long\(\)"),
-        (torch.eye(2, 3).long(), r"shape \(1, 3\), but labels are one whole number.*\n?.*argmax"),
+        (torch.tensor([0.0, 1.0]), r"dtype torch.float32 and shape \(2,\).*\n?.*y\.long\(\)"),
+        (torch.eye(2, 3).long(), r"shape \(2, 3\), but labels are one whole number.*\n?.*argmax"),
         (torch.tensor([3, -1]), r"y\[0\] = 3, but there are 3 classes.*\n?.*-1 where.*unknown"),
     ],
 )

@@ -23,7 +23,9 @@ def check_event_shape(x: Tensor, event_shape: torch.Size) -> None:
     sizes = ", ".join(map(str, wanted))
     message = f"each datum in x has shape {arrived}, but p(x|z) is over shape {wanted}: x must be "
     message += f"(N, {sizes}), one datum a row.\n"
-    if math.prod(arrived) == math.prod(wanted) and x.dim() > 1:
+    if wanted == (1,) and x.dim() == 1:
+        message += "One number a datum is a column: write x[:, None]."
+    elif math.prod(arrived) == math.prod(wanted) and x.dim() > 1:
         message += f"The numbers are as many, so write x.reshape(-1, {sizes})."
     elif len(arrived) < len(wanted):
         message += "Without the first dimension one datum would be taken for many. "
@@ -73,7 +75,15 @@ def _has_density(p_x: Distribution, rows: Tensor, observed: Tensor | None, is_ba
     base = elementwise(p_x)
     middle = torch.where(is_bad, 0.5, rows)  # 0.5 lies inside every support with edges
     middle = middle if observed is None else torch.where(observed, middle, 0.5)
-    return torch.isfinite(base.log_prob(middle.to(torch.get_default_dtype())))
+    middle = middle.to(torch.get_default_dtype())
+    # p_x may be that of several data: each value is asked of every one of them
+    lead = len(base.batch_shape) - (rows.dim() - 1)
+    beside = middle.reshape(len(rows), *[1] * lead, *rows.shape[1:])
+    return (
+        torch.isfinite(base.log_prob(beside)).flatten(1, lead).all(1)
+        if lead
+        else (torch.isfinite(base.log_prob(middle)))
+    )
 
 
 def elementwise(p_x: Distribution) -> Distribution:

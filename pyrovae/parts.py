@@ -1,0 +1,125 @@
+"""Whether a prior, an encoder and a decoder keep the contract of a part, tried on two rows.
+
+    prior()     batch_shape ()        event_shape (D,)
+    encoder(x)  batch_shape (2,)      event_shape (D,)
+    decoder(z)  batch_shape (3, 2)    event_shape x.shape[1:],   z of shape (3, 2, D)
+
+Two rows, because with one row a part that mixes data up broadcasts without harm; and three
+sample dimensions before them, because evidence and posteriors decode many draws at once.
+"""
+
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyrovae.errors import ConfigError, DataError
+from pyrovae.networks import given
+
+NUM_SAMPLES = 3
+
+
+def check_parts(
+    prior: nn.Module, encoder: nn.Module, decoder: nn.Module, x: Tensor, y: Any, filled: Tensor
+) -> None:
+    """ConfigError, naming the part, unless each gives a density of the right shapes.
+
+    Args:
+        prior, encoder, decoder: the parts.
+        x: (2, *event), two rows of the data.
+        y: (2, …), their covariates, or None.
+        filled: x as the encoder sees it, missing cells filled.
+
+    Example:
+        >>> from pyrovae import guides, likelihoods, networks, priors
+        >>> q, p = guides.DiagonalNormal(3), likelihoods.Bernoulli(4)
+        >>> encoder = nn.Sequential(networks.mlp(4, q.num_features), q)
+        >>> decoder = nn.Sequential(networks.mlp(3, p.num_features), p)
+        >>> x = torch.ones(2, 4)
+        >>> check_parts(priors.StandardNormal(2), encoder, decoder, x, None, x)
+        Traceback (most recent call last):
+            ...
+        pyrovae.errors.ConfigError: p(z) is over shape (2,), but q(z|x) is over (3,); ...
+    """
+    p_z = _called("prior", prior, y)
+    if p_z.batch_shape not in ((), (2,)):
+        raise ConfigError(
+            f"the prior gave batch_shape {tuple(p_z.batch_shape)} and event_shape "
+            f"{tuple(p_z.event_shape)}, but p(z) is one density over the vector z: batch_shape ()."
+            f"\nEnd it with .to_event({len(p_z.batch_shape)}), if these are z's dimensions."
+        )
+    if encoder_fits(x, decoder, p_z, y):
+        q_z = _called("encoder", encoder, y, filled)
+        _check_batch("encoder", q_z, (2,), "one density for each row of x")
+        if q_z.event_shape != p_z.event_shape:
+            raise ConfigError(
+                f"p(z) is over shape {tuple(p_z.event_shape)}, but q(z|x) is over "
+                f"{tuple(q_z.event_shape)}; the KL between them does not exist.\n"
+                "Give prior and encoder the same latent_dim."
+            )
+
+
+def encoder_fits(x: Tensor, decoder: nn.Module, p_z: dist.Distribution, y: Any) -> bool:
+    """Whether x has the decoder's event shape, so that it is worth giving to the encoder.
+
+    Raises:
+        ConfigError: the decoder breaks its own contract.
+    """
+    z = p_z.expand((2,)).sample((NUM_SAMPLES,))
+    p_x = _called("decoder", decoder, y, z)
+    batch = tuple(z.shape[: z.dim() - len(p_z.event_shape)])
+    if p_x.batch_shape == batch:
+        return p_x.event_shape == x.shape[1:]
+    whole = tuple(p_x.batch_shape + p_x.event_shape)
+    if whole[: len(batch)] == batch and whole[len(batch) :] == tuple(x.shape[1:]):
+        raise ConfigError(
+            f"the decoder gave batch_shape {tuple(p_x.batch_shape)} and event_shape "
+            f"{tuple(p_x.event_shape)} at z of shape {tuple(z.shape)}: the dimensions of a datum "
+            f"count as data.\nEnd it with .to_event({len(p_x.batch_shape) - len(batch)})."
+        )
+    _check_batch("decoder", p_x, batch, "z.shape[:-1]", z)
+    return True
+
+
+def _called(name: str, part: nn.Module, y: Any, *inputs: Tensor) -> dist.Distribution:
+    try:
+        density = part(*inputs, *given(y, part))
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        arrived = f" at an input of shape {tuple(inputs[0].shape)}" if inputs else ""
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ConfigError(f"the {name} failed{arrived}: {reason}\n{_advice(name, y)}") from error
+    if not isinstance(density, dist.Distribution):
+        kind = f"{type(density).__module__.partition('.')[0]} {type(density).__name__}"
+        raise ConfigError(
+            f"the {name} returned a {kind}, but a part returns a pyro.distributions.Distribution.\n"
+            "Write import pyro.distributions as dist, and return for example "
+            "dist.Normal(loc, scale).to_event(1)."
+        )
+    return density
+
+
+def _advice(name: str, y: Any) -> str:
+    covariates = " It is called with y = None: pass y= if it needs covariates." if y is None else ""
+    covariates += " A part that takes y is wrapped: networks.Given(part)."
+    if name == "decoder":
+        return (
+            "A decoder takes z (*S, B, D), D as the prior's, with any sample dimensions S: reshape "
+            "with\n*z.shape[:-1], or wrap the network in networks.Folded." + covariates
+        )
+    return f"Check the sizes that the {name} was made for against the data." + covariates
+
+
+def _check_batch(
+    name: str, density: dist.Distribution, wanted: tuple, meaning: str, z: Tensor | None = None
+) -> None:
+    if density.batch_shape == wanted:
+        return
+    at = "two rows of x" if z is None else f"z of shape {tuple(z.shape)}"
+    fix = "" if z is None else "\nReshape with *z.shape[:-1], or wrap in networks.Folded."
+    raise ConfigError(
+        f"the {name} gave batch_shape {tuple(density.batch_shape)} and event_shape "
+        f"{tuple(density.event_shape)} at {at}, but it must be {wanted}: {meaning}.\n"
+        f"Otherwise data share a density, or multiply. Labels in y are (N,), not (N, 1).{fix}"
+    )
