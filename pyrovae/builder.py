@@ -137,6 +137,11 @@ def _made(family: Any, choice: Choice, known: dict[str, Callable[[], Any]]) -> n
 
 
 def _name_and_options(choice: Choice) -> tuple[str, dict[str, Any]]:
+    if isinstance(choice, nn.Module):
+        raise ConfigError(
+            f"build joins parts by name, but it was given a {type(choice).__name__} itself.\n"
+            "Write its name, or join the modules yourself: VAE(prior, encoder, decoder)."
+        )
     if isinstance(choice, dict):
         return choice.get("name", ""), {k: v for k, v in choice.items() if k != "name"}
     return choice, {}

@@ -31,10 +31,11 @@ def check_parts(
         filled: x as the encoder sees it, missing cells filled.
 
     Example:
+        >>> import torch
         >>> from pyrovae import guides, likelihoods, networks, priors
         >>> q, p = guides.DiagonalNormal(3), likelihoods.Bernoulli(4)
         >>> encoder = nn.Sequential(networks.mlp(4, q.num_features), q)
-        >>> decoder = nn.Sequential(networks.mlp(3, p.num_features), p)
+        >>> decoder = nn.Sequential(networks.mlp(2, p.num_features), p)
         >>> x = torch.ones(2, 4)
         >>> check_parts(priors.StandardNormal(2), encoder, decoder, x, None, x)
         Traceback (most recent call last):

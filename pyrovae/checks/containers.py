@@ -30,6 +30,11 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
     """
     if isinstance(value, Tensor):
         return _checked_tensor(value, name)
+    if hasattr(value, "_fields"):
+        raise DataError(
+            f"{name} is a whole {type(value).__name__} of arrays, {', '.join(value._fields[:3])}, …"
+            f"\nPass one of them, such as data.{value._fields[0]}."
+        )
     if isinstance(value, np.ma.MaskedArray):
         raise DataError(
             f"{name} is a masked array, whose hidden values a density would see.\n"

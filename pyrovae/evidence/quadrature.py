@@ -30,6 +30,7 @@ NUMBERS_AT_A_TIME = 2**18  # of one evaluation of the decoder: what stays in a p
 NEGLIGIBLE = 27.0  # nats below log p(x): e^-27 = 2e-12, times the number of cells
 CELLS = {1: 601, 2: 81}  # along an axis of the first grid, by latent dimension
 MAX_LEVELS = 8
+MAX_CELLS = 2**25  # pairs of a cell and a datum in one level
 TOLERANCE = 1e-6  # nats between two levels
 
 
@@ -143,7 +144,11 @@ def _settling(vae: nn.Module, batch: Batch, dim: int) -> Iterator[tuple[Cells, T
     cells = _first_cells(vae, batch, found, dim)
     log_px = _log_sum(cells, len(batch.x))
     is_open = torch.ones_like(log_px, dtype=torch.bool)
+    moved = torch.full_like(log_px, math.inf)
     for _ in range(MAX_LEVELS):
+        # a density with an edge or a cusp refines without end: stop before memory does
+        if (cells.log_joint > log_px[cells.datum] - NEGLIGIBLE).sum() * 3**dim > MAX_CELLS:
+            break
         cells = refined(vae, batch, cells, log_px, is_open)
         after = torch.where(is_open, _log_sum(cells, len(batch.x)), log_px)
         moved, log_px = (after - log_px).abs(), after
@@ -156,7 +161,7 @@ def _settling(vae: nn.Module, batch: Batch, dim: int) -> Iterator[tuple[Cells, T
     raise ConfigError(
         f"the grid has not settled: log p(x) of datum {int(moved.argmax())} still moves by "
         f"{moved.max().item():.2g} nat at cells of width {cells.width:.2g}.\n"
-        "Its posterior is too narrow for a grid; use method='iwae'."
+        "Its posterior is too narrow for a grid, or p(z) has an edge or a cusp; use method='iwae'."
     )
 
 

@@ -105,7 +105,7 @@ def is_reparameterised(traces: Traces) -> bool:
     return all(site["fn"].has_rsample for site in _latents(traces.guide))
 
 
-def data_scale(traces: Traces) -> float | Tensor:
+def scale_of(traces: Traces) -> float | Tensor:
     """The scale that handlers put on the plate "data" (N / B for a minibatch); 1 without any."""
     observed = [
         site["scale"]
@@ -122,4 +122,4 @@ def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
 
 def scaled_total(per_datum: Tensor, traces: Traces) -> Tensor:
     """(S,) or (): per-datum losses (…, N) times the data scale, summed over data."""
-    return (data_scale(traces) * per_datum).sum(-1)
+    return (scale_of(traces) * per_datum).sum(-1)

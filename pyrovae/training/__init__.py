@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from pyrovae.batches import ArrayBatches, LoaderBatches, as_batches
 from pyrovae.checks import real_number, seed_number, whole_number
-from pyrovae.errors import DataError
+from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store, threads_for
 from pyrovae.terms import draw_traces, terms_of
 from pyrovae.training.history import Epoch, History
@@ -96,6 +96,11 @@ def fit(
     patience = math.inf if patience is None else whole_number(patience, "patience", 1)
     batch_size = whole_number(batch_size, "batch_size", 1)
     seed = seed_number(seed)
+    if not all(callable(getattr(program, name, None)) for name in ("parameters", "model", "guide")):
+        raise ConfigError(
+            f"program is a {type(program).__name__}, but fit takes a module with .model and .guide."
+            "\nWrite pv.fit(vae, x), with vae = pv.VAE(prior, encoder, decoder)."
+        )
     steps = Steps(program, objective, real_number(learning_rate, "learning_rate", above=0.0))
     stream = RandomStream(seed)
     with _own_generators(seed, x, validation):
@@ -186,6 +191,11 @@ def _held_out(
 ) -> ArrayBatches | LoaderBatches | None:
     if validation is None:
         return None
+    if isinstance(validation, int | float):
+        raise ConfigError(
+            f"validation = {validation}, but it is held-out data, not a fraction of x.\n"
+            "Split x first: validation=x[:1000], and fit on x[1000:]."
+        )
     parts = validation if isinstance(validation, tuple) else (validation,)
     try:
         return as_batches(program, *parts, batch_size=max(batch_size, 1024))

@@ -32,8 +32,12 @@ class Steps:
     def __init__(self, program: nn.Module, objective: ELBO | None, learning_rate: float):
         objective = TraceELBO() if objective is None else objective
         if not isinstance(objective, ELBO):
+            is_class = isinstance(objective, type)
+            what = (
+                f"the class {objective.__name__}" if is_class else f"a {type(objective).__name__}"
+            )
             raise ConfigError(
-                f"objective is a {type(objective).__name__}, but it must be a pyro.infer.ELBO.\n"
+                f"objective is {what}, but it must be an object, a pyro.infer.ELBO.\n"
                 "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
             )
         self.program = program
