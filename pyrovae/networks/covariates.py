@@ -169,7 +169,7 @@ def side_by_side(left: Tensor, right: Tensor) -> Tensor:
         raise ConfigError(
             f"features of shape {tuple(left.shape)} and {tuple(right.shape)} do not go side by "
             "side: both need a batch dimension and one of features.\nFlatten images with "
-            "of_x=nn.Flatten(-2); give labels (N,) of_y=OneHot(K), one real covariate as y[:, None]."
+            "of_x=nn.Flatten(-2); give labels (N,) of_y=OneHot(K), a real covariate as y[:, None]."
         ) from None
     dtype = left.dtype  # numeric covariates may be whole numbers
     return torch.cat([left.expand(*batch, -1), right.to(dtype).expand(*batch, -1)], -1)
