@@ -200,6 +200,9 @@ def test_training_reaches_the_maximum_likelihood(float64):
     pv.fit(vae, x, epochs=80, batch_size=2000, learning_rate=1e-3)
     elbo = pv.elbo_terms(vae, x, num_samples=200).log_weights.mean()
     assert elbo.item() == pytest.approx(best.item(), abs=0.01)
+    noise = eigenvalues[1:].mean()  # negative control: the optimum of one latent is another number
+    one = -0.5 * (5 * math.log(2 * math.pi) + eigenvalues[0].log() + 4 * noise.log() + 5)
+    assert elbo.item() != pytest.approx(one.item(), abs=0.05)
     weight = vae.decoder[0][0].weight
     gram = weight.T @ weight
     assert gram[0, 1].abs() < 0.1 * gram.diag().min()
