@@ -11,8 +11,8 @@ Symbols: x (B, *event), z (B, D), y (B, …) covariates, mask of x's shape with 
 observed. This file knows no particular prior, guide family, likelihood or network.
 """
 
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -130,7 +130,7 @@ class VAE(nn.Module):
 
     # The neural-net reading.
 
-    def loss(self, x, y=None, mask=None, *, analytic_kl: bool = True) -> Tensor:
+    def loss(self, x: Any, y: Any = None, mask: Any = None, *, analytic_kl: bool = True) -> Tensor:
         """l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z)) at one draw of z; lower is better.
 
         It is differentiable and runs in the module's own train or eval mode. Its sum over
@@ -158,7 +158,9 @@ class VAE(nn.Module):
         terms = self.loss_terms(x, y, mask, analytic_kl=analytic_kl)
         return terms.reconstruction + terms.kl
 
-    def loss_terms(self, x, y=None, mask=None, *, analytic_kl: bool = True) -> LossTerms:
+    def loss_terms(
+        self, x: Any, y: Any = None, mask: Any = None, *, analytic_kl: bool = True
+    ) -> LossTerms:
         """The two terms of `loss`, named, and whether the KL is analytic. Arguments as there.
 
         Example:
@@ -175,7 +177,7 @@ class VAE(nn.Module):
         log_likelihood = observed_only(p_x, mask).log_prob(fill(x, mask, p_x.support))
         return LossTerms(-log_likelihood, *kl_to_prior(q_z, p_z, z, analytic=analytic_kl))
 
-    def encode(self, x, y=None, mask=None) -> dist.Distribution:
+    def encode(self, x: Any, y: Any = None, mask: Any = None) -> dist.Distribution:
         """q(z|x): batch_shape (B,), event_shape (D,). Arguments and errors as for `loss`.
 
         Example:
@@ -187,7 +189,7 @@ class VAE(nn.Module):
         x, y, mask = admit(self, x, y, mask)
         return self.encoder(fill(x, mask), *given(y, self.encoder))
 
-    def decode(self, z, y=None) -> dist.Distribution:
+    def decode(self, z: Any, y: Any = None) -> dist.Distribution:
         """p(x|z): batch_shape z.shape[:-1], for z (*S, B, D) in the units of the latent space.
 
         Raises:
@@ -208,7 +210,9 @@ class VAE(nn.Module):
             )
         return self.decoder(z, *given(as_covariates(y, z.shape[-2], self), self.decoder))
 
-    def reconstruct(self, x, y=None, mask=None, *, seed: int | None = None) -> Tensor:
+    def reconstruct(
+        self, x: Any, y: Any = None, mask: Any = None, *, seed: int | None = None
+    ) -> Tensor:
         """E[x|z] at one draw z ~ q(z|x): (B, *event), in the units of x.
 
         Args:
@@ -224,7 +228,7 @@ class VAE(nn.Module):
         with own_draws(seed), evaluation(self):
             return self.decode(self.encode(x, y, mask).sample(), y).mean
 
-    def sample(self, n: int, y=None, *, seed: int | None = None) -> Tensor:
+    def sample(self, n: int, y: Any = None, *, seed: int | None = None) -> Tensor:
         """n draws of x by ancestral sampling, z ~ p(z) then x ~ p(x|z): (n, *event).
 
         Args:
@@ -302,7 +306,9 @@ def kl_to_prior(
     return q_z.log_prob(z) - p_z.log_prob(z), False
 
 
-def fill(x: Tensor, mask: Tensor | None, support=constraints.real) -> Tensor:
+def fill(
+    x: Tensor, mask: Tensor | None, support: constraints.Constraint = constraints.real
+) -> Tensor:
     """x with one constant of the support in every unobserved cell, so that NaN there is inert.
 
     Masking a log-density is not enough: the gradient of a NaN times zero is NaN.
@@ -340,6 +346,6 @@ def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribut
     return base.mask(mask).to_event(len(p_x.event_shape))
 
 
-def own_draws(seed: int | None):
+def own_draws(seed: int | None) -> AbstractContextManager:
     """A random stream of this seed for a `with` block, or the global one for None."""
     return nullcontext() if seed is None else RandomStream(seed_number(seed))
