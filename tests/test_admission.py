@@ -202,7 +202,7 @@ for name, values in BAD_FIT.items():
     for value in values:
         BAD_SETTINGS[f"fit {name} {value!r:.24}"] = (
             lambda vae, name=name, value=value: pv.fit(vae, bits(), **{name: value}),
-            f"^{name} (= |is a )",
+            f"^{name} (= |is (a|the class) )",
         )
 
 
