@@ -29,7 +29,7 @@ class Part(NamedTuple):
     make: Callable[[], nn.Module]
     space: str = "real"
     reach: float = 12.0
-    points: int = 1601  # of the quadrature, along an axis
+    points: int = 801  # of the quadrature, along an axis
 
 
 def _laplace(b):
@@ -53,7 +53,9 @@ SMALL_AUTOREGRESSIVE = partial(flows.autoregressive, num_transforms=2, hidden=(4
 
 PRIORS = {
     "StandardNormal": Part(lambda: priors.StandardNormal(2)),
-    "Fixed: Laplace": Part(lambda: priors.Fixed(_laplace, b=torch.tensor([2.0, 3.0])), reach=40),
+    "Fixed: Laplace": Part(
+        lambda: priors.Fixed(_laplace, b=torch.tensor([2.0, 3.0])), reach=40, points=1601
+    ),
     "Fixed: StudentT": Part(
         lambda: priors.Fixed(_student_t, df=9.0, loc=torch.zeros(2), scale=torch.ones(2)), reach=40
     ),
