@@ -30,10 +30,12 @@ def chunks(x: Tensor, mask: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor
 
 
 def first_true(is_bad: Tensor) -> tuple[int, ...]:
+    """The index of the first true entry; there must be one."""
     return tuple(
         int(i) for i in np.unravel_index(int(is_bad.flatten().byte().argmax()), is_bad.shape)
     )
 
 
 def at(index: tuple[int, ...]) -> str:
+    """An index as messages write it: [3, 4]."""
     return f"[{', '.join(map(str, index))}]"

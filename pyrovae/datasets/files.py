@@ -90,10 +90,12 @@ def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
 
 
 def read_idx(name: str, mirrors: Sequence[str] = ()) -> Tensor:
+    """The tensor in a known IDX file, found, downloaded if need be, and checked."""
     return _tensor(_parse_idx(_read(name, mirrors), name), name)
 
 
 def read_npz(name: str) -> dict[str, np.ndarray]:
+    """The arrays in a known .npz file, found and checked."""
     with np.load(io.BytesIO(_read(name)), allow_pickle=False) as arrays:
         return dict(arrays)
 
