@@ -10,6 +10,7 @@ changes. It compares them with what the program says of itself:
 What the program says is learned by running it once on the first two data, in eval mode,
 without gradients, with generators and parameter store put back. Only dtype and device
 of the data follow the program's parameters; their values are never changed.
+Data that come in batches pass a `Door`, which runs the program at the first one only.
 """
 
 from collections.abc import Iterator
@@ -21,8 +22,16 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
-from pyrovae.checks import as_mask, as_tensor, check_finite, check_precision, check_values
+from pyrovae.checks import (
+    Rows,
+    as_mask,
+    as_tensor,
+    check_finite,
+    check_precision,
+    check_values,
+)
 from pyrovae.compatibility import check_densities, plate_errors_explained
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream, evaluation
@@ -140,31 +149,125 @@ def admit(
         tensor([[0., 1.],
                 [1., 1.]])
     """
+    x, y, mask = as_batch(program, x, y, mask, is_whole=is_whole)
+    traces = first_look(program, x, y, mask, is_whole=is_whole)
+    check_values(x, observed_site(traces[0])["fn"], mask)
+    if is_whole:  # after the values, or NaN in x would be blamed on the encoder
+        check_densities(*traces)
+    return cast_batch(program, x, y, mask)
+
+
+class Door:
+    """Lets the batches of one source in: `admit` for the first, the values alone of the others.
+
+    A program is traced once, on the first batch; that takes milliseconds, a look at the values
+    a fraction of one. Parts that mix data up are found at the first batch too.
+
+    Args:
+        program: as for `admit`.
+
+    Raises:
+        DataError, ConfigError: from the call, as `admit` does; also where y or mask comes with
+            some batches only, or with another shape.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> door = Door(pv.build((2,), latent_dim=1))
+        >>> [len(door([[0, 1]] * n)[0]) for n in (3, 1)]
+        [3, 1]
+        >>> door([[0, 2]])
+        Traceback (most recent call last):
+            ...
+        pyrovae.errors.DataError: x[0, 1] = 2, but a Bernoulli likelihood needs values in ...
+    """
+
+    def __init__(self, program: nn.Module):
+        self.program = program
+        self.density: Distribution | None = None
+        self.shapes: tuple = ()
+
+    def __call__(
+        self, x: Any, y: Any = None, mask: Any = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, y, mask = as_batch(self.program, x, y, mask, is_whole=False)
+        shapes = (None if y is None else tuple(y.shape[1:]), mask is not None)
+        if self.density is None:
+            traces = first_look(self.program, x, y, mask, is_whole=True)
+            density = observed_site(traces[0])["fn"]
+            check_values(x, density, mask)
+            check_densities(*traces)
+            self.density, self.shapes = density, shapes
+        else:
+            check_values(x, self.density, mask)
+        if shapes != self.shapes:
+            raise DataError(
+                f"the batch comes with y of shape {_shape(shapes[0])} a datum and "
+                f"{'a' if mask is not None else 'no'} mask, but the first one had y "
+                f"{_shape(self.shapes[0])} and {'a' if self.shapes[1] else 'no'} mask: the program "
+                "would see another kind of data.\nGive every datum the same."
+            )
+        return cast_batch(self.program, x, y, mask)
+
+
+def _shape(shape: tuple | None) -> str:
+    return "none" if shape is None else str(shape)
+
+
+def as_batch(
+    program: nn.Module, x: Any, y: Any, mask: Any, *, is_whole: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """x, y and mask as tensors with as many rows, x in the caller's dtype; values unseen."""
     x = as_tensor(x, "x")
+    check_num_rows(x)
+    mask = as_mask(mask, x, is_whole=is_whole)
+    return x, as_covariates(y, len(x), program), mask
+
+
+def check_num_rows(x: Tensor | Rows) -> None:
+    """DataError unless x has rows, and at least one of them."""
     if not x.dim() or not len(x):
         raise DataError(
             f"x has shape {tuple(x.shape)}, so it has no rows (N = 0): there is nothing to learn "
             "from or to score.\nGive x one datum a row: (N, …). Add a batch dim to a single one."
         )
-    mask = as_mask(mask, x, is_whole=is_whole)
-    y = as_covariates(y, len(x), program)
-    first = [_two_rows(t) for t in (like_parameters(x, program), y, mask)]
+
+
+def first_look(
+    program: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None, *, is_whole: bool
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """The traces of (model, guide) on the first two rows, after the checks of the program itself.
+
+    Args:
+        program, x, y, mask: as `admit` returns them, x of any dtype.
+        is_whole: whether to look for parts that mix data up as well.
+    """
+    rows = _two_rows(x)
+    first = like_parameters(rows, program), _two_rows(y), _two_rows(mask)
     if is_whole and hasattr(program, "check_parts"):
         with quietly(program):
             program.check_parts(*first)
     with plate_errors_explained():
-        model_trace, guide_trace = trace_once(program, *first)
-    check_latents(model_trace, guide_trace)
-    check_parameters(program, model_trace, guide_trace)
-    check_values(x, observed_site(model_trace)["fn"], mask)
-    if is_whole:  # after the values, or NaN in x would be blamed on the encoder
-        check_densities(model_trace, guide_trace)
+        traces = trace_once(program, *first)
+    check_latents(*traces)
+    check_parameters(program, *traces)
+    return traces
+
+
+def cast_batch(
+    program: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The batch as the program takes it; DataError where its dtype or a part of it cannot."""
     cast = like_parameters(x, program)
     check_precision(x, cast.dtype, mask)
-    for module in program.modules():
-        if y is not None and hasattr(module, "check_data"):
-            module.check_data(x, y)  # a part that knows more of its covariates
+    if y is not None:
+        for module in knowing_parts(program):
+            module.check_data(x, y)
     return cast, y, None if mask is None else mask.to(cast.device)
+
+
+def knowing_parts(program: nn.Module) -> list[nn.Module]:
+    """The parts that know more of their covariates, and say so by a method `check_data`."""
+    return [module for module in program.modules() if hasattr(module, "check_data")]
 
 
 def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:

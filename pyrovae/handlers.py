@@ -49,17 +49,31 @@ class RandomStream:
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002  (users' transforms draw from it)
             random.seed(seed)
-            self.state = _global_state()
+            self._state = _global_state()
         finally:
             _set_global_state(caller)
+        self.is_running = False
+
+    @property
+    def state(self) -> tuple:
+        """Where the stream stands, inside its `with` block too; setting it makes it jump there."""
+        return _global_state() if self.is_running else self._state
+
+    @state.setter
+    def state(self, state: tuple) -> None:
+        self._state = state
+        if self.is_running:
+            _set_global_state(state)
 
     def __enter__(self) -> "RandomStream":
         self.caller = _global_state()
-        _set_global_state(self.state)
+        _set_global_state(self._state)
+        self.is_running = True
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.state = _global_state()
+        self._state = _global_state()
+        self.is_running = False
         _set_global_state(self.caller)
 
 

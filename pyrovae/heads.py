@@ -133,4 +133,6 @@ def split_features(features: Tensor, event_shape: torch.Size, count: int = 1) ->
             f"{tuple(event_shape)}), but the network before it gives {features.shape[-1]}.\n"
             "Give the network's last layer out_features=head.num_features."
         )
+    if features.dtype in (torch.bfloat16, torch.float16):
+        features = features.float()  # networks may compute in 16 bits, densities never do
     return [part.unflatten(-1, event_shape) for part in features.chunk(count, dim=-1)]

@@ -510,15 +510,6 @@ def test_an_iterator_is_refused(make):
     assert weights(vae) == before
 
 
-def test_an_iterable_dataset_is_refused():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(bits())
-
-    with pytest.raises(ConfigError, match="Dataset"):
-        pv.fit(small_vae(), Stream(), epochs=1)
-
-
 @pytest.mark.parametrize("extra", [{"y": torch.zeros(20)}, {"mask": torch.ones(20, 4)}])
 def test_y_and_mask_come_with_each_datum_of_a_loader(extra):
     with pytest.raises(ConfigError, match="must come with each datum"):

@@ -2,13 +2,15 @@
 
 Each check takes what a caller passed and either returns it in one form or raises,
 with the place (row, column), what was expected there, and what to write instead.
-They look at all of the data, in chunks; they are plain `if`s, so `python -O` keeps
+They look at all of the data, in chunks, whether it is a tensor or `Rows` of a file or of a
+sparse matrix; they are plain `if`s, so `python -O` keeps
 them. Nothing is ever repaired: no scaling, clipping or binarising happens here.
 
 What a program expects of its data is found out in `pyrovae.admission`.
 """
 
-from pyrovae.checks.containers import as_mask, as_tensor
+from pyrovae.checks.containers import as_mask, as_tensor, check_mask
+from pyrovae.checks.rows import MappedRows, Rows, SparseRows, as_rows
 from pyrovae.checks.settings import real_number, seed_number, whole_number
 from pyrovae.checks.values import (
     check_event_shape,
@@ -19,10 +21,15 @@ from pyrovae.checks.values import (
 )
 
 __all__ = [
+    "MappedRows",
+    "Rows",
+    "SparseRows",
     "as_mask",
+    "as_rows",
     "as_tensor",
     "check_event_shape",
     "check_finite",
+    "check_mask",
     "check_precision",
     "check_values",
     "elementwise",

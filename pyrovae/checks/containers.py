@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.checks.places import at, first_true
+from pyrovae.checks.places import at, chunks, first_true
 from pyrovae.errors import DataError
 
 
@@ -110,21 +110,34 @@ def as_mask(mask: Any, x: Tensor, *, is_whole: bool = True) -> Tensor | None:
     if mask is None:
         return None
     values = as_tensor(mask, "mask")
-    if values.shape != x.shape:
+    check_mask(values, x.shape, is_whole=is_whole)
+    return values.bool().to(x.device)
+
+
+def check_mask(mask: Any, shape: torch.Size, *, is_whole: bool = True) -> None:
+    """DataError unless a mask, a tensor or `Rows`, is one for data of this shape.
+
+    Example:
+        >>> check_mask(torch.tensor([[1, 0]]), torch.Size([1, 2]))
+    """
+    if mask.shape != shape:
         raise DataError(
-            f"mask has shape {tuple(values.shape)}, but x has {tuple(x.shape)}: a mask says for "
+            f"mask has shape {tuple(mask.shape)}, but x has {tuple(shape)}: a mask says for "
             "every number in x whether it was observed.\nWrite mask=~torch.isnan(x), say."
         )
-    is_bad = (values != 0) & (values != 1)
-    if is_bad.any():
-        place = first_true(is_bad)
-        raise DataError(
-            f"mask{at(place)} = {values[place].item():g}, but a mask holds true (observed) and "
-            "false (missing), or 1 and 0.\nThreshold it first: mask > 0.5."
-        )
-    if is_whole and not values.any():
+    is_any = False
+    for start, values, _ in chunks(mask):
+        is_any = is_any or bool(values.any())
+        is_bad = (values != 0) & (values != 1)
+        if is_bad.any():
+            row, *rest = first_true(is_bad)
+            place = (start + row, *rest)
+            raise DataError(
+                f"mask{at(place)} = {mask[place].item():g}, but a mask holds true (observed) and "
+                "false (missing), or 1 and 0.\nThreshold it first: mask > 0.5."
+            )
+    if is_whole and not is_any:
         raise DataError(
             "mask is false everywhere: there are no observed entries to learn from.\n"
             "True means observed; if yours marks the missing ones, pass ~mask."
         )
-    return values.bool().to(x.device)

@@ -1,11 +1,13 @@
 """Where bad entries are: counted over chunks, so that all of the data is looked at."""
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-NUMBERS_AT_A_TIME = 2**24  # bounds the memory of one pass over the data
+NUMBERS_AT_A_TIME = 2**20  # bounds the memory of one pass; more than a cache holds takes longer
 
 
 class Counter:
@@ -22,11 +24,12 @@ class Counter:
         self.count += here
 
 
-def chunks(x: Tensor, mask: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    rows = max(1, NUMBERS_AT_A_TIME // max(1, x[:1].numel()))
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        yield start, x[part], None if mask is None else mask[part]
+def chunks(x: Any, mask: Any = None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """(first row, x, mask) over the rows of x, a tensor or `Rows`, and of a mask likewise."""
+    step = max(1, NUMBERS_AT_A_TIME // max(1, math.prod(x.shape[1:])))
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        yield start, x[part], None if mask is None else mask[part].bool()
 
 
 def first_true(is_bad: Tensor) -> tuple[int, ...]:

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae.checks.places import Counter, at, chunks
+from pyrovae.checks.rows import Rows
 from pyrovae.errors import DataError
 
 
-def check_event_shape(x: Tensor, event_shape: torch.Size) -> None:
+def check_event_shape(x: Tensor | Rows, event_shape: torch.Size) -> None:
     """DataError unless x is (N, *event_shape).
 
     Example:
@@ -35,11 +36,11 @@ def check_event_shape(x: Tensor, event_shape: torch.Size) -> None:
     raise DataError(message)
 
 
-def check_values(x: Tensor, p_x: Distribution, mask: Tensor | None = None) -> None:
+def check_values(x: Tensor | Rows, p_x: Distribution, mask: Tensor | Rows | None = None) -> None:
     """DataError unless x is finite and inside the support of p(x|z), in every observed cell.
 
     Args:
-        x: (N, *event), as the caller has it (any dtype).
+        x: (N, *event), as the caller has it (any dtype, a tensor or `Rows`).
         p_x: p(x|z) for one datum; its event shape and support are what is required.
         mask: of x's shape; what is false is not looked at.
 
@@ -49,9 +50,7 @@ def check_values(x: Tensor, p_x: Distribution, mask: Tensor | None = None) -> No
     """
     check_event_shape(x, p_x.event_shape)
     check_finite(x, mask)
-    support = p_x.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = innermost(p_x.support)
     bad = Counter()
     for start, rows, observed in chunks(x, mask):
         is_bad = ~support.check(rows)
@@ -64,8 +63,25 @@ def check_values(x: Tensor, p_x: Distribution, mask: Tensor | None = None) -> No
         raise DataError(_outside_support(x, bad, p_x, support))
 
 
+def innermost(support: Any) -> Any:
+    """The support of one number of x, or of one event that is not made of independent ones.
+
+    Example:
+        >>> innermost(constraints.independent(constraints.positive, 1))
+        GreaterThan(lower_bound=0.0)
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
 def has_edges(support: Any) -> bool:
-    """Whether a continuous support is bounded: the density may be 0 or infinite at its edge."""
+    """Whether a continuous support is bounded: the density may be 0 or infinite at its edge.
+
+    Example:
+        >>> has_edges(constraints.unit_interval), has_edges(constraints.real)
+        (True, False)
+    """
     edged = (constraints.unit_interval, constraints.positive, constraints.nonnegative)
     return isinstance(support, tuple(type(e) for e in edged)) and not support.is_discrete
 
@@ -93,7 +109,7 @@ def elementwise(p_x: Distribution) -> Distribution:
     return p_x
 
 
-def check_finite(x: Tensor, mask: Tensor | None = None, name: str = "x") -> None:
+def check_finite(x: Tensor | Rows, mask: Tensor | Rows | None = None, name: str = "x") -> None:
     """DataError unless every observed number is finite.
 
     Example:
@@ -117,7 +133,9 @@ def check_finite(x: Tensor, mask: Tensor | None = None, name: str = "x") -> None
         )
 
 
-def check_precision(x: Tensor, dtype: torch.dtype, mask: Tensor | None = None) -> None:
+def check_precision(
+    x: Tensor | Rows, dtype: torch.dtype, mask: Tensor | Rows | None = None
+) -> None:
     """DataError unless float arithmetic in `dtype` can hold every observed number, and its square.
 
     A whole number above 2²⁴ is not exact in float32; a number whose square overflows gives an
@@ -150,15 +168,24 @@ def check_precision(x: Tensor, dtype: torch.dtype, mask: Tensor | None = None) -
         )
 
 
-def _is_within(x: Tensor, bound: float) -> bool:
+def _is_within(x: Tensor | Rows, bound: float) -> bool:
     """Whether |x| ≤ bound everywhere, in one pass; False where NaN stands."""
-    low, high = x.aminmax()
-    return bool(-bound <= low.item() and high.item() <= bound)
+    low, high = _ends(x)
+    return -bound <= low and high <= bound
 
 
-def _outside_support(x: Tensor, bad: Counter, p_x: Distribution, support: Any) -> str:
+def _ends(x: Tensor | Rows) -> tuple[float, float]:
+    """The smallest and the largest number of x; NaN where it holds one."""
+    # torch orders no wide unsigned integers
+    is_ordered = x.is_floating_point() or x.element_size() == 1
+    parts = (rows if is_ordered else rows.double() for _, rows, _ in chunks(x))
+    both = torch.stack([torch.stack(part.aminmax()).double() for part in parts])
+    return both[:, 0].min().item(), both[:, 1].max().item()
+
+
+def _outside_support(x: Tensor | Rows, bad: Counter, p_x: Distribution, support: Any) -> str:
     base = elementwise(p_x)
-    low, high = x.double().min().item(), x.double().max().item()
+    low, high = _ends(x)
     value = f"{x[bad.first].item():.6g}" if x[bad.first].dim() == 0 else "a row"
     total = x.numel() if x[bad.first].dim() == 0 else len(x)
     return (

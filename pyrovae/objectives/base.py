@@ -24,7 +24,7 @@ class Objective(ELBO):
 
     Attributes:
         progress: the fraction of the planned steps that is done, in [0, 1]; `fit` sets it
-            before each step, and schedules read it.
+            before each step. A surrogate reads schedules by `weight`, so that it can be traced.
         needs_reparameterised: whether the gradient flows through z only.
         needs_local_latents: whether the bound is per datum, without global latents.
 
@@ -49,6 +49,15 @@ class Objective(ELBO):
     def __init__(self, num_particles: int = 1):
         super().__init__(num_particles=whole_number(num_particles, "num_particles", 1))
         self.progress = 0.0
+        self.given_weights: dict[str, Tensor] = {}
+
+    def weights(self) -> dict[str, float]:
+        """The numbers in the surrogate that change with `progress`, by name; none by default."""
+        return {}
+
+    def weight(self, name: str) -> float | Tensor:
+        """One of `weights`; while a step is traced, the tensor that stands for it."""
+        return self.given_weights[name] if self.given_weights else self.weights()[name]
 
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
         """(), nats: the value of the loss, with the gradient that a step should take."""

@@ -44,8 +44,11 @@ class BetaELBO(Objective):
         super().__init__(num_particles)
         self.beta = beta if callable(beta) else constant(beta)
 
+    def weights(self) -> dict[str, float]:
+        return {"beta": real_number(self.beta(self.progress), "beta", least=0.0)}
+
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
-        beta = real_number(self.beta(self.progress), "beta", least=0.0)
+        beta = self.weight("beta")
         terms = terms_of(traces, num_data)
         local = scaled_total(beta * terms.kl - terms.log_likelihood, traces)
         return (local + beta * (terms.global_log_guide - terms.global_log_prior)).mean()

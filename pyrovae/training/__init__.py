@@ -2,36 +2,46 @@
 
     θ, φ ← Adam on  (1/B) Σ_{i in batch} l_i,    l_i = −ELBO_i in nats
 
-One optimizer holds all parameters. A step is: zero the gradients, draw the traces, take
-the objective's gradient, look whether loss and gradients are finite, update. What is
-reported is always the β = 1 ELBO with its two terms, as sums over the data of an epoch
-divided by their number, whatever the objective.
+`plan` checks the settings, `losses` gives a batch's loss and gradients, `steps` makes the
+updates, `loop` goes over epochs and batches, `keeper` writes and resumes, `interrupts` lets Ctrl-C
+wait for a step's end. What is reported is always the β = 1 ELBO with its two terms, as
+sums over the data of an epoch divided by their number, whatever the objective.
 
 `fit` leaves behind the trained parameters and nothing else: generators, Pyro's parameter
-store and the module's train/eval mode are afterwards as they were.
+store, signal handlers and the module's train/eval mode are afterwards as they were.
 """
 
+import copy
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
-from pyro.infer import ELBO
-from torch import Tensor, nn
+from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep
+from torch import nn
 from torch.utils.data import DataLoader
 
-from pyrovae.batches import ArrayBatches, LoaderBatches, as_batches
-from pyrovae.checks import real_number, seed_number, whole_number
-from pyrovae.errors import ConfigError, DataError
-from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store, threads_for
-from pyrovae.terms import draw_traces, terms_of
+from pyrovae.admission import trace_once
+from pyrovae.batches import as_batches
+from pyrovae.checkpoint import RunFolder
+from pyrovae.checks import whole_number
+from pyrovae.errors import ConfigError, DataError, DivergenceError
+from pyrovae.handlers import RandomStream, threads_for
+from pyrovae.objectives import TraceELBO
+from pyrovae.terms import is_local
 from pyrovae.training.history import Epoch, History
+from pyrovae.training.interrupts import Interrupts
+from pyrovae.training.keeper import Keeper, facts_of
+from pyrovae.training.loop import Loop, evaluate
+from pyrovae.training.losses import GraphLoss, HandlerLoss, Settings, trainable
+from pyrovae.training.optimizers import optimizer_of, scheduler_of
+from pyrovae.training.plan import HANDLERS, INDUCTOR, Plan, engine_for
 from pyrovae.training.progress import progress_bar
-from pyrovae.training.steps import Steps, loss_sums, per_datum
+from pyrovae.training.steps import Steps
 
 __all__ = ["Epoch", "History", "evaluate", "fit"]
 
@@ -46,9 +56,21 @@ def fit(
     objective: ELBO | None = None,
     epochs: int = 50,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float | Callable[[float], float] = 1e-3,
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "Adam",
+    scheduler: str | Callable[..., Any] | None = None,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    average: float | None = None,
     patience: int | None = 10,
+    precision: str = "float32",
+    compile: str = "auto",
+    device: str | torch.device | None = None,
     seed: int | None = 0,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    save_every: int | None = None,
+    allow_data_change: bool = False,
     callbacks: Sequence[Callable[[nn.Module, Epoch], Any]] = (),
     progress: bool | None = None,
 ) -> History:
@@ -58,8 +80,8 @@ def fit(
 
     Args:
         program: a `VAE`, or any module with `.model` and `.guide` over a plate "data".
-        x: (N, *event) as a tensor, array or data frame; or a torch Dataset or DataLoader of
-            x, (x, y) or (x, y, mask).
+        x: (N, *event) as a tensor, array, memory-mapped array, sparse counts or data frame; or
+            a torch Dataset or DataLoader of x, (x, y) or (x, y, mask).
         y: (N, …), covariates for the parts wrapped in `networks.Given`.
         mask: of x's shape, true where x is observed.
         validation: held-out data: x, (x, y) or (x, y, mask), a Dataset or a DataLoader. Its
@@ -67,10 +89,27 @@ def fit(
         objective: any `pyro.infer.ELBO`; `objectives.TraceELBO()` by default.
         epochs: passes over the data.
         batch_size: B; the last batch may be smaller. A DataLoader has its own.
-        learning_rate: Adam's.
+        learning_rate: the optimizer's, or a function of the fraction of training done, in [0, 1].
+        optimizer: a name in `torch.optim`, a class, or a function (parameters, lr) → Optimizer.
+        scheduler: a name in `torch.optim.lr_scheduler`, a class, or a function
+            optimizer → scheduler; stepped after each epoch. A length that it asks for is epochs.
+        clip_norm: largest global norm of the gradient of the mean loss; None does not clip.
+        accumulate: batches that share an update, by the mean over all their data.
+        average: decay in (0, 1) of a moving average of the weights, which is then what is
+            evaluated and kept; None keeps the weights themselves.
         patience: epochs without a better validation ELBO before training stops; None never stops.
+        precision: "float32", or "bf16": networks compute in bfloat16, densities, parameters and
+            evaluation stay in float32.
+        compile: "handlers" runs Pyro's handlers each step; "graph" records the step once and
+            replays it, the same numbers bit for bit; "inductor" compiles the record, equal to
+            rounding; "auto" chooses by model size and planned steps.
+        device: where to train: the program is moved there, and stays; None leaves it.
         seed: of shuffling and all draws; None takes a fresh one and records it. The initial
             weights are the program's own.
+        run_dir: a folder for checkpoints, history.csv and model.safetensors; None writes nothing.
+        resume: go on from the newest complete checkpoint in run_dir, bit for bit.
+        save_every: steps between checkpoints; None saves at the end of epochs, every 30 s or so.
+        allow_data_change: resume on other data than the run began with; the history notes it.
         callbacks: called as callback(program, record) after each epoch, outside the run's
             random stream and parameter store, so that nothing they do changes the run.
         progress: show a progress bar on stderr; None does where stderr is a terminal.
@@ -83,6 +122,9 @@ def fit(
         ConfigError: an argument or the program cannot work; likewise.
         DivergenceError: loss or gradient is not finite; the parameters are those before
             the step, and the message says where.
+        CheckpointError: run_dir cannot be written, or its checkpoints cannot be read;
+            `StateMismatch` where the run began with other data, program or settings.
+        KeyboardInterrupt: Ctrl-C, at the end of a step; with a run_dir, after a checkpoint.
 
     Example:
         >>> import pyrovae as pv
@@ -92,90 +134,188 @@ def fit(
         >>> history[1].elbo > history[0].elbo
         True
     """
-    epochs = whole_number(epochs, "epochs", 0)
-    patience = math.inf if patience is None else whole_number(patience, "patience", 1)
-    batch_size = whole_number(batch_size, "batch_size", 1)
-    seed = seed_number(seed)
+    plan = Plan(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        clip_norm=clip_norm,
+        accumulate=accumulate,
+        average=average,
+        patience=patience,
+        precision=precision,
+        compile=compile,
+        seed=seed,
+    )
+    objective = _checked(program, objective)
+    made = optimizer_of(plan.optimizer, trainable(program), plan.rate(0.0))
+    schedule = scheduler_of(plan.scheduler, made, plan.epochs)
+    folder = _run_folder(run_dir, resume=resume, save_every=save_every)
+    with ExitStack() as stack:
+        _move(program, device)
+        generators = stack.enter_context(_own_generators(plan.seed, x, validation))
+        with RandomStream(plan.seed):
+            data = as_batches(program, x, y, mask, batch_size=plan.batch_size)
+            held_out = _held_out(program, validation, plan.batch_size)
+        losses = HandlerLoss(
+            program, objective, partial(_loss_settings, program, objective, plan, data)
+        )
+        _warn_of_surprises(program, data)
+        loop = Loop(
+            program,
+            Steps(program, losses, made, **plan.of_steps),
+            data,
+            held_out,
+            plan=plan,
+            objective=objective,
+            scheduler=schedule,
+            stream=RandomStream(plan.seed),
+            history=History(num_data=data.num_data, seed=plan.seed),
+            generators=generators,
+        )
+        keeper = None
+        if folder:
+            facts = facts_of(program, plan, objective, data)
+            keeper = Keeper(stack.enter_context(folder), loop, facts, save_every=save_every)
+        _train(loop, losses, keeper, allow_data_change, callbacks, progress)
+    return loop.history
+
+
+def _train(
+    loop: Loop,
+    losses: HandlerLoss,
+    keeper: Keeper | None,
+    allow_data_change: bool,
+    callbacks: Sequence[Callable[[nn.Module, Epoch], Any]],
+    progress: bool | None,
+) -> None:
+    """Run the loop with all that watches it."""
+    engine = keeper.resume(allow_data_change=allow_data_change) if keeper else None
+    plan, size = loop.plan, sum(p.numel() for p in losses.parameters)
+    loop.steps.loss = _engine(engine or plan.compile, losses, loop)
+    work = size * loop.data.batch_size
+    with progress_bar(plan.epochs, progress) as show, threads_for(work), Interrupts() as interrupts:
+        loop.after_epoch.append(lambda _, record: show(record))
+        for callback in callbacks:
+            loop.after_epoch.append(lambda _, record, call=callback: call(loop.scored, record))
+        if keeper:
+            keeper.write_history()
+            loop.after_step.append(keeper.after_step)
+            loop.after_epoch.insert(0, keeper.after_epoch)
+        loop.after_step.append(lambda _: interrupts.check())
+        loop.after_epoch.append(lambda _, record: interrupts.check())
+        try:
+            loop.run()
+        except DivergenceError as error:
+            if keeper:
+                raise DivergenceError(keeper.diverged(str(error))) from None
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            if keeper and interrupts.is_at_boundary:
+                keeper.save()
+            raise
+    if keeper:
+        keeper.finish()
+
+
+def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
+    """The loss by the engine of a choice; noted in the history."""
+    steps_per_epoch = math.inf if loop.data.num_batches is None else loop.data.num_batches
+    size = sum(p.numel() for p in losses.parameters)
+    if choice == "auto":
+        choice = engine_for(size, loop.data.batch_size, loop.plan.epochs * steps_per_epoch)
+    loop.history.engine = choice
+    if choice == HANDLERS:
+        return losses
+    is_compiled = choice == INDUCTOR
+
+    def refused(why: str) -> None:
+        loop.history.engine = f"{HANDLERS}: {why}"
+
+    return GraphLoss(
+        losses, is_compiled=is_compiled, full_size=loop.data.batch_size, on_refusal=refused
+    )
+
+
+def _checked(program: nn.Module, objective: ELBO | None) -> ELBO:
+    """A copy of the objective, after what can be said of program and objective alone."""
     if not all(callable(getattr(program, name, None)) for name in ("parameters", "model", "guide")):
         raise ConfigError(
             f"program is a {type(program).__name__}, but fit takes a module with .model and .guide."
             "\nWrite pv.fit(vae, x), with vae = pv.VAE(prior, encoder, decoder)."
         )
-    steps = Steps(program, objective, real_number(learning_rate, "learning_rate", above=0.0))
-    stream = RandomStream(seed)
-    with _own_generators(seed, x, validation):
-        with RandomStream(seed):
-            data = as_batches(program, x, y, mask, batch_size=batch_size)
-            held_out = _held_out(program, validation, batch_size)
-        _warn_of_surprises(program, data)
-        history = History(num_data=data.num_data, seed=seed)
-        best = _Best(program, patience) if held_out else None
-        start = time.perf_counter()
-        with progress_bar(epochs, progress) as show, threads_for(steps.size * data.batch_size):
-            for number in range(1, epochs + 1):
-                with module_mode(program, training=True), stream, own_store():
-                    trained = steps.epoch(number, data, num_epochs=epochs)
-                tested = evaluate(program, held_out, seed) if held_out else (None,) * 3
-                record = Epoch(number, *trained, *tested, time.perf_counter() - start)
-                history.epochs.append(record)
-                history.best_epoch = best.update(record) if best else number
-                show(record)
-                for callback in callbacks:
-                    callback(program, record)
-                if best and best.is_exhausted:
-                    history.stopped_early = number < epochs
-                    break
-        if best:
-            best.restore()
-    return history
+    if not trainable(program):
+        raise ConfigError(
+            "the program has no trainable parameter, so there is nothing to fit.\n"
+            "Set requires_grad_(True) on the parts to train."
+        )
+    objective = TraceELBO() if objective is None else objective
+    if not isinstance(objective, ELBO):
+        is_class = isinstance(objective, type)
+        what = f"the class {objective.__name__}" if is_class else f"a {type(objective).__name__}"
+        raise ConfigError(
+            f"objective is {what}, but it must be an object, a pyro.infer.ELBO.\n"
+            "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
+        )
+    # a copy, because Pyro's objectives remember the plate nesting of the first model they see
+    return copy.copy(objective)
 
 
-def evaluate(
-    program: nn.Module, data: ArrayBatches | LoaderBatches, seed: int
-) -> tuple[float, float, float]:
-    """(elbo, reconstruction, kl) in nats per datum: eval mode, one draw each, fixed by seed."""
-    sums = torch.zeros(2, dtype=torch.float64)
-    with RandomStream(seed), evaluation(program), pyro.validation_enabled(False):
-        for batch in data.epoch(shuffle=False):
-            traces = draw_traces(program.model, program.guide, *batch)
-            sums += loss_sums(terms_of(traces, len(batch.x)), data.num_data)
-    return per_datum(sums, data.num_data)
+def _loss_settings(
+    program: nn.Module, objective: ELBO, plan: Plan, data: Any, batch: Any
+) -> Settings:
+    """What the loss depends on; a look at the program tells whether it has global latents."""
+    _, guide_trace = trace_once(program, *(None if t is None else t[:1] for t in batch))
+    has_globals = not all(is_local(site) for _, site in guide_trace.iter_stochastic_nodes())
+    if has_globals and isinstance(objective, RenyiELBO | ReweightedWakeSleep):
+        raise ConfigError(
+            f"{type(objective).__name__} puts the minibatch scale inside its log-sum-exp, "
+            "so with latents outside the plate 'data' it is no bound.\n"
+            "Use objectives.TraceELBO() or objectives.BetaELBO(beta)."
+        )
+    if has_globals and data.num_data is None:
+        raise ConfigError(
+            "the program has latents outside the plate 'data', whose minibatch scale N / B needs "
+            "the number of data, but this stream does not say it.\nPass a map-style Dataset."
+        )
+    return Settings(data.num_data or 1, has_globals, plan.precision == "bf16")
 
 
-class _Best:
-    """The weights of the epoch with the highest validation ELBO, and how long ago it was."""
-
-    def __init__(self, program: nn.Module, patience: float):
-        self.program, self.patience = program, patience
-        self.elbo, self.epoch, self.waited = -math.inf, 0, 0
-        self.state: dict[str, Tensor] = {}
-
-    def update(self, record: Epoch) -> int:
-        if record.validation_elbo > self.elbo:
-            self.elbo, self.epoch, self.waited = record.validation_elbo, record.epoch, 0
-            self.state = {n: t.clone() for n, t in self.program.state_dict().items()}
-        else:
-            self.waited += 1
-        return self.epoch
-
-    @property
-    def is_exhausted(self) -> bool:
-        return self.waited >= self.patience
-
-    def restore(self) -> None:
-        if self.state:
-            self.program.load_state_dict(self.state)
+def _run_folder(run_dir: Any, *, resume: bool, save_every: int | None) -> RunFolder | None:
+    if save_every is not None:
+        whole_number(save_every, "save_every", 1)
+    if run_dir is not None:
+        return RunFolder(run_dir, resume=resume)
+    if resume or save_every:
+        raise ConfigError(
+            "resume and save_every are of a run folder, but run_dir is None: nothing is kept.\n"
+            "Write run_dir='runs/first', resume=True."
+        )
+    return None
 
 
-def _warn_of_surprises(program: nn.Module, data: ArrayBatches | LoaderBatches) -> None:
+def _move(program: nn.Module, device: str | torch.device | None) -> None:
+    if device is None:
+        return
+    try:
+        program.to(torch.empty(0, device=device).device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device = {device!r} cannot be used: {first_line}.\nWrite device='cpu', or None."
+        ) from None
+
+
+def _warn_of_surprises(program: nn.Module, data: Any) -> None:
     """Warn of what trains well and is still not what most people mean."""
     decoder = getattr(program, "decoder", None)
     if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
         warnings.warn("the decoder has no trainable parameter: p(x|z) stays as it is", stacklevel=3)
     names = [] if decoder is None else [name for name, _ in decoder.named_parameters()]
     learns_scale = any(name.endswith("raw_scale") for name in names)
-    if learns_scale and isinstance(data, ArrayBatches) and data.num_data > 1:
-        x = data.data.x
+    if learns_scale and data.preloaded is not None and data.num_data > 1:
+        x = data.preloaded.x
         is_constant = (x == x[:1]).all(0)
         if is_constant.any():
             first = tuple(int(i) for i in is_constant.nonzero()[0])
@@ -186,9 +326,7 @@ def _warn_of_surprises(program: nn.Module, data: ArrayBatches | LoaderBatches) -
             )
 
 
-def _held_out(
-    program: nn.Module, validation: Any, batch_size: int
-) -> ArrayBatches | LoaderBatches | None:
+def _held_out(program: nn.Module, validation: Any, batch_size: int) -> Any:
     if validation is None:
         return None
     if isinstance(validation, int | float):
@@ -204,17 +342,17 @@ def _held_out(
 
 
 @contextmanager
-def _own_generators(seed: int, *sources: Any) -> Iterator[None]:
+def _own_generators(seed: int, *sources: Any) -> Iterator[list[torch.Generator]]:
     """Seed the generators that DataLoaders hold, and give them back as they were."""
     loaders = [s for s in sources if isinstance(s, DataLoader)]
     samplers = [s for x in loaders for s in (x.sampler, getattr(x.batch_sampler, "sampler", None))]
-    held = {getattr(holder, "generator", None) for holder in loaders + samplers}
-    generators = [g for g in held if isinstance(g, torch.Generator)]
+    held = [getattr(holder, "generator", None) for holder in loaders + samplers]
+    generators = list(dict.fromkeys(g for g in held if isinstance(g, torch.Generator)))
     states = [g.get_state() for g in generators]
     try:
         for generator in generators:
             generator.manual_seed(seed)
-        yield
+        yield generators
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)

@@ -1,7 +1,10 @@
 """What `fit` recorded."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import torch
 
 
 class Epoch(NamedTuple):
@@ -15,7 +18,8 @@ class Epoch(NamedTuple):
         validation_elbo: after the epoch, in eval mode; None without validation data.
         validation_reconstruction: −log p(x|z) of it.
         validation_kl: the KL of it.
-        seconds: wall-clock time since `fit` began.
+        seconds: wall-clock time since `fit` began, that of interrupted runs included.
+        learning_rate: of the epoch's last step.
     """
 
     epoch: int
@@ -26,6 +30,7 @@ class Epoch(NamedTuple):
     validation_reconstruction: float | None
     validation_kl: float | None
     seconds: float
+    learning_rate: float | None = None
 
 
 @dataclass
@@ -38,6 +43,9 @@ class History:
         seed: that of the run; a fresh one when None was asked for.
         best_epoch: the epoch whose weights were kept; the last one without validation data.
         stopped_early: whether patience ran out before the planned number of epochs.
+        engine: how steps were computed: "handlers", "graph" or "inductor", and why not otherwise.
+        changes: what was changed when the run was resumed, if anything, in words.
+        flight: what the flight recorder kept, one record each `diagnostics_every` steps.
 
     Example:
         >>> history = History(num_data=5, seed=0)
@@ -51,6 +59,9 @@ class History:
     seed: int = 0
     best_epoch: int = 0
     stopped_early: bool = False
+    engine: str = "handlers"
+    changes: list[str] = field(default_factory=list)
+    flight: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -59,3 +70,14 @@ class History:
         if isinstance(key, str):
             return [getattr(epoch, key) for epoch in self.epochs]
         return self.epochs[key]
+
+    def state(self) -> dict[str, Any]:
+        """As `checkpoint.pack` takes it, each float bit for bit."""
+        rows = [[math.nan if v is None else float(v) for v in epoch] for epoch in self.epochs]
+        table = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(Epoch._fields))
+        return {**vars(self), "epochs": table}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take the place of the history that `state` was made from."""
+        rows = [[None if math.isnan(v) else v for v in row] for row in state["epochs"].tolist()]
+        vars(self).update(state, epochs=[Epoch(int(row[0]), *row[1:]) for row in rows])

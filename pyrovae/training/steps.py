@@ -1,182 +1,200 @@
 """The training step: SVI over one optimizer, with a guard before each update.
 
-    zero the gradients, draw the traces, take the objective's gradient of the mean loss per
-    datum, look whether loss and gradients are finite, update
+    draw the traces and take the objective's gradient of the mean loss per datum,
+    look whether loss and gradients are finite, clip, update, average
 
-Beside the step it keeps the two terms of the β = 1 ELBO, whatever the objective.
+Several batches can share an update (`accumulate`), and so can several processes: gradients are
+then added up as sums over data and divided by the number of these.
 """
 
-import copy
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import pyro
 import torch
-from pyro.infer import ELBO, SVI, RenyiELBO, ReweightedWakeSleep
+from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from pyrovae.admission import trace_once
-from pyrovae.batches import ArrayBatches, Batch, LoaderBatches
-from pyrovae.errors import ConfigError, DivergenceError
-from pyrovae.handlers import data_scale
-from pyrovae.objectives import Objective, TraceELBO
-from pyrovae.terms import ElboTerms, draw_traces, is_local, terms_of
+from pyrovae.batches import Batch
+from pyrovae.errors import DivergenceError
+from pyrovae.training.distributed import Group
+from pyrovae.training.losses import Outcome
 
 
 class Steps:
-    """The training step: SVI over one optimizer, with a guard before each update."""
+    """What happens between a batch and the next.
 
-    def __init__(self, program: nn.Module, objective: ELBO | None, learning_rate: float):
-        objective = TraceELBO() if objective is None else objective
-        if not isinstance(objective, ELBO):
-            is_class = isinstance(objective, type)
-            what = (
-                f"the class {objective.__name__}" if is_class else f"a {type(objective).__name__}"
-            )
-            raise ConfigError(
-                f"objective is {what}, but it must be an object, a pyro.infer.ELBO.\n"
-                "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
-            )
+    Args:
+        program: whose parameters are trained.
+        loss: Batch → Outcome, leaving gradients in the parameters' `.grad`.
+        optimizer: over all trainable parameters.
+        clip_norm: the largest global norm of the gradient of the mean loss, in nats per unit of
+            the parameters; None does not clip.
+        accumulate: batches that share an update.
+        average: decay of the moving average of the weights; None keeps none.
+        group: the processes that share the update.
+
+    Attributes:
+        num_steps: batches taken so far.
+        averaged: the program with the averaged weights; None without an average.
+    """
+
+    def __init__(
+        self,
+        program: nn.Module,
+        loss: Callable[[Batch], Outcome],
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        average: float | None = None,
+        group: Group | None = None,
+    ):
+        self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
+        self.accumulate, self.group = accumulate, group
+        self.named = {n: p for n, p in program.named_parameters() if p.requires_grad}
+        self.parameters = list(self.named.values())
+        self.num_steps = 0
+        self.held = _Held(self.parameters) if accumulate > 1 or group else None
+        self.averaged = None if average is None else averaged_copy(program, average)
         self.program = program
-        # a copy, because Pyro's objectives remember the plate nesting of the first model they see
-        self.objective = copy.copy(objective)
-        self.parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
-        if not self.parameters:
-            raise ConfigError(
-                "the program has no trainable parameter, so there is nothing to fit.\n"
-                "Set requires_grad_(True) on the parts to train."
-            )
-        self.size = sum(p.numel() for p in self.parameters.values())
-        self.learning_rate = learning_rate
-        self.optimizer = torch.optim.Adam(self.parameters.values(), learning_rate, fused=True)
         self.svi = SVI(
             program.model,
             program.guide,
-            OneOptimizer(self.optimizer, self._guard),
-            loss=self.objective.loss,
+            _Update(optimizer, self._update),
+            loss=self._loss_and_grads,
             loss_and_grads=self._loss_and_grads,
         )
-        self.num_steps = 0
-        self.has_globals: bool | None = None
+        self.outcome: Outcome | None = None
+        self.where = ""
 
-    def epoch(
-        self, number: int, data: ArrayBatches | LoaderBatches, *, num_epochs: int
-    ) -> tuple[float, float, float]:
-        """Train on each batch once; (elbo, reconstruction, kl) in nats per datum."""
-        sums = torch.zeros(2, dtype=torch.float64)
-        for index, batch in enumerate(data.epoch(shuffle=True)):
-            self.objective.progress = (number - 1 + index / data.num_batches) / num_epochs
-            self.where = f"step {self.num_steps + 1} (epoch {number}, batch {index + 1})"
-            try:
-                with pyro.validation_enabled(self.num_steps == 0), self._scaled(data, batch):
-                    self.svi.step(*batch)
-            except ValueError as error:
-                if not str(error).startswith("Expected parameter"):
-                    raise
-                # a density refuses its parameters; its message goes on with all their values
-                first_line = str(error).partition(", but found")[0]
-                raise DivergenceError(f"invalid density at {self.where}: {first_line}.") from None
-            finally:
-                # an interrupt between backward and step must not feed the next step
-                self.optimizer.zero_grad()
-            self.num_steps += 1
-            sums += loss_sums(self.terms, data.num_data)
-        return per_datum(sums, data.num_data)
+    def take(self, batch: Batch, where: str) -> Tensor:
+        """One step on a batch; its (2,) loss sums, in nats.
 
-    def _scaled(self, data: ArrayBatches | LoaderBatches, batch: Batch) -> AbstractContextManager:
-        """Weigh the batch as N / B of itself beside global latents; say what to divide by.
-
-        Without global latents the factor would cancel, and Pyro's RenyiELBO, which puts it
-        inside its log-sum-exp, would be no bound any more.
+        Args:
+            batch: of this process; it may be empty where another process has some.
+            where: what an error calls the step.
         """
-        size = len(batch.x)
-        if self.has_globals is None:
-            self.has_globals = self._looks_global(batch)
-        self.divisor = data.num_data if self.has_globals else size
-        return data_scale(data.num_data / size) if self.has_globals else nullcontext()
+        self.where = where
+        try:
+            self.svi.step(batch)
+        except ValueError as error:
+            if not str(error).startswith("Expected parameter"):
+                raise
+            # a density refuses its parameters; its message goes on with all their values
+            first_line = str(error).partition(", but found")[0]
+            raise DivergenceError(f"invalid density at {self.where}: {first_line}.") from None
+        finally:
+            # an interrupt between backward and step must not feed the next step
+            for parameter in self.parameters:
+                parameter.grad = None
+        self.num_steps += 1
+        return self.outcome.sums
 
-    def _looks_global(self, batch: Batch) -> bool:
-        first = (None if t is None else t[:1] for t in batch)
-        _, guide_trace = trace_once(self.program, *first)
-        sites = [site for _, site in guide_trace.iter_stochastic_nodes()]
-        has_globals = not all(map(is_local, sites))
-        if has_globals and isinstance(self.objective, RenyiELBO | ReweightedWakeSleep):
-            raise ConfigError(
-                f"{type(self.objective).__name__} puts the minibatch scale inside its log-sum-exp, "
-                "so with latents outside the plate 'data' it is no bound.\n"
-                "Use objectives.TraceELBO() or objectives.BetaELBO(beta)."
-            )
-        return has_globals
+    def _loss_and_grads(self, model: Callable, guide: Callable, batch: Batch) -> Tensor:
+        self.outcome = self.loss(batch)
+        self._guard(self.outcome)
+        if self.held:
+            self.held.add(len(batch.x))
+        return self.outcome.loss
 
-    def _loss_and_grads(self, model: Callable, guide: Callable, *batch: Tensor | None) -> Tensor:
-        size = len(batch[0])
-        self.optimizer.zero_grad()  # whatever a callback or the caller left there
-        if isinstance(self.objective, Objective):
-            traces = self.objective.traces(model, guide, *batch)
-            self.objective.check(traces)
-            self.loss = self.objective.surrogate(traces, size) / self.divisor
-            self.loss.backward()
-            self.terms = terms_of(traces, size)
-        else:
-            self.objective.loss_and_grads(model, guide, *batch)
-            torch._foreach_div_(self._gradients(), self.divisor)
-            with torch.no_grad():
-                self.terms = terms_of(draw_traces(model, guide, *batch), size)
-            # the ELBO, because Pyro's own value may be no number (TraceTailAdaptive_ELBO: inf)
-            self.loss = -self.terms.total_elbo.mean() / size
-        return self.loss.detach()
+    def flush(self) -> None:
+        """Make the update that the epoch's last batches still wait for, if they do."""
+        if self.held and self.held.num_batches:
+            self._update(is_due=True)
 
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
+    @property
+    def is_between_updates(self) -> bool:
+        """Whether no gradients wait for an update: what a checkpoint needs."""
+        return not (self.held and self.held.num_batches)
 
-    def _guard(self) -> None:
-        largest = torch.nn.utils.get_total_norm(self._gradients(), norm_type=math.inf)
-        if torch.isfinite(self.loss) and torch.isfinite(largest):
+    def _update(self, *, is_due: bool = False) -> None:
+        if self.held:
+            if self.held.num_batches < self.accumulate and not is_due:
+                return
+            self.held.give_mean(self.group)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.program)
+
+    def _guard(self, outcome: Outcome) -> None:
+        if math.isfinite(float(outcome.loss + outcome.largest)):
             return
+        is_loss = not math.isfinite(float(outcome.loss))
+        if not is_loss and math.isfinite(float(outcome.largest)):
+            return  # their sum overflowed
+        rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
         raise DivergenceError(
-            f"non-finite {'gradient' if torch.isfinite(self.loss) else 'loss'} at {self.where}: "
-            f"{self._culprit()}.\nParameters are as after step {self.num_steps}: the update was "
-            f"not made. learning_rate={self.learning_rate:g}; try a smaller one, or rescale x."
+            f"non-finite {'loss' if is_loss else 'gradient'} at {self.where}: "
+            f"{self._culprit(outcome)}.\nParameters are as after step {self.num_steps}: the update "
+            f"was not made. learning_rate={rates}; try a smaller one, or rescale x."
         )
 
-    def _culprit(self) -> str:
+    def _culprit(self, outcome: Outcome) -> str:
         for name in ("log_likelihood", "log_prior", "log_guide"):
-            is_bad = ~torch.isfinite(getattr(self.terms, name)).all(0)
+            is_bad = ~torch.isfinite(getattr(outcome.terms, name)).all(0)
             if is_bad.any():
                 return f"{name}, first bad row of the batch {int(is_bad.byte().argmax())}"
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.named.items():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 return f"gradient of {name}"
         return "the objective"
 
 
-class OneOptimizer(PyroOptim):
+class _Update(PyroOptim):
     """One torch optimizer behind SVI, where Pyro's makes one a parameter."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, guard: Callable[[], None]):
+    def __init__(self, optimizer: torch.optim.Optimizer, update: Callable[[], None]):
         super().__init__(type(optimizer), {})
-        self.optimizer, self.guard = optimizer, guard
+        self.update = update
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self.guard()
-        self.optimizer.step()
+        self.update()
 
 
-def loss_sums(terms: ElboTerms, num_data: int) -> Tensor:
-    """(2,) float64: the batch's Σ −log p(x|z) and Σ KL, means over draws; no gradients.
+class _Held:
+    """Gradients of several batches or processes, as sums over their data."""
 
-    A batch of B of N data carries B / N of the KL of global latents.
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.parameters = parameters
+        self.sums: list[Tensor] = []
+        self.count = self.num_batches = 0
+
+    def add(self, size: int) -> None:
+        """Take in the gradients of a batch's mean loss."""
+        means = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        if not self.sums:
+            self.sums = [torch.zeros_like(p) for p in self.parameters]
+        if size:
+            torch._foreach_add_(self.sums, means, alpha=size)
+        self.count, self.num_batches = self.count + size, self.num_batches + 1
+
+    def give_mean(self, group: Group | None) -> None:
+        """Leave the gradients of the mean over all data in `.grad`, and begin again."""
+        count = group.summed(self.sums, self.count) if group else self.count
+        torch._foreach_div_(self.sums, max(count, 1))
+        for parameter, gradient in zip(self.parameters, self.sums, strict=True):
+            parameter.grad = gradient
+        self.sums, self.count, self.num_batches = [], 0, 0
+
+
+def averaged_copy(program: nn.Module, decay: float) -> AveragedModel:
+    """The program with an exponential moving average of its weights.
+
+    w̄ ← d w̄ + (1 − d) w with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the
+    random start is forgotten early.
+
+    Example:
+        >>> averaged_copy(nn.Linear(2, 1), 0.999).module
+        Linear(in_features=2, out_features=1, bias=True)
     """
-    share = terms.log_prior.shape[-1] / num_data
-    global_kl = (terms.global_log_guide - terms.global_log_prior) * share
-    sums = torch.stack([-terms.log_likelihood.sum(-1), terms.kl.sum(-1) + global_kl])
-    return sums.detach().mean(-1).double().cpu()
 
+    def towards(averaged: list[Tensor], current: list[Tensor], num_averaged: Any) -> None:
+        n = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
 
-def per_datum(sums: Tensor, num_data: int) -> tuple[float, float, float]:
-    """(elbo, reconstruction, kl) in nats per datum, from summed loss terms."""
-    reconstruction, kl = (sums / num_data).tolist()
-    return -(reconstruction + kl), reconstruction, kl
+    return AveragedModel(program, multi_avg_fn=towards, use_buffers=False)

@@ -1,0 +1,187 @@
+"""Minibatches of torch DataLoaders: counted and checked whole, or checked as they stream by.
+
+A batch is x, (x, y) or (x, y, mask), as a tensor, a tuple, a list, or a dict with these keys.
+How a loader shuffles, and how many workers it has, was decided when it was made.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pyrovae.admission import Door
+from pyrovae.batches.base import Batch
+from pyrovae.errors import ConfigError, DataError
+
+
+class LoaderBatches:
+    """Minibatches of a DataLoader over a map-style Dataset, in its own order and batch size.
+
+    All batches are looked at once when this is made, and each again before its step, because
+    a Dataset may draw its data anew. N is what an epoch gives: with `drop_last` less than the
+    Dataset has.
+
+    Args:
+        program: as for `ArrayBatches`.
+        loader: a re-iterable over batches.
+        name: what the caller passed, for the fingerprint.
+
+    Raises:
+        DataError: a batch does not fit the program, there is none, or the Dataset fails.
+
+    Example:
+        >>> import pyrovae as pv, torch
+        >>> loader = DataLoader(torch.eye(3, 2), batch_size=2)
+        >>> batches = LoaderBatches(pv.build((2,), latent_dim=1), loader)
+        >>> batches.num_data, [len(batch.x) for batch in batches.epoch(shuffle=False)]
+        (3, [2, 1])
+    """
+
+    preloaded = None
+    num_data: int | None = None
+    num_batches: int | None = None
+
+    def __init__(self, program: nn.Module, loader: DataLoader, *, name: str = "DataLoader"):
+        self.loader, self.name, self.door = loader, name, Door(program)
+        self.batch_size = loader.batch_size or 1
+        self._count()
+
+    def _count(self) -> None:
+        sizes = [len(batch.x) for batch in self._checked(self._items(), 0, 0)]
+        self.num_data, self.num_batches = sum(sizes), len(sizes)
+        self.batch_size = max(sizes)
+
+    def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
+        """One pass of the loader; batches that are skipped are read, and dropped unseen."""
+        items = self._items()
+        skipped = [len(batch_of(item).x) for _, item in zip(range(skip), items, strict=False)]
+        return self._checked(items, len(skipped), sum(skipped))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The type of the loader, or of the Dataset, and N: its data are not hashed."""
+        return {"loader": self.name, "num_data": self.num_data}
+
+    def _checked(self, items: Iterator[Any], num_batches: int, num_data: int) -> Iterator[Batch]:
+        """The batches that are left of a pass of which some have been given."""
+        for number in count(num_batches + 1):
+            item = next(items, None)
+            if item is None:
+                break
+            given = batch_of(item)
+            try:
+                batch = Batch(*self.door(*given))
+            except (DataError, ConfigError) as error:
+                raise type(error)(f"{error}\n(In batch {number} of the {self.name}.)") from None
+            num_batches, num_data = number, num_data + len(batch.x)
+            self.batch_size = max(self.batch_size, len(batch.x))
+            yield batch
+        self._end(num_batches, num_data)
+
+    def _items(self) -> Iterator[Any]:
+        """What the loader gives; an error of it, or of a worker, named in one line and chained."""
+        number = 0
+        try:
+            for item in self.loader:
+                number += 1
+                yield item
+        except (DataError, ConfigError, MemoryError):
+            raise
+        except Exception as error:
+            raise DataError(
+                f"the {self.name} failed to give batch {number + 1}: "
+                f"{_in_one_line(error)}\nThe error above this one says where; the parameters are "
+                "as after the last step."
+            ) from error
+
+    def _end(self, num_batches: int, num_data: int) -> None:
+        """DataError unless an epoch gave some data, and as many as the one before."""
+        if not num_data:
+            raise DataError(
+                f"the {self.name} gives no batch (N = 0): there is nothing to learn from.\n"
+                "With drop_last=True it needs at least batch_size data; an iterator that ends once "
+                "must be started anew in __iter__."
+            )
+        if self.num_data not in (None, num_data):
+            raise DataError(
+                f"the {self.name} says that it holds {self.num_data:,} data, but an epoch of it "
+                f"gave {num_data:,}: what is reported per datum would be wrong by that factor.\n"
+                "Correct its __len__, or what it leaves out or gives twice (each worker of an "
+                "iterable Dataset gives all of it unless it takes its share)."
+            )
+
+
+class StreamBatches(LoaderBatches):
+    """Minibatches of a DataLoader over an IterableDataset, each checked before its step.
+
+    N is the Dataset's length where it has one, which each epoch is then held to; else it is
+    known after the first epoch, and is that of the latest one.
+
+    Args:
+        program, loader, name: as for `LoaderBatches`.
+
+    Example:
+        >>> import pyrovae as pv, torch
+        >>> class Stream(torch.utils.data.IterableDataset):
+        ...     def __iter__(self):
+        ...         return iter(torch.eye(3, 2))
+        >>> loader = DataLoader(Stream(), batch_size=2)
+        >>> batches = StreamBatches(pv.build((2,), latent_dim=1), loader)
+        >>> before = batches.num_data
+        >>> before, sum(len(batch.x) for batch in batches.epoch(shuffle=False)), batches.num_data
+        (None, 3, 3)
+    """
+
+    def _count(self) -> None:
+        # not len(loader): torch would warn of what is an error here
+        has_length = hasattr(self.loader.dataset, "__len__") and self.loader.batch_size is not None
+        self.declared = len(self.loader.dataset) if has_length else None
+        if self.loader.drop_last:
+            self.declared = None
+        self.num_data = self.declared
+        if self.declared is not None and self.loader.num_workers < 2:
+            self.num_batches = -(-self.declared // self.batch_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The type of the loader, or of the Dataset, and the length that it states, or None."""
+        return {"loader": self.name, "num_data": self.declared}
+
+    def _end(self, num_batches: int, num_data: int) -> None:
+        self.num_data = self.declared
+        super()._end(num_batches, num_data)
+        self.num_data, self.num_batches = num_data, num_batches
+
+
+def batch_of(item: Any) -> Batch:
+    """What a loader gave, as x, y and mask, not checked yet.
+
+    Raises:
+        DataError: a dict without x or with other keys; more than three things in a tuple.
+
+    Example:
+        >>> batch_of({"x": 1, "mask": 2})
+        Batch(x=1, y=None, mask=2)
+    """
+    if isinstance(item, Mapping):
+        if "x" in item and set(item) <= set(Batch._fields):
+            return Batch(**item)
+        raise DataError(
+            f"a batch is a dict with the keys {', '.join(map(repr, item))}, but a program takes "
+            "'x', and 'y' and 'mask' where there are some.\nRename them in the Dataset."
+        )
+    parts = tuple(item) if isinstance(item, tuple | list) else (item,)
+    if not 1 <= len(parts) <= 3:
+        raise DataError(
+            f"a batch is a tuple of {len(parts)} things, but a program takes x, (x, y) or "
+            "(x, y, mask): what the others mean cannot be told.\nLeave them out in the Dataset."
+        )
+    return Batch(*parts)
+
+
+def _in_one_line(error: Exception) -> str:
+    """The kind and text of an error; of a worker's, the last line of its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[-1] if lines else ""
+    kind = type(error).__name__
+    return line[:300] if line.startswith(kind) else f"{kind}: {line[:300]}"

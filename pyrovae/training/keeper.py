@@ -1,0 +1,187 @@
+"""What a run writes into its folder, and how it is resumed from it.
+
+    run_dir/step-…/             checkpoints, by `checkpoint.RunFolder`
+    run_dir/history.csv         one line an epoch
+    run_dir/model.safetensors   the finished model, for `pyrovae.load`
+
+A run is resumed only on the data and with the settings that it began with; epochs, patience and
+the learning rate may be changed, which the history notes. On another machine, or with another
+number of threads or version of torch, it goes on with a warning: not bit for bit then.
+"""
+
+import copy
+import csv
+import platform
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyrovae.checkpoint import RunFolder, check_unchanged, save
+from pyrovae.errors import CheckpointError
+from pyrovae.objectives import Objective
+from pyrovae.training.history import Epoch
+from pyrovae.training.loop import Loop
+
+SECONDS_BETWEEN = 30.0  # at the least, where save_every is None
+CHANGEABLE = ("epochs", "patience", "learning_rate")
+
+
+class Keeper:
+    """Writes checkpoints of a loop, and resumes it.
+
+    Args:
+        run: the folder, locked.
+        loop: whose state is written.
+        facts: flat records of this call by name: "settings", "data", "program", "machine".
+        save_every: steps between checkpoints; None at the ends of epochs, 30 s or more apart.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        loop: Loop,
+        facts: dict[str, dict[str, Any]],
+        *,
+        save_every: int | None,
+    ):
+        self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
+        self.saved_at, self.saved_step = time.monotonic(), -1
+
+    def resume(self, *, allow_data_change: bool) -> str | None:
+        """Put the newest complete checkpoint back; the engine that it was made with.
+
+        Returns:
+            The name of the engine, or None where the folder has no checkpoint.
+
+        Raises:
+            StateMismatch: data, program or settings differ from those of the run.
+        """
+        found = self.run.newest_complete()
+        if found is None:
+            return None
+        state, history = found.state, self.loop.history
+        changes = self._compare(state["facts"], allow_data_change)
+        self.loop.restore(state["loop"])
+        history.changes += changes
+        if state["facts"]["settings"]["learning_rate"] != self.facts["settings"]["learning_rate"]:
+            for group in self.loop.steps.optimizer.param_groups:
+                # the newly asked one: the optimizer's state brought the old one back
+                group["lr"] = self.loop.plan.rate(0.0)
+        self.saved_step = found.step
+        return state["engine"]
+
+    def _compare(self, then: dict[str, Any], allow_data_change: bool) -> list[str]:
+        now, changes = self.facts, []
+        if allow_data_change and then["data"] != now["data"]:
+            changes.append(f"data changed after step {self.loop.steps.num_steps}")
+        else:
+            check_unchanged(
+                then["data"],
+                now["data"],
+                name="training data",
+                fix="Pass allow_data_change=True to go on all the same; the history will say so.",
+            )
+        fix = "Give the run's own settings, or another run_dir."
+        check_unchanged(then["program"], now["program"], name="the program", fix=fix)
+        fixed = [
+            {k: v for k, v in f.items() if k not in CHANGEABLE}
+            for f in (then["settings"], now["settings"])
+        ]
+        check_unchanged(*fixed, name="settings", fix=fix)
+        for name in CHANGEABLE:
+            old, new = then["settings"][name], now["settings"][name]
+            if old != new:
+                changes.append(f"{name} was {old}, is {new}")
+        if then["machine"] != now["machine"]:
+            was = ", ".join(
+                f"{k} {v}" for k, v in then["machine"].items() if now["machine"].get(k) != v
+            )
+            warnings.warn(
+                f"the run began elsewhere ({was}): it goes on, but bitwise equality with an "
+                "uninterrupted run is not guaranteed.",
+                stacklevel=4,
+            )
+        return changes
+
+    def after_step(self, loop: Loop) -> None:
+        """Save where `save_every` says so."""
+        if self.save_every and loop.steps.num_steps % self.save_every == 0:
+            self.save()
+
+    def after_epoch(self, loop: Loop, record: Epoch) -> None:
+        """Add a line to history.csv; save where time has passed."""
+        self.write_history(record)
+        if not self.save_every and time.monotonic() - self.saved_at >= SECONDS_BETWEEN:
+            self.save()
+
+    def save(self, *, is_diverged: bool = False) -> Path | None:
+        """Write a checkpoint of this moment, unless it is written or gradients wait."""
+        step = self.loop.steps.num_steps
+        if not is_diverged and (step == self.saved_step or not self.loop.steps.is_between_updates):
+            return None
+        state = {
+            "loop": self.loop.state(),
+            "facts": self.facts,
+            "engine": self.loop.history.engine,
+        }
+        path = self.run.save_step(step, state, is_diverged=is_diverged)
+        if not is_diverged:
+            self.saved_at, self.saved_step = time.monotonic(), step
+        return path
+
+    def diverged(self, message: str) -> str:
+        """Keep the diverged state for looking at; the message with where to go on from."""
+        self.save(is_diverged=True)
+        last = self.run.newest_path
+        return message + (f"\nLast good checkpoint: {last}." if last else "")
+
+    def finish(self) -> None:
+        """A last checkpoint, and the finished model."""
+        self.save()
+        save(self.loop.program, self.run.path / "model.safetensors")
+
+    def write_history(self, record: Epoch | None = None) -> None:
+        """Add a record to history.csv; without one, write the whole file afresh."""
+        path = self.run.path / "history.csv"
+        rows = self.loop.history.epochs if record is None else [record]
+        try:
+            with open(path, "a" if record else "w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                if record is None:
+                    writer.writerow(Epoch._fields)
+                writer.writerows(rows)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written: {error}.") from error
+
+
+def facts_of(program: Any, plan: Any, objective: Any, data: Any) -> dict[str, dict[str, Any]]:
+    """What must be the same when a run is resumed, as flat records by name."""
+    sizes = {n: str(tuple(t.shape)) for n, t in program.state_dict().items()}
+    return {
+        "settings": plan.record | _objective_facts(objective),
+        "program": {"class": type(program).__name__, **sizes},
+        "data": data.fingerprint(),
+        "machine": {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": next((p.device.type for p in program.parameters()), "cpu"),
+            "processor": platform.machine(),
+        },
+    }
+
+
+def _objective_facts(objective: Any) -> dict[str, Any]:
+    """Its class, its plain settings, and what its schedules give at five points."""
+    plain = {k: v for k, v in vars(objective).items() if isinstance(v, bool | int | float | str)}
+    plain.pop("progress", None)
+    facts = {"objective": type(objective).__name__} | {
+        f"objective.{k}": v for k, v in plain.items()
+    }
+    if isinstance(objective, Objective):
+        at = copy.copy(objective)
+        for at.progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+            facts |= {f"objective.{k} at {at.progress}": v for k, v in at.weights().items()}
+    return facts

@@ -1,0 +1,286 @@
+"""The loop over epochs and batches, whose whole state can be taken and put back.
+
+Between two steps a run is: weights, optimizer, scheduler, averages, best weights so far, the
+random stream now and at the epoch's start, the place in the epoch, the sums of the epoch
+and the history. `Loop.state` is all of that; a loop that restores it goes on bit for bit.
+A resumed epoch restores the stream of its start, so that its order of data is drawn again, skips
+the batches that were taken, and then restores the stream of the moment.
+"""
+
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from pyrovae.checkpoint import check_like, restore_stream
+from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store
+from pyrovae.terms import draw_traces, terms_of
+from pyrovae.training.history import Epoch, History
+from pyrovae.training.losses import loss_sums
+from pyrovae.training.plan import Plan
+from pyrovae.training.steps import Steps
+
+
+class Loop:
+    """The epochs of a run.
+
+    Args:
+        program: what is trained.
+        steps: one step on a batch.
+        data: the training batches; held_out: those of the validation data, or None.
+        plan: the settings.
+        objective: told of the progress before each step.
+        scheduler: stepped after each epoch, or None.
+        stream: of all draws.
+        history: filled with one record an epoch.
+        generators: those that DataLoaders hold; their states belong to the run.
+
+    Attributes:
+        after_step: called with the loop between steps.
+        after_epoch: called with the loop and the epoch's record.
+    """
+
+    def __init__(
+        self,
+        program: nn.Module,
+        steps: Steps,
+        data: Any,
+        held_out: Any,
+        *,
+        plan: Plan,
+        objective: Any,
+        scheduler: Any,
+        stream: RandomStream,
+        history: History,
+        generators: Sequence[torch.Generator] = (),
+    ):
+        self.program, self.steps, self.data, self.held_out = program, steps, data, held_out
+        self.plan, self.objective, self.scheduler = plan, objective, scheduler
+        self.stream, self.history = stream, history
+        self.generators = list(generators)
+        self.after_step: list[Callable[[Loop], None]] = []
+        self.after_epoch: list[Callable[[Loop, Epoch], None]] = []
+        self.best = Best(self.scored, plan.patience) if held_out is not None else None
+        self.spikes = Spikes()
+        self.epoch, self.index = 1, 0  # the next batch to take
+        self.epoch_stream, self.epoch_generators = stream.state, self._generator_states()
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        self.start = time.perf_counter()
+
+    @property
+    def scored(self) -> nn.Module:
+        """What is evaluated and kept: the averaged program where there is an average."""
+        return self.program if self.steps.averaged is None else self.steps.averaged.module
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def run(self) -> None:
+        """Train from where the loop stands to the end of the plan, or until patience runs out."""
+        while self.epoch <= self.plan.epochs and not self.is_exhausted:
+            with module_mode(self.program, training=True), self.stream, own_store():
+                self._train()
+            self._finish_epoch()
+        self.history.stopped_early = self.is_exhausted and len(self.history) < self.plan.epochs
+        if self.best:
+            self.best.restore()
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.best is not None and self.best.waited >= self.plan.patience
+
+    def _train(self) -> None:
+        """The rest of an epoch."""
+        for batch in self._batches():
+            self._set_progress()
+            where = f"step {self.steps.num_steps + 1} (epoch {self.epoch}, batch {self.index + 1})"
+            with pyro.validation_enabled(self.steps.num_steps == 0):
+                sums = self.steps.take(batch, where)
+            self.sums += sums.cpu()
+            self.index += 1
+            self.spikes.see(sums, len(batch.x), where)
+            for hook in self.after_step:
+                hook(self)
+        self.steps.flush()
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches of this epoch that are still to come."""
+        if not self.index:
+            self.epoch_stream, self.epoch_generators = self.stream.state, self._generator_states()
+            return self.data.epoch(shuffle=True)
+        now = self.stream.state, self._generator_states()
+        self._jump(self.epoch_stream, self.epoch_generators)
+        batches = self.data.epoch(shuffle=True, skip=self.index)  # draws the same order again
+        self._jump(*now)
+        return batches
+
+    def _generator_states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self.generators]
+
+    def _jump(self, stream: tuple, generators: list[Tensor]) -> None:
+        self.stream.state = stream
+        for generator, state in zip(self.generators, generators, strict=True):
+            generator.set_state(state)
+
+    def _set_progress(self) -> None:
+        done = self.epoch - 1 + self.index / (self.data.num_batches or math.inf)
+        progress = done / self.plan.epochs
+        self.objective.progress = progress
+        if callable(self.plan.learning_rate):
+            for group in self.steps.optimizer.param_groups:
+                group["lr"] = self.plan.rate(progress)
+
+    def _finish_epoch(self) -> None:
+        rate = self.steps.optimizer.param_groups[0]["lr"]
+        trained = per_datum(self.sums, self.data.num_data)
+        tested = (None,) * 3
+        if self.held_out is not None:
+            tested = evaluate(self.scored, self.held_out, self.plan.seed)
+        record = Epoch(self.epoch, *trained, *tested, self.seconds, float(rate))
+        self.history.epochs.append(record)
+        self.history.best_epoch = self.best.update(record) if self.best else self.epoch
+        if self.scheduler is not None:
+            is_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
+            elbo = record.elbo if record.validation_elbo is None else record.validation_elbo
+            self.scheduler.step(*([-elbo] if is_plateau else []))
+        self.epoch, self.index = self.epoch + 1, 0
+        self.epoch_stream, self.epoch_generators = self.stream.state, self._generator_states()
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        for hook in self.after_epoch:
+            hook(self, record)
+
+    # What a checkpoint holds.
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as `checkpoint.pack` takes it."""
+        averaged = self.steps.averaged
+        return {
+            "program": self.program.state_dict(),
+            "optimizer": self.steps.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "averaged": None if averaged is None else averaged.state_dict(),
+            "best": self.best.state() if self.best else None,
+            "stream": self.stream.state,
+            "generators": self._generator_states(),
+            "epoch_stream": self.epoch_stream,
+            "epoch_generators": self.epoch_generators,
+            "epoch": self.epoch,
+            "index": self.index,
+            "num_steps": self.steps.num_steps,
+            "sums": self.sums,
+            "num_data": self.data.num_data,
+            "history": self.history.state(),
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            StateMismatch: it is that of another program or plan; nothing changes then.
+        """
+        now = self.state()
+        for part in ("program", "averaged"):
+            check_like(state[part], now[part], part)
+        check_like(state["optimizer"]["param_groups"], now["optimizer"]["param_groups"])
+        restore_stream(self.stream, state["stream"])
+        self.program.load_state_dict(state["program"])
+        self.steps.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if self.steps.averaged is not None:
+            self.steps.averaged.load_state_dict(state["averaged"])
+        if self.best and state["best"]:
+            self.best.load(state["best"])
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved)
+        self.epoch_stream, self.epoch_generators = state["epoch_stream"], state["epoch_generators"]
+        self.epoch, self.index = state["epoch"], state["index"]
+        self.steps.num_steps, self.sums = state["num_steps"], state["sums"].clone()
+        self.history.load(state["history"])
+        self.start = time.perf_counter() - state["seconds"]
+
+
+class Best:
+    """The weights of the epoch with the highest validation ELBO, and how long ago it was."""
+
+    def __init__(self, program: nn.Module, patience: float):
+        self.program = program
+        self.elbo, self.epoch, self.waited = -math.inf, 0, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def update(self, record: Epoch) -> int:
+        """Take in an epoch; the number of the best one so far."""
+        if record.validation_elbo > self.elbo:
+            self.elbo, self.epoch, self.waited = record.validation_elbo, record.epoch, 0
+            self.weights = {n: t.clone() for n, t in self.program.state_dict().items()}
+        else:
+            self.waited += 1
+        return self.epoch
+
+    def restore(self) -> None:
+        """Put the best weights back."""
+        if self.weights:
+            self.program.load_state_dict(self.weights)
+
+    def state(self) -> dict[str, Any]:
+        """As `checkpoint.pack` takes it."""
+        return {name: getattr(self, name) for name in ("elbo", "epoch", "waited", "weights")}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class Spikes:
+    """Warns once when a batch's loss leaps far out of the range of the last 50.
+
+    The loss is that of the β = 1 ELBO, which changes with the weights only, so that schedules
+    of β cannot trip it.
+    """
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=50)
+        self.has_warned = False
+
+    def see(self, sums: Tensor, size: int, where: str) -> None:
+        """Look at a batch's (2,) loss sums."""
+        if not size:
+            return
+        loss = float(sums.sum()) / size
+        if len(self.recent) >= 20 and not self.has_warned:
+            low, high = min(self.recent), max(self.recent)
+            if loss - high > 20 * (high - low) + abs(high):
+                self.has_warned = True
+                warnings.warn(
+                    f"the loss leapt to {loss:.4g} nats per datum at {where}, from at most "
+                    f"{high:.4g} in the {len(self.recent)} batches before.\nTry a smaller "
+                    "learning rate or clip_norm=100, and look for an outlier in x.",
+                    stacklevel=2,
+                )
+        self.recent.append(loss)
+
+
+def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, float]:
+    """(elbo, reconstruction, kl) in nats per datum: eval mode, one draw each, fixed by seed."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    with RandomStream(seed), evaluation(program), pyro.validation_enabled(False):
+        for batch in data.epoch(shuffle=False):
+            traces = draw_traces(program.model, program.guide, *batch)
+            sums += loss_sums(terms_of(traces, len(batch.x)), data.num_data or 1).cpu()
+    return per_datum(sums, data.num_data)
+
+
+def per_datum(sums: Tensor, num_data: int) -> tuple[float, float, float]:
+    """(elbo, reconstruction, kl) in nats per datum, from summed loss terms."""
+    reconstruction, kl = (sums / num_data).tolist()
+    return -(reconstruction + kl), reconstruction, kl

@@ -1,0 +1,406 @@
+"""A batch's loss and gradients: by Pyro's handlers each time, or as a graph recorded once.
+
+    loss   the objective's surrogate, mean per datum, in nats
+    terms  log p(x|z), log p(z), log q(z|x) at the same draws: what is reported, at β = 1
+
+`HandlerLoss` runs model and guide under Pyro's handlers for each batch. `GraphLoss` does so
+only while `make_fx` records the tensor operations of loss and gradients, once for each shape
+of batch; then it replays these, random draws included, or has the inductor compile them. Both
+leave the gradients in the parameters' `.grad`. A program whose Python does what no record
+can repeat (control flow that depends on values, hooks, draws from NumPy, buffers that
+change) stays with the handlers, and `on_refusal` is told why.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrovae.batches import Batch
+from pyrovae.errors import ConfigError
+from pyrovae.handlers import RandomStream, data_scale, own_store
+from pyrovae.objectives import Objective
+from pyrovae.terms import ElboTerms, draw_traces, terms_of
+
+MAX_NODES = 3000  # a larger graph takes longer to record and to compile than it saves
+MAX_SHAPES = 4  # of batches; a loader that gives ever other ones is served by the handlers
+
+
+class Outcome(NamedTuple):
+    """What a batch gave; its gradients are in the parameters' `.grad`.
+
+    Attributes:
+        loss: (), nats per datum.
+        largest: (), the largest absolute entry of its gradients; not finite where one is not.
+        sums: (2,) float64, Σ −log p(x|z) and Σ KL over the batch, in nats.
+        terms: of the batch, at the draws of the loss, without gradients.
+    """
+
+    loss: Tensor
+    largest: Tensor
+    sums: Tensor
+    terms: ElboTerms
+
+
+class Settings(NamedTuple):
+    """What the loss of a batch depends on beside the batch.
+
+    Attributes:
+        num_data: N; beside global latents a batch of B counts N / B times.
+        has_globals: whether the program has latents outside the plate "data".
+        is_bfloat16: whether networks compute in bfloat16; densities stay in float32.
+    """
+
+    num_data: int
+    has_globals: bool = False
+    is_bfloat16: bool = False
+
+    def scaled(self, size: int) -> AbstractContextManager:
+        """The minibatch scale for a batch of `size`.
+
+        Without global latents the factor would cancel, and Pyro's RenyiELBO, which puts it
+        inside its log-sum-exp, would be no bound any more.
+        """
+        return data_scale(self.num_data / size) if self.has_globals else nullcontext()
+
+    def divisor(self, size: int) -> int:
+        """What makes the scaled loss of a batch one per datum."""
+        return self.num_data if self.has_globals else size
+
+
+class HandlerLoss:
+    """The loss of a batch by Pyro's handlers: model and guide run as Python each time.
+
+    Args:
+        program: the module with `.model` and `.guide`.
+        objective: any `pyro.infer.ELBO`.
+        settings_of: called once, with the first batch: what else the loss depends on.
+    """
+
+    def __init__(
+        self, program: nn.Module, objective: ELBO, settings_of: Callable[[Batch], Settings]
+    ):
+        self.program, self.objective, self.settings_of = program, objective, settings_of
+        self.parameters = trainable(program)
+        self.settings: Settings | None = None
+
+    def look_at(self, batch: Batch) -> None:
+        """Learn from the first batch what the loss depends on."""
+        if self.settings is None:
+            self.settings = self.settings_of(batch)
+
+    def __call__(self, batch: Batch) -> Outcome:
+        self.look_at(batch)
+        for parameter in self.parameters:
+            parameter.grad = None  # whatever an interrupt, a callback or the caller left there
+        if not isinstance(self.objective, Objective):
+            return self._of_pyro(batch)
+        loss, terms = self.differentiable(batch)
+        loss.backward()
+        return self._outcome(loss.detach(), _detached(terms))
+
+    def differentiable(self, batch: Batch) -> tuple[Tensor, ElboTerms]:
+        """Loss and terms with gradients, for an objective of pyrovae."""
+        size, settings = len(batch.x), self.settings
+        precision = bfloat16_networks(self.program) if settings.is_bfloat16 else nullcontext()
+        with settings.scaled(size), precision:
+            traces = self.objective.traces(self.program.model, self.program.guide, *batch)
+            self.objective.check(traces)
+            loss = self.objective.surrogate(traces, size) / settings.divisor(size)
+        return loss, terms_of(traces, size)
+
+    def _of_pyro(self, batch: Batch) -> Outcome:
+        model, guide, size = self.program.model, self.program.guide, len(batch.x)
+        with self.settings.scaled(size):
+            self.objective.loss_and_grads(model, guide, *batch)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_div_(gradients, self.settings.divisor(size))
+        with torch.no_grad():
+            terms = terms_of(draw_traces(model, guide, *batch), size)
+        # the ELBO, because Pyro's own value may be no number (TraceTailAdaptive_ELBO: inf)
+        return self._outcome(-terms.total_elbo.mean() / size, terms)
+
+    def _outcome(self, loss: Tensor, terms: ElboTerms) -> Outcome:
+        largest = largest_entry(p.grad for p in self.parameters)
+        return Outcome(loss, largest, loss_sums(terms, self.settings.num_data), terms)
+
+
+class GraphLoss:
+    """The loss of a batch as a graph of tensor operations, recorded once for each shape.
+
+    Args:
+        by_handlers: the loss to record; it also serves what cannot be recorded.
+        is_compiled: whether the graph for full batches goes through the inductor.
+        full_size: B, of full batches; only their graph is worth the compiler's seconds.
+
+        on_refusal: told why handlers serve this program after all, where they do.
+    """
+
+    def __init__(
+        self,
+        by_handlers: HandlerLoss,
+        *,
+        is_compiled: bool,
+        full_size: int,
+        on_refusal: Callable[[str], None] = lambda why: None,
+    ):
+        self.by_handlers, self.objective = by_handlers, by_handlers.objective
+        self.is_compiled, self.full_size, self.on_refusal = is_compiled, full_size, on_refusal
+        self.graphs: dict[Any, Callable] = {}
+        self.is_refused = False
+        self._look(_refusal(by_handlers.program, self.objective))
+        self.trainable = by_handlers.parameters
+        self.others = [t for t in tensors_of(by_handlers.program) if not t.requires_grad]
+
+    def __call__(self, batch: Batch) -> Outcome:
+        self.by_handlers.look_at(batch)
+        graph = None if self.is_refused else self._graph(batch)
+        if graph is None:
+            return self.by_handlers(batch)
+        with torch.no_grad():
+            loss, largest, sums, terms, gradients = graph(*self._inputs(batch))
+        for parameter, gradient in zip(self.trainable, gradients, strict=True):
+            parameter.grad = gradient
+        return Outcome(loss, largest, sums, ElboTerms(*terms, {}))
+
+    def _look(self, refusal: str | None) -> None:
+        if refusal:
+            self.is_refused = True
+            self.on_refusal(refusal)
+
+    def _inputs(self, batch: Batch) -> tuple:
+        weights = {name: torch.tensor(w) for name, w in self.objective.weights().items()}
+        return self.trainable, self.others, weights, tuple(batch)
+
+    def _graph(self, batch: Batch) -> Callable | None:
+        key = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
+        if key not in self.graphs and len(self.graphs) < MAX_SHAPES:
+            try:
+                graph = recorded(self._loss_and_gradients, *self._inputs(batch))
+            except CannotRecord as error:
+                return self._look(str(error))
+            if self.is_compiled and len(batch.x) == self.full_size:
+                graph = torch.compile(graph, dynamic=False, options={"fallback_random": True})
+            self.graphs[key] = graph
+        return self.graphs.get(key)
+
+    def _loss_and_gradients(
+        self, trainable: list[Tensor], others: list[Tensor], weights: dict, batch: tuple
+    ) -> tuple:
+        leaves = [t.detach().requires_grad_() for t in trainable]
+        new = dict(zip(map(id, [*self.trainable, *self.others]), [*leaves, *others], strict=True))
+        self.objective.given_weights = weights
+        try:
+            with substituted(self.by_handlers.program, new):
+                loss, terms = self.by_handlers.differentiable(Batch(*batch))
+        finally:
+            self.objective.given_weights = {}
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        sums = loss_sums(terms, self.by_handlers.settings.num_data)
+        return loss.detach(), largest_entry(gradients), sums, _detached(terms)[:5], gradients
+
+
+class CannotRecord(Exception):
+    """A program does what no graph can repeat; the message says what."""
+
+
+def recorded(function: Callable, *inputs: Any) -> torch.fx.GraphModule:
+    """The tensor operations of function(*inputs) as a graph, leaving no mark on the process.
+
+    Raises:
+        CannotRecord: it failed while recorded, drew from NumPy or `random`, changed one of its
+            inputs, or has more than 3,000 operations.
+
+    Example:
+        >>> graph = recorded(lambda x: x.sin() + 1, torch.zeros(2))
+        >>> graph(torch.zeros(2))
+        tensor([1., 1.])
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes a moment to import
+
+    tensors = [t for t in torch.utils._pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+    saved = [(t, t._version, t.detach().clone()) for t in tensors if not t.requires_grad]
+    stream = RandomStream(0)
+    before = stream.state
+    try:
+        with stream, own_store(), pyro.validation_enabled(False), pyro.poutine.block():
+            graph = make_fx(lambda *args: _counted(function, *args))(*inputs)
+    except Exception as error:
+        raise CannotRecord(_first_line(error)) from error
+    finally:
+        changed = [(t, value) for t, version, value in saved if t._version != version]
+        with torch.no_grad():
+            for tensor, value in changed:
+                tensor.copy_(value)
+    if changed:
+        raise CannotRecord("it changes a buffer (batch normalisation does)")
+    if _draws_elsewhere(before, stream.state):
+        raise CannotRecord("it draws from NumPy or `random`, which a graph cannot repeat")
+    if next(graph.parameters(), None) is not None:
+        raise CannotRecord("it reaches a parameter by another way than its module")
+    return _without_detach(graph)
+
+
+def _counted(function: Callable, *args: Any) -> Any:
+    with _NodeLimit():
+        return function(*args)
+
+
+class _NodeLimit(TorchDispatchMode):
+    """Stops a recording that grows too large, before its minutes are spent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_nodes = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.num_nodes += 1
+        if self.num_nodes > MAX_NODES:
+            raise CannotRecord(f"it has more than {MAX_NODES:,} operations")
+        return operation(*args, **kwargs or {})
+
+
+def _draws_elsewhere(before: tuple, after: tuple) -> bool:
+    numpy_before, numpy_after = before[1], after[1]
+    same_numpy = all(np.array_equal(a, b) for a, b in zip(numpy_before, numpy_after, strict=True))
+    return not same_numpy or before[2] != after[2]
+
+
+def _without_detach(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The same graph without its detach operations: nothing in it takes a gradient any more."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def _refusal(program: nn.Module, objective: ELBO) -> str | None:
+    """Why a program is not even tried: what would not fail and still be wrong."""
+    if not isinstance(objective, Objective):
+        return f"{type(objective).__name__} is one of Pyro's own objectives"
+    if "progress" in _names_read(type(objective).surrogate):
+        return f"{type(objective).__name__} reads its progress; weights() would let it be recorded"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name, None) for module in program.modules() for name in hooks):
+        return "a module of it has hooks, which run as Python each time"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in program.parameters()):
+        return "a parameter of it has hooks, which run as Python each time"
+    return None
+
+
+def _names_read(function: Callable) -> tuple[str, ...]:
+    return getattr(getattr(function, "__code__", None), "co_names", ())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters to train, each once."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, each once."""
+    return [*module.parameters(), *module.buffers()]
+
+
+@contextmanager
+def substituted(module: nn.Module, new: dict[int, Tensor]) -> Iterator[None]:
+    """Other tensors for the module's own, by their id, wherever it or its submodules hold them.
+
+    `torch.func.functional_call` restores wrongly where two parts share a module, as a VampPrior
+    and its encoder do.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> with substituted(layer, {id(layer.bias): torch.full((1,), 7.0)}):
+        ...     layer.bias
+        tensor([7.])
+    """
+    stores = [store for m in module.modules() for store in (m._parameters, m._buffers)]
+    held = [(store, name, t) for store in stores for name, t in store.items() if id(t) in new]
+    try:
+        for store, name, tensor in held:
+            store[name] = new[id(tensor)]
+        yield
+    finally:
+        for store, name, tensor in held:
+            store[name] = tensor
+
+
+def loss_sums(terms: ElboTerms, num_data: int) -> Tensor:
+    """(2,) float64: the batch's Σ −log p(x|z) and Σ KL, means over draws; no gradients.
+
+    A batch of B of N data carries B / N of the KL of global latents.
+    """
+    share = terms.log_prior.shape[-1] / num_data
+    global_kl = (terms.global_log_guide - terms.global_log_prior) * share
+    sums = torch.stack([-terms.log_likelihood.sum(-1), terms.kl.sum(-1) + global_kl])
+    return sums.detach().mean(-1).double()
+
+
+def largest_entry(gradients: Iterable[Tensor | None]) -> Tensor:
+    """(), the largest absolute entry; NaN or infinite where an entry is."""
+    found = [torch.linalg.vector_norm(g.detach(), math.inf) for g in gradients if g is not None]
+    return torch.stack(found).max() if found else torch.zeros(())
+
+
+def _detached(terms: ElboTerms) -> ElboTerms:
+    return ElboTerms(*(t.detach() for t in terms[:5]), {})
+
+
+@contextmanager
+def bfloat16_networks(program: nn.Module) -> Iterator[None]:
+    """Autocast to bfloat16 inside the calls of the program's parts, and nowhere else.
+
+    Log-densities are computed outside these calls, and heads widen features to float32 before
+    they make a density of them, so that only networks have 8 bits of mantissa.
+
+    Example:
+        >>> program = nn.Sequential(nn.Linear(2, 2))
+        >>> with bfloat16_networks(program):
+        ...     program[0](torch.ones(1, 2)).dtype
+        torch.bfloat16
+    """
+    casts: list[torch.autocast] = []
+    device = next((p.device.type for p in program.parameters()), "cpu")
+
+    def enter(*_: Any) -> None:
+        casts.append(torch.autocast(device, torch.bfloat16, cache_enabled=False))
+        casts[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        casts.pop().__exit__(None, None, None)
+
+    handles = []
+    for part in program.children():
+        handles.append(part.register_forward_pre_hook(enter))
+        handles.append(part.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_float32(terms: ElboTerms) -> None:
+    """ConfigError where a density was computed in 16 bits."""
+    for name in ("log_likelihood", "log_prior", "log_guide"):
+        dtype = getattr(terms, name).dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"{name} is in {dtype}, but with 3 digits a log-density of hundreds of nats is "
+                "noise.\nLet your part widen its features: features = features.float(), or train "
+                'with precision="float32".'
+            )

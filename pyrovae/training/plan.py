@@ -1,0 +1,141 @@
+"""How a program is to be trained: the settings of `fit`, checked, and as a flat record.
+
+The record is what a checkpoint keeps and what resuming compares. Whether steps are
+recorded as a graph, and whether that is compiled, is a function of the model's size and
+the planned steps alone (`engine_for`): never of a stopwatch, so that a resumed run computes as
+the first one did.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch.optim import Optimizer
+
+from pyrovae.checks import real_number, seed_number, whole_number
+from pyrovae.errors import ConfigError
+
+HANDLERS, GRAPH, INDUCTOR = "handlers", "graph", "inductor"
+COMPILE = ("auto", HANDLERS, GRAPH, INDUCTOR)
+PRECISIONS = ("float32", "bf16")
+
+MIN_STEPS = 300  # recording costs about as much as this many steps save
+COMPILER_WORK = 1e13  # multiplications of a run, over which the compiler earns back its seconds
+SMALLEST_COMPILED = 2**23  # multiplications of a step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run; the arguments of `fit` of the same names say what they are."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float | Callable[[float], float]
+    optimizer: str | Callable[..., Optimizer]
+    scheduler: str | Callable[..., Any] | None
+    clip_norm: float | None
+    accumulate: int
+    average: float | None
+    patience: float
+    precision: str
+    compile: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        set_ = partial(object.__setattr__, self)
+        set_("epochs", whole_number(self.epochs, "epochs", 0))
+        set_("batch_size", whole_number(self.batch_size, "batch_size", 1))
+        set_("accumulate", whole_number(self.accumulate, "accumulate", 1))
+        set_("seed", seed_number(self.seed))
+        patience = self.patience
+        set_("patience", math.inf if patience is None else whole_number(patience, "patience", 1))
+        self.rate(0.0)
+        if self.clip_norm is not None:
+            real_number(self.clip_norm, "clip_norm", above=0.0)
+        if self.average is not None and not 0.0 < real_number(self.average, "average") < 1.0:
+            raise ConfigError(
+                f"average = {self.average}, but it is the decay of a moving average of the weights:"
+                " a number in (0, 1).\nWrite average=0.999, or None for the weights themselves."
+            )
+        _one_of(self.precision, "precision", PRECISIONS)
+        _one_of(self.compile, "compile", COMPILE)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after a fraction of the planned steps."""
+        rate = self.learning_rate
+        rate = rate(progress) if callable(rate) else rate
+        # a schedule may end at 0, a constant may not be it
+        bound = {"least": 0.0} if callable(self.learning_rate) else {"above": 0.0}
+        return real_number(rate, "learning_rate", **bound)
+
+    @property
+    def of_steps(self) -> dict[str, Any]:
+        """What `Steps` is to know."""
+        return {name: getattr(self, name) for name in ("clip_norm", "accumulate", "average")}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The settings as plain values; a schedule as its values at five points."""
+        rates = [self.rate(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "learning_rate": rates if callable(self.learning_rate) else rates[0],
+            "optimizer": described(self.optimizer),
+            "scheduler": described(self.scheduler),
+            "clip_norm": self.clip_norm,
+            "accumulate": self.accumulate,
+            "average": self.average,
+            "patience": None if math.isinf(self.patience) else self.patience,
+            "precision": self.precision,
+            "seed": self.seed,
+        }
+
+
+def engine_for(size: int, batch_size: int, num_steps: float) -> str:
+    """How the steps of a run are computed under compile="auto".
+
+    Args:
+        size: the number of trainable parameters.
+        batch_size: B; a step takes about 3 × size × B multiplications.
+        num_steps: planned steps of the whole run; infinite where it is not known.
+
+    Returns:
+        "handlers" for a few steps, "inductor" where the multiplications of the run are many,
+        "graph" otherwise.
+
+    Example:
+        >>> engine_for(20_000, 64, 2), engine_for(20_000, 64, 5_000)
+        ('handlers', 'graph')
+        >>> engine_for(10**6, 256, 10**5)
+        'inductor'
+    """
+    if num_steps < MIN_STEPS:
+        return HANDLERS
+    work = size * batch_size
+    is_long = math.isfinite(num_steps) and work * num_steps >= COMPILER_WORK
+    return INDUCTOR if is_long and work >= SMALLEST_COMPILED else GRAPH
+
+
+def described(choice: Any) -> Any:
+    """A choice as plain values: what can be compared when a run is resumed.
+
+    Example:
+        >>> described(partial(int, base=2))
+        'int(base=2)'
+    """
+    if choice is None or isinstance(choice, str | int | float):
+        return choice
+    if isinstance(choice, partial):
+        options = ", ".join(f"{k}={described(v)}" for k, v in sorted(choice.keywords.items()))
+        return f"{described(choice.func)}({options})"
+    if isinstance(choice, tuple | list):
+        return ", ".join(str(described(part)) for part in choice)
+    return getattr(choice, "__name__", type(choice).__name__)
+
+
+def _one_of(value: Any, name: str, values: tuple[str, ...]) -> None:
+    if value not in values:
+        raise ConfigError(f"{name} = {value!r}, but it must be one of {', '.join(values)}.")
