@@ -152,9 +152,10 @@ def admit(
     x, y, mask = as_batch(program, x, y, mask, is_whole=is_whole)
     traces = first_look(program, x, y, mask, is_whole=is_whole)
     check_values(x, observed_site(traces[0])["fn"], mask)
+    batch = cast_batch(program, x, y, mask)
     if is_whole:  # after the values, or NaN in x would be blamed on the encoder
         check_densities(*traces)
-    return cast_batch(program, x, y, mask)
+    return batch
 
 
 class Door:
@@ -191,14 +192,11 @@ class Door:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x, y, mask = as_batch(self.program, x, y, mask, is_whole=False)
         shapes = (None if y is None else tuple(y.shape[1:]), mask is not None)
+        traces = None
         if self.density is None:
             traces = first_look(self.program, x, y, mask, is_whole=True)
-            density = observed_site(traces[0])["fn"]
-            check_values(x, density, mask)
-            check_densities(*traces)
-            self.density, self.shapes = density, shapes
-        else:
-            check_values(x, self.density, mask)
+            self.density, self.shapes = observed_site(traces[0])["fn"], shapes
+        check_values(x, self.density, mask)
         if shapes != self.shapes:
             raise DataError(
                 f"the batch comes with y of shape {_shape(shapes[0])} a datum and "
@@ -206,7 +204,10 @@ class Door:
                 f"{_shape(self.shapes[0])} and {'a' if self.shapes[1] else 'no'} mask: the program "
                 "would see another kind of data.\nGive every datum the same."
             )
-        return cast_batch(self.program, x, y, mask)
+        batch = cast_batch(self.program, x, y, mask)
+        if traces is not None:
+            check_densities(*traces)
+        return batch
 
 
 def _shape(shape: tuple | None) -> str:
@@ -270,16 +271,21 @@ def knowing_parts(program: nn.Module) -> list[nn.Module]:
     return [module for module in program.modules() if hasattr(module, "check_data")]
 
 
-def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
-    """y as a tensor of num_data rows; floats in the parameters' dtype, integers unchanged."""
-    if y is None:
-        return None
-    y = as_tensor(y, "y")
+def check_num_covariates(y: Tensor | Rows, num_data: int) -> None:
+    """DataError unless y has num_data rows."""
     if not y.dim() or len(y) != num_data:
         raise DataError(
             f"y has shape {tuple(y.shape)}, but there are {num_data:,} rows of data, and each "
             "needs its own covariates.\nPass y with as many rows."
         )
+
+
+def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
+    """y as a tensor of num_data rows; floats in the parameters' dtype, integers unchanged."""
+    if y is None:
+        return None
+    y = as_tensor(y, "y")
+    check_num_covariates(y, num_data)
     if not y.is_floating_point():
         return y.to(like_parameters(torch.empty(0), program).device)
     check_finite(y, name="y")

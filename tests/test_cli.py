@@ -1,8 +1,10 @@
 """The command: what it writes and prints, what it refuses, and that its help is instant."""
 
 import gzip
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray
 from typer.testing import CliRunner
 
 import pyrovae as pv
 from pyrovae import cli
+from pyrovae.cli import numbers
 from pyrovae.errors import DivergenceError
 
 PICTURES = ("latent.png", "reconstructions.png", "samples.png", "training.png")
 QUICK = ("--epochs", "2", "--hidden", "16")
 HEAVY = ("torch", "pyro", "matplotlib", "sklearn", "arviz", "numpy")
+COMMANDS = ("fit", "evaluate", "verify", "sample", "encode", "impute", "compare", "report")
 HAS_MNIST = Path(os.environ.get("PYROVAE_DATA", "none"), "mnist").is_dir()
 
 
@@ -50,6 +55,7 @@ class TestImportsNothingHeavy:
             "import pyrovae.cli",
             "from pyrovae.cli import app; app(['--help'], standalone_mode=False)",
             "from pyrovae.cli import app; app(['fit', '--help'], standalone_mode=False)",
+            "from pyrovae.cli import app; app(['report', '--help'], standalone_mode=False)",
         ],
     )
     def test_in_a_fresh_interpreter(self, code):
@@ -78,15 +84,23 @@ class TestHelp:
         text = words(pyrovae("fit", "--help").output)
         assert "loss −E_q[log p(x|z)] + β KL(q(z|x) ‖ p(z))" in text
         assert "pyrovae fit --data mnist --binarize sampled" in text
-        for name in cli.Settings.__dataclass_fields__:
+        for name in cli.fit.Settings.__dataclass_fields__:
             assert f"--{name.replace('_', '-')}" in text
 
-    @pytest.mark.parametrize("command", [(), ("fit",)])
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_of_every_command_has_an_example(self, command):
+        text = words(pyrovae(command, "--help").output)
+        assert f"pyrovae {command} runs/" in text or command == "fit"
+        assert "Example" in text
+
+    @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
     def test_fits_into_80_columns(self, command, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
         lines = pyrovae(*command, "--help").output.splitlines()
         prose = [
-            line for line in lines if line.startswith(" ") and line.strip() not in ("", "Examples:")
+            line
+            for line in lines
+            if line.startswith(" ") and line.strip() not in ("", "Examples:", "Example:")
         ]
         assert min(len(line.split()) for line in prose) > 1  # a wrapped line leaves one word alone
 
@@ -131,7 +145,7 @@ class TestFit:
         }
         assert summary["seed"] == 5
         assert summary["versions"]["pyrovae"] == pv.__version__
-        assert set(summary["versions"]) == {"pyrovae", "torch", "pyro-ppl"}
+        assert set(summary["versions"]) == {"pyrovae", "torch", "pyro-ppl", "numpy", "python"}
         assert [epoch["epoch"] for epoch in summary["history"]] == [1, 2]
         assert summary["unit"].startswith("nats per datum")
 
@@ -141,7 +155,7 @@ class TestFit:
         x, x_test = pv.datasets.binarize(data.train), pv.datasets.binarize(data.test)
         vae = pv.build((8, 8), latent_dim=2, hidden=(16,), data=x, seed=0)
         history = pv.fit(vae, x, epochs=2, batch_size=64, seed=0)
-        terms = pv.elbo_terms(vae, x_test, num_samples=cli.NUM_SAMPLES, seed=0)
+        terms = pv.elbo_terms(vae, x_test, num_samples=numbers.NUM_SAMPLES, seed=0)
         elbo = terms.log_weights.mean(0).double()
         assert summary["history"][1]["elbo"] == history[1].elbo
         assert summary["held_out"]["elbo"]["value"] == pytest.approx(elbo.mean().item(), rel=1e-6)
@@ -183,12 +197,12 @@ class TestFit:
         fit("--binarize", "sampled")
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_chunks_of_rows_give_the_same_estimate(self, monkeypatch):
+    def test_chunks_of_rows_give_the_same_estimate(self):
         vae = pv.build((8, 8), latent_dim=2, hidden=(16,), seed=0)
         x = torch.ones(30, 8, 8)
-        whole = cli.estimate(vae, x, 2**64 - 1)
-        monkeypatch.setattr(cli, "NUM_SAMPLES", 2**17)  # one row a chunk
-        parts = cli.estimate(vae, x[:2], 2**64 - 1)
+        whole = numbers.estimate(vae, x, 2**64 - 1)
+        one_row_a_chunk = 2**17
+        parts = numbers.estimate(vae, x[:2], 2**64 - 1, num_samples=one_row_a_chunk)
         # the rows are equal, so both estimate one number; the error of `parts` is far smaller
         error = whole["elbo"]["std_error"]
         assert abs(parts["elbo"]["value"] - whole["elbo"]["value"]) < 4 * error
@@ -324,3 +338,280 @@ class TestParts:
         assert result.exit_code == 2
         assert "Did you mean 'VampPrior'?" in result.stderr
         assert not Path("run").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two runs on digits that differ in their prior, and one on other data."""
+    folder = tmp_path_factory.mktemp("runs")
+    np.save(folder / "x.npy", np.random.default_rng(0).uniform(size=(50, 8, 8)))
+    options = {
+        "normal": (),
+        "mixture": ("--prior", "GaussianMixture"),
+        "other": ("--data", folder / "x.npy"),
+    }
+    for name, more in options.items():
+        result = pyrovae("fit", "--out", folder / name, "--epochs", "4", "--hidden", "16", *more)
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """Copies that a test may spoil, in the folder that the test runs in."""
+    for name in ("normal", "mixture", "other"):
+        shutil.copytree(trained / name, tmp_path / name)
+    return tmp_path
+
+
+def fails(*args, code=2):
+    result = pyrovae(*args)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return words(result.stderr)
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def edit(path, change):
+    card = json.loads(path.read_text(encoding="utf-8"))
+    change(card)
+    path.write_text(json.dumps(card), encoding="utf-8")
+
+
+class TestCard:
+    def test_holds_what_it_takes_to_check_the_run(self, runs):
+        card = json.loads((runs / "normal" / "summary.json").read_text(encoding="utf-8"))
+        model = (runs / "normal" / "model.safetensors").read_bytes()
+        assert card["format"] == 1
+        assert card["model_sha256"] == hashlib.sha256(model).hexdigest()
+        assert card["data_sha256"]["valid"] is None
+        assert card["spec"]["latent_dim"] == 2
+        for part in ("training", "held_out"):
+            for number in ("elbo", "reconstruction", "kl"):
+                assert card[part][number]["draw_error"] > 0
+
+    def test_the_error_over_draws_is_the_spread_of_repetitions(self):
+        vae, x = pv.build((4,), latent_dim=2, seed=0), torch.eye(4).repeat(5, 1)
+        repeated = [numbers.estimate(vae, x, 100 * seed)["kl"] for seed in range(200)]
+        spread = np.std([number["value"] for number in repeated], ddof=1)
+        claimed = np.mean([number["draw_error"] ** 2 for number in repeated]) ** 0.5
+        assert spread == pytest.approx(claimed, rel=4 / 400**0.5)  # 4 standard errors of a spread
+
+
+class TestEvaluate:
+    def test_json_has_the_numbers_of_the_library(self, runs):
+        result = pyrovae("evaluate", "normal", "--num-samples", 50, "--json")
+        found = json.loads(result.stdout)
+        vae, x = pv.load("normal/model.safetensors"), pv.datasets.digits().test
+        evidence = pv.log_evidence(vae, pv.datasets.binarize(x), num_samples=50, seed=0)
+        assert found["log_px"]["value"] == pytest.approx(evidence.log_px.mean().item())
+        assert found["log_px"]["estimator"].endswith("K = 50")
+        assert found["elbo"]["value"] < found["log_px"]["value"]
+        assert found["active_units"]["of"] == 2
+        assert 0 <= found["share_above_pareto_k"]["value"] <= 1
+
+    def test_table_names_estimator_and_errors(self, runs):
+        text = words(pyrovae("evaluate", "normal", "--num-samples", 50, "--num-data", 40).stdout)
+        for part in ("held out (N=40)", "evidence, log p(x)", "K = 50", "active units", "k̂ >"):
+            assert part in text
+
+
+class TestVerify:
+    def test_a_true_card_holds_with_other_draws(self, runs):
+        result = pyrovae("verify", "normal")
+        assert result.exit_code == 0, result.output
+        assert "All 9 checks hold." in words(result.stdout)
+
+    def test_the_draws_are_others(self, runs):
+        found = json.loads(pyrovae("verify", "normal", "--json").stdout)
+        distances = [c["distance"] for c in found["checks"] if c["distance"] is not None]
+        assert len(distances) == 6
+        assert min(distances) > 0
+        assert found["is_fine"]
+
+    def test_a_number_that_is_too_good_fails(self, runs):
+        def better(card):
+            number = card["held_out"]["elbo"]
+            number["value"] += 6 * number["draw_error"]  # 6/√2 = 4.2 errors of the difference
+
+        edit(runs / "normal" / "summary.json", better)
+        result = pyrovae("verify", "normal", "--seed", 12345)
+        assert result.exit_code == 1
+        assert "1 of 9 checks fail: held out: elbo." in words(result.stdout)
+
+    def test_another_model_file_fails(self, runs):
+        vae = pv.load("mixture/model.safetensors")
+        pv.save(vae, "normal/model.safetensors")
+        result = pyrovae("verify", "normal")
+        assert result.exit_code == 1
+        assert "sha256 of model.safetensors" in words(result.stdout)
+
+    def test_a_nan_is_no_agreement(self, runs):
+        edit(
+            runs / "normal" / "summary.json",
+            lambda card: card["held_out"]["kl"].update(value=float("nan")),
+        )
+        assert pyrovae("verify", "normal").exit_code == 1
+
+
+class TestUse:
+    def test_sample_draws_pictures_and_arrays(self, runs):
+        assert pyrovae("sample", "normal", "-n", 5, "--out", "s.png").exit_code == 0
+        assert Path("s.png").read_bytes().startswith(b"\x89PNG")
+        assert pyrovae("sample", "normal", "-n", 5, "--out", "s.npz").exit_code == 0
+        found = arrays("s.npz")
+        assert {k: found[k].shape for k in found} == {
+            "z": (5, 2),
+            "mean": (5, 8, 8),
+            "x": (5, 8, 8),
+        }
+        assert set(np.unique(found["x"])) == {0, 1}
+
+    def test_encode_gives_the_moments_of_the_guide(self, runs):
+        x = pv.datasets.digits().test[:7]
+        np.save("x.npy", x.numpy())
+        assert pyrovae("encode", "normal", "x.npy", "--out", "c.npz").exit_code == 0
+        found = arrays("c.npz")
+        q = pv.load("normal/model.safetensors").encode(pv.datasets.binarize(x))
+        np.testing.assert_allclose(found["mean"], q.mean.detach(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found["scale"], q.stddev.detach(), rtol=1e-5)
+        assert set(found) == {"mean", "scale"}
+
+    def test_encode_writes_netcdf_of_the_held_out_data(self, runs):
+        assert pyrovae("encode", "normal", "--num-draws", 3, "--out", "c.nc").exit_code == 0
+        with xarray.open_dataset("c.nc", engine="scipy") as found:
+            assert dict(found.sizes) == {"datum": 360, "latent": 2, "draw": 3}
+            assert found.attrs["moments"] == "of q(z|x) itself"
+
+    def test_impute_keeps_what_was_observed(self, runs):
+        x = pv.datasets.digits().test[:6].numpy().copy()
+        x[:, :4] = np.nan
+        np.save("holes.npy", x)
+        options = ("--num-samples", 5, "--num-proposals", 100, "--out", "f.npz")
+        result = pyrovae("impute", "normal", "holes.npy", *options)
+        assert result.exit_code == 0, result.output
+        assert "effective sample size of 100 weights: median" in result.stdout
+        found = arrays("f.npz")
+        assert found["draws"].shape == (5, 6, 8, 8)
+        assert (found["draws"][:, :, 4:] == (x[:, 4:] > 0.5)).all()
+        assert (found["mask"] == ~np.isnan(x)).all()
+        assert found["ess"].shape == (6,)
+
+    def test_the_same_seed_draws_the_same(self, runs):
+        for name in ("a.npz", "b.npz"):
+            pyrovae("sample", "normal", "-n", 4, "--seed", 3, "--out", name)
+        one, two = arrays("a.npz"), arrays("b.npz")
+        assert (one["x"] == two["x"]).all()
+
+
+class TestCompare:
+    def test_ranks_by_paired_evidence(self, runs):
+        result = pyrovae("compare", "normal", "mixture", "--num-samples", 50, "--json")
+        rows = json.loads(result.stdout)["runs"]
+        assert {row["prior"] for row in rows} == {"StandardNormal", "GaussianMixture"}
+        assert rows[0]["difference"]["value"] == 0
+        assert rows[1]["difference"]["value"] == pytest.approx(
+            rows[0]["log_px"]["value"] - rows[1]["log_px"]["value"]
+        )
+
+    def test_table(self, runs):
+        text = words(pyrovae("compare", "normal", "mixture", "--num-samples", 50).stdout)
+        assert "best" in text
+        assert "worse by" in text
+
+    def test_refuses_other_data(self, runs):
+        assert "different held-out data" in fails("compare", "normal", "other")
+
+
+class TestReport:
+    def test_writes_a_page_and_names_the_condition(self, runs, monkeypatch):
+        monkeypatch.setattr("pyrovae.report.findings.NUM_REFINED", 20)
+        result = pyrovae("report", "normal", "--num-samples", 50, "--json")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        statuses = {v["name"]: v["status"] for v in found["verdicts"]}
+        assert statuses["undertrained"] == "problem"  # 4 epochs
+        html = Path("normal", "report.html").read_text(encoding="utf-8")
+        assert "VAE on digits" in html
+        assert "data:image/png;base64," in html
+        assert "is there already" in fails("report", "normal")
+
+
+class TestRefusesRuns:
+    """Every bad argument of the commands on runs: a message, exit code 2, no file."""
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("evaluate",), "Missing argument 'RUN'"),
+            (("evaluate", "nowhere"), "nowhere is no folder"),
+            (("verify", "empty"), "empty has no summary.json, so it is no finished run"),
+            (("report", "old"), "its format is none, but this version of pyrovae reads format 1"),
+            (("evaluate", "damaged"), "its JSON cannot be read"),
+            (("sample", "weightless", "--out", "s.png"), "model.safetensors"),
+            (("evaluate", "normal", "--num-samples", "3"), "--num-samples"),
+            (("evaluate", "normal", "--num-data", "1"), "--num-data"),
+            (("evaluate", "normal", "--seed", "-1"), "--seed"),
+            (("evaluate", "normal", "--data", "minst"), "neither a data set nor a file"),
+            (("evaluate", "normal", "--data", "x.npy"), "other data, or another split"),
+            (("verify", "moved"), "is not there any more"),
+            (("sample", "normal"), "Missing option '--out'"),
+            (("sample", "normal", "--out", "s.gif"), "does not end in .png or .npz"),
+            (("sample", "normal", "--out", "no/s.png"), "no is no folder"),
+            (("sample", "normal", "--out", "x.npz"), "x.npz is there already"),
+            (("sample", "normal", "--out", "empty.npz"), "empty.npz is a folder"),
+            (("sample", "normal", "-n", "0", "--out", "s.png"), "--num"),
+            (("encode", "normal", "--out", "c.csv"), "does not end in .npz or .nc"),
+            (("encode", "normal", "nowhere.npy", "--out", "c.nc"), "nowhere.npy"),
+            (("encode", "normal", "wide.npy", "--out", "c.nc"), "takes rows of shape (8, 8)"),
+            (("impute", "normal", "--out", "f.npz"), "Missing argument 'FILE'"),
+            (("impute", "normal", "x.npy", "--out", "f.npz"), "x.npy has no NaN"),
+            (("impute", "normal", "x.npy", "--out", "f.png"), "does not end in .npz"),
+            (("compare", "normal"), "two different runs or more"),
+            (("compare", "normal", "normal"), "two different runs or more"),
+            (("report", "normal", "--out", "r.pdf"), "does not end in .html"),
+        ],
+    )
+    def test_with_a_message(self, args, message, runs):
+        for name in ("empty", "empty.npz"):
+            (runs / name).mkdir()
+        for name in ("old", "damaged", "weightless", "moved"):
+            shutil.copytree(runs / "normal", runs / name)
+        edit(runs / "old" / "summary.json", lambda card: card.pop("format"))
+        (runs / "damaged" / "summary.json").write_text('{"format": 1,')
+        (runs / "weightless" / "model.safetensors").unlink()
+
+        def move(card):
+            card["settings"]["data"] = "gone.npy"
+            card["data_file"] = "/nowhere/gone.npy"
+
+        edit(runs / "moved" / "summary.json", move)
+        np.save("x.npy", np.random.default_rng(1).uniform(size=(50, 8, 8)))
+        np.save("wide.npy", np.zeros((20, 8, 9)))
+        Path("x.npz").write_text("mine")
+        before = sorted(runs.rglob("*"))
+        assert message in fails(*args)
+        assert sorted(runs.rglob("*")) == before
+        assert Path("x.npz").read_text() == "mine"
+
+    def test_force_replaces_a_file(self, runs):
+        Path("s.npz").write_text("old")
+        assert pyrovae("sample", "normal", "-n", 2, "--out", "s.npz", "--force").exit_code == 0
+        assert arrays("s.npz")["x"].shape == (2, 8, 8)
+
+    def test_ctrl_c_leaves_the_run_and_no_file(self, runs, monkeypatch):
+        def interrupted(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pyrovae.report.findings.examine", interrupted)
+        before = sorted(runs.rglob("*"))
+        assert fails("report", "normal", code=130) == "Interrupted."
+        assert sorted(runs.rglob("*")) == before
+
+    def test_data_that_moved_are_found_by_name(self, runs, trained):
+        shutil.copy(trained / "x.npy", "here.npy")
+        assert pyrovae("verify", "other", "--data", "here.npy").exit_code == 0

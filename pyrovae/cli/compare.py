@@ -1,0 +1,122 @@
+"""`pyrovae compare`: runs by the evidence of the same held-out data, in pairs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+import pyrovae as pv
+from pyrovae.cli.base import app, errors_as_exit_codes, say_json
+from pyrovae.cli.evaluate import DataOption, JsonOption, SeedOption
+from pyrovae.cli.runs import Run, open_run
+from pyrovae.errors import ConfigError, DataError
+
+
+@app.command("compare")
+def compare_command(
+    folders: Annotated[list[Path], Argument(metavar="RUN RUN…", help="Folders of pyrovae fit.")],
+    num_samples: Annotated[
+        int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
+    ] = 1000,
+    seed: SeedOption = 0,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank runs by log p(x) of the held-out data that they share.
+
+    Differences are paired, datum by datum against the best run, so that what makes
+    a datum hard for every model cancels. Two runs are told apart when the
+    difference exceeds two standard errors. Why one wins: distortion is the
+    reconstruction term, and the KL is what z says of x (information) plus what
+    another prior could save (misfit). Runs on other data, or scored on another
+    split, are refused.
+
+    \b
+    Example:
+      pyrovae compare runs/normal runs/vamp
+    """
+    with errors_as_exit_codes():
+        if len({folder.resolve() for folder in folders}) < 2:
+            raise ConfigError(
+                f"compare got {len(folders)} folder(s), but a comparison takes two different runs "
+                "or more.\nWrite pyrovae compare RUN RUN."
+            )
+        runs = [open_run(folder, data=data) for folder in folders]
+        result = comparison(runs, num_samples=num_samples, seed=seed)
+        say_json(result) if as_json else show(result)
+
+
+def comparison(runs: list[Run], *, num_samples: int, seed: int) -> dict[str, Any]:
+    """The rows of `pyrovae compare`, the best first; nats per datum.
+
+    Raises:
+        DataError: the runs were not scored on the same data.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.card["data_sha256"]["test"] != first.card["data_sha256"]["test"]:
+            raise DataError(
+                f"{run.folder} and {first.folder} have different held-out data ({run.data.name}, "
+                f"{first.data.name}; by SHA-256): densities of different x do not compare.\n"
+                "Compare runs on one data set with one split and one binarisation."
+            )
+    models = {str(run.folder): run.vae for run in runs}
+    options = {"num_samples": num_samples, "seed": seed}
+    found = pv.diagnostics.compare_priors(models, first.data.test, **options)
+    priors = {str(run.folder): run.card["settings"]["prior"] for run in runs}
+    rows = [_row(row, priors[row.name]) for row in found.rows]
+    return {
+        "data": first.data.name,
+        "num_data": len(first.data.test),
+        "unit": "nats per datum",
+        "estimator": f"importance sampling from q(z|x), K = {num_samples}",
+        "runs": rows,
+        "seed": seed,
+    }
+
+
+def _row(row: Any, prior: str) -> dict[str, Any]:
+    names = ("log_px", "difference", "reconstruction", "kl", "mutual_information", "marginal_kl")
+    estimates = {name: getattr(row, name) for name in names}
+    numbers = {n: {"value": e.value, "std_error": e.std_error} for n, e in estimates.items()}
+    return {
+        "run": row.name,
+        "prior": prior,
+        **numbers,
+        "share_above_pareto_k": row.share_failed,
+        "is_distinguishable": row.is_distinguishable,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table of `pyrovae compare`."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        "run",
+        "prior",
+        title=f"Held-out {result['data']} (N={result['num_data']})",
+        caption=f"nats per datum ± standard error over the data; log p(x) by {result['estimator']}",
+    )
+    columns = ("log p(x)", "worse by", "distortion", "information", "prior misfit", "k̂ fails")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in result["runs"]:
+        told = "" if row["is_distinguishable"] else " (not told apart)"
+        worse = f"{_pair(row['difference'])}{told}" if row["difference"]["value"] else "best"
+        parts = ("reconstruction", "mutual_information", "marginal_kl")
+        table.add_row(
+            Text(row["run"]),
+            row["prior"],
+            _pair(row["log_px"]),
+            worse,
+            *(f"{row[part]['value']:.2f}" for part in parts),
+            f"{100 * row['share_above_pareto_k']:.1f} %",
+        )
+    Console(highlight=False).print(table)
+
+
+def _pair(number: dict[str, float]) -> str:
+    return f"{number['value']:.2f} ± {number['std_error']:.2f}"

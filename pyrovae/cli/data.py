@@ -1,0 +1,120 @@
+"""The data of a run: by name or from a file, split and binarised as the options say."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyrovae as pv
+from pyrovae.errors import ConfigError, DataError
+
+DATA_SETS = ("digits", "mnist", "fashion_mnist", "binarized_mnist", "omniglot", "frey_faces")
+
+PIXELS = {
+    "threshold": "thresholded: 1 where grey > 0.5",
+    "sampled": "sampled: x ~ Bernoulli(grey), afresh each epoch; one fixed draw is scored",
+    "none": "taken as they are",
+}
+
+
+class Images(NamedTuple):
+    """Binary data: what is trained on, and fixed tensors (N, *event) to score."""
+
+    source: Any
+    train: Any
+    valid: Any
+    test: Any
+    test_labels: Any
+    name: str
+    pixels: str
+    split: str
+
+
+def load(
+    name: str, *, binarize: str | None = None, likelihood: str = "Bernoulli", seed: int = 0
+) -> Images:
+    """The data of this name or file, binarised.
+
+    Args:
+        name: one of DATA_SETS, or a file of images.
+        binarize: "threshold", "sampled" or "none"; None takes what the likelihood needs.
+        likelihood: only Bernoulli needs pixels in {0, 1}.
+        seed: of the split of a file, and of the fixed draw of "sampled".
+
+    Raises:
+        ConfigError: it is neither a data set nor a file.
+        DataError: the file does not hold images, or other values than binarize allows.
+    """
+    data, split = _grey(name, seed)
+    is_binary = likelihood == "Bernoulli"
+    is_done = data.name == "binarized_mnist" or not is_binary
+    pixels = binarize or ("none" if is_done else "threshold")
+    grey = (data.train, data.valid, data.test)
+    parts = [None if x is None else _binary(x, pixels, is_binary) for x in grey]
+    fixed = [part.draw(seed) if hasattr(part, "draw") else part for part in parts]
+    return Images(parts[0], *fixed, data.test_labels, data.name, pixels, split)
+
+
+def _grey(name: str, seed: int) -> tuple[Any, str]:
+    """The data as they come, and in words how the held-out ones were chosen."""
+    if name in DATA_SETS:
+        return getattr(pv.datasets, name)(), "its test split"
+    if not Path(name).suffix and not Path(name).is_file():
+        raise ConfigError(
+            f"--data {name!r} is neither a data set nor a file.\nData sets: {', '.join(DATA_SETS)}."
+            "\nFiles: .npy, .npz with one array, or IDX, of images (N, H, W)."
+        )
+    import torch
+
+    x, is_bytes = grey_images(name)
+    if x.dim() < 2 or len(x) < 10:
+        raise DataError(
+            f"{name} holds an array of shape {tuple(x.shape)}, but one datum is one row, (N, H, W) "
+            "or (N, D), and there must be 10 or more: a fifth is held out."
+        )
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    test, train = x[order].tensor_split([len(x) // 5])
+    split = f"a fifth of the rows, at random{'; grey = byte / 255' if is_bytes else ''}"
+    return pv.datasets.Data(train, test, name=Path(name).name.partition(".")[0]), split
+
+
+def grey_images(path: str) -> tuple[Any, bool]:
+    """The images in a file as floats, bytes divided by 255, and whether they were bytes."""
+    import torch
+
+    x = pv.datasets.from_file(path)
+    x = x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x  # one grey channel
+    is_bytes = x.dtype == torch.uint8 and bool(x.max() > 1)
+    return (x.float() / 255 if is_bytes else x.float()), is_bytes
+
+
+def rows_of(path: str, run: Any) -> tuple[Any, Any]:
+    """Images in a file made ready for a run's model, and the mask: true where observed (not NaN).
+
+    Args:
+        path: .npy, .npz or IDX; floats may hold NaN where a pixel is missing.
+        run: what `cli.runs.open_run` returned; grey images are binarised as its data were.
+
+    Raises:
+        DataError: a row has another shape than the run's data.
+    """
+    x, _ = grey_images(path)
+    shape = tuple(run.vae.spec["event_shape"])
+    if tuple(x.shape[1:]) != shape or not len(x):
+        raise DataError(
+            f"{path} holds an array of shape {tuple(x.shape)}, but the model of {run.folder} takes "
+            f"rows of shape {shape}: (N, {', '.join(map(str, shape))})."
+        )
+    mask = ~x.isnan()
+    x = x.nan_to_num(0.0)
+    fixed = _binary(x, run.pixels, run.card["settings"]["likelihood"] == "Bernoulli")
+    return (fixed.draw(run.card["seed"]) if hasattr(fixed, "draw") else fixed), mask
+
+
+def _binary(x: Any, pixels: str, is_binary: bool) -> Any:
+    if pixels != "none":
+        return pv.datasets.binarize(x, pixels)
+    if not is_binary or ((x == 0) | (x == 1)).all():
+        return x
+    raise DataError(
+        "--binarize none needs pixels that are 0 or 1, but these also have values between or "
+        f"beyond ({x.min():g} to {x.max():g}).\nWrite --binarize threshold, or sampled."
+    )

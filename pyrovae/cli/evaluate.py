@@ -1,0 +1,118 @@
+"""`pyrovae evaluate`: what a run's model is worth on its held-out data."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+import pyrovae as pv
+from pyrovae.cli.base import app, errors_as_exit_codes, say_json
+from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, estimate
+from pyrovae.cli.runs import Run, open_run
+
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="A folder that pyrovae fit made.")]
+DataOption = Annotated[
+    str | None, Option(metavar="FILE", help="Where the run's data are now, if they moved.")
+]
+JsonOption = Annotated[bool, Option("--json", help="One JSON object instead of a table.")]
+SeedOption = Annotated[int, Option(min=0, metavar="N", help="Of all draws.")]
+
+
+@app.command("evaluate")
+def evaluate_command(
+    folder: RunFolder,
+    num_samples: Annotated[
+        int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
+    ] = 1000,
+    num_data: Annotated[
+        int | None, Option(min=2, metavar="N", help="Score so many held-out data, at random.")
+    ] = None,
+    seed: SeedOption = 0,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a run on its held-out data: ELBO, evidence, active units, k̂.
+
+    \b
+    ELBO      −(reconstruction + KL), a lower bound of log p(x)
+    log p(x)  log (1/K) Σ_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x): from below, and
+              closer the larger K is
+    active    latent dimensions with Var_x(E[z_d|x]) > 0.01
+    k̂         tail of a datum's weights; above the threshold the encoder misses
+              its posterior, and log p(x) is too low
+
+    \b
+    Examples:
+      pyrovae evaluate runs/mnist
+      pyrovae evaluate runs/mnist --num-samples 5000 --num-data 1000 --json
+    """
+    with errors_as_exit_codes():
+        run = open_run(folder, data=data)
+        result = scores(run, num_samples=num_samples, num_data=num_data, seed=seed)
+        say_json(result) if as_json else show(result)
+
+
+def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> dict[str, Any]:
+    """The numbers of `pyrovae evaluate`, nats per datum where nothing else is said."""
+    import torch
+
+    from pyrovae.diagnostics.estimate import mean_of
+    from pyrovae.pareto import pareto_k_threshold
+
+    x = run.data.test
+    if num_data is not None and num_data < len(x):
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num_data]
+        x = x[rows]
+    evidence = pv.log_evidence(run.vae, x, num_samples=num_samples, seed=seed)
+    active = pv.diagnostics.active_units(run.vae, x, seed=seed)
+    log_px, threshold = mean_of(evidence.log_px), pareto_k_threshold(num_samples)
+    failed = (evidence.pareto_k > threshold).double().mean().item()
+    return {
+        "run": str(run.folder),
+        "data": run.data.name,
+        "unit": "nats per datum",
+        **estimate(run.vae, x, seed),
+        "log_px": {
+            "value": log_px.value,
+            "std_error": log_px.std_error,
+            "draw_error": (evidence.std_error**2).sum().sqrt().item() / len(x),
+            "estimator": f"importance sampling from q(z|x), K = {num_samples}",
+        },
+        "active_units": {
+            "value": active.num_active,
+            "of": len(active.is_active),
+            "variance": active.variance.tolist(),
+            "std_error": active.std_error.tolist(),
+        },
+        "share_above_pareto_k": {
+            "value": failed,
+            "std_error": (failed * (1 - failed) / len(x)) ** 0.5,
+            "threshold": threshold,
+        },
+        "seed": seed,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table of `pyrovae evaluate`."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    log_px, active = result["log_px"], result["active_units"]
+    share = result["share_above_pareto_k"]
+    table = Table(
+        f"held out (N={result['num_data']})",
+        title=f"{result['run']}: VAE on {result['data']}",
+        caption=f"nats per datum ± standard error over the data; {NUM_SAMPLES} draws of z each, "
+        f"log p(x) by {log_px['estimator']} (error of its draws {log_px['draw_error']:.3f})",
+    )
+    table.add_column("value", justify="right")
+    rows = {name: result[key] for key, name in TERMS.items()}
+    rows["evidence, log p(x) (higher is better)"] = log_px
+    for name, number in rows.items():
+        table.add_row(Text(name), f"{number['value']:.2f} ± {number['std_error']:.2f}")
+    table.add_row("active units", f"{active['value']} of {active['of']}")
+    percent, error = 100 * share["value"], 100 * share["std_error"]
+    table.add_row(f"data with k̂ > {share['threshold']:.2f}", f"{percent:.1f} ± {error:.1f} %")
+    Console(highlight=False).print(table)

@@ -1,0 +1,259 @@
+"""Images side by side on one grey scale: samples, reconstructions, and what z does to x."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pyrovae.errors import DataError
+from pyrovae.plots.inputs import (
+    as_axis,
+    as_finite,
+    as_images,
+    some_names,
+    whole_columns,
+)
+from pyrovae.plots.style import every, own_axes
+
+MOST_TICKS = 10  # numbers written along an axis
+
+
+def images(
+    array: Any, *, columns: int | None = None, title: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """A grid of grey images, row by row, on one common grey scale that the axis states.
+
+    Args:
+        array: (N, H, W). White is 0 and black is 1 when all values are within, else white is the
+            smallest value and black the largest.
+        columns: images in a row; about √N by default.
+        title: put above the grid.
+        ax: where to draw; a new figure's by default.
+
+    Returns:
+        The Axes, in units of pixels of the images.
+
+    Raises:
+        DataError: another shape, no image, or a value that is not finite.
+        ConfigError: columns is not a whole number ≥ 1.
+
+    Example:
+        >>> ax = images(np.zeros((10, 8, 8)), columns=5)
+        >>> ax.get_xlabel()
+        'white = 0, black = 1'
+    """
+    array = as_images(array, "array")
+    columns = whole_columns(columns, default=math.ceil(math.sqrt(len(array))))
+    rows = [array[start : start + columns] for start in range(0, len(array), columns)]
+    ax, _, _ = _show_rows(rows, grey_limits(array), ax)
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def reconstructions(
+    x: Any,
+    reconstructed: Any,
+    *,
+    columns: int = 10,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Inputs and their reconstructions in pairs of rows, the input above its reconstruction.
+
+    Args:
+        x: (N, H, W), the inputs.
+        reconstructed: (N, H, W), in the same units and order.
+        columns: pairs side by side.
+        title: put above the grid.
+        ax: where to draw; a new figure's by default.
+
+    Returns:
+        The Axes; both kinds are on one grey scale, which the axis states.
+
+    Raises:
+        DataError: a shape that is no (N, H, W), two different ones, or a value not finite.
+        ConfigError: columns is not a whole number ≥ 1.
+
+    Example:
+        >>> ax = reconstructions(np.zeros((3, 8, 8)), np.ones((3, 8, 8)))
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['input', 'reconstruction']
+    """
+    x, reconstructed = as_images(x, "x"), as_images(reconstructed, "reconstructed")
+    if x.shape != reconstructed.shape:
+        raise DataError(
+            f"x has shape {x.shape}, but reconstructed has {reconstructed.shape}: each input is "
+            "drawn above its own reconstruction.\nPass the reconstructions of the same rows."
+        )
+    columns = whole_columns(columns, default=10)
+    starts = range(0, len(x), columns)
+    rows = [part[i : i + columns] for i in starts for part in (x, reconstructed)]
+    limits = grey_limits(np.concatenate([x, reconstructed]))
+    ax, down, _ = _show_rows(rows, limits, ax, pairs=True, beside=1.2)
+    ax.set_yticks(down, ["input", "reconstruction"] * len(starts))
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def traversals(
+    images: Any,
+    values: Any,
+    *,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One row of images a latent dimension: what moving z along that dimension alone does to x.
+
+    Args:
+        images: (D, K, H, W); images[d, k] decodes a code whose dimension d is set to values[k],
+            the others being as they were. Rows of your choice, the most informative first, say.
+        values: (K,), increasing, in the units of the latent space.
+        names: of the D rows; 1 … D by default.
+        title: put above the grid.
+        ax: where to draw; a new figure's by default.
+
+    Returns:
+        The Axes: the dimension down, its value across.
+
+    Raises:
+        DataError: another shape, a number that is not finite, or values that do not increase.
+
+    Example:
+        >>> ax = traversals(np.zeros((3, 5, 8, 8)), np.linspace(-2, 2, 5), names=["z1", "z4", "z7"])
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['z1', 'z4', 'z7']
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['−2', '−1', '0', '1', '2']
+    """
+    rows, values = as_finite(images, "images"), as_axis(values, "values")
+    if rows.ndim != 4 or not rows.size or rows.shape[1] != len(values):
+        raise DataError(
+            f"images has shape {rows.shape}, but traversals need (D, K, H, W), an image for each "
+            f"of D dimensions at each of K = {len(values)} values.\n"
+            f"Write images.reshape(D, {len(values)}, H, W)."
+        )
+    names = some_names(names, len(rows), default=[str(d + 1) for d in range(len(rows))])
+    ax, down, across = _show_rows(list(rows), grey_limits(rows), ax, beside=0.9)
+    ax.set_yticks(down, names)
+    _write_values(ax.set_xticks, across, values)
+    ax.set_xlabel(f"value of that dimension, units of z\n{ax.get_xlabel()}")
+    ax.set_ylabel("latent dimension")
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def latent_manifold(
+    images: Any,
+    first: Any,
+    *,
+    second: Any = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The plane of a two-dimensional latent space, drawn as what each of its places decodes to.
+
+    Args:
+        images: (K1, K2, H, W), or (K1·K2, H, W) in the order of `torch.cartesian_prod`:
+            images[i, j] decodes z = (first[i], second[j]), indexing="ij" of a meshgrid.
+        first: (K1,), values of z1, increasing; equal distances or not, such as normal quantiles.
+        second: (K2,), values of z2; those of z1 by default.
+        title: put above the plane.
+        ax: where to draw; a new figure's by default.
+
+    Returns:
+        The Axes: z1 to the right and z2 upwards, as in `latent_scatter`.
+
+    Raises:
+        DataError: another shape, a number that is not finite, or values that do not increase.
+
+    Example:
+        >>> ax = latent_manifold(np.zeros((9, 8, 8)), [-1, 0, 1])
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['−1', '0', '1']
+    """
+    first = as_axis(first, "first")
+    second = first if second is None else as_axis(second, "second")
+    array = _plane_of_images(as_finite(images, "images"), len(first), len(second))
+    rows = list(array.transpose(1, 0, 2, 3)[::-1])  # the largest z2 at the top
+    ax, down, across = _show_rows(rows, grey_limits(array), ax, beside=0.8)
+    _write_values(ax.set_xticks, across, first)
+    _write_values(ax.set_yticks, down[::-1], second)
+    ax.set_xlabel(f"latent dimension 1\n{ax.get_xlabel()}")
+    ax.set_ylabel("latent dimension 2")
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def _plane_of_images(array: np.ndarray, num_first: int, num_second: int) -> np.ndarray:
+    """(K1, K2, H, W)."""
+    if array.ndim == 3 and len(array) == num_first * num_second:
+        array = array.reshape(num_first, num_second, *array.shape[1:])
+    if array.ndim != 4 or not array.size or array.shape[:2] != (num_first, num_second):
+        raise DataError(
+            f"images has shape {array.shape}, but {num_first} values of z1 and {num_second} of z2 "
+            f"need an image each: ({num_first}, {num_second}, H, W).\n"
+            "Decode torch.cartesian_prod(first, second), and reshape to that."
+        )
+    return array
+
+
+def grey_limits(array: np.ndarray) -> tuple[float, float]:
+    """What white and black stand for: 0 and 1 where all is within, else the extremes."""
+    low, high = float(array.min()), float(array.max())
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+
+
+def _write_values(set_ticks: Any, places: Sequence[float], values: np.ndarray) -> None:
+    chosen = every(len(values), MOST_TICKS)
+    texts = [f"{values[i]:.3g}".replace("-", "−") for i in chosen]
+    set_ticks([places[i] for i in chosen], texts)
+
+
+def _show_rows(
+    rows: Sequence[np.ndarray],
+    limits: tuple[float, float],
+    ax: Axes | None,
+    *,
+    pairs: bool = False,
+    beside: float = 0.3,
+) -> tuple[Axes, list[float], list[float]]:
+    """Draw rows of images as one mosaic: the Axes, and the centres of its rows and columns.
+
+    `beside` is how many inches of a new figure are for what stands to the left of the rows.
+    """
+    mosaic, down, across = _mosaic(rows, pairs)
+    if ax is None:
+        height, width = mosaic.shape
+        inches = min(8.0, 0.75 * len(rows[0]) + 1), min(9.0, 0.75 * len(rows) + 1)
+        scale = min(inches[0] / width, inches[1] / height)
+        ax = own_axes(None, max(width * scale, 4.0) + beside, height * scale + 0.8)
+    ax.imshow(mosaic, cmap="gray_r", vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel(f"white = {limits[0]:.4g}, black = {limits[1]:.4g}")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_facecolor("#dfe6ee")  # shows through the gaps, where the mosaic is NaN
+    return ax, down, across
+
+
+def _mosaic(rows: Sequence[np.ndarray], pairs: bool) -> tuple[np.ndarray, list[float], list[float]]:
+    _, height, width = rows[0].shape
+    gap = max(1, height // 12)
+    tops = [gap + i * (height + gap) + (gap * (i // 2) if pairs else 0) for i in range(len(rows))]
+    lefts = [gap + j * (width + gap) for j in range(len(rows[0]))]
+    mosaic = np.full((tops[-1] + height + gap, lefts[-1] + width + gap), np.nan)
+    for top, row in zip(tops, rows, strict=True):
+        for left, image in zip(lefts, row, strict=False):  # the last row may be short
+            mosaic[top : top + height, left : left + width] = image
+    down, across = (
+        [at + (size - 1) / 2 for at in starts] for starts, size in ((tops, height), (lefts, width))
+    )
+    return mosaic, down, across

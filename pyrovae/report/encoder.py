@@ -1,0 +1,107 @@
+"""What weight of the KL an encoder was trained for, read off the encoder itself.
+
+Shrink q(z|x) about its mean m(x): z_s = m + s (z − m). At s = 1 the two terms of the ELBO change by
+
+    a = −d/ds E_q[log p(x|z_s)] = −E_q[(z − m) · ∇_z log p(x|z)]
+    b = −d/ds KL(q_s ‖ p)       = D + E_q[(z − m) · ∇_z log p(z)]
+
+An encoder that minimises reconstruction + β KL, and can scale all its posteriors at once, is
+where a = β b on average over its training data. So β̂ = mean(a) / mean(b): 1 for an encoder
+trained on the ELBO, β for one of a β-VAE, whatever the decoder and the data. With all of z
+collapsed to the prior b is 0 and β̂ says nothing; discrete latents have no s.
+
+References:
+    beta-VAE, Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl
+    Fixing a Broken ELBO, Alemi et al., 2018, https://arxiv.org/abs/1711.00464 (β as the slope of
+    the rate-distortion curve)
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.admission import admit
+from pyrovae.batches import Batch
+from pyrovae.diagnostics import Estimate
+from pyrovae.diagnostics.draws import diagnosing
+from pyrovae.evidence.joint import VAEJoint
+
+ROWS = 500  # data at a time
+
+
+def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Estimate:
+    """β̂, the weight of the KL at which the encoder is balanced, with its error over data.
+
+    Args:
+        vae: a `VAE` with continuous latents and covariate-free parts.
+        x: (N, *event), data that it was trained on.
+        num_samples: S, draws of z per datum.
+        seed: of the draws.
+
+    Returns:
+        Estimate, without unit; NaN where the latents are discrete, the densities have no gradient,
+        or b is not told from 0 (collapse).
+
+    Raises:
+        DataError: x does not fit the model.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> x = torch.eye(2).repeat(200, 1)
+        >>> history = pv.fit(vae, x, objective=pv.objectives.BetaELBO(0.25), seed=0)
+        >>> abs(kl_weight(vae, x).value - 0.25) < 0.1
+        True
+    """
+    x = Batch(*admit(vae, x)).x
+    parts = []
+    with diagnosing(vae, seed):
+        for rows in x.split(ROWS):
+            found = _slopes(VAEJoint(vae, Batch(rows, None, None)), num_samples)
+            if found is None:
+                return Estimate(math.nan, math.nan)
+            parts.append(found)
+    a, b = torch.cat(parts, 1).double()
+    return ratio(a, b)
+
+
+def ratio(a: Tensor, b: Tensor) -> Estimate:
+    """mean(a) / mean(b) of paired (N,) numbers, delta-method error; NaN if mean(b) may be 0.
+
+    Example:
+        >>> ratio(torch.tensor([2.0, 4.0, 6.0]), torch.tensor([1.0, 2.0, 3.0]))
+        Estimate(value=2.0, std_error=0.0, is_non_negative=False)
+    """
+    root = math.sqrt(len(b))
+    mean = b.mean()
+    if len(b) < 2 or not mean > 5 * b.std() / root:
+        return Estimate(math.nan, math.nan)
+    value = a.mean() / mean
+    return Estimate(value.item(), ((a - value * b).std() / root / mean).item())
+
+
+def _slopes(joint: VAEJoint, num_samples: int) -> Tensor | None:
+    """a and b, (2, n), means over draws; None where z is discrete."""
+    q = joint.guide
+    if getattr(q.support, "is_discrete", False) or getattr(
+        joint.prior.support, "is_discrete", False
+    ):
+        return None
+    z = q.sample((num_samples,))
+    try:
+        mean = q.mean
+    except NotImplementedError:  # a flow
+        mean = z.mean(0) if num_samples > 1 else z[0]
+    with torch.enable_grad():
+        z_s = z.detach().requires_grad_()
+        log_prior, log_likelihood = joint.terms({"z": z_s})
+        slopes = [_gradient(term, z_s) for term in (log_likelihood, log_prior)]
+    by_likelihood, by_prior = (((z - mean) * slope).sum(-1).mean(0) for slope in slopes)
+    return torch.stack([-by_likelihood, z.shape[-1] + by_prior]).detach()
+
+
+def _gradient(term: Tensor, z: Tensor) -> Tensor:
+    (slope,) = torch.autograd.grad(term.sum(), z, allow_unused=True)
+    return torch.zeros_like(z) if slope is None else slope

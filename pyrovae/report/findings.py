@@ -1,0 +1,208 @@
+"""The numbers that a report rests on: one pass over a run's model and data.
+
+Each number is a diagnostic of `pyrovae.diagnostics`, or one of the two here:
+
+    continued   (E_test[objective after N more steps] − E_test[before]): is training over?
+    kl_weight   the weight of the KL that the encoder is balanced for (`report.encoder`)
+
+Large data are thinned at random, by the seed; the record says to how many.
+"""
+
+import copy
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import pyrovae.diagnostics as diagnostics
+from pyrovae.checks import whole_number
+from pyrovae.diagnostics import Estimate
+from pyrovae.diagnostics.estimate import mean_of
+from pyrovae.errors import ConfigError, DivergenceError
+from pyrovae.evidence import Evidence, log_evidence
+from pyrovae.objectives import BetaELBO
+from pyrovae.pareto import pareto_k_threshold
+from pyrovae.report.encoder import kl_weight
+from pyrovae.terms import elbo_terms
+from pyrovae.training import fit
+
+MORE_STEPS = 500  # fewer leave a model on the plateau at the start of training there
+NUM_DATA = 1000  # of each part, at most
+NUM_REFINED = 200  # data whose inference gaps are measured
+NUM_SIMULATED = 500
+
+
+class Training(NamedTuple):
+    """How a model was trained, as far as continuing it needs.
+
+    Attributes:
+        beta: weight of the KL.
+        batch_size: data in a step.
+        learning_rate: Adam's.
+    """
+
+    beta: float = 1.0
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+
+
+class Continued(NamedTuple):
+    """What more training gains on held-out data.
+
+    Attributes:
+        gain: nats per datum of the training objective, paired, with its error over data.
+        spread: the standard deviation over data of the objective itself, before, nats.
+        num_steps: steps of Adam that were made.
+    """
+
+    gain: Estimate
+    spread: float
+    num_steps: int
+
+
+class Findings(NamedTuple):
+    """What was measured; nats per datum unless said otherwise.
+
+    Attributes:
+        held_out, training: ELBO, its terms and its surgery; held-out and training data.
+        collapse: which latent dimensions are idle, on held-out data.
+        kl_weight: β̂ of the encoder, on training data, without unit.
+        continued: what more training gains; None where it could not be tried.
+        evidence: log p(x) and k̂ of the held-out data.
+        pareto_threshold: what k̂ must not exceed.
+        gaps: inference gaps of some held-out data; None where the guide cannot be refined.
+        calibration: on simulated data; None where the latents do not allow it.
+        x: (n, *event), the held-out data that `held_out` and `evidence` are about.
+        rows: (n,), their rows in the held-out data.
+    """
+
+    held_out: diagnostics.Decomposition
+    training: diagnostics.Decomposition
+    collapse: diagnostics.Collapse
+    kl_weight: Estimate
+    continued: Continued | None
+    evidence: Evidence
+    pareto_threshold: float
+    gaps: diagnostics.InferenceGaps | None
+    calibration: diagnostics.Calibration | None
+    x: Tensor
+    rows: Tensor
+
+
+def examine(
+    vae: Any,
+    train: Tensor,
+    *,
+    test: Tensor,
+    training: Training | None = None,
+    num_samples: int = 1000,
+    thorough: bool = True,
+    seed: int = 0,
+) -> Findings:
+    """Measure everything that a report says about a model.
+
+    Args:
+        vae: a `VAE` without covariates; it is left as it is.
+        train: (N, *event), the data that it was trained on.
+        test: (M, *event), held-out data.
+        training: how it was trained; the defaults of `Training` if left out.
+        num_samples: K ≥ 21, draws per datum for log p(x).
+        thorough: measure inference gaps and calibration too, which take most of the time.
+        seed: of all draws, and of which data are taken.
+
+    Returns:
+        Findings.
+
+    Raises:
+        DataError: the data do not fit the model.
+        ConfigError: num_samples is too small.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
+        >>> found = examine(vae, x, test=x, num_samples=50, thorough=False)
+        >>> found.continued.num_steps, found.evidence.log_px.shape
+        (500, torch.Size([60]))
+    """
+    num_samples = whole_number(num_samples, "num_samples", 21)
+    training = training or Training()
+    rows = _some(len(test), NUM_DATA, seed)
+    x, x_train = test[rows], train[_some(len(train), NUM_DATA, seed + 1)]
+    return Findings(
+        diagnostics.decompose_elbo(vae, x, seed=seed),
+        diagnostics.decompose_elbo(vae, x_train, seed=seed),
+        diagnostics.collapsed_dimensions(vae, x, seed=seed),
+        kl_weight(vae, x_train, seed=seed),
+        continued(vae, train, test=x, training=training, seed=seed),
+        log_evidence(vae, x, num_samples=num_samples, seed=seed),
+        pareto_k_threshold(num_samples),
+        _if_possible(_gaps, vae, x, seed) if thorough else None,
+        _if_possible(_calibration, vae, x, seed) if thorough else None,
+        x,
+        rows,
+    )
+
+
+def _some(total: int, most: int, seed: int) -> Tensor:
+    """At most so many of the rows, at random, in order."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    return torch.randperm(total, generator=generator)[:most].sort().values
+
+
+def _gaps(vae: Any, x: Tensor, seed: int) -> diagnostics.InferenceGaps:
+    return diagnostics.inference_gaps(vae, x[:NUM_REFINED], seed=seed)
+
+
+def _calibration(vae: Any, x: Tensor, seed: int) -> diagnostics.Calibration:
+    return diagnostics.calibration(vae, NUM_SIMULATED, seed=seed)
+
+
+def _if_possible(measure: Any, *arguments: Any) -> Any:
+    try:
+        return measure(*arguments)
+    except (ConfigError, NotImplementedError):  # a flow cannot be refined, a code not ranked
+        return None
+
+
+def continued(
+    vae: Any, train: Tensor, *, test: Tensor, training: Training, seed: int = 0
+) -> Continued | None:
+    """What MORE_STEPS further steps of a copy gain on held-out data, in the model's own objective.
+
+    Args:
+        vae: the model; the copy is trained, not this.
+        train: (N, *event), the data that it was trained on.
+        test: (M, *event), held-out data.
+        training: how it was trained.
+        seed: of the steps and the draws.
+
+    Returns:
+        Continued, or None where training diverged or the model cannot be trained on.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
+        >>> continued(vae, x, test=x, training=Training()).gain.value > 0
+        True
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed % 2**63))
+    seen = train[order[: MORE_STEPS * training.batch_size]]
+    steps_per_epoch = math.ceil(len(seen) / training.batch_size)
+    epochs = math.ceil(MORE_STEPS / steps_per_epoch)
+    later = copy.deepcopy(vae)
+    options = {"batch_size": training.batch_size, "learning_rate": training.learning_rate}
+    objective = None if training.beta == 1 else BetaELBO(training.beta)
+    try:
+        fit(later, seen, objective=objective, epochs=epochs, seed=seed, progress=False, **options)
+    except (ConfigError, DivergenceError):
+        return None
+    before, after = (_objective(model, test, training.beta, seed) for model in (vae, later))
+    spread = before.std().item()
+    return Continued(mean_of(after - before), spread, epochs * steps_per_epoch)
+
+
+def _objective(vae: Any, x: Tensor, beta: float, seed: int) -> Tensor:
+    """E_q[log p(x|z)] − β KL, (N,), nats, at the same noise for any model of these sizes."""
+    terms = elbo_terms(vae, x, num_samples=10, seed=seed)
+    return (terms.log_likelihood - beta * terms.kl).mean(0).double()

@@ -1,0 +1,91 @@
+"""The graph of a model: Pyro's own drawing where graphviz's `dot` is there, else matplotlib's.
+
+z ~ p(z)  →  x ~ p(x|z)     plate "data", one pair a datum; the guide q(z|x) dashed
+"""
+
+import io
+import shutil
+from contextlib import suppress
+from typing import Any
+
+import pyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
+
+from pyrovae.handlers import evaluation
+
+LINE = {"color": "black", "linewidth": 1.4}
+
+
+def model_graph(vae: Any, x: Tensor) -> tuple[bytes, str]:
+    """The graph as a PNG, and by whom it was drawn: "graphviz" or "matplotlib".
+
+    Args:
+        vae: a `VAE` without covariates.
+        x: (N, *event), data; two rows are used.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> picture, _ = model_graph(pv.build((2,), latent_dim=1, seed=0), torch.eye(2))
+        >>> picture[:4]
+        b'\\x89PNG'
+    """
+    if shutil.which("dot"):
+        # the Python package graphviz is optional, and a `dot` without plugins fails
+        with suppress(ImportError, OSError, RuntimeError), evaluation(vae):
+            graph = pyro.render_model(vae.model, (x[:2],), render_distributions=True)
+            graph.graph_attr["dpi"] = "144"
+            return graph.pipe(format="png"), "graphviz"
+    ax = draw_graph(vae)
+    buffer = io.BytesIO()
+    ax.figure.savefig(buffer, format="png", dpi=144)
+    return buffer.getvalue(), "matplotlib"
+
+
+def draw_graph(vae: Any, *, ax: Axes | None = None) -> Axes:
+    """The graph of a VAE by hand: z, x (grey: observed), the plate, the model's and guide's arrows.
+
+    Args:
+        vae: any `VAE`; the names of its parts are written beside the nodes.
+        ax: where to draw; a new figure's by default.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> ax = draw_graph(pv.build((2,), latent_dim=1, seed=0))
+        >>> [text.get_text() for text in ax.texts][:3]
+        ['z', 'x', 'data']
+    """
+    if ax is None:
+        ax = Figure(figsize=(4.4, 3.4), layout="constrained").subplots()
+    ax.set_xlim(-2.2, 2.9)
+    ax.set_ylim(-1.0, 3.4)
+    ax.set_aspect("equal")
+    ax.set_axis_off()
+    plate = FancyBboxPatch((-1.3, -0.8), 2.6, 4.0, boxstyle="round,pad=0.05", fill=False, **LINE)
+    ax.add_patch(plate)
+    for centre, name, face in ((2.4, "z", "white"), (0.4, "x", "#d0d0d0")):
+        ax.add_patch(Circle((0, centre), 0.45, facecolor=face, edgecolor="black", linewidth=1.4))
+        ax.text(0, centre, name, ha="center", va="center", fontsize=14, fontstyle="italic")
+    ax.text(1.2, -0.65, "data", ha="right", va="bottom", fontsize=9)
+    arrow = {"arrowstyle": "-|>", "mutation_scale": 16, **LINE}
+    ax.add_patch(FancyArrowPatch((0, 1.93), (0, 0.87), **arrow))
+    bent = {"connectionstyle": "arc3,rad=-0.5", "linestyle": "--"}
+    ax.add_patch(FancyArrowPatch((-0.36, 0.68), (-0.36, 2.12), **arrow, **bent))
+    likelihood, guide = (type(_last(part)).__name__ for part in (vae.decoder, vae.encoder))
+    notes = {
+        (0.6, 2.4): f"p(z)\n{type(vae.prior).__name__}",
+        (0.6, 0.4): f"p(x|z)\n{likelihood}",
+        (-0.8, 1.4): f"q(z|x)\n{guide}",
+    }
+    for place, note in notes.items():
+        left = place[0] > 0
+        where = {"ha": "left" if left else "right", "va": "center", "fontsize": 9}
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        ax.text(*place, note, **where, bbox=box)
+    return ax
+
+
+def _last(part: Any) -> Any:
+    return list(part.children())[-1] if list(part.children()) else part

@@ -1,0 +1,177 @@
+"""One self-contained HTML page about a run: what it is, whether to believe it, how to repeat it.
+
+The page holds its pictures as data URIs and its style inline: no script, no font, no network.
+"""
+
+import base64
+import re
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from pyrovae.report.figures import Picture, worst_data
+from pyrovae.report.findings import Findings
+from pyrovae.report.verdicts import Verdict, problems
+
+MARKS = {"fine": "✓ fine", "look": "! worth a look", "problem": "✗ problem", "unknown": "? unknown"}
+TERMS = {
+    "elbo": "ELBO (higher is better)",
+    "reconstruction": "reconstruction, −E_q[log p(x|z)]",
+    "kl": "KL(q(z|x) ‖ p(z))",
+}
+
+
+def render(
+    card: dict[str, Any],
+    vae: Any,
+    *,
+    found: Findings,
+    judged: tuple[Verdict, ...],
+    pictures: dict[str, list[Picture]],
+    folder: str,
+    footer: str = "",
+) -> str:
+    """The page.
+
+    Args:
+        card: as `report.card.read_card` gives it.
+        vae: the model.
+        found: what was measured of it.
+        judged: the verdicts on that.
+        pictures: section → pictures, as of `report.figures.pictures`.
+        folder: the run folder's name, for the command that checks it.
+        footer: a last line.
+
+    Returns:
+        HTML, UTF-8 text.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"data_uri": _data_uri, "minus": _with_minus}
+    template = environment.from_string(
+        files("pyrovae.report").joinpath("template.html").read_text(encoding="utf-8")
+    )
+    return template.render(
+        title=f"VAE on {card['data']}",
+        summary=_summary(card, found, judged),
+        beta=card["settings"]["beta"],
+        parts=_parts(vae),
+        spec_text=_network(card["spec"]),
+        terms=_terms(card),
+        num_samples=card["num_samples"],
+        training_text=_training(card),
+        verdicts=judged,
+        marks=MARKS,
+        belief_text=_belief(found),
+        failure_text=_failures(found),
+        worst=worst_data(found),
+        pictures=pictures,
+        command=card["command"],
+        folder=folder,
+        facts=_facts(card),
+        footer=footer,
+    )
+
+
+def _data_uri(picture: Picture) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.png).decode('ascii')}"
+
+
+def _with_minus(text: str) -> str:
+    """Numbers below 0 with the minus sign; hyphens within words stay."""
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
+
+
+def _summary(card: dict[str, Any], found: Findings, judged: tuple[Verdict, ...]) -> str:
+    named = problems(judged)
+    looks = [verdict.name for verdict in judged if verdict.status == "look"]
+    log_px = found.evidence.log_px
+    error = log_px.std().item() / len(log_px) ** 0.5
+    score = (
+        f"Held-out data have log p(x) = {log_px.mean().item():.2f} ± {error:.2f} nats on average."
+    )
+    if named:
+        said = f"Something is wrong with this model: {', '.join(named)}."
+    else:
+        said = "No sign that this model is broken."
+    looks = f" Worth a look: {', '.join(looks)}." if looks else ""
+    return f"{said}{looks} {score}"
+
+
+def _parts(vae: Any) -> list[dict[str, Any]]:
+    parts = {"prior p(z)": vae.prior, "encoder q(z|x)": vae.encoder, "decoder p(x|z)": vae.decoder}
+    rows = []
+    for role, part in parts.items():
+        density = list(part.children())[-1] if role != "prior p(z)" else part
+        first = (type(density).__doc__ or "").strip().splitlines()
+        rows.append(
+            {
+                "role": role,
+                "name": type(density).__name__,
+                "meaning": first[0] if first else "",
+                "num_parameters": sum(p.numel() for p in part.parameters()),
+            }
+        )
+    return rows
+
+
+def _network(spec: dict[str, Any]) -> str:
+    network = spec["network"]
+    name = network if isinstance(network, str) else network.get("name", "")
+    widths = ", ".join(map(str, spec["hidden"]))
+    return f"{name} with hidden widths {widths}, reversed for decoding; z has length {spec['latent_dim']}"
+
+
+def _terms(card: dict[str, Any]) -> list[dict[str, Any]]:
+    parts = (card["training"], card["held_out"])
+    return [
+        {
+            "name": name,
+            "numbers": [f"{p[key]['value']:.2f} ± {p[key]['std_error']:.2f}" for p in parts],
+        }
+        for key, name in TERMS.items()
+    ]
+
+
+def _training(card: dict[str, Any]) -> str:
+    settings, epochs = card["settings"], len(card["history"])
+    kept = ""
+    if card["history"] and card["history"][-1]["validation_elbo"] is not None:
+        kept = f" The weights are those of epoch {card['best_epoch']}, by validation ELBO."
+    return (
+        f"{epochs} epochs of Adam at learning rate {settings['learning_rate']:g}, "
+        f"{settings['batch_size']} data in a step, {card['training']['num_data']:,} training data."
+        f"{kept} Pixels: {card['pixels']}. Held out: {card['held_out_is']}, "
+        f"{card['held_out']['num_data']:,} data."
+    )
+
+
+def _belief(found: Findings) -> str:
+    return (
+        f"Each line is a diagnostic with the number that decides it, on {len(found.x):,} held-out "
+        "data; ± is one standard error. A problem is there by more than three of them."
+    )
+
+
+def _failures(found: Findings) -> str:
+    failed = int((found.evidence.pareto_k > found.pareto_threshold).sum())
+    if not failed:
+        return "Their log p(x) can be believed: k̂ is below its threshold for all data."
+    return (
+        f"For {failed:,} of {len(found.x):,} data k̂ is above {found.pareto_threshold:.2f}: there "
+        "log p(x) is too low, and its error is not to be trusted."
+    )
+
+
+def _facts(card: dict[str, Any]) -> dict[str, str]:
+    versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
+    hashes = {
+        f"{part} data, SHA-256": value for part, value in card["data_sha256"].items() if value
+    }
+    return {
+        "seed": str(card["seed"]),
+        "versions": versions,
+        **hashes,
+        "model, SHA-256": card["model_sha256"],
+        "took": f"{card['seconds']:.0f} s",
+    }

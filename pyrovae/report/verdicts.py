@@ -1,0 +1,257 @@
+"""Readings of the findings: named verdicts, each with its number, its error and what to do.
+
+    problem   the condition is there, by more than three standard errors
+    look      worth a look; common in useful models
+    fine      no sign of it
+    unknown   could not be judged, and why
+
+Three of the conditions are what breaks a VAE as a whole, and are told apart by name:
+
+    undertrained        more steps gain more than a tenth of the spread of the data
+    posterior collapse  every latent dimension ignores x, or all of z says less than 0.1 nats
+    over-regularised    β̂ > 1.5: the encoder is balanced for more KL than the ELBO has
+
+The first hides the others: while weights still move, idle latents and β̂ say nothing lasting, so
+these become unknown. The last needs latents that are used. Only numbers decide; what the card
+says of β, where it is known, is told beside them. Thresholds are conventions, named below.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pyrovae.diagnostics import Estimate
+from pyrovae.report.findings import Findings
+
+NUM_ERRORS = 3.0
+UNDERTRAINED = 0.1  # of the standard deviation over data of the objective
+COLLAPSED = 0.1  # nats of KL in all
+OVER_REGULARISED = 1.5  # β̂
+UNDER_REGULARISED = 1 / OVER_REGULARISED
+OVERFITTED = 0.25  # of the standard deviation over data of the ELBO
+FAILED_SHARE = 0.05  # of the data with k̂ above its threshold
+GAP = 0.5  # nats that an encoder may lose
+MISFIT = 0.5  # nats that another prior could gain
+
+
+class Verdict(NamedTuple):
+    """One condition and whether a model has it.
+
+    Attributes:
+        name: of the condition.
+        status: "fine", "look", "problem" or "unknown".
+        number: the number that decided, with error and unit.
+        meaning: one sentence.
+        advice: what to do; empty where nothing is needed.
+    """
+
+    name: str
+    status: str
+    number: str
+    meaning: str
+    advice: str = ""
+
+
+def verdicts(found: Findings, *, beta: float | None = None) -> tuple[Verdict, ...]:
+    """The verdicts on a model, the gravest kind of condition first.
+
+    Args:
+        found: what was measured.
+        beta: weight of the KL in training, where it is known; it is told, it decides nothing.
+
+    Returns:
+        One `Verdict` for each condition.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> from pyrovae.report.findings import examine
+        >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
+        >>> found = examine(vae, x, test=x, num_samples=50, thorough=False)
+        >>> [(v.name, v.status) for v in verdicts(found)][0]
+        ('undertrained', 'problem')
+    """
+    first = undertrained(found)
+    rest: tuple[Callable[[Findings], Verdict], ...]
+    rest = (overfitting, encoder_coverage, inference_gap, prior_misfit, calibrated)
+    ripe = (posterior_collapse(found), over_regularised(found, beta=beta))
+    if first.status == "problem":
+        ripe = tuple(_unripe(verdict) for verdict in ripe)
+    return (first, *ripe, *(judge(found) for judge in rest))
+
+
+def problems(judged: tuple[Verdict, ...]) -> tuple[str, ...]:
+    """The names of the conditions that a model has.
+
+    Example:
+        >>> problems((Verdict("overfitting", "problem", "1", ""), Verdict("x", "fine", "0", "")))
+        ('overfitting',)
+    """
+    return tuple(verdict.name for verdict in judged if verdict.status == "problem")
+
+
+def undertrained(found: Findings) -> Verdict:
+    """Whether more training would still gain much on held-out data."""
+    name, more = "undertrained", found.continued
+    if more is None:
+        return Verdict(name, "unknown", "", "A copy of the model could not be trained further.")
+    gain = more.gain
+    number = f"{gain.value:+.2f} ± {gain.std_error:.2f} nats per datum in {more.num_steps} steps"
+    excess = gain.value - UNDERTRAINED * more.spread
+    if excess > NUM_ERRORS * gain.std_error:
+        meaning = (
+            "Training ended early: a copy that went on gained this much on held-out data, "
+            f"{gain.value / more.spread:.2f} of their spread."
+        )
+        return Verdict(name, "problem", number, meaning, "Train for more epochs before all else.")
+    meaning = "Training is over: a copy that went on gained little on held-out data."
+    return Verdict(name, "fine", number, meaning)
+
+
+def _unripe(verdict: Verdict) -> Verdict:
+    meaning = "Not judged while training is unfinished: this number will move."
+    return Verdict(verdict.name, "unknown", verdict.number, meaning)
+
+
+def posterior_collapse(found: Findings) -> Verdict:
+    """Whether the decoder ignores z."""
+    name, idle, total = "posterior collapse", found.collapse.collapsed, len(found.collapse.names)
+    rate = found.held_out.mean_kl
+    number = f"{len(idle)} of {total} latent dimensions idle; KL {_with_error(rate)} nats"
+    if _is_empty(found):
+        meaning = (
+            "The model ignores z: q(z|x) is all but the prior for every x, so codes say "
+            "nothing and all samples are alike."
+        )
+        advice = "Lower β, warm the KL up, use free bits, or weaken the decoder."
+        return Verdict(name, "problem", number, meaning, advice)
+    if idle:
+        meaning = "Some latent dimensions are idle; often the data need no more than the others."
+        return Verdict(name, "fine", number, meaning, "A smaller latent dimension would do.")
+    return Verdict(name, "fine", number, "Every latent dimension says something of x.")
+
+
+def over_regularised(found: Findings, *, beta: float | None = None) -> Verdict:
+    """Whether the encoder weighs the KL more than the ELBO does."""
+    name, weight = "over-regularised", found.kl_weight
+    told = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
+    if math.isnan(weight.value) or _is_empty(found):
+        meaning = "Not defined where z is idle or discrete." + told
+        return Verdict(name, "unknown", "β̂ not defined", meaning)
+    number = f"β̂ = {_with_error(weight)}, where the ELBO has 1"
+    if weight.value - NUM_ERRORS * weight.std_error > OVER_REGULARISED:
+        meaning = (
+            "The codes carry less of x than is worth it: the encoder is balanced for a KL that "
+            f"counts {weight.value:.1f} times.{told}"
+        )
+        advice = "Train with β = 1, or say that the model is a β-VAE and no density of x."
+        return Verdict(name, "problem", number, meaning, advice)
+    if weight.value + NUM_ERRORS * weight.std_error < UNDER_REGULARISED:
+        meaning = f"The KL was weighed less than in the ELBO: codes are too precise.{told}"
+        return Verdict(name, "look", number, meaning, "Train with β = 1 if samples look wrong.")
+    return Verdict(name, "fine", number, f"KL and reconstruction balance as in the ELBO.{told}")
+
+
+def _is_empty(found: Findings) -> bool:
+    """Whether z says nothing of x."""
+    rate = found.held_out.mean_kl
+    is_silent = rate.value + NUM_ERRORS * rate.std_error < COLLAPSED
+    return is_silent or bool(found.collapse.is_collapsed.all())
+
+
+def overfitting(found: Findings) -> Verdict:
+    """Whether the ELBO of training data is far above that of held-out data."""
+    ours, theirs = found.training.mean_elbo, found.held_out.mean_elbo
+    error = math.hypot(ours.std_error, theirs.std_error)
+    gap = Estimate(ours.value - theirs.value, error)
+    number = f"{gap.value:+.2f} ± {error:.2f} nats of training over held-out ELBO"
+    excess = gap.value - OVERFITTED * found.held_out.elbo.std().item()
+    if excess > NUM_ERRORS * error:
+        meaning = "The model knows its training data much better than others of their kind."
+        advice = "Stop earlier (validation data do it), use a smaller network, or more data."
+        return Verdict("overfitting", "problem", number, meaning, advice)
+    if gap.value > NUM_ERRORS * error:
+        meaning = "The training data are scored better than held-out ones, by a little."
+        return Verdict(
+            "overfitting", "look", number, meaning, "Validation data would stop earlier."
+        )
+    return Verdict(
+        "overfitting", "fine", number, "Held-out data are scored as well as training data."
+    )
+
+
+def encoder_coverage(found: Findings) -> Verdict:
+    """How many data have an importance-weight tail that is too heavy."""
+    failed = found.evidence.pareto_k > found.pareto_threshold
+    share, total = failed.double().mean().item(), len(failed)
+    error = math.sqrt(share * (1 - share) / total)
+    number = (
+        f"{100 * share:.1f} ± {100 * error:.1f} % of data with k̂ > {found.pareto_threshold:.2f}"
+    )
+    if share - NUM_ERRORS * error > FAILED_SHARE:
+        meaning = "For some data q(z|x) misses its posterior: log p(x) is too low there."
+        advice = "Look at the gaps below; posterior.hmc, or log_evidence by AIS, need less of q."
+        return Verdict("encoder misses posteriors", "look", number, meaning, advice)
+    meaning = "q(z|x) covers the posterior of most data, so log p(x) can be believed there."
+    return Verdict("encoder misses posteriors", "fine", number, meaning)
+
+
+def inference_gap(found: Findings) -> Verdict:
+    """What of log p(x) the ELBO misses, and whose fault it is."""
+    if found.gaps is None:
+        meaning = "Not measured: it takes a guide that can be refined for each datum."
+        return Verdict("inference gap", "unknown", "", meaning)
+    total = found.gaps.mean_total
+    number = (
+        f"{_with_error(total)} nats: guide family {_with_error(found.gaps.mean_approximation)}, "
+        f"encoder {_with_error(found.gaps.mean_amortisation)}"
+    )
+    is_large = total.value - NUM_ERRORS * total.std_error > GAP
+    return Verdict(
+        "inference gap",
+        "look" if is_large else "fine",
+        number,
+        "The ELBO falls short of log p(x) by this much.",
+        found.gaps.advice if is_large else "",
+    )
+
+
+def prior_misfit(found: Findings) -> Verdict:
+    """How far the codes of all data are from the prior: KL(q(z) ‖ p(z))."""
+    misfit = found.held_out.marginal_kl
+    if math.isnan(misfit.value):
+        return Verdict("prior misfit", "unknown", "", "There is no one prior for all data.")
+    number = f"KL(q(z) ‖ p(z)) = {_with_error(misfit)} nats"
+    if misfit.value - NUM_ERRORS * misfit.std_error > MISFIT:
+        meaning = "Codes of data leave parts of the prior empty, so some samples are of no data."
+        advice = "A VampPrior, GaussianMixture or FlowPrior can gain up to this much."
+        return Verdict("prior misfit", "look", number, meaning, advice)
+    return Verdict("prior misfit", "fine", number, "The codes of all data together fill the prior.")
+
+
+def calibrated(found: Findings) -> Verdict:
+    """Whether posteriors of simulated data hold the truth as often as they claim."""
+    if found.calibration is None:
+        return Verdict("calibration", "unknown", "", "Not measured for these latents.")
+    levels, coverage = found.calibration.coverage_levels, found.calibration.expected_coverage
+    index = int((levels - 0.9).abs().argmin())
+    error = found.calibration.coverage_std_error[index].item()
+    level, held = levels[index].item(), coverage[index].item()
+    number = (
+        f"{100 * level:.0f} % regions of q(z|x) hold the truth in {100 * held:.1f} ± "
+        f"{100 * error:.1f} % of simulations"
+    )
+    if abs(held - level) - NUM_ERRORS * error > 0.05:
+        side = "too narrow or off" if held < level else "too wide"
+        meaning = f"On data of the model's own, q(z|x) is {side}."
+        advice = "Do not read q's own widths as uncertainty; resample (posterior.sir) instead."
+        return Verdict("calibration", "look", number, meaning, advice)
+    return Verdict("calibration", "fine", number, "On data of the model's own, q(z|x) is honest.")
+
+
+def _with_error(number: Estimate) -> str:
+    """value ± error to two digits, or that it is below the noise."""
+    if math.isnan(number.value):
+        return "not defined"
+    if number.is_non_negative and number.is_below_noise:
+        return f"< {2 * number.std_error:.2g}"
+    return f"{number.value:.2f} ± {number.std_error:.2f}"

@@ -1,0 +1,399 @@
+"""The report: its verdicts recognise broken models by name, and its page stands alone."""
+
+import json
+import math
+import shutil
+from html.parser import HTMLParser
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyrovae as pv
+from pyrovae.diagnostics import Estimate
+from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint, VersionMismatch
+from pyrovae.report import findings, graph
+from pyrovae.report.card import data_hashes, read_card
+from pyrovae.report.encoder import kl_weight
+from pyrovae.report.figures import pictures, worst_data
+from pyrovae.report.findings import Continued, Training, continued, examine
+from pyrovae.report.page import render
+from pyrovae.report.verdicts import problems, verdicts
+
+COLUMNS = {"epoch": [1, 2], "elbo": [-9, -8], "reconstruction": [8, 7], "kl": [1, 1]}
+
+
+def bumps(n, seed):
+    """n binary images (8, 8) of one bump at a random place: two latents are the truth."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.rand(n, 1, 1, 2, generator=generator) * 7
+    pixel = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"), -1)
+    grey = 0.03 + 0.94 * torch.exp(-((pixel - centre) ** 2).sum(-1) / (2 * 1.5**2))
+    return torch.bernoulli(grey, generator=generator)
+
+
+def digits():
+    data = pv.datasets.digits()
+    return pv.datasets.binarize(data.train), pv.datasets.binarize(data.test)
+
+
+def binarized_mnist():
+    data = pv.datasets.binarized_mnist()
+    rows = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))
+    return data.train[:5000], data.test[rows[:1000]]
+
+
+DATA = {
+    "digits": digits,
+    "bumps": lambda: (bumps(1500, 1), bumps(400, 2)),
+    "binarized_mnist": binarized_mnist,
+}
+# name of the condition → β and epochs that cause it; β = 4 makes a 2-D code of 8 × 8 bits collapse
+SMALL = {"": (1, 30), "over-regularised": (2, 30), "posterior collapse": (20, 15)}
+LARGE = {"": (1, 40), "over-regularised": (4, 40), "posterior collapse": (100, 40)}
+UNDER = {"undertrained": (1, 2)}
+
+
+def judged(data, beta, epochs, *, seed, latent_dim=2, **options):
+    x, x_test = data
+    training = Training(beta, **options)
+    vae = pv.build(x.shape[1:], latent_dim=latent_dim, hidden=(100,), data=x, seed=seed)
+    objective = None if beta == 1 else pv.objectives.BetaELBO(beta)
+    pv.fit(vae, x, objective=objective, epochs=epochs, seed=seed, **options)
+    found = examine(vae, x, test=x_test, training=training, num_samples=100, thorough=False)
+    return problems(verdicts(found))  # they are not told β
+
+
+class TestRecognises:
+    """Each broken model by its name and no other, and no false alarm on the good one."""
+
+    @pytest.mark.parametrize("condition", [*SMALL, *UNDER])
+    def test_one_seed(self, condition):
+        beta, epochs = (SMALL | UNDER)[condition]
+        name = "digits" if condition in ("", "undertrained") else "bumps"
+        options = {"batch_size": 100, "learning_rate": 5e-3 if epochs > 2 else 1e-3}
+        found = judged(DATA[name](), beta, epochs, seed=0, **options)
+        assert found == tuple(filter(None, [condition]))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("condition", [*SMALL, *UNDER])
+    @pytest.mark.parametrize("name", ["digits", "bumps"])
+    def test_five_seeds(self, name, condition, seed):
+        beta, epochs = (SMALL | UNDER)[condition]
+        epochs = 60 if epochs > 2 else epochs
+        options = {"batch_size": 64, "learning_rate": 1e-3}
+        found = judged(DATA[name](), beta, epochs, seed=seed, **options)
+        assert found == tuple(filter(None, [condition]))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("condition", [*LARGE, *UNDER])
+    def test_five_seeds_on_mnist(self, condition, seed, data_folder):
+        beta, epochs = (LARGE | UNDER)[condition]
+        options = {"batch_size": 64, "learning_rate": 1e-3}
+        data = binarized_mnist()
+        found = judged(data, beta, epochs, seed=seed, latent_dim=10, **options)
+        assert found == tuple(filter(None, [condition]))
+
+
+class Gaussian(nn.Module):
+    """N(a u, scale² I) of its input u."""
+
+    def __init__(self, slope, scale):
+        super().__init__()
+        self.register_buffer("slope", torch.tensor(slope))
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, u):
+        return dist.Normal(self.slope * u, self.scale.expand_as(u)).to_event(1)
+
+
+class TestKlWeight:
+    @pytest.mark.parametrize("beta", [0.25, 1.0, 3.0, 10.0])
+    def test_is_beta_at_the_optimum_of_a_conjugate_model(self, beta, float64):
+        """x ~ N(z, s²): the β-optimal q has 1/σ² = 1 + 1/(β s²) and mean σ² x / (β s²)."""
+        s = 0.5
+        variance = 1 / (1 + 1 / (beta * s**2))
+        encoder = Gaussian(variance / (beta * s**2), variance**0.5)
+        vae = pv.VAE(pv.priors.StandardNormal(3), encoder, Gaussian(1.0, s))
+        x = torch.randn(2000, 3) * (1 + s**2) ** 0.5
+        found = kl_weight(vae, x, num_samples=50)
+        assert abs(found.value - beta) < 4 * found.std_error  # 6e-5 by chance
+        assert found.std_error < 0.1 * beta
+
+    def test_is_undefined_where_the_posterior_is_the_prior(self):
+        vae = pv.VAE(pv.priors.StandardNormal(2), Gaussian(0.0, 1.0), Gaussian(0.0, 1.0))
+        assert math.isnan(kl_weight(vae, torch.randn(200, 2)).value)
+
+    def test_is_undefined_for_discrete_codes(self):
+        vae = pv.build((4,), prior="Bernoulli", guide="Bernoulli", seed=0)
+        assert math.isnan(kl_weight(vae, torch.ones(20, 4)).value)
+
+    def test_takes_a_flow(self):
+        vae = pv.build((4,), guide="FlowGuide", seed=0)
+        found = kl_weight(vae, torch.randn(200, 4).sign().clamp(0))
+        assert math.isnan(found.value) or found.std_error > 0
+
+    def test_moves_no_generator_and_no_gradient(self):
+        vae, state = pv.build((4,), seed=0), torch.get_rng_state()
+        kl_weight(vae, torch.ones(20, 4))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(p.grad is None for p in vae.parameters())
+
+
+def test_continuing_leaves_the_model_as_it_is(monkeypatch):
+    monkeypatch.setattr(findings, "MORE_STEPS", 50)
+    vae, x = pv.build((4,), seed=0), torch.eye(4).repeat(20, 1)
+    before = [p.clone() for p in vae.parameters()]
+    more = continued(vae, x, test=x, training=Training())
+    assert more.gain.value > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def model():
+    x = bumps(300, 0)
+    vae = pv.build((8, 8), latent_dim=2, hidden=(32,), data=x, seed=0)
+    pv.fit(vae, x, epochs=40, batch_size=50, learning_rate=5e-3, seed=0)
+    return vae
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(findings, "MORE_STEPS", 5)
+        return examine(model, bumps(300, 0), test=bumps(60, 9), num_samples=100)
+
+
+def change(found, **parts):
+    for name, fields in parts.items():
+        found = found._replace(**{name: getattr(found, name)._replace(**fields)})
+    return found
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize(
+        ("gain", "status"), [((2.0, 0.1), "problem"), ((0.4, 0.1), "fine"), ((2.0, 1.0), "fine")]
+    )
+    def test_undertrained_is_a_tenth_of_the_spread_beyond_the_noise(self, found, gain, status):
+        more = Continued(Estimate(*gain), 4.0, 200)
+        more = found._replace(continued=more, kl_weight=Estimate(1.0, 0.1))
+        first, *rest = verdicts(more)
+        assert (first.name, first.status) == ("undertrained", status)
+        ripe = [v.status == "unknown" for v in rest[:2]]
+        assert ripe == [status == "problem"] * 2
+
+    @pytest.mark.parametrize(
+        ("weight", "status"),
+        [
+            ((2.0, 0.1), "problem"),
+            ((1.6, 0.1), "fine"),
+            ((1.0, 0.1), "fine"),
+            ((0.3, 0.1), "look"),
+            ((math.nan, math.nan), "unknown"),
+        ],
+    )
+    def test_over_regularised_by_the_weight_alone(self, found, weight, status):
+        ripe = found._replace(continued=Continued(Estimate(0, 1), 4.0, 200))
+        judged = verdicts(ripe._replace(kl_weight=Estimate(*weight)), beta=4)
+        assert (judged[2].name, judged[2].status) == ("over-regularised", status)
+        assert "The card says that β was 4." in judged[2].meaning
+
+    @pytest.mark.parametrize(("rate", "status"), [(0.05, "problem"), (0.2, "fine")])
+    def test_collapse_by_the_rate_alone(self, found, rate, status):
+        ripe = found._replace(continued=Continued(Estimate(0, 1), 4.0, 200))
+        judged = verdicts(change(ripe, held_out={"mean_kl": Estimate(rate, 0.01, True)}))
+        assert (judged[1].name, judged[1].status) == ("posterior collapse", status)
+
+    def test_failing_weights_misfit_and_gap_are_worth_a_look(self, found):
+        ripe = found._replace(continued=Continued(Estimate(0, 1), 4.0, 200))
+        large = Estimate(3.0, 0.1, True)
+        ripe = change(ripe, evidence={"pareto_k": torch.ones(60)}, gaps={"mean_total": large})
+        ripe = change(ripe, held_out={"marginal_kl": large})
+        looks = {v.name for v in verdicts(ripe) if v.status == "look"}
+        assert {"encoder misses posteriors", "inference gap", "prior misfit"} <= looks
+
+    def test_overfitting_against_the_spread_of_the_data(self, found):
+        ripe = found._replace(continued=Continued(Estimate(0, 1), 4.0, 200))
+        ours = Estimate(ripe.held_out.mean_elbo.value + 50, 0.1)
+        assert "overfitting" in problems(verdicts(change(ripe, training={"mean_elbo": ours})))
+
+    def test_every_number_has_an_error_or_a_count(self, found):
+        for verdict in verdicts(found):
+            assert verdict.status == "unknown" or "±" in verdict.number or "<" in verdict.number
+
+    def test_unmeasured_is_unknown(self, found):
+        bare = found._replace(gaps=None, calibration=None, continued=None)
+        unknown = {v.name for v in verdicts(bare) if v.status == "unknown"}
+        assert unknown >= {"undertrained", "inference gap", "calibration"}
+
+
+CARD = {
+    "format": 1,
+    "command": "pyrovae fit --data '<b>&'",
+    "data": "<script>alert(1)</script>",
+    "pixels": "as they are",
+    "held_out_is": "its test split",
+    "num_samples": 10,
+    "seed": 3,
+    "best_epoch": 2,
+    "seconds": 1.5,
+    "settings": {"beta": 1.0, "learning_rate": 1e-3, "batch_size": 64},
+    "spec": {"network": "mlp", "hidden": [32], "latent_dim": 2},
+    "versions": {"pyrovae": "0.1.0"},
+    "data_sha256": {"train": "a" * 64, "valid": None, "test": "b" * 64},
+    "model_sha256": "c" * 64,
+    "history": [{"validation_elbo": None}] * 2,
+}
+NUMBER = {"value": -1.25, "std_error": 0.5, "draw_error": 0.1}
+PART = {"num_data": 300} | dict.fromkeys(("elbo", "reconstruction", "kl"), NUMBER)
+CARD |= {"training": PART, "held_out": PART}
+
+
+class Page(HTMLParser):
+    """What a page refers to and whether it is well formed."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.ids, self.images, self.links, self.open = [], [], [], [], []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if "id" in attrs:
+            self.ids.append(attrs["id"])
+        if tag == "img":
+            self.images.append(attrs)
+        self.links += [v for k, v in attrs.items() if k in ("href", "src", "action", "srcset")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def html(model, found):
+    drawn = pictures(model, found, history=COLUMNS)
+    options = {"judged": verdicts(found), "pictures": drawn, "folder": "runs/it's"}
+    return render(CARD, model, found=found, **options)
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+class TestPage:
+    def test_needs_no_network_and_no_script(self, html, page):
+        assert page.links
+        assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+        assert not {"script", "link", "iframe", "object"} & set(page.tags)
+        assert "url(" not in html
+        assert "@import" not in html
+
+    def test_is_well_formed_with_unique_ids_that_links_find(self, page):
+        assert page.open == []
+        assert len(page.ids) == len(set(page.ids))
+        assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+    def test_every_picture_has_words(self, page):
+        assert len(page.images) == 9
+        assert all(len(image["alt"]) > 20 for image in page.images)
+
+    def test_what_the_user_wrote_is_text(self, html, page):
+        assert "<script>alert(1)" not in html
+        assert "VAE on <script>alert(1)</script>" in page.text
+        assert "pyrovae fit --data '<b>&'" in page.text
+
+    def test_answers_its_questions(self, page, found):
+        for question in ("What the model is", "Can I believe it?", "Where it fails"):
+            assert question in page.text
+        for verdict in verdicts(found):
+            assert verdict.meaning in page.text
+        assert "c" * 64 in page.text
+        assert "−1.25 ± 0.50" in page.text
+
+    def test_follows_the_colours_and_width_of_the_screen(self, html):
+        assert "prefers-color-scheme: dark" in html
+        assert 'content="width=device-width, initial-scale=1"' in html
+
+    def test_vectors_have_a_page_without_images(self, monkeypatch):
+        monkeypatch.setattr(findings, "MORE_STEPS", 2)
+        x = torch.eye(4).repeat(20, 1)
+        vae = pv.build((4,), latent_dim=1, prior="GaussianMixture", guide="FlowGuide", seed=0)
+        found = examine(vae, x, test=x, num_samples=50, thorough=False)
+        drawn = pictures(vae, found, history=COLUMNS)
+        assert drawn["failures"] == []
+        options = {"judged": verdicts(found, beta=2), "pictures": drawn, "folder": "r"}
+        card = CARD | {"settings": CARD["settings"] | {"beta": 2}}
+        assert "β = 2" in render(card, vae, found=found, **options)
+
+
+def test_the_worst_data_are_those_of_the_lowest_evidence(found):
+    rows = worst_data(found, num=3)
+    lowest = found.evidence.log_px.sort().values[:3].tolist()
+    assert [row["log_px"] for row in rows] == lowest
+
+
+class TestGraph:
+    def test_is_drawn_without_dot(self, model, monkeypatch):
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        png, drawer = graph.model_graph(model, bumps(4, 0))
+        assert (png[:4], drawer) == (b"\x89PNG", "matplotlib")
+
+    @pytest.mark.skipif(not shutil.which("dot"), reason="graphviz's dot is not installed")
+    def test_is_pyros_own_with_dot(self, model):
+        png, drawer = graph.model_graph(model, bumps(4, 0))
+        assert (png[:4], drawer) == (b"\x89PNG", "graphviz")
+
+    def test_names_the_parts(self, model):
+        texts = " ".join(text.get_text() for text in graph.draw_graph(model).texts)
+        assert all(name in texts for name in ("StandardNormal", "DiagonalNormal", "Bernoulli"))
+
+
+class TestCard:
+    def test_is_read_back(self, tmp_path):
+        (tmp_path / "summary.json").write_text(json.dumps(CARD))
+        assert read_card(tmp_path) == CARD
+
+    @pytest.mark.parametrize(
+        ("text", "error", "message"),
+        [
+            (None, CheckpointError, "has no summary.json"),
+            ("{", CorruptCheckpoint, "cannot be read"),
+            ("[]", VersionMismatch, "format is no object"),
+            ("{}", VersionMismatch, "format is none"),
+            ('{"format": 9}', VersionMismatch, "format is 9, but .* reads format 1"),
+            ('{"format": 1}', CorruptCheckpoint, "'spec' is NoneType, not dict"),
+            (json.dumps(CARD | {"seed": "3"}), CorruptCheckpoint, "'seed' is str, not int"),
+            (
+                json.dumps(CARD | {"held_out": {"elbo": 3}}),
+                CorruptCheckpoint,
+                "held_out.elbo is no number",
+            ),
+        ],
+    )
+    def test_is_refused_with_the_reason(self, tmp_path, text, error, message):
+        if text is not None:
+            (tmp_path / "summary.json").write_text(text)
+        with pytest.raises(error, match=message):
+            read_card(tmp_path)
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(ConfigError, match="is no folder"):
+            read_card(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("other", [torch.zeros(3, 2), torch.zeros(2, 3).double()])
+    def test_a_hash_sees_shape_and_dtype(self, other):
+        one, two = (data_hashes(x, None, x)["train"] for x in (torch.zeros(2, 3), other))
+        assert one != two
