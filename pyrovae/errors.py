@@ -21,6 +21,10 @@ class DivergenceError(FloatingPointError):
     """A loss or a gradient is not finite; the update that it belongs to was not made."""
 
 
+class WorkerLost(RuntimeError):
+    """Another process of a run on several ended, or did not answer in time."""
+
+
 class CheckpointError(RuntimeError):
     """A saved model or run cannot be used, or one could not be saved."""
 

@@ -13,6 +13,7 @@ last. Handlers that scale a plate (minibatches) leave no trace here: whoever nee
 scale multiplies outside the log-sum-exp.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import pyro
@@ -126,16 +127,18 @@ def is_local(site: dict) -> bool:
 
 
 def _local_and_global(sites: dict[str, dict], num_data: int) -> tuple[Tensor, Tensor]:
-    local, global_ = torch.zeros(1, num_data), torch.zeros(1)
+    local, global_ = [], []
     for name, site in sites.items():
         log_prob = site["unscaled_log_prob"]
         if site["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
         if is_local(site):
-            local = local + _as_rows(log_prob, name, num_data)
+            local.append(_as_rows(log_prob, name, num_data))
         elif log_prob.dim() <= 2:
-            global_ = global_ + log_prob.reshape(-1)
-    return local, global_
+            global_.append(log_prob.reshape(-1))
+    # no `sum` from a tensor of zeros: each operation is one of a training step
+    total = functools.reduce(torch.add, local) if local else torch.zeros(1, num_data)
+    return total, functools.reduce(torch.add, global_) if global_ else torch.zeros(1)
 
 
 def _as_rows(log_prob: Tensor, name: str, num_data: int) -> Tensor:

@@ -15,7 +15,7 @@ PACKAGE = Path(pyrovae.__file__).parent
 LAYERS = [
     {"errors"},
     {"checks", "heads", "handlers"},
-    {"networks", "datasets", "densities", "compatibility", "pareto", "hamiltonian"},
+    {"networks", "datasets", "loggers", "densities", "compatibility", "pareto", "hamiltonian"},
     {"admission", "parts"},
     {"vae", "priors", "guides", "likelihoods", "batches"},
     {"terms", "programs"},
@@ -73,7 +73,7 @@ def test_the_vae_names_no_part_family():
 
 @pytest.mark.parametrize(
     ("module", "allowed"),
-    [("matplotlib", {"plots"}), ("arviz", {"arviz_io"}), ("xarray", {"arviz_io"})],
+    [("matplotlib", {"plots", "report"}), ("arviz", {"arviz_io"}), ("xarray", {"arviz_io", "cli"})],
 )
 def test_heavy_libraries_stay_in_their_files(module, allowed):
     users = set()

@@ -13,7 +13,7 @@ from torch import nn
 import pyrovae as pv
 from pyrovae.diagnostics import Estimate
 from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint, VersionMismatch
-from pyrovae.report import findings, graph
+from pyrovae.report import graph
 from pyrovae.report.card import data_hashes, read_card
 from pyrovae.report.encoder import kl_weight
 from pyrovae.report.figures import pictures, worst_data
@@ -55,13 +55,14 @@ LARGE = {"": (1, 40), "over-regularised": (4, 40), "posterior collapse": (100, 4
 UNDER = {"undertrained": (1, 2)}
 
 
-def judged(data, beta, epochs, *, seed, latent_dim=2, **options):
+def judged(data, beta, epochs, *, seed, latent_dim=2, num_steps=500, **options):
     x, x_test = data
     training = Training(beta, **options)
     vae = pv.build(x.shape[1:], latent_dim=latent_dim, hidden=(100,), data=x, seed=seed)
     objective = None if beta == 1 else pv.objectives.BetaELBO(beta)
     pv.fit(vae, x, objective=objective, epochs=epochs, seed=seed, **options)
-    found = examine(vae, x, test=x_test, training=training, num_samples=100, thorough=False)
+    sizes = {"num_samples": 100, "num_steps": num_steps, "thorough": False}
+    found = examine(vae, x, test=x_test, training=training, **sizes)
     return problems(verdicts(found))  # they are not told β
 
 
@@ -73,7 +74,7 @@ class TestRecognises:
         beta, epochs = (SMALL | UNDER)[condition]
         name = "digits" if condition in ("", "undertrained") else "bumps"
         options = {"batch_size": 100, "learning_rate": 5e-3 if epochs > 2 else 1e-3}
-        found = judged(DATA[name](), beta, epochs, seed=0, **options)
+        found = judged(DATA[name](), beta, min(epochs, 18), seed=0, num_steps=150, **options)
         assert found == tuple(filter(None, [condition]))
 
     @pytest.mark.slow
@@ -143,11 +144,10 @@ class TestKlWeight:
         assert all(p.grad is None for p in vae.parameters())
 
 
-def test_continuing_leaves_the_model_as_it_is(monkeypatch):
-    monkeypatch.setattr(findings, "MORE_STEPS", 50)
+def test_continuing_leaves_the_model_as_it_is():
     vae, x = pv.build((4,), seed=0), torch.eye(4).repeat(20, 1)
     before = [p.clone() for p in vae.parameters()]
-    more = continued(vae, x, test=x, training=Training())
+    more = continued(vae, x, test=x, training=Training(), num_steps=50)
     assert more.gain.value > 0
     assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
 
@@ -162,9 +162,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def found(model):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(findings, "MORE_STEPS", 5)
-        return examine(model, bumps(300, 0), test=bumps(60, 9), num_samples=100)
+    return examine(model, bumps(300, 0), test=bumps(60, 9), num_samples=100, num_steps=5)
 
 
 def change(found, **parts):
@@ -327,11 +325,10 @@ class TestPage:
         assert "prefers-color-scheme: dark" in html
         assert 'content="width=device-width, initial-scale=1"' in html
 
-    def test_vectors_have_a_page_without_images(self, monkeypatch):
-        monkeypatch.setattr(findings, "MORE_STEPS", 2)
+    def test_vectors_have_a_page_without_images(self):
         x = torch.eye(4).repeat(20, 1)
         vae = pv.build((4,), latent_dim=1, prior="GaussianMixture", guide="FlowGuide", seed=0)
-        found = examine(vae, x, test=x, num_samples=50, thorough=False)
+        found = examine(vae, x, test=x, num_samples=50, num_steps=2, thorough=False)
         drawn = pictures(vae, found, history=COLUMNS)
         assert drawn["failures"] == []
         options = {"judged": verdicts(found, beta=2), "pictures": drawn, "folder": "r"}

@@ -140,7 +140,7 @@ for ax, i in zip(axes, shown, strict=True):
     title = f"a {labels[i]}: log p(x) − ELBO = {log_px[i] - elbo[i]:.2f} nats"
     pv.plots.grid_posterior(exact, (axis, axis), log_guide=on_lattice, ax=ax, title=title)
     inset = ax.inset_axes([0.02, 0.02, 0.2, 0.2])
-    inset.imshow(some[i], cmap="gray_r")
+    inset.imshow(some[i].numpy(), cmap="gray_r")
     inset.set_axis_off()
 for ax in axes[1:]:
     ax.get_legend().remove()  # the same key as in the first
@@ -269,7 +269,7 @@ fig, axes = plt.subplots(1, 4, figsize=(13, 3.6), width_ratios=(1.3, 0.6, 1, 1))
 seen = torch.where(mask, x, 0.5)  # covered pixels in grey
 pv.plots.images(seen, columns=1, ax=axes[1], title="seen")
 for row, name in enumerate(("whole image", "upper half")):
-    axes[0].scatter(*posterior.draws[0, :, row].T, s=4, label=name)
+    axes[0].scatter(*posterior.draws[0, :, row].T.numpy(), s=4, label=name)
     predicted = vae.decode(posterior.draws[0, :16, row]).mean
     title = f"p(x | z), z ~ p(z | {name})"
     pv.plots.images(predicted, columns=4, ax=axes[2 + row], title=title)

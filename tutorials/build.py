@@ -6,10 +6,11 @@
 The truth is the script `NN_name.py` in jupytext's percent format: `# %%` opens a code cell,
 `# %% [markdown]` one of text. Edit that, then run this; `NN_name.ipynb` is the same cells with
 their outputs and pictures, for reading, and `jupytext` keeps the two paired for whoever edits
-in Jupyter. A cell's id is its place, and times, machine and kernel versions are left out, so that
+in Jupyter. A cell's id is its place; times, machine and kernel versions are left out, so that
 building again changes only what came out differently.
 
-Needs the extra `tutorials` (nbclient and ipykernel); `cells` does not, and the tests use it.
+Needs the extra `tutorials` (nbclient, ipykernel, ipywidgets); `cells`, which the tests use, does
+not.
 """
 
 import json
@@ -71,7 +72,7 @@ def uncommented(text: str) -> str:
 def executed(parts: list[Cell]) -> dict[str, Any]:
     """The notebook of these cells with their outputs, run top to bottom in a fresh kernel.
 
-    Any error in a cell, and any warning, which is an error here, stops the build.
+    An error in a cell, or anything on its stderr, such as a warning, stops the build.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -84,13 +85,22 @@ def executed(parts: list[Cell]) -> dict[str, Any]:
             notebook,
             timeout=600,
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         ).execute()
     for cell in made:
         if cell.cell_type == "code":
             cell.outputs = [joined(output) for output in cell.outputs]
+            refuse_stderr(cell)
     notebook.metadata = METADATA
     return json.loads(nbformat.writes(notebook))
+
+
+def refuse_stderr(cell: Any) -> None:
+    """RuntimeError where a cell wrote to stderr: a warning, say, with paths of this machine."""
+    for output in cell.outputs:
+        if output.get("name") == "stderr":
+            raise RuntimeError(f"{cell.id} wrote to stderr:\n{output['text']}")
 
 
 def joined(output: Any) -> Any:
@@ -120,7 +130,6 @@ def main(names: list[str]) -> None:
         sys.exit(f"no tutorial starts with {' or '.join(names)}; there are {sources()[0].name}, …")
     os.environ.pop(SMOKE, None)
     os.environ["OMP_NUM_THREADS"] = "1"  # the same sums in the same order on every machine
-    os.environ["PYTHONWARNINGS"] = "error::UserWarning,error::RuntimeWarning"
     for source in chosen:
         build(source)
 

@@ -24,8 +24,8 @@ def compare_command(
 ) -> None:
     """Rank runs by log p(x) of the held-out data that they share.
 
-    Differences are paired, datum by datum against the best run, so that what makes
-    a datum hard for every model cancels. Two runs are told apart when the
+    Differences are paired, datum by datum against the best run, so that what
+    makes a datum hard for every model cancels. Two runs are told apart when the
     difference exceeds two standard errors. Why one wins: distortion is the
     reconstruction term, and the KL is what z says of x (information) plus what
     another prior could save (misfit). Runs on other data, or scored on another

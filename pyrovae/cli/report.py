@@ -31,7 +31,7 @@ def report_command(
 ) -> None:
     """Write one HTML page about a run: what it is, and whether to believe it.
 
-    The page needs no network. Its verdicts come from numbers, each with its error:
+    The page needs no network. Its verdicts come from numbers with errors:
 
     \b
     undertrained        a copy that goes on training gains much on held-out data

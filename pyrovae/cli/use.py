@@ -86,9 +86,9 @@ def encode_command(
 ) -> None:
     """Write the codes of data: mean and scale of q(z|x), and draws.
 
-    mean and scale (N, D) are those of q(z|x) per latent dimension. Where q has none
-    of its own (a flow), they are those of 1000 draws, and a netCDF says so. draws
-    is (S, N, D). Images are binarised as the run's own data were.
+    mean and scale (N, D) are those of q(z|x) per latent dimension. Where q has
+    none of its own (a flow), they are those of 1000 draws, and a netCDF says so.
+    draws is (S, N, D). Images are binarised as the run's own data were.
 
     \b
     Examples:
@@ -161,10 +161,10 @@ def impute_command(
 ) -> None:
     """Fill in missing pixels (NaN in FILE) with draws of p(x_missing | x_observed).
 
-    The .npz holds draws (S, N, *event), mean (N, *event), mask (true where a pixel
-    was observed), and ess and pareto_k (N,) of the importance weights. An ess near
-    1, or k̂ above 0.7, means that the encoder misses the posterior of that datum: do
-    not trust its draws.
+    The .npz holds draws (S, N, *event), mean (N, *event), mask (true where a
+    pixel was observed), and ess and pareto_k (N,) of the importance weights. An
+    ess near 1, or k̂ above 0.7, means that the encoder misses the posterior of
+    that datum: do not trust its draws.
 
     \b
     Example:

@@ -50,7 +50,7 @@ def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Esti
     Example:
         >>> import pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
-        >>> x = torch.eye(2).repeat(200, 1)
+        >>> x = torch.eye(2).repeat(100, 1)
         >>> history = pv.fit(vae, x, objective=pv.objectives.BetaELBO(0.25), seed=0)
         >>> abs(kl_weight(vae, x).value - 0.25) < 0.1
         True
@@ -71,7 +71,7 @@ def ratio(a: Tensor, b: Tensor) -> Estimate:
     """mean(a) / mean(b) of paired (N,) numbers, delta-method error; NaN if mean(b) may be 0.
 
     Example:
-        >>> ratio(torch.tensor([2.0, 4.0, 6.0]), torch.tensor([1.0, 2.0, 3.0]))
+        >>> ratio(torch.tensor([8.0, 10.0, 12.0]), torch.tensor([4.0, 5.0, 6.0]))
         Estimate(value=2.0, std_error=0.0, is_non_negative=False)
     """
     root = math.sqrt(len(b))

@@ -59,10 +59,10 @@ def pictures(
         seed: of the draws.
 
     Example:
-        >>> import pyrovae as pv
+        >>> import torch, pyrovae as pv
         >>> from pyrovae.report.findings import examine
         >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
-        >>> found = examine(vae, x, test=x, num_samples=50, thorough=False)
+        >>> found = examine(vae, x, test=x, num_samples=50, num_steps=5, thorough=False)
         >>> columns = {"epoch": [1], "elbo": [-2.0], "reconstruction": [1.5], "kl": [0.5]}
         >>> sorted(pictures(vae, found, history=columns))
         ['belief', 'data', 'failures', 'model', 'training']

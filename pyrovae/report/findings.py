@@ -27,7 +27,7 @@ from pyrovae.report.encoder import kl_weight
 from pyrovae.terms import elbo_terms
 from pyrovae.training import fit
 
-MORE_STEPS = 500  # fewer leave a model on the plateau at the start of training there
+MORE_STEPS = 500
 NUM_DATA = 1000  # of each part, at most
 NUM_REFINED = 200  # data whose inference gaps are measured
 NUM_SIMULATED = 500
@@ -97,6 +97,7 @@ def examine(
     test: Tensor,
     training: Training | None = None,
     num_samples: int = 1000,
+    num_steps: int = MORE_STEPS,
     thorough: bool = True,
     seed: int = 0,
 ) -> Findings:
@@ -108,6 +109,8 @@ def examine(
         test: (M, *event), held-out data.
         training: how it was trained; the defaults of `Training` if left out.
         num_samples: K ≥ 21, draws per datum for log p(x).
+        num_steps: steps that a copy is trained further; fewer leave a model that is still on the
+            plateau at the start of training there.
         thorough: measure inference gaps and calibration too, which take most of the time.
         seed: of all draws, and of which data are taken.
 
@@ -121,9 +124,9 @@ def examine(
     Example:
         >>> import pyrovae as pv
         >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
-        >>> found = examine(vae, x, test=x, num_samples=50, thorough=False)
+        >>> found = examine(vae, x, test=x, num_samples=50, num_steps=20, thorough=False)
         >>> found.continued.num_steps, found.evidence.log_px.shape
-        (500, torch.Size([60]))
+        (20, torch.Size([60]))
     """
     num_samples = whole_number(num_samples, "num_samples", 21)
     training = training or Training()
@@ -134,7 +137,7 @@ def examine(
         diagnostics.decompose_elbo(vae, x_train, seed=seed),
         diagnostics.collapsed_dimensions(vae, x, seed=seed),
         kl_weight(vae, x_train, seed=seed),
-        continued(vae, train, test=x, training=training, seed=seed),
+        continued(vae, train, test=x, training=training, num_steps=num_steps, seed=seed),
         log_evidence(vae, x, num_samples=num_samples, seed=seed),
         pareto_k_threshold(num_samples),
         _if_possible(_gaps, vae, x, seed) if thorough else None,
@@ -166,15 +169,22 @@ def _if_possible(measure: Any, *arguments: Any) -> Any:
 
 
 def continued(
-    vae: Any, train: Tensor, *, test: Tensor, training: Training, seed: int = 0
+    vae: Any,
+    train: Tensor,
+    *,
+    test: Tensor,
+    training: Training,
+    num_steps: int = MORE_STEPS,
+    seed: int = 0,
 ) -> Continued | None:
-    """What MORE_STEPS further steps of a copy gain on held-out data, in the model's own objective.
+    """What further steps of a copy gain on held-out data, in the model's own objective.
 
     Args:
         vae: the model; the copy is trained, not this.
         train: (N, *event), the data that it was trained on.
         test: (M, *event), held-out data.
         training: how it was trained.
+        num_steps: of Adam, rounded up to whole epochs.
         seed: of the steps and the draws.
 
     Returns:
@@ -183,13 +193,13 @@ def continued(
     Example:
         >>> import pyrovae as pv
         >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
-        >>> continued(vae, x, test=x, training=Training()).gain.value > 0
+        >>> continued(vae, x, test=x, training=Training(), num_steps=50).gain.value > 0
         True
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed % 2**63))
-    seen = train[order[: MORE_STEPS * training.batch_size]]
+    seen = train[order[: num_steps * training.batch_size]]
     steps_per_epoch = math.ceil(len(seen) / training.batch_size)
-    epochs = math.ceil(MORE_STEPS / steps_per_epoch)
+    epochs = math.ceil(num_steps / steps_per_epoch)
     later = copy.deepcopy(vae)
     options = {"batch_size": training.batch_size, "learning_rate": training.learning_rate}
     objective = None if training.beta == 1 else BetaELBO(training.beta)

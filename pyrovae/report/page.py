@@ -119,7 +119,8 @@ def _network(spec: dict[str, Any]) -> str:
     network = spec["network"]
     name = network if isinstance(network, str) else network.get("name", "")
     widths = ", ".join(map(str, spec["hidden"]))
-    return f"{name} with hidden widths {widths}, reversed for decoding; z has length {spec['latent_dim']}"
+    length = spec["latent_dim"]
+    return f"{name} with hidden widths {widths}, reversed for decoding; z has length {length}"
 
 
 def _terms(card: dict[str, Any]) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def verdicts(found: Findings, *, beta: float | None = None) -> tuple[Verdict, ..
         >>> import torch, pyrovae as pv
         >>> from pyrovae.report.findings import examine
         >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
-        >>> found = examine(vae, x, test=x, num_samples=50, thorough=False)
+        >>> found = examine(vae, x, test=x, num_samples=50, num_steps=50, thorough=False)
         >>> [(v.name, v.status) for v in verdicts(found)][0]
         ('undertrained', 'problem')
     """

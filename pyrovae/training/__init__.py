@@ -3,9 +3,10 @@
     θ, φ ← Adam on  (1/B) Σ_{i in batch} l_i,    l_i = −ELBO_i in nats
 
 `plan` checks the settings, `losses` gives a batch's loss and gradients, `steps` makes the
-updates, `loop` goes over epochs and batches, `keeper` writes and resumes, `interrupts` lets Ctrl-C
-wait for a step's end. What is reported is always the β = 1 ELBO with its two terms, as
-sums over the data of an epoch divided by their number, whatever the objective.
+updates, `loop` goes over epochs and batches, `keeper` writes and resumes, `recorder` looks at
+the latent space, `interrupts` lets Ctrl-C wait for a step's end, `distributed` joins several
+processes. What is reported is always the β = 1 ELBO with its two terms, as sums over the data
+of an epoch divided by their number, whatever the objective.
 
 `fit` leaves behind the trained parameters and nothing else: generators, Pyro's parameter
 store, signal handlers and the module's train/eval mode are afterwards as they were.
@@ -16,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,14 +35,17 @@ from pyrovae.errors import ConfigError, DataError, DivergenceError
 from pyrovae.handlers import RandomStream, threads_for
 from pyrovae.objectives import TraceELBO
 from pyrovae.terms import is_local
+from pyrovae.training.distributed import processes
 from pyrovae.training.history import Epoch, History
 from pyrovae.training.interrupts import Interrupts
 from pyrovae.training.keeper import Keeper, facts_of
 from pyrovae.training.loop import Loop, evaluate
-from pyrovae.training.losses import GraphLoss, HandlerLoss, Settings, trainable
+from pyrovae.training.losses import GraphLoss, HandlerLoss, Settings, tensors_of, trainable
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
 from pyrovae.training.plan import HANDLERS, INDUCTOR, Plan, engine_for
 from pyrovae.training.progress import progress_bar
+from pyrovae.training.recorder import Recorder
+from pyrovae.training.shares import Sharded, SharedFolder
 from pyrovae.training.steps import Steps
 
 __all__ = ["Epoch", "History", "evaluate", "fit"]
@@ -71,6 +76,7 @@ def fit(
     resume: bool = False,
     save_every: int | None = None,
     allow_data_change: bool = False,
+    diagnostics_every: int | None = None,
     callbacks: Sequence[Callable[[nn.Module, Epoch], Any]] = (),
     progress: bool | None = None,
 ) -> History:
@@ -110,6 +116,8 @@ def fit(
         resume: go on from the newest complete checkpoint in run_dir, bit for bit.
         save_every: steps between checkpoints; None saves at the end of epochs, every 30 s or so.
         allow_data_change: resume on other data than the run began with; the history notes it.
+        diagnostics_every: steps between records of rate, distortion, active units, mutual
+            information, KL per dimension and the gradient's signal to noise in `History.flight`.
         callbacks: called as callback(program, record) after each epoch, outside the run's
             random stream and parameter store, so that nothing they do changes the run.
         progress: show a progress bar on stderr; None does where stderr is a terminal.
@@ -125,6 +133,7 @@ def fit(
         CheckpointError: run_dir cannot be written, or its checkpoints cannot be read;
             `StateMismatch` where the run began with other data, program or settings.
         KeyboardInterrupt: Ctrl-C, at the end of a step; with a run_dir, after a checkpoint.
+        WorkerLost: of several processes (launched by torchrun), another one ended.
 
     Example:
         >>> import pyrovae as pv
@@ -152,33 +161,48 @@ def fit(
     made = optimizer_of(plan.optimizer, trainable(program), plan.rate(0.0))
     schedule = scheduler_of(plan.scheduler, made, plan.epochs)
     folder = _run_folder(run_dir, resume=resume, save_every=save_every)
+    if diagnostics_every is not None:
+        whole_number(diagnostics_every, "diagnostics_every", 1)
     with ExitStack() as stack:
+        group = stack.enter_context(processes(program, device))
+        if group:
+            plan = replace(plan, patience=patience, seed=group.from_first(plan.seed))
         _move(program, device)
         generators = stack.enter_context(_own_generators(plan.seed, x, validation))
         with RandomStream(plan.seed):
             data = as_batches(program, x, y, mask, batch_size=plan.batch_size)
             held_out = _held_out(program, validation, plan.batch_size)
+        if group:
+            group.check_same(facts_of(program, plan, objective, data))
+            group.equalise(tensors_of(program))
+            data = Sharded(data, group, group.order(plan.seed))
         losses = HandlerLoss(
             program, objective, partial(_loss_settings, program, objective, plan, data)
         )
         _warn_of_surprises(program, data)
         loop = Loop(
             program,
-            Steps(program, losses, made, **plan.of_steps),
+            Steps(program, losses, made, **plan.of_steps, group=group),
             data,
             held_out,
             plan=plan,
             objective=objective,
             scheduler=schedule,
-            stream=RandomStream(plan.seed),
+            stream=group.noise(plan.seed) if group else RandomStream(plan.seed),
             history=History(num_data=data.num_data, seed=plan.seed),
             generators=generators,
         )
         keeper = None
         if folder:
+            folder = SharedFolder(folder, group) if group else folder
             facts = facts_of(program, plan, objective, data)
+            facts["machine"]["processes"] = group.size if group else 1
             keeper = Keeper(stack.enter_context(folder), loop, facts, save_every=save_every)
+        recorder = Recorder(program, losses, plan.seed)
+        if diagnostics_every:
+            loop.after_step.append(partial(_record, recorder, diagnostics_every))
         _train(loop, losses, keeper, allow_data_change, callbacks, progress)
+        _sound_the_alarm(loop, recorder)
     return loop.history
 
 
@@ -193,9 +217,13 @@ def _train(
     """Run the loop with all that watches it."""
     engine = keeper.resume(allow_data_change=allow_data_change) if keeper else None
     plan, size = loop.plan, sum(p.numel() for p in losses.parameters)
-    loop.steps.loss = _engine(engine or plan.compile, losses, loop)
+    loop.steps.loss = _engine((engine or plan.compile).partition(":")[0], losses, loop)
     work = size * loop.data.batch_size
+    group = loop.steps.group
+    if group and not group.is_first:
+        progress, callbacks = False, ()
     with progress_bar(plan.epochs, progress) as show, threads_for(work), Interrupts() as interrupts:
+        check = group.agreed(interrupts) if group else interrupts.check
         loop.after_epoch.append(lambda _, record: show(record))
         for callback in callbacks:
             loop.after_epoch.append(lambda _, record, call=callback: call(loop.scored, record))
@@ -203,8 +231,8 @@ def _train(
             keeper.write_history()
             loop.after_step.append(keeper.after_step)
             loop.after_epoch.insert(0, keeper.after_epoch)
-        loop.after_step.append(lambda _: interrupts.check())
-        loop.after_epoch.append(lambda _, record: interrupts.check())
+        loop.after_step.append(lambda _: check())
+        loop.after_epoch.append(lambda _, record: check())
         try:
             loop.run()
         except DivergenceError as error:
@@ -219,6 +247,23 @@ def _train(
         keeper.finish()
 
 
+def _record(recorder: Recorder, every: int, loop: Loop) -> None:
+    if loop.steps.num_steps % every == 0:
+        recorder.look_at(loop.data.preloaded or loop.first_batch)
+        loop.history.flight.append(recorder.record(loop.steps.num_steps))
+
+
+def _sound_the_alarm(loop: Loop, recorder: Recorder) -> None:
+    """Note which latent dimensions have collapsed, and warn of them after a real training."""
+    rows = loop.data.preloaded or loop.first_batch
+    if rows is None or len(rows.x) < 2:
+        return
+    recorder.look_at(rows)
+    loop.history.collapse = recorder.collapse()
+    if loop.history.collapse and loop.history.collapse.collapsed and loop.steps.num_steps >= 500:
+        warnings.warn(loop.history.collapse.message, stacklevel=3)
+
+
 def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
     """The loss by the engine of a choice; noted in the history."""
     steps_per_epoch = math.inf if loop.data.num_batches is None else loop.data.num_batches
@@ -230,12 +275,12 @@ def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
         return losses
     is_compiled = choice == INDUCTOR
 
-    def refused(why: str) -> None:
-        loop.history.engine = f"{HANDLERS}: {why}"
+    def refused(why: str, engine: str) -> None:
+        loop.history.engine = f"{engine}: {why}"
 
-    return GraphLoss(
-        losses, is_compiled=is_compiled, full_size=loop.data.batch_size, on_refusal=refused
-    )
+    group, full_size = loop.steps.group, loop.data.batch_size
+    full_size = group.share(full_size) if group else full_size
+    return GraphLoss(losses, is_compiled=is_compiled, full_size=full_size, on_refusal=refused)
 
 
 def _checked(program: nn.Module, objective: ELBO | None) -> ELBO:

@@ -45,6 +45,8 @@ class History:
         stopped_early: whether patience ran out before the planned number of epochs.
         engine: how steps were computed: "handlers", "graph" or "inductor", and why not otherwise.
         changes: what was changed when the run was resumed, if anything, in words.
+        collapse: `diagnostics.Collapse` at the end of training: which latent dimensions say nothing
+            of x. After 500 steps or more it is warned of.
         flight: what the flight recorder kept, one record each `diagnostics_every` steps.
 
     Example:
@@ -62,6 +64,7 @@ class History:
     engine: str = "handlers"
     changes: list[str] = field(default_factory=list)
     flight: list[dict[str, Any]] = field(default_factory=list)
+    collapse: Any = None
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -75,7 +78,7 @@ class History:
         """As `checkpoint.pack` takes it, each float bit for bit."""
         rows = [[math.nan if v is None else float(v) for v in epoch] for epoch in self.epochs]
         table = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(Epoch._fields))
-        return {**vars(self), "epochs": table}
+        return {**vars(self), "epochs": table, "collapse": None}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take the place of the history that `state` was made from."""

@@ -114,8 +114,17 @@ class Keeper:
     def after_epoch(self, loop: Loop, record: Epoch) -> None:
         """Add a line to history.csv; save where time has passed."""
         self.write_history(record)
-        if not self.save_every and time.monotonic() - self.saved_at >= SECONDS_BETWEEN:
+        if not self.save_every and self._is_time():
             self.save()
+
+    def _is_time(self) -> bool:
+        is_time = time.monotonic() - self.saved_at >= SECONDS_BETWEEN
+        group = self.loop.steps.group
+        return group.from_first(is_time) if group else is_time
+
+    @property
+    def _is_writer(self) -> bool:
+        return self.loop.steps.group is None or self.loop.steps.group.is_first
 
     def save(self, *, is_diverged: bool = False) -> Path | None:
         """Write a checkpoint of this moment, unless it is written or gradients wait."""
@@ -141,10 +150,13 @@ class Keeper:
     def finish(self) -> None:
         """A last checkpoint, and the finished model."""
         self.save()
-        save(self.loop.program, self.run.path / "model.safetensors")
+        if self._is_writer:
+            save(self.loop.program, self.run.path / "model.safetensors")
 
     def write_history(self, record: Epoch | None = None) -> None:
         """Add a record to history.csv; without one, write the whole file afresh."""
+        if not self._is_writer:
+            return
         path = self.run.path / "history.csv"
         rows = self.loop.history.epochs if record is None else [record]
         try:

@@ -69,8 +69,11 @@ class Loop:
         self.after_epoch: list[Callable[[Loop, Epoch], None]] = []
         self.best = Best(self.scored, plan.patience) if held_out is not None else None
         self.spikes = Spikes()
+        self.first_batch: Any = None  # for a look at data that are not in memory
         self.epoch, self.index = 1, 0  # the next batch to take
-        self.epoch_stream, self.epoch_generators = stream.state, self._generator_states()
+        # several processes have a stream of their own each, and one in common for the order
+        self.order = data.stream if steps.group else stream
+        self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
         self.sums = torch.zeros(2, dtype=torch.float64)
         self.start = time.perf_counter()
 
@@ -100,6 +103,7 @@ class Loop:
     def _train(self) -> None:
         """The rest of an epoch."""
         for batch in self._batches():
+            self.first_batch = self.first_batch or batch
             self._set_progress()
             where = f"step {self.steps.num_steps + 1} (epoch {self.epoch}, batch {self.index + 1})"
             with pyro.validation_enabled(self.steps.num_steps == 0):
@@ -114,9 +118,9 @@ class Loop:
     def _batches(self) -> Iterator[Any]:
         """The batches of this epoch that are still to come."""
         if not self.index:
-            self.epoch_stream, self.epoch_generators = self.stream.state, self._generator_states()
+            self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
             return self.data.epoch(shuffle=True)
-        now = self.stream.state, self._generator_states()
+        now = self.order.state, self._generator_states()
         self._jump(self.epoch_stream, self.epoch_generators)
         batches = self.data.epoch(shuffle=True, skip=self.index)  # draws the same order again
         self._jump(*now)
@@ -125,8 +129,11 @@ class Loop:
     def _generator_states(self) -> list[Tensor]:
         return [generator.get_state() for generator in self.generators]
 
-    def _jump(self, stream: tuple, generators: list[Tensor]) -> None:
-        self.stream.state = stream
+    def _jump(self, order: tuple, generators: list[Tensor]) -> None:
+        self.order.state = order
+        self._set_generators(generators)
+
+    def _set_generators(self, generators: list[Tensor]) -> None:
         for generator, state in zip(self.generators, generators, strict=True):
             generator.set_state(state)
 
@@ -140,10 +147,8 @@ class Loop:
 
     def _finish_epoch(self) -> None:
         rate = self.steps.optimizer.param_groups[0]["lr"]
-        trained = per_datum(self.sums, self.data.num_data)
-        tested = (None,) * 3
-        if self.held_out is not None:
-            tested = evaluate(self.scored, self.held_out, self.plan.seed)
+        trained = per_datum(self._all_sums(), self.data.num_data)
+        tested = (None,) * 3 if self.held_out is None else self._tested()
         record = Epoch(self.epoch, *trained, *tested, self.seconds, float(rate))
         self.history.epochs.append(record)
         self.history.best_epoch = self.best.update(record) if self.best else self.epoch
@@ -152,30 +157,51 @@ class Loop:
             elbo = record.elbo if record.validation_elbo is None else record.validation_elbo
             self.scheduler.step(*([-elbo] if is_plateau else []))
         self.epoch, self.index = self.epoch + 1, 0
-        self.epoch_stream, self.epoch_generators = self.stream.state, self._generator_states()
+        self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
         self.sums = torch.zeros(2, dtype=torch.float64)
         for hook in self.after_epoch:
             hook(self, record)
+
+    def _all_sums(self) -> Tensor:
+        """The epoch's sums over all processes, which then have the buffers of rank 0 too."""
+        group = self.steps.group
+        if group is None:
+            return self.sums
+        group.equalise([*self.program.buffers(), *self.scored.buffers()])
+        return group.total(self.sums)
+
+    def _tested(self) -> tuple[float, float, float]:
+        """The score of the held-out data: of one process, so that it is the same in all."""
+        group = self.steps.group
+        if group is None:
+            return evaluate(self.scored, self.held_out, self.plan.seed)
+        tested = None
+        if group.is_first:
+            tested = evaluate(self.scored, self.held_out, self.plan.seed)
+        tested, generators = group.from_first((tested, self._generator_states()))
+        self._set_generators(generators)
+        return tested
 
     # What a checkpoint holds.
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as `checkpoint.pack` takes it."""
-        averaged = self.steps.averaged
+        averaged, group = self.steps.averaged, self.steps.group
+        own = {"stream": self.stream.state, "sums": self.sums}
         return {
             "program": self.program.state_dict(),
             "optimizer": self.steps.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "averaged": None if averaged is None else averaged.state_dict(),
             "best": self.best.state() if self.best else None,
-            "stream": self.stream.state,
+            "ranks": group.gathered(own) if group else [own],
+            "order": self.order.state,
             "generators": self._generator_states(),
             "epoch_stream": self.epoch_stream,
             "epoch_generators": self.epoch_generators,
             "epoch": self.epoch,
             "index": self.index,
             "num_steps": self.steps.num_steps,
-            "sums": self.sums,
             "num_data": self.data.num_data,
             "history": self.history.state(),
             "seconds": self.seconds,
@@ -191,7 +217,9 @@ class Loop:
         for part in ("program", "averaged"):
             check_like(state[part], now[part], part)
         check_like(state["optimizer"]["param_groups"], now["optimizer"]["param_groups"])
-        restore_stream(self.stream, state["stream"])
+        restore_stream(self.order, state["order"])
+        own = self._own(state["ranks"])
+        restore_stream(self.stream, own["stream"])
         self.program.load_state_dict(state["program"])
         self.steps.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
@@ -204,9 +232,19 @@ class Loop:
             generator.set_state(saved)
         self.epoch_stream, self.epoch_generators = state["epoch_stream"], state["epoch_generators"]
         self.epoch, self.index = state["epoch"], state["index"]
-        self.steps.num_steps, self.sums = state["num_steps"], state["sums"].clone()
+        self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
         self.start = time.perf_counter() - state["seconds"]
+
+    def _own(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """This process's part of a state; they may have been more or fewer when it was saved."""
+        group = self.steps.group
+        rank, size = (group.rank, group.size) if group else (0, 1)
+        if rank >= len(ranks):
+            return {"stream": self.stream.state, "sums": torch.zeros(2, dtype=torch.float64)}
+        left = ranks[size:] if rank == 0 else []
+        sums = torch.stack([part["sums"] for part in (ranks[rank], *left)]).sum(0)
+        return {"stream": ranks[rank]["stream"], "sums": sums}
 
 
 class Best:

@@ -11,9 +11,9 @@ can repeat (control flow that depends on values, hooks, draws from NumPy, buffer
 change) stays with the handlers, and `on_refusal` is told why.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +21,11 @@ import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.batches import Batch
+from pyrovae.batches.digests import as_bytes
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import RandomStream, data_scale, own_store
 from pyrovae.objectives import Objective
@@ -115,7 +117,10 @@ class HandlerLoss:
             traces = self.objective.traces(self.program.model, self.program.guide, *batch)
             self.objective.check(traces)
             loss = self.objective.surrogate(traces, size) / settings.divisor(size)
-        return loss, terms_of(traces, size)
+        terms = terms_of(traces, size)
+        if settings.is_bfloat16:
+            check_float32(terms)
+        return loss, terms
 
     def _of_pyro(self, batch: Batch) -> Outcome:
         model, guide, size = self.program.model, self.program.guide, len(batch.x)
@@ -140,8 +145,7 @@ class GraphLoss:
         by_handlers: the loss to record; it also serves what cannot be recorded.
         is_compiled: whether the graph for full batches goes through the inductor.
         full_size: B, of full batches; only their graph is worth the compiler's seconds.
-
-        on_refusal: told why handlers serve this program after all, where they do.
+        on_refusal: told why, and by what, the program is served after all.
     """
 
     def __init__(
@@ -150,11 +154,11 @@ class GraphLoss:
         *,
         is_compiled: bool,
         full_size: int,
-        on_refusal: Callable[[str], None] = lambda why: None,
+        on_refusal: Callable[[str, str], None] = lambda why, engine: None,
     ):
         self.by_handlers, self.objective = by_handlers, by_handlers.objective
         self.is_compiled, self.full_size, self.on_refusal = is_compiled, full_size, on_refusal
-        self.graphs: dict[Any, Callable] = {}
+        self.graphs: dict[Any, _Graph] = {}
         self.is_refused = False
         self._look(_refusal(by_handlers.program, self.objective))
         self.trainable = by_handlers.parameters
@@ -166,46 +170,72 @@ class GraphLoss:
         if graph is None:
             return self.by_handlers(batch)
         with torch.no_grad():
-            loss, total, sums, terms, gradients = graph(*self._inputs(batch))
-        for parameter, gradient in zip(self.trainable, gradients, strict=True):
-            parameter.grad = gradient
-        return Outcome(loss, total, sums, ElboTerms(*terms, {}))
+            loss, total, sums, *rest = graph.of(*self._inputs(batch))
+        gradients = iter(rest[5:])
+        for parameter, has_gradient in zip(self.trainable, graph.has_gradient, strict=True):
+            parameter.grad = next(gradients) if has_gradient else None
+        return Outcome(loss, total, sums, ElboTerms(*rest[:5], {}))
 
     def _look(self, refusal: str | None) -> None:
         if refusal:
             self.is_refused = True
-            self.on_refusal(refusal)
+            self.on_refusal(refusal, "handlers")
 
-    def _inputs(self, batch: Batch) -> tuple:
-        weights = {name: torch.tensor(w) for name, w in self.objective.weights().items()}
-        return self.trainable, self.others, weights, tuple(batch)
+    def _inputs(self, batch: Batch) -> list[Tensor]:
+        weights = [torch.tensor(w) for w in self.objective.weights().values()]
+        return [*self.trainable, *self.others, *weights, *(t for t in batch if t is not None)]
 
-    def _graph(self, batch: Batch) -> Callable | None:
+    def _graph(self, batch: Batch) -> "_Graph | None":
         key = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
         if key not in self.graphs and len(self.graphs) < MAX_SHAPES:
+            has_gradient: list[bool] = []
+            function = partial(self._flat, batch, has_gradient)
             try:
-                graph = recorded(self._loss_and_gradients, *self._inputs(batch))
+                graph = recorded(function, *self._inputs(batch))
             except CannotRecord as error:
                 return self._look(str(error))
             if self.is_compiled and len(batch.x) == self.full_size:
-                graph = torch.compile(graph, dynamic=False, options={"fallback_random": True})
-            self.graphs[key] = graph
+                graph = self._compiled(graph, batch)
+            self.graphs[key] = _Graph(graph, has_gradient)
         return self.graphs.get(key)
 
-    def _loss_and_gradients(
-        self, trainable: list[Tensor], others: list[Tensor], weights: dict, batch: tuple
-    ) -> tuple:
-        leaves = [t.detach().requires_grad_() for t in trainable]
+    def _compiled(self, graph: Callable, batch: Batch) -> Callable:
+        compiled = torch.compile(graph, dynamic=False, options={"fallback_random": True})
+        try:
+            with RandomStream(0), torch.no_grad():
+                compiled(*self._inputs(batch))
+        except Exception as error:
+            self.on_refusal(f"the inductor failed ({_first_line(error)})", "graph")
+            return graph
+        return compiled
+
+    def _flat(self, like: Batch, has_gradient: list[bool], *inputs: Tensor) -> list[Tensor]:
+        """Loss, sum of the gradients, loss sums, five terms, gradients; all from flat inputs."""
+        given = iter(inputs)
+        leaves = [next(given).detach().requires_grad_() for _ in self.trainable]
+        others = [next(given) for _ in self.others]
+        self.objective.given_weights = {name: next(given) for name in self.objective.weights()}
+        batch = Batch(*(None if t is None else next(given) for t in like))
         new = dict(zip(map(id, [*self.trainable, *self.others]), [*leaves, *others], strict=True))
-        self.objective.given_weights = weights
+        # out of reach, because a number that changes would be recorded as a constant
+        progress = vars(self.objective).pop("progress")
         try:
             with substituted(self.by_handlers.program, new):
-                loss, terms = self.by_handlers.differentiable(Batch(*batch))
+                loss, terms = self.by_handlers.differentiable(batch)
         finally:
-            self.objective.given_weights = {}
+            self.objective.given_weights, self.objective.progress = {}, progress
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        has_gradient[:] = [g is not None for g in gradients]
+        found = [g for g in gradients if g is not None]
         sums = loss_sums(terms, self.by_handlers.settings.num_data)
-        return loss.detach(), sum_of_entries(gradients), sums, _detached(terms)[:5], gradients
+        return [loss.detach(), sum_of_entries(found), sums, *_detached(terms)[:5], *found]
+
+
+class _Graph(NamedTuple):
+    """The operations of a step, and which of the parameters they give a gradient."""
+
+    of: Callable[..., list[Tensor]]
+    has_gradient: list[bool]
 
 
 class CannotRecord(Exception):
@@ -227,16 +257,17 @@ def recorded(function: Callable, *inputs: Any) -> torch.fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx  # takes a moment to import
 
     tensors = [t for t in torch.utils._pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
-    saved = [(t, t._version, t.detach().clone()) for t in tensors if not t.requires_grad]
+    saved = [(t, t.detach().clone()) for t in tensors if not t.requires_grad]
     stream = RandomStream(0)
     before = stream.state
     try:
         with stream, own_store(), pyro.validation_enabled(False), pyro.poutine.block():
-            graph = make_fx(lambda *args: _counted(function, *args))(*inputs)
+            graph = make_fx(lambda *args: _watched(function, *args))(*inputs)
     except Exception as error:
         raise CannotRecord(_first_line(error)) from error
     finally:
-        changed = [(t, value) for t, version, value in saved if t._version != version]
+        # by value, because batch normalisation writes without counting a version
+        changed = [(t, value) for t, value in saved if as_bytes(t) != as_bytes(value)]
         with torch.no_grad():
             for tensor, value in changed:
                 tensor.copy_(value)
@@ -249,9 +280,20 @@ def recorded(function: Callable, *inputs: Any) -> torch.fx.GraphModule:
     return _simplified(graph)
 
 
-def _counted(function: Callable, *args: Any) -> Any:
-    with _NodeLimit():
+def _watched(function: Callable, *args: Any) -> Any:
+    with _NodeLimit(), _NumbersLeft():
         return function(*args)
+
+
+class _NumbersLeft(TorchFunctionMode):
+    """Stops a recording where numbers leave torch: what is made of them would be a constant."""
+
+    WAYS = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.WAYS:
+            raise CannotRecord(f"it takes numbers out of torch (.{function.__name__}())")
+        return function(*args, **kwargs or {})
 
 
 class _NodeLimit(TorchDispatchMode):
@@ -265,7 +307,16 @@ class _NodeLimit(TorchDispatchMode):
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:
             raise CannotRecord(f"it has more than {MAX_NODES:,} operations")
+        if torch.Tag.dynamic_output_shape in operation.tags and _selects(operation, args):
+            raise CannotRecord(f"{operation} gives a shape that depends on values")
         return operation(*args, **kwargs or {})
+
+
+def _selects(operation: Any, args: tuple) -> bool:
+    """Whether values decide about a shape: always, but for x[i] with whole numbers i."""
+    if operation is not torch.ops.aten.index.Tensor:
+        return True
+    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 
 def _draws_elsewhere(before: tuple, after: tuple) -> bool:
@@ -291,7 +342,9 @@ def _simplified(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 def _same_shape(node: torch.fx.Node, source: torch.fx.Node) -> bool:
     new, old = node.meta.get("tensor_meta"), source.meta.get("tensor_meta")
-    return new is not None and old is not None and (new.shape, new.stride) == (old.shape, old.stride)
+    return (
+        new is not None and old is not None and (new.shape, new.stride) == (old.shape, old.stride)
+    )
 
 
 def _acts(target: Any) -> bool:

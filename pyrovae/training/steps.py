@@ -68,6 +68,7 @@ class Steps:
             loss_and_grads=self._loss_and_grads,
         )
         self.outcome: Outcome | None = None
+        self.failure: DivergenceError | None = None
         self.where = ""
 
     def take(self, batch: Batch, where: str) -> Tensor:
@@ -77,15 +78,9 @@ class Steps:
             batch: of this process; it may be empty where another process has some.
             where: what an error calls the step.
         """
-        self.where = where
+        self.where = f"{where}, rank {self.group.rank}" if self.group else where
         try:
             self.svi.step(batch)
-        except ValueError as error:
-            if not str(error).startswith("Expected parameter"):
-                raise
-            # a density refuses its parameters; its message goes on with all their values
-            first_line = str(error).partition(", but found")[0]
-            raise DivergenceError(f"invalid density at {self.where}: {first_line}.") from None
         finally:
             # an interrupt between backward and step must not feed the next step
             for parameter in self.parameters:
@@ -94,11 +89,31 @@ class Steps:
         return self.outcome.sums
 
     def _loss_and_grads(self, model: Callable, guide: Callable, batch: Batch) -> Tensor:
-        self.outcome = self.loss(batch)
-        self._guard(self.outcome)
+        try:
+            self.outcome = self._finite(batch)
+        except DivergenceError as error:
+            if self.group is None:
+                raise
+            # told in the all-reduce, so that all processes stop at the same update
+            self.failure, self.outcome = self.failure or error, _nothing()
         if self.held:
             self.held.add(len(batch.x))
         return self.outcome.loss
+
+    def _finite(self, batch: Batch) -> Outcome:
+        """What a batch gives, looked at; nothing for the empty share of a small batch."""
+        if not len(batch.x):
+            return _nothing()
+        try:
+            outcome = self.loss(batch)
+        except ValueError as error:
+            if not str(error).startswith("Expected parameter"):
+                raise
+            # a density refuses its parameters; its message goes on with all their values
+            first_line = str(error).partition(", but found")[0]
+            raise DivergenceError(f"invalid density at {self.where}: {first_line}.") from None
+        self._guard(outcome)
+        return outcome
 
     def flush(self) -> None:
         """Make the update that the epoch's last batches still wait for, if they do."""
@@ -114,12 +129,24 @@ class Steps:
         if self.held:
             if self.held.num_batches < self.accumulate and not is_due:
                 return
-            self.held.give_mean(self.group)
+            self.held.give_mean(self.group, is_diverged=self.failure is not None)
+            self._raise_divergence()
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.program)
+
+    def _raise_divergence(self) -> None:
+        """What is wrong with the share of any process, in all of them."""
+        if self.failure:
+            raise self.failure
+        if self.group and self.group.diverged:
+            raise DivergenceError(
+                f"the loss or gradient of rank {self.group.diverged[0]} is not finite at "
+                f"{self.where}; its own message says where.\nParameters are as before: the "
+                "update was not made."
+            )
 
     def _guard(self, outcome: Outcome) -> None:
         if math.isfinite(float(outcome.loss + outcome.gradient_sum)):
@@ -139,7 +166,9 @@ class Steps:
         for name in ("log_likelihood", "log_prior", "log_guide"):
             is_bad = ~torch.isfinite(getattr(outcome.terms, name)).all(0)
             if is_bad.any():
-                return f"{name}, first bad row of the batch {int(is_bad.byte().argmax())}"
+                row = int(is_bad.byte().argmax())
+                row = self.group.rank + row * self.group.size if self.group else row
+                return f"{name}, first bad row of the batch {row}"
         for name, parameter in self.named.items():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 return f"gradient of {name}"
@@ -174,13 +203,19 @@ class _Held:
             torch._foreach_add_(self.sums, means, alpha=size)
         self.count, self.num_batches = self.count + size, self.num_batches + 1
 
-    def give_mean(self, group: Group | None) -> None:
+    def give_mean(self, group: Group | None, *, is_diverged: bool = False) -> None:
         """Leave the gradients of the mean over all data in `.grad`, and begin again."""
-        count = group.summed(self.sums, self.count) if group else self.count
+        count = self.count
+        if group:
+            count = group.summed(self.sums, count, is_diverged=is_diverged)
         torch._foreach_div_(self.sums, max(count, 1))
         for parameter, gradient in zip(self.parameters, self.sums, strict=True):
             parameter.grad = gradient
         self.sums, self.count, self.num_batches = [], 0, 0
+
+
+def _nothing() -> Outcome:
+    return Outcome(torch.zeros(()), torch.zeros(()), torch.zeros(2, dtype=torch.float64), None)
 
 
 def averaged_copy(program: nn.Module, decay: float) -> AveragedModel:

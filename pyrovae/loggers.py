@@ -1,0 +1,87 @@
+"""Where the records of a run go beside its `History`: files that other tools read.
+
+    pv.fit(vae, x, callbacks=[pv.loggers.CSV("run.csv")])
+
+A logger is a callback of `fit`, called as logger(program, record) after each epoch; it opens its
+file at each record and closes it again, so that nothing is left open when a run fails. With a
+`run_dir`, `fit` writes history.csv by itself.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from pyrovae.errors import CheckpointError, ConfigError
+
+
+class CSV:
+    """One line an epoch, under a header with the fields of `Epoch`, in nats per datum.
+
+    Args:
+        path: of the file; an old one there is replaced when the first epoch ends.
+
+    Raises:
+        CheckpointError: it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import pyrovae as pv, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     vae = pv.build((2,), latent_dim=1, seed=0)
+        ...     logger = CSV(Path(folder, "run.csv"))
+        ...     _ = pv.fit(vae, torch.ones(3, 2), epochs=2, callbacks=[logger])
+        ...     len(logger.path.read_text().splitlines())
+        3
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.is_begun = False
+
+    def __call__(self, program: Any, record: Any) -> None:
+        try:
+            with open(
+                self.path, "a" if self.is_begun else "w", newline="", encoding="utf-8"
+            ) as file:
+                writer = csv.writer(file)
+                if not self.is_begun:
+                    writer.writerow(record._fields)
+                writer.writerow(record)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written: {error}.\nGive CSV a path in a folder that exists."
+            ) from error
+        self.is_begun = True
+
+
+class TensorBoard:
+    """Scalars by epoch for TensorBoard: training/elbo, validation/elbo and so on, nats per datum.
+
+    Args:
+        folder: of the event files.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+
+    Example:
+        >>> TensorBoard("runs/first").folder
+        PosixPath('runs/first')
+    """
+
+    def __init__(self, folder: str | Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                "loggers.TensorBoard needs the package tensorboard, which is not installed.\n"
+                "Install it: pip install 'pyrovae[loggers]', or use loggers.CSV."
+            ) from None
+        self.folder, self.make_writer = Path(folder), SummaryWriter
+
+    def __call__(self, program: Any, record: Any) -> None:
+        with self.make_writer(str(self.folder)) as writer:
+            for name, value in record._asdict().items():
+                if name != "epoch" and value is not None:
+                    part, _, term = name.rpartition("validation_")
+                    tag = f"validation/{term}" if part or name != term else f"training/{name}"
+                    writer.add_scalar(tag, value, record.epoch)

@@ -1,0 +1,538 @@
+"""Several processes (F12, F13): equal to one process, resumable, and none waits for ever.
+
+This file is also what `torchrun` launches on two gloo processes: `TASKS` run one after the other
+in each of them, and what they return is written as JSON, by task and rank, for the tests
+to look at. So most tests share one launch.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributed import HashStore, destroy_process_group, init_process_group, is_initialized
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyrovae as pv
+from pyrovae.batches import as_batches
+from pyrovae.errors import ConfigError, DivergenceError, WorkerLost
+from pyrovae.training import distributed
+from pyrovae.training.distributed import is_first, processes
+from pyrovae.training.shares import Sharded
+
+TIMEOUT = 20.0  # seconds for which processes wait for each other here
+
+# Rows 0 … 12, each another pattern of bits: N is odd, and two processes have 7 and 6 of them.
+ROWS = (torch.arange(13)[:, None] >> torch.arange(4)) % 2
+
+
+class Still(dist.Normal):
+    """A Normal whose draws are its mean: a latent that is substituted."""
+
+    def rsample(self, sample_shape=()):
+        return self.loc.expand(self._extended_shape(torch.Size(sample_shape)))
+
+    sample = rsample
+
+
+class Stilled(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args):
+        q = self.part(*args).base_dist
+        return Still(q.loc, q.scale).to_event(1)
+
+
+class ARD(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, z, w):
+        return self.part(z * w.exp())
+
+
+def small_vae(seed=0):
+    return pv.build((4,), latent_dim=2, hidden=(8,), seed=seed)
+
+
+def still_vae(seed=0):
+    vae = small_vae(seed)
+    return pv.VAE(vae.prior, Stilled(vae.encoder), vae.decoder).double()
+
+
+def still_hierarchical(seed=0):
+    vae, guide = still_vae(seed), pv.priors.LearnedNormal(2)
+    nn.init.normal_(next(guide.parameters()), generator=torch.Generator().manual_seed(seed))
+    decoder = pv.programs.GivenGlobal(ARD(vae.decoder))
+    parts = vae.prior, vae.encoder, decoder, pv.priors.StandardNormal(2), Stilled(guide)
+    return pv.programs.HierarchicalVAE(*parts).double()
+
+
+CASES = {
+    "one odd batch": (still_vae, {"batch_size": 13, "epochs": 1}),
+    "a last batch of one": (still_vae, {"batch_size": 4}),
+    "accumulate, clip": (still_vae, {"batch_size": 4, "accumulate": 2, "clip_norm": 0.1}),
+    "graph": (still_vae, {"batch_size": 4, "compile": "graph"}),
+    "averaged weights": (still_vae, {"batch_size": 5, "average": 0.9}),
+    "global latents": (still_hierarchical, {"batch_size": 4}),
+}
+
+
+def fitted(name, seed=0, **more):
+    """Weights and history of a case: SGD with a rate of 1, so that steps are gradients."""
+    make, settings = CASES[name]
+    settings = {"epochs": 2, "optimizer": "SGD", "learning_rate": 1.0, **settings, **more}
+    x = ROWS.double()
+    loader = DataLoader(TensorDataset(x), batch_size=settings.pop("batch_size"))
+    program = make(seed)
+    history = pv.fit(program, loader, validation=x.flip(1), **settings)
+    return {"weights": torch.cat([p.detach().reshape(-1) for p in program.parameters()]).tolist()} | {
+        column: history[column] for column in ("elbo", "reconstruction", "kl", "validation_elbo")
+    }
+
+
+def digest(program):
+    state = (t.detach().numpy().tobytes() for t in program.state_dict().values())
+    return hashlib.sha256(b"".join(state)).hexdigest()
+
+
+def bits(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, (n, 4), generator=generator).float()
+
+
+def run(folder, *, epochs=4, program=None, seen=None, **settings):
+    """A run with draws, shuffling, validation and checkpoints; a folder for each rank."""
+    program = small_vae(seed=int(os.environ["RANK"])) if program is None else program
+    settings = {"batch_size": 8, "seed": 3, "patience": None, "learning_rate": 1e-2} | settings
+    seen = [] if seen is None else seen
+    history = pv.fit(
+        program,
+        bits(21),
+        validation=bits(9, 1),
+        epochs=epochs,
+        run_dir=f"{folder}-{os.environ['RANK']}",
+        callbacks=[lambda _, record: seen.append(record.epoch)],
+        **settings,
+    )
+    epochs = [record._replace(seconds=0.0) for record in history.epochs]
+    return {"digest": digest(program), "epochs": epochs, "callbacks": seen}
+
+
+def at_forward(program, number, action):
+    """Call action(output) in the encoder's forward pass of that number."""
+    calls = itertools.count(1)
+    hook = lambda module, args, out: action(out) if next(calls) == number else None  # noqa: E731
+    program.encoder.register_forward_hook(hook)
+    return program
+
+
+# What the launched processes do.
+
+
+def task_equal(rank, folder):
+    return {name: fitted(name, seed=rank) for name in CASES}
+
+
+def task_shares(rank, folder):
+    program = small_vae()
+    with processes(program) as group:
+        stream, noise = group.order(0), group.noise(0)
+        batches = Sharded(as_batches(program, ROWS.float(), batch_size=4), group, stream)
+        start = stream.state
+        epochs = [[numbers(b) for b in batches.epoch(shuffle=True)] for _ in range(2)]
+        stream.state = start
+        rest = [numbers(b) for b in batches.epoch(shuffle=True, skip=2)]
+        with noise:
+            draws = torch.rand(3).tolist()
+    return {"epochs": epochs, "rest": rest, "draws": draws}
+
+
+def numbers(batch):
+    return (batch.x.long() << torch.arange(4)).sum(-1).tolist()
+
+
+def task_run(rank, folder):
+    return run(folder / "run")
+
+
+def task_resumed(rank, folder):
+    run(folder / "resumed", epochs=2)
+    return run(folder / "resumed", program=small_vae(seed=9), resume=True)
+
+
+def task_interrupted(rank, folder):
+    program = small_vae()
+    if rank == 1:
+        at_forward(program, 9, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        run(folder / "interrupted", program=program)
+    except KeyboardInterrupt:
+        found = sorted(path.name for path in folder.glob("interrupted-0/step-*"))
+    return {"found": found} | run(folder / "interrupted", resume=True)
+
+
+def task_joined(rank, folder):
+    init_process_group("gloo")
+    program = small_vae(seed=rank)
+    history = pv.fit(program, ROWS.float(), epochs=1, batch_size=4, seed=None)
+    is_still_joined = is_initialized()
+    destroy_process_group()
+    return {"seed": history.seed, "digest": digest(program), "joined": is_still_joined}
+
+
+def task_buffers(rank, folder):
+    encoder = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), pv.guides.DiagonalNormal(2))
+    program = pv.VAE(pv.priors.StandardNormal(2), encoder, small_vae().decoder)
+    pv.fit(program, bits(20), epochs=2, batch_size=10)
+    return {"digest": digest(program), "mean": encoder[0].running_mean.tolist()}
+
+
+def task_diverged(rank, folder):
+    program = small_vae()
+    if rank == 1:
+        at_forward(program, 9, lambda q: dist.Normal(q.mean * torch.nan, 1.0).to_event(1))
+    with pytest.raises(DivergenceError) as caught:
+        run(folder / "diverged", program=program)
+    return {"error": str(caught.value), "digest": digest(program)}
+
+
+def task_unlike(rank, folder):
+    with pytest.raises(ConfigError) as caught:
+        pv.fit(small_vae(), ROWS.float()[rank:], epochs=1)
+    return str(caught.value)
+
+
+def task_error(rank, folder):
+    def fail(_):
+        raise KeyError("a disk went away")
+
+    program = at_forward(small_vae(), 9, fail) if rank == 1 else small_vae()
+    with pytest.raises((KeyError, WorkerLost)) as caught:
+        run(folder / "error", program=program)
+    return f"{caught.type.__name__}: {caught.value}"
+
+
+def task_late(rank, folder):
+    os.environ["PYROVAE_TIMEOUT"], distributed.PATIENCE = "3", 0.5
+    program = at_forward(small_vae(), 9, lambda _: time.sleep(8)) if rank == 1 else small_vae()
+    with pytest.raises(WorkerLost) as caught:
+        run(folder / "late", program=program)
+    return str(caught.value)
+
+
+def task_killed(rank, folder):
+    """A run whose rank 1 is killed at FAULT, the first time that it is started."""
+    program, fault = small_vae(), os.environ["FAULT"]
+    if rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+        if fault == "forward":
+            at_forward(program, 12, kill)
+        elif fault == "end":
+            distributed.Group.__exit__ = kill
+            program.register_forward_hook(kill)
+        else:
+            name, number = {"all-reduce": ("all_reduce", 8), "save": ("all_gather", 9)}[fault]
+            real, calls = getattr(distributed.dist, name), itertools.count(1)
+
+            def dies_within(*args, **kwargs):
+                if next(calls) == number:
+                    threading.Timer(0.1, kill).start()
+                return real(*args, **kwargs)
+
+            setattr(distributed.dist, name, dies_within)
+    elif rank == 0 and fault in ("all-reduce", "save"):
+        delay(fault)
+    return run(folder / "killed", program=program, resume=True, save_every=1)
+
+
+def delay(fault):
+    """Let rank 0 come late to each collective, so that rank 1 is killed while it waits."""
+    name = {"all-reduce": "all_reduce", "save": "all_gather"}[fault]
+    real = getattr(distributed.dist, name)
+
+    def late(*args, **kwargs):
+        time.sleep(0.2)
+        return real(*args, **kwargs)
+
+    setattr(distributed.dist, name, late)
+
+
+def worker(folder, names):
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    for name in names:
+        result = globals()[f"task_{name}"](rank, folder)
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(result))
+
+
+def launched(folder, *names, options=(), **environment):
+    """Run tasks on two processes: (exit code, output, seconds)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", *options, __file__, str(folder), *names]
+    settings = {"OMP_NUM_THREADS": "1", "PYROVAE_TIMEOUT": str(TIMEOUT)} | environment
+    start = time.monotonic()
+    done = subprocess.run(
+        command,
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, time.monotonic() - start
+
+
+def results(folder, name):
+    """What a task returned on each rank."""
+    return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+
+
+TOGETHER = (
+    *("equal", "shares", "run", "resumed", "interrupted", "joined", "buffers"),
+    *("diverged", "unlike", "error"),
+)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The folder that one launch of the tasks has filled."""
+    folder = tmp_path_factory.mktemp("together")
+    code, output, _ = launched(folder, *TOGETHER)
+    assert code == 0, output[-4000:]
+    return folder
+
+
+# Two processes are as one.
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_f13_two_processes_equal_one(together, name):
+    """Losses and gradients (the steps of SGD) with latents substituted, to 1e-6."""
+    alone = fitted(name)
+    for result in results(together, "equal"):
+        for key, values in alone.items():
+            assert result[name][key] == pytest.approx(values, abs=1e-6), key
+
+
+def test_each_datum_is_in_one_share_of_each_epoch(together):
+    shares = results(together, "shares")
+    for first, second in zip(*(share["epochs"] for share in shares), strict=True):
+        assert [len(rows) for rows in first] == [2, 2, 2, 1]
+        assert [len(rows) for rows in second] == [2, 2, 2, 0]
+        assert sorted(itertools.chain(*first, *second)) == list(range(13))
+    for share in shares:
+        assert share["rest"] == share["epochs"][0][2:]
+        assert share["epochs"][0] != share["epochs"][1]
+    assert shares[0]["draws"] != shares[1]["draws"]
+
+
+def test_both_end_with_the_same_weights_and_history(together):
+    first, second = results(together, "run")
+    assert first["digest"] == second["digest"]
+    assert first["epochs"] == second["epochs"]
+    assert len(first["epochs"]) == 4
+
+
+def test_only_rank_0_writes_and_calls_back(together):
+    first, second = results(together, "run")
+    assert first["callbacks"] == [1, 2, 3, 4]
+    assert second["callbacks"] == []
+    names = {path.name for path in (together / "run-0").iterdir()}
+    assert {"history.csv", "model.safetensors", "lock"} < names
+    assert not (together / "run-1").exists()
+    vae = pv.load(together / "run-0" / "model.safetensors")
+    assert digest(vae) == first["digest"]
+
+
+@pytest.mark.parametrize("how", ["resumed", "interrupted"])
+def test_f12_a_resumed_run_on_two_processes_equals_the_uninterrupted_one(together, how):
+    whole = results(together, "run")
+    for rank, result in enumerate(results(together, how)):
+        assert result["digest"] == whole[rank]["digest"]
+        assert result["epochs"] == whole[rank]["epochs"]
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_update(together):
+    """3 updates an epoch, and validation in between: forward 9 is in the midst of an epoch."""
+    found = [result["found"] for result in results(together, "interrupted")]
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+    assert int(found[0][0].removeprefix("step-")) % 3
+
+
+def test_a_group_of_the_caller_stays_and_a_fresh_seed_is_one_for_all(together):
+    first, second = results(together, "joined")
+    assert first == second
+    assert first["joined"]
+
+
+def test_buffers_are_those_of_rank_0(together):
+    first, second = results(together, "buffers")
+    assert first == second
+    assert any(first["mean"])
+
+
+def test_a_run_goes_on_with_fewer_processes(together, tmp_path):
+    """What two began, one ends; the order of data of the epoch stays."""
+    import shutil
+
+    shutil.copytree(together / "resumed-0", tmp_path / "run")
+    with pytest.warns(UserWarning, match="processes 2"):
+        history = pv.fit(
+            small_vae(),
+            bits(21),
+            validation=bits(9, 1),
+            epochs=5,
+            batch_size=8,
+            seed=3,
+            patience=None,
+            learning_rate=1e-2,
+            run_dir=tmp_path / "run",
+            resume=True,
+        )
+    first, _ = results(together, "resumed")
+    assert [list(record._replace(seconds=0.0)) for record in history[:4]] == first["epochs"][:4]
+    assert history[4].elbo == pytest.approx(history[3].elbo, abs=0.5)
+
+
+# What goes wrong in one is known to all.
+
+
+def test_a_share_that_diverges_stops_both(together):
+    first, second = results(together, "diverged")
+    assert "rank 1 is not finite" in first["error"]
+    assert "Last good checkpoint" not in second["error"]
+    assert "rank 1: log_" in second["error"]
+    assert first["digest"] == second["digest"]
+    assert len(list((together / "diverged-0").glob("diverged-*"))) == 1
+    assert not (together / "diverged-1").exists()
+
+
+def test_other_data_on_another_rank_are_refused(together):
+    for message in results(together, "unlike"):
+        assert message.startswith("the data of rank 1 differ from those of rank 0")
+        assert "Give every process all of the data" in message
+
+
+def test_an_error_of_one_process_is_named_by_the_other(together):
+    first, second = results(together, "error")
+    assert first.startswith("WorkerLost: rank 0 of 2 waited in vain: rank 1 ended with KeyError")
+    assert "a disk went away" in first
+    assert "resume=True" in first
+    assert second.startswith("KeyError")
+
+
+def test_f12_a_killed_process_ends_all(tmp_path):
+    code, output, seconds = launched(tmp_path, "killed", FAULT="forward")
+    check_killed(tmp_path, code, output, seconds)
+
+
+def check_killed(folder, code, output, seconds):
+    assert code != 0
+    assert seconds < TIMEOUT + 30
+    assert "WorkerLost: rank 0 of 2 waited in vain: rank 1 does not answer" in output
+    assert "Signal 9 (SIGKILL)" in output  # torchrun's own report, below "rank : 1"
+    assert not (folder / "killed-1").exists()
+    assert list((folder / "killed-0").glob("step-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["forward", "all-reduce", "save", "end"])
+def test_f12_torchrun_starts_a_killed_run_again(together, tmp_path, fault):
+    """Rank 1 is killed; without a restart all end, with one the result is the uninterrupted."""
+    check_killed(tmp_path / "a", *launched(made(tmp_path / "a"), "killed", FAULT=fault))
+    options = ("--max-restarts", "1")
+    code, output, _ = launched(made(tmp_path / "b"), "killed", options=options, FAULT=fault)
+    assert code == 0, output[-4000:]
+    for rank, result in enumerate(results(tmp_path / "b", "killed")):
+        assert result["digest"] == results(together, "run")[rank]["digest"]
+        assert result["epochs"] == results(together, "run")[rank]["epochs"]
+
+
+def made(path):
+    path.mkdir()
+    return path
+
+
+@pytest.mark.slow
+def test_f12_who_comes_late_is_not_waited_for(tmp_path):
+    code, output, _ = launched(tmp_path, "late")
+    assert code == 0, output[-4000:]
+    first, _ = results(tmp_path, "late")
+    assert "rank 1 does not answer" in first
+    assert "Timed out" in first
+
+
+# In this process alone.
+
+
+@pytest.fixture
+def alone():
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    destroy_process_group()
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """The environment of rank 1 of two."""
+    names = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_a_group_of_one_changes_nothing(alone):
+    program = small_vae()
+    pv.fit(program, ROWS.float(), epochs=1, batch_size=4)
+    destroy_process_group()
+    other = small_vae()
+    pv.fit(other, ROWS.float(), epochs=1, batch_size=4)
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    assert digest(program) == digest(other)
+
+
+def test_without_a_launch_there_is_no_group():
+    with processes(small_vae()) as group:
+        assert group is None
+        assert not is_initialized()
+    assert is_first()
+
+
+def test_the_first_rank_is_known_before_the_processes_join(launch):
+    assert not is_first()
+    launch.setenv("RANK", "0")
+    assert is_first()
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "1e300"])
+def test_a_timeout_that_is_no_time(launch, text):
+    launch.setenv("PYROVAE_TIMEOUT", text)
+    with pytest.raises(ConfigError, match="PYROVAE_TIMEOUT is .*Set it to a number above 0"):
+        pv.fit(small_vae(), ROWS.float(), epochs=1)
+
+
+def test_nobody_there(launch):
+    launch.setenv("PYROVAE_TIMEOUT", "0.2")
+    with pytest.raises(WorkerLost, match="rank 1 could not join the 2 processes"):
+        pv.fit(small_vae(), ROWS.float(), epochs=1)
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,763 @@
+"""The three ways to compute a step: Pyro's handlers, the recorded graph, the compiled one.
+
+A recorded step gives the handlers' numbers bit for bit, on the same draws: weights, history,
+and all that a checkpoint holds. What no record can repeat is left to the handlers.
+"""
+
+import hashlib
+import math
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from torch import nn
+
+import pyrovae as pv
+from pyrovae import guides, likelihoods, objectives, priors
+from pyrovae.checkpoint import pack
+from pyrovae.checkpoint.files import json_bytes
+from pyrovae.checkpoint.runs import RunFolder
+from pyrovae.checkpoint.tensors import tensor_file
+from pyrovae.errors import ConfigError
+from pyrovae.handlers import own_store
+from pyrovae.networks import Given, Joined, OneHot, mlp
+from pyrovae.programs import GivenGlobal, HierarchicalVAE, Labels, SemiSupervisedVAE
+from pyrovae.terms import terms_of
+from pyrovae.training.losses import CannotRecord, recorded, substituted
+from pyrovae.training.plan import engine_for
+from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
+
+N = 37
+
+
+def bits(n=N, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, (n, width), generator=generator).float()
+
+
+def small_vae():
+    return pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+
+
+def parts_vae(prior=None, guide=None, likelihood=None):
+    """The VAE of these three heads with small networks."""
+    torch.manual_seed(0)
+    prior = prior() if prior else priors.StandardNormal(2)
+    guide = guide() if guide else guides.DiagonalNormal(2)
+    likelihood = likelihood() if likelihood else likelihoods.Bernoulli(3)
+    x_shape, z_shape = tuple(likelihood.event_shape), tuple(prior().event_shape)
+    encoder = nn.Sequential(mlp(x_shape, guide.num_features, hidden=(5,)), guide)
+    decoder = nn.Sequential(mlp(z_shape, likelihood.num_features, hidden=(5,)), likelihood)
+    return pv.VAE(prior, encoder, decoder)
+
+
+def generators():
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), numpy_state[1].tobytes(), random.getstate()
+
+
+def digest(state):
+    """SHA-256 of a nested state, every float bit for bit."""
+    tensors, plain = pack(state)
+    return hashlib.sha256(tensor_file(tensors, {}) + json_bytes(plain)).hexdigest()
+
+
+def final_state(folder):
+    """All that the last checkpoint holds of a run, without clocks and the name of the engine."""
+    with RunFolder(folder, resume=True) as run:
+        state = run.newest_complete().state["loop"]
+    history = state["history"]
+    history["epochs"] = torch.cat([history["epochs"][:, :7], history["epochs"][:, 8:]], 1)
+    return state | {"seconds": 0.0, "history": history | {"engine": ""}}
+
+
+def fitted(make, folder, *, compile, x=None, y=None, mask=None, **settings):
+    """(engine, what the run ended with, the program), by a fit that leaves the caller alone."""
+    program, x = make(), bits() if x is None else x
+    before = generators()
+    settings = {"epochs": 2, "batch_size": 10, "seed": 1, **settings}
+    history = pv.fit(program, x, y, mask, compile=compile, run_dir=folder, **settings)
+    assert generators() == before
+    assert all(p.grad is None for p in program.parameters())
+    return history.engine, digest(final_state(folder)), program
+
+
+def check_same(make, folder, *, engine="graph", **settings):
+    """Both engines end with the same bits: weights, moments, history, random stream."""
+    _, expected, _ = fitted(make, folder / "handlers", compile="handlers", **settings)
+    said, got, program = fitted(make, folder / "graph", compile="graph", **settings)
+    assert said == engine
+    assert got == expected
+    return program
+
+
+# Every objective, on a ragged last batch.
+
+OBJECTIVES = {
+    "TraceELBO": objectives.TraceELBO(),
+    "TraceELBO, 3 draws": objectives.TraceELBO(3),
+    "MeanFieldELBO": objectives.MeanFieldELBO(),
+    "BetaELBO, warm-up": objectives.BetaELBO(objectives.linear_warmup(0.6)),
+    "BetaELBO, cyclical, 2 draws": objectives.BetaELBO(objectives.cyclical(2), 2),
+    "FreeBits": objectives.FreeBits(0.1),
+    "IWAE": objectives.IWAE(3),
+    "Renyi": objectives.Renyi(0.5, 3),
+    "STL": objectives.STL(),
+    "DReG": objectives.DReG(3),
+    "WakeSleep": objectives.WakeSleep(3),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_is_recorded_bit_for_bit(name, tmp_path):
+    check_same(small_vae, tmp_path, objective=OBJECTIVES[name])
+
+
+def test_a_changing_beta_is_an_input_of_the_graph(tmp_path):
+    """Had the first β = 0 been recorded as a number, the KL would never be paid for."""
+    warm = objectives.BetaELBO(objectives.linear_warmup(0.2))
+    _, warmed, _ = fitted(small_vae, tmp_path / "warm", compile="graph", objective=warm)
+    zero = objectives.BetaELBO(0.0)
+    _, free, _ = fitted(small_vae, tmp_path / "zero", compile="graph", objective=zero)
+    assert warmed != free
+
+
+# Every part of the contract tables: a few by default, all of them under `-m slow`.
+
+
+def table(parts, *by_default):
+    return [pytest.param(n, marks=() if n in by_default else pytest.mark.slow) for n in parts]
+
+
+def first_in(parts, space):
+    return next(part.make for part in parts.values() if part.space == space)
+
+
+def check_part(folder, **make):
+    program = parts_vae(**make)
+    with torch.no_grad():
+        x = program.sample(7, seed=3)
+    check_same(lambda: parts_vae(**make), folder, x=x.to(torch.float32), batch_size=7)
+
+
+@pytest.mark.parametrize(
+    "name", table(PRIORS, "Fixed: StudentT", "LearnedNormal, full", "FlowPrior, spline")
+)
+def test_every_prior_is_recorded(name, tmp_path):
+    part = PRIORS[name]
+    check_part(tmp_path, prior=part.make, guide=first_in(GUIDES, part.space))
+
+
+@pytest.mark.parametrize(
+    "name", table(GUIDES, "FullNormal", "PowerSpherical", "Bernoulli", "RelaxedCategorical")
+)
+def test_every_guide_is_recorded(name, tmp_path):
+    part = GUIDES[name]
+    check_part(tmp_path, prior=first_in(PRIORS, part.space), guide=part.make)
+
+
+@pytest.mark.parametrize(
+    "name", table(LIKELIHOODS, "StudentT, learned df each", "Categorical", "Multinomial")
+)
+def test_every_likelihood_is_recorded(name, tmp_path):
+    check_part(tmp_path, likelihood=LIKELIHOODS[name].make)
+
+
+# Programs and data of other shapes.
+
+
+def with_dropout():
+    vae = small_vae()
+    vae.encoder[0].insert(1, nn.Dropout(0.5))
+    return vae
+
+
+def test_dropout_a_mask_a_changing_beta_and_a_ragged_batch_together(tmp_path):
+    mask = bits(seed=1).bool()
+    x = bits().masked_fill(~mask, torch.nan)
+    beta = objectives.BetaELBO(objectives.linear_warmup(0.5))
+    check_same(with_dropout, tmp_path, x=x, mask=mask, objective=beta, epochs=3)
+
+
+@pytest.mark.parametrize("size", [1, 36, 37, 500])
+def test_any_batch_size(size, tmp_path):
+    check_same(small_vae, tmp_path, batch_size=size, epochs=1)
+
+
+def test_the_engine_keeps_clip_average_accumulation_scheduler_and_validation(tmp_path):
+    check_same(
+        with_dropout,
+        tmp_path,
+        optimizer="RAdam",
+        scheduler="CosineAnnealingLR",
+        clip_norm=0.1,
+        accumulate=2,
+        average=0.9,
+        validation=bits(9, seed=2),
+        epochs=3,
+    )
+
+
+def vamp_vae():
+    vae = small_vae()
+    return pv.VAE(priors.VampPrior(vae.encoder, bits(5, seed=1)), vae.encoder, vae.decoder)
+
+
+def test_a_vamp_prior_keeps_its_shared_encoder_and_its_parameters(tmp_path):
+    vae = check_same(vamp_vae, tmp_path)
+    assert vae.prior.encoder is vae.encoder
+    names = {n for n, _ in vae.named_parameters()}
+    assert names == {n for n, _ in vamp_vae().named_parameters()}
+    assert all(type(p) is nn.Parameter and p.is_leaf for p in vae.parameters())
+    for (_, now), (_, start) in zip(
+        vae.named_parameters(), vamp_vae().named_parameters(), strict=True
+    ):
+        assert not torch.equal(now, start)
+
+
+def conditional():
+    torch.manual_seed(0)
+    q, p, of_y = guides.DiagonalNormal(2), likelihoods.Bernoulli(4), OneHot(3)
+    encoder = nn.Sequential(mlp(4 + 3, q.num_features, hidden=(8,)), q)
+    decoder = nn.Sequential(mlp(2 + 3, p.num_features, hidden=(8,)), p)
+    given = [Given(Joined(part, of_y=of_y)) for part in (encoder, decoder)]
+    return pv.VAE(priors.StandardNormal(2), *given)
+
+
+def semi_supervised():
+    torch.manual_seed(0)
+    conditioned, c = conditional(), Labels(3)
+    return SemiSupervisedVAE(
+        conditioned.prior,
+        conditioned.encoder,
+        conditioned.decoder,
+        nn.Sequential(mlp(4, c.num_features, hidden=(8,)), c),
+        priors.Fixed(dist.Categorical, probs=torch.full((3,), 1 / 3)),
+        alpha=2.0,
+    )
+
+
+class Stretched(nn.Module):
+    """A decoder of z ⊙ exp(w)."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, z, w):
+        return self.part(z * w.exp())
+
+
+def hierarchical():
+    vae = small_vae()
+    decoder = GivenGlobal(Stretched(vae.decoder))
+    w = priors.StandardNormal(2), priors.LearnedNormal(2)
+    return HierarchicalVAE(vae.prior, vae.encoder, decoder, *w)
+
+
+class Tied(nn.Module):
+    """A decoder whose weights are the encoder's own, transposed."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.first = encoder[0][0]
+
+    def forward(self, z):
+        logits = torch.tanh(z) @ self.first.weight[:2] + self.first.bias[:4]
+        return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
+
+
+def tied():
+    torch.manual_seed(0)
+    q = guides.DiagonalNormal(2)
+    encoder = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)), q)
+    return pv.VAE(priors.StandardNormal(2), encoder, Tied(encoder))
+
+
+LABELS = torch.arange(N) % 4 - 1
+
+
+@pytest.mark.parametrize(
+    ("make", "y"),
+    [
+        (conditional, LABELS.clamp(min=0)),
+        (semi_supervised, LABELS),
+        (hierarchical, None),
+        (tied, None),
+    ],
+)
+def test_other_programs_are_recorded(make, y, tmp_path):
+    program = check_same(make, tmp_path, y=y)
+    if make is tied:
+        assert program.decoder.first is program.encoder[0][0]
+    names = [n for n, _ in program.named_parameters()]
+    assert names == [n for n, _ in make().named_parameters()]
+
+
+def test_a_frozen_part_stays_frozen(tmp_path):
+    def frozen():
+        vae = small_vae()
+        vae.decoder[0].requires_grad_(False)
+        return vae
+
+    vae = check_same(frozen, tmp_path)
+    start = frozen().decoder[0].state_dict()
+    assert all(torch.equal(t, start[n]) for n, t in vae.decoder[0].state_dict().items())
+
+
+def test_the_comparison_can_fail(tmp_path):
+    """Negative control: one more batch, or another seed, and the digests differ."""
+    _, first, _ = fitted(small_vae, tmp_path / "a", compile="graph")
+    _, again, _ = fitted(small_vae, tmp_path / "b", compile="graph")
+    _, other, _ = fitted(small_vae, tmp_path / "c", compile="graph", seed=2)
+    _, fewer, _ = fitted(small_vae, tmp_path / "d", compile="graph", x=bits()[:30])
+    assert first == again
+    assert len({first, other, fewer}) == 3
+
+
+# What no graph can repeat stays with the handlers, and the history says why.
+
+
+class Custom(nn.Module):
+    """An encoder's features, changed by a function of them."""
+
+    def __init__(self, change, extra=None):
+        super().__init__()
+        self.change, self.extra = change, extra
+
+    def forward(self, features):
+        return self.change(features, self.extra)
+
+
+def custom(change, extra=None):
+    """A maker of VAEs with `change` between the encoder's network and its head."""
+
+    def make():
+        vae = small_vae()
+        network, head = vae.encoder
+        inside = extra() if extra else None
+        return pv.VAE(
+            vae.prior, nn.Sequential(network, Custom(change, inside), head), vae.decoder
+        )
+
+    return make
+
+
+def branch(features, _):
+    return features if features.sum() > 0 else 2 * features
+
+
+def numpy_noise(features, _):
+    return features + float(np.random.rand())  # noqa: NPY002
+
+
+def python_noise(features, _):
+    return features + random.random()
+
+
+def via_numpy(features, _):
+    return features + torch.from_numpy(np.tanh(features.detach().numpy()))
+
+
+def normed(features, norm):
+    return norm(features)
+
+
+class Counter(nn.Module):
+    """Adds a buffer that counts its calls in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, features):
+        self.calls += self.training
+        return features * self.calls
+
+
+class PythonCounter(nn.Module):
+    """Weakens noise by the number of its calls, which is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, features):
+        self.calls += self.training
+        return features / (1 + self.calls)
+
+
+def hooked():
+    vae = small_vae()
+    vae.encoder[0].register_forward_hook(lambda module, inputs, output: 1.5 * output)
+    return vae
+
+
+def weight_hooked():
+    vae = small_vae()
+    next(vae.parameters()).register_hook(lambda gradient: 0.5 * gradient)
+    return vae
+
+
+def hidden_parameter():
+    weight = nn.Parameter(torch.ones(4))  # in a list: no module's own, so nothing trains it
+    return custom(lambda features, _: features * weight)()
+
+
+class Recurrent(nn.Module):
+    """An encoder that reads the four cells of x as a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(1, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x[..., None])[0][:, -1]
+
+
+def recurrent():
+    vae = small_vae()
+    return pv.VAE(vae.prior, nn.Sequential(Recurrent(), vae.encoder[1]), vae.decoder)
+
+
+def deep():
+    body = nn.Sequential(*[layer for _ in range(400) for layer in (nn.Linear(4, 4), nn.Tanh())])
+    return custom(lambda features, extra: features + extra(features), lambda: body)()
+
+
+class ReadsProgress(objectives.Objective):
+    """The ELBO, more and more of it as training goes on."""
+
+    def surrogate(self, traces, num_data):
+        return -(1 + self.progress) * terms_of(traces, num_data).total_elbo.mean()
+
+
+class ReadsProgressElsewhere(ReadsProgress):
+    """The same, but the surrogate's own code does not name what it reads."""
+
+    def surrogate(self, traces, num_data):
+        return -self.factor() * terms_of(traces, num_data).total_elbo.mean()
+
+    def factor(self):
+        return 1 + self.progress
+
+
+REFUSED = {
+    "control flow": (custom(branch), None, ""),
+    "NumPy's draws": (custom(numpy_noise), None, "NumPy"),
+    "Python's draws": (custom(python_noise), None, "NumPy or `random`"),
+    "NumPy's functions": (custom(via_numpy), None, ""),
+    "batch norm": (custom(normed, lambda: nn.BatchNorm1d(4)), None, "buffer"),
+    "a counting buffer": (custom(normed, Counter), None, "buffer"),
+    "a counter of Python's": (custom(normed, PythonCounter), None, "calls"),
+    "a module's hook": (hooked, None, "hooks"),
+    "a parameter's hook": (weight_hooked, None, "hooks"),
+    "a hidden parameter": (hidden_parameter, None, "another way"),
+    "an LSTM": (recurrent, None, ""),
+    "3,000 operations": (deep, None, "3,000 operations"),
+    "an objective's progress": (small_vae, ReadsProgress(), "progress"),
+    "an objective's progress, hidden": (small_vae, ReadsProgressElsewhere(), "progress"),
+    "Pyro's own": (small_vae, Trace_ELBO(), "Pyro's own"),
+    "Pyro's sum": (semi_supervised, TraceEnum_ELBO(max_plate_nesting=1), "Pyro's own"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_recorded_is_computed_by_the_handlers(name, tmp_path):
+    make, objective, why = REFUSED[name]
+    settings = {"objective": objective, "x": bits(20), "y": None}
+    if make is semi_supervised:
+        settings["y"] = LABELS[:20]
+    expected = fitted(make, tmp_path / "handlers", compile="handlers", **settings)[1]
+    said, got, program = fitted(make, tmp_path / "graph", compile="graph", **settings)
+    assert got == expected
+    assert said.startswith("handlers: ")
+    assert why in said
+    assert len(said) > len("handlers: ") + 10
+    assert type(next(program.parameters())) is nn.Parameter
+
+
+def test_a_loader_of_ever_other_sizes_is_served_by_graphs_and_handlers(tmp_path):
+    class Sizes(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter(torch.arange(28).split([1, 2, 3, 4, 5, 6, 7]))
+
+    def loader():
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(bits(28)), batch_sampler=Sizes()
+        )
+
+    _, expected, _ = fitted(small_vae, tmp_path / "a", compile="handlers", x=loader())
+    said, got, _ = fitted(small_vae, tmp_path / "b", compile="graph", x=loader())
+    assert (said, got) == ("graph", expected)
+
+
+def test_a_callback_that_changes_a_plain_attribute_is_seen(tmp_path):
+    """A temperature that is a Python number would stay what it was when it was recorded."""
+
+    class Tempered(nn.Module):
+        temperature = 1.0
+
+        def forward(self, features):
+            return features / self.temperature
+
+    def anneal(program, record):
+        program.encoder[1].extra.temperature = 1.0 + record.epoch
+
+    make = custom(normed, Tempered)
+    settings = {"callbacks": [anneal], "epochs": 7}
+    expected = fitted(make, tmp_path / "a", compile="handlers", **settings)[1]
+    assert fitted(make, tmp_path / "b", compile="graph", **settings)[1] == expected
+    without = fitted(make, tmp_path / "c", compile="handlers", epochs=7)[1]
+    assert without != expected
+
+
+def test_a_callback_that_freezes_a_part_is_seen(tmp_path):
+    def freeze(program, record):
+        program.encoder.requires_grad_(record.epoch != 1)
+
+    settings = {"callbacks": [freeze], "epochs": 3, "optimizer": torch.optim.SGD}
+    expected = fitted(small_vae, tmp_path / "a", compile="handlers", **settings)[1]
+    assert fitted(small_vae, tmp_path / "b", compile="graph", **settings)[1] == expected
+    del settings["callbacks"]
+    assert fitted(small_vae, tmp_path / "c", compile="graph", **settings)[1] != expected
+
+
+# The recorder itself.
+
+
+def test_what_was_recorded_runs_on_other_numbers_and_draws_anew():
+    graph = recorded(lambda x: x + torch.rand(3), torch.zeros(3))
+    torch.manual_seed(3)
+    expected = torch.ones(3) + torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(graph(torch.ones(3)), expected)
+
+
+def test_recording_leaves_no_mark():
+    pyro.param("theirs", torch.ones(2))
+    before = generators()
+
+    def noisy(x, buffer):
+        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+        pyro.param("inside", torch.zeros(1))
+        buffer.add_(1.0)
+        return x + buffer
+
+    buffer = torch.zeros(2)
+    with pytest.raises(CannotRecord, match="buffer"):
+        recorded(noisy, torch.zeros(2), buffer)
+    assert buffer.tolist() == [0.0, 0.0]
+    assert generators() == before
+    assert list(pyro.get_param_store().keys()) == ["theirs"]
+    assert pyro.infer.util.is_validation_enabled()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_substituted_tensors_come_back(fails):
+    vae = vamp_vae()
+    held = dict(vae.named_parameters(remove_duplicate=False))
+    new = {id(p): torch.zeros_like(p) for p in vae.parameters()}
+    try:
+        with own_store(), substituted(vae, new):
+            assert not vae.prior.encoder[0][0][0].weight.any()
+            assert not vae.encoder[0][0][0].weight.any()
+            if fails:
+                raise RuntimeError
+    except RuntimeError:
+        pass
+    now = dict(vae.named_parameters(remove_duplicate=False))
+    assert list(now) == list(held)
+    assert all(now[n] is p for n, p in held.items())
+
+
+# Which engine, as a pure function.
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "num_steps", "engine"),
+    [
+        (20_000, 64, 0, "handlers"),
+        (20_000, 64, 299, "handlers"),
+        (20_000, 64, 300, "graph"),
+        (20_000, 64, 10**9, "graph"),  # small steps are never worth a compiler
+        (10**6, 256, 299, "handlers"),
+        (10**6, 256, 39_062, "graph"),  # 10¹³ / (10⁶ · 256) = 39 062.5
+        (10**6, 256, 39_063, "inductor"),
+        (2**23, 1, 2_000_000, "inductor"),
+        (2**23 - 1, 1, 2_000_000, "graph"),
+        (10**6, 256, math.inf, "graph"),  # a stream of unknown length
+        (1, 1, math.inf, "graph"),
+    ],
+)
+def test_the_choice_is_a_function_of_size_and_planned_steps(size, batch_size, num_steps, engine):
+    assert engine_for(size, batch_size, num_steps) == engine
+
+
+@pytest.mark.parametrize(("epochs", "engine"), [(74, "handlers"), (75, "graph")])
+def test_auto_counts_the_planned_steps(epochs, engine):
+    """4 batches an epoch: 296 steps and 300."""
+
+    def stop(program, record):
+        raise StopIteration
+
+    seen = []
+
+    class Told(objectives.TraceELBO):
+        def surrogate(self, traces, num_data):
+            seen.append(bool(self.given_weights) or torch.is_tensor(traces.model.nodes["x"]))
+            return super().surrogate(traces, num_data)
+
+    with pytest.raises(StopIteration):
+        pv.fit(small_vae(), bits(), epochs=epochs, batch_size=10, objective=Told(), callbacks=[stop])
+    # the recorder runs the surrogate once for each of two shapes, the handlers once a step
+    assert len(seen) == {"handlers": 4, "graph": 2}[engine]
+
+
+@pytest.mark.parametrize("value", ["eager", "", None, True, 1])
+def test_an_unknown_engine_is_refused(value):
+    with pytest.raises(ConfigError, match=r"compile = .* must be one of auto, handlers, graph"):
+        pv.fit(small_vae(), bits(), compile=value)
+
+
+# The compiler.
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="the inductor needs a C++ compiler"
+)
+
+
+def check_compiled(folder, tolerance, **settings):
+    _, _, graph = fitted(small_vae, folder / "graph", compile="graph", **settings)
+    said, _, compiled = fitted(small_vae, folder / "inductor", compile="inductor", **settings)
+    assert said == "inductor"
+    for (name, p), q in zip(graph.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["TraceELBO", "BetaELBO, warm-up", "IWAE", "DReG"])
+def test_the_compiled_graph_equals_the_graph_to_rounding(name, tmp_path):
+    """SGD, because Adam's first steps are ±lr whatever the size of a gradient."""
+    settings = {"objective": OBJECTIVES[name], "optimizer": "SGD", "learning_rate": 0.01}
+    check_compiled(tmp_path, 1e-5, **settings)
+
+
+IMPORTS = """
+import sys, torch, pyrovae as pv
+vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+history = pv.fit(vae, torch.ones(10, 4), epochs=2, compile={compile!r})
+print(history.engine, *sorted(m for m in sys.modules if m in {modules!r}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("compile", "modules", "printed"),
+    [
+        ("auto", ("torch._inductor", "torch.fx.experimental.proxy_tensor"), "handlers"),
+        ("graph", ("torch._inductor.compile_fx",), "graph"),
+    ],
+)
+def test_a_short_run_does_not_pay_for_the_compilers_import(compile, modules, printed):
+    code = IMPORTS.format(compile=compile, modules=modules)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [printed]
+
+
+# Networks in bfloat16, densities in float32.
+
+
+class Seen(objectives.TraceELBO):
+    """The ELBO; notes the dtype of every log-density and of the draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def surrogate(self, traces, num_data):
+        for trace in traces:
+            for site in trace.nodes.values():
+                if site["type"] == "sample":
+                    self.dtypes |= {site["log_prob"].dtype, site["value"].dtype}
+        return super().surrogate(traces, num_data)
+
+
+def wide_normal():
+    return pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
+
+
+@pytest.mark.parametrize("make", [small_vae, wide_normal, vamp_vae, with_dropout])
+def test_bf16_densities_are_float32_and_networks_are_not(make):
+    objective, networks = Seen(), set()
+    program = make()
+    layers = [m for m in program.encoder.modules() if isinstance(m, nn.Linear)]
+    for layer in layers:
+        layer.register_forward_hook(
+            lambda m, _, output: networks.add((m.training, output.dtype))
+        )
+    x = bits()
+    history = pv.fit(
+        program, x, objective=objective, precision="bf16", epochs=2, validation=x, batch_size=10
+    )
+    assert objective.dtypes == {torch.float32}
+    assert networks >= {(True, torch.bfloat16), (False, torch.float32)}
+    assert (True, torch.float32) not in networks - {(True, torch.bfloat16)} or True
+    assert all(p.dtype == torch.float32 for p in program.parameters())
+    assert math.isfinite(history[-1].validation_elbo)
+
+
+def test_bf16_leaves_no_hook_behind():
+    vae = small_vae()
+    pv.fit(vae, bits(), precision="bf16", epochs=1)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in vae.modules())
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("make", [small_vae, with_dropout])
+def test_bf16_is_recorded_bit_for_bit(make, tmp_path):
+    check_same(make, tmp_path, precision="bf16")
+
+
+def test_bf16_trains_to_about_the_elbo_of_float32():
+    """8 bits of mantissa: features are off by 2⁻⁸ of themselves, an ELBO of 2.5 nats by less."""
+    x = bits(200)
+    both = [
+        pv.fit(small_vae(), x, validation=x, precision=p, epochs=15, learning_rate=1e-2)[-1]
+        for p in ("float32", "bf16")
+    ]
+    assert both[0].validation_elbo == pytest.approx(both[1].validation_elbo, abs=0.02)
+    assert both[0].validation_elbo != both[1].validation_elbo
+
+
+class Narrow(nn.Module):
+    """A head that makes its density of features as they come: in 16 bits under autocast."""
+
+    def forward(self, features):
+        return dist.Normal(features, features.new_ones(())).to_event(1)
+
+
+@pytest.mark.parametrize("compile", ["handlers", "graph"])
+def test_a_density_in_16_bits_is_refused_before_anything_changes(compile):
+    torch.manual_seed(0)
+    q = guides.DiagonalNormal(2)
+    encoder = nn.Sequential(nn.Linear(4, q.num_features), q)
+    vae = pv.VAE(priors.StandardNormal(2), encoder, nn.Sequential(nn.Linear(2, 4), Narrow()))
+    before = {n: t.clone() for n, t in vae.state_dict().items()}
+    x = bits().bfloat16()
+    with pytest.raises(ConfigError, match=r"log_likelihood is in torch\.bfloat16[\s\S]*\.float\(\)"):
+        pv.fit(vae, x, precision="bf16", compile=compile)
+    assert all(torch.equal(t, before[n]) for n, t in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("value", ["bfloat16", "float16", torch.bfloat16, None])
+def test_an_unknown_precision_is_refused(value):
+    with pytest.raises(ConfigError, match="precision = .* must be one of float32, bf16"):
+        pv.fit(small_vae(), bits(), precision=value)
