@@ -120,6 +120,13 @@ def test_every_objective_is_recorded_bit_for_bit(name, tmp_path):
     check_same(small_vae, tmp_path, objective=OBJECTIVES[name])
 
 
+def test_a_beta_in_float64_is_not_rounded_to_float32(tmp_path):
+    def make():
+        return small_vae().double()
+
+    check_same(make, tmp_path, objective=objectives.BetaELBO(0.1))
+
+
 def test_a_changing_beta_is_an_input_of_the_graph(tmp_path):
     """Had the first β = 0 been recorded as a number, the KL would never be paid for."""
     warm = objectives.BetaELBO(objectives.linear_warmup(0.2))
@@ -288,7 +295,6 @@ LABELS = torch.arange(N) % 4 - 1
     ("make", "y"),
     [
         (conditional, LABELS.clamp(min=0)),
-        (semi_supervised, LABELS),
         (hierarchical, None),
         (tied, None),
     ],
@@ -304,12 +310,12 @@ def test_other_programs_are_recorded(make, y, tmp_path):
 def test_a_frozen_part_stays_frozen(tmp_path):
     def frozen():
         vae = small_vae()
-        vae.decoder[0].requires_grad_(False)
+        vae.encoder[0].requires_grad_(False)
         return vae
 
     vae = check_same(frozen, tmp_path)
-    start = frozen().decoder[0].state_dict()
-    assert all(torch.equal(t, start[n]) for n, t in vae.decoder[0].state_dict().items())
+    start = frozen().encoder[0].state_dict()
+    assert all(torch.equal(t, start[n]) for n, t in vae.encoder[0].state_dict().items())
 
 
 def test_the_comparison_can_fail(tmp_path):
@@ -343,9 +349,7 @@ def custom(change, extra=None):
         vae = small_vae()
         network, head = vae.encoder
         inside = extra() if extra else None
-        return pv.VAE(
-            vae.prior, nn.Sequential(network, Custom(change, inside), head), vae.decoder
-        )
+        return pv.VAE(vae.prior, nn.Sequential(network, Custom(change, inside), head), vae.decoder)
 
     return make
 
@@ -364,6 +368,14 @@ def python_noise(features, _):
 
 def via_numpy(features, _):
     return features + torch.from_numpy(np.tanh(features.detach().numpy()))
+
+
+def via_list(features, _):
+    return features + torch.tensor(features.detach().tolist())
+
+
+def selects(features, _):
+    return features + features[features > 0].sum()
 
 
 def normed(features, norm):
@@ -423,11 +435,13 @@ class Recurrent(nn.Module):
 
 
 def recurrent():
+    torch.manual_seed(0)
     vae = small_vae()
     return pv.VAE(vae.prior, nn.Sequential(Recurrent(), vae.encoder[1]), vae.decoder)
 
 
 def deep():
+    torch.manual_seed(0)
     body = nn.Sequential(*[layer for _ in range(400) for layer in (nn.Linear(4, 4), nn.Tanh())])
     return custom(lambda features, extra: features + extra(features), lambda: body)()
 
@@ -453,7 +467,9 @@ REFUSED = {
     "control flow": (custom(branch), None, ""),
     "NumPy's draws": (custom(numpy_noise), None, "NumPy"),
     "Python's draws": (custom(python_noise), None, "NumPy or `random`"),
-    "NumPy's functions": (custom(via_numpy), None, ""),
+    "NumPy's functions": (custom(via_numpy), None, "numpy()"),
+    "a list of numbers": (custom(via_list), None, "tolist"),
+    "a shape of values": (custom(selects), None, "shape that depends"),
     "batch norm": (custom(normed, lambda: nn.BatchNorm1d(4)), None, "buffer"),
     "a counting buffer": (custom(normed, Counter), None, "buffer"),
     "a counter of Python's": (custom(normed, PythonCounter), None, "calls"),
@@ -461,9 +477,9 @@ REFUSED = {
     "a parameter's hook": (weight_hooked, None, "hooks"),
     "a hidden parameter": (hidden_parameter, None, "another way"),
     "an LSTM": (recurrent, None, ""),
-    "3,000 operations": (deep, None, "3,000 operations"),
     "an objective's progress": (small_vae, ReadsProgress(), "progress"),
     "an objective's progress, hidden": (small_vae, ReadsProgressElsewhere(), "progress"),
+    "labels that are looked at": (semi_supervised, None, "control flow"),
     "Pyro's own": (small_vae, Trace_ELBO(), "Pyro's own"),
     "Pyro's sum": (semi_supervised, TraceEnum_ELBO(max_plate_nesting=1), "Pyro's own"),
 }
@@ -482,6 +498,17 @@ def test_what_cannot_be_recorded_is_computed_by_the_handlers(name, tmp_path):
     assert why in said
     assert len(said) > len("handlers: ") + 10
     assert type(next(program.parameters())) is nn.Parameter
+
+
+@pytest.mark.slow
+def test_a_step_of_more_than_3000_operations_is_not_recorded(tmp_path):
+    check_same(deep, tmp_path, engine="handlers: it has more than 3,000 operations", epochs=1)
+
+
+@pytest.mark.parametrize("limit", [1, 40, 150])  # in the guide, in the model, in the gradient
+def test_recording_can_stop_anywhere(limit, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyrovae.training.losses.MAX_NODES", limit)
+    check_same(with_dropout, tmp_path, engine=f"handlers: it has more than {limit} operations")
 
 
 def test_a_loader_of_ever_other_sizes_is_served_by_graphs_and_handlers(tmp_path):
@@ -616,7 +643,9 @@ def test_auto_counts_the_planned_steps(epochs, engine):
             return super().surrogate(traces, num_data)
 
     with pytest.raises(StopIteration):
-        pv.fit(small_vae(), bits(), epochs=epochs, batch_size=10, objective=Told(), callbacks=[stop])
+        pv.fit(
+            small_vae(), bits(), epochs=epochs, batch_size=10, objective=Told(), callbacks=[stop]
+        )
     # the recorder runs the surrogate once for each of two shapes, the handlers once a step
     assert len(seen) == {"handlers": 4, "graph": 2}[engine]
 
@@ -651,25 +680,16 @@ def test_the_compiled_graph_equals_the_graph_to_rounding(name, tmp_path):
     check_compiled(tmp_path, 1e-5, **settings)
 
 
-IMPORTS = """
+def test_a_short_run_does_not_pay_for_the_compilers_import():
+    """torch's optimizers import some of torch._inductor themselves, but not what compiles."""
+    code = """
 import sys, torch, pyrovae as pv
 vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
-history = pv.fit(vae, torch.ones(10, 4), epochs=2, compile={compile!r})
-print(history.engine, *sorted(m for m in sys.modules if m in {modules!r}))
+history = pv.fit(vae, torch.ones(10, 4), epochs=2)
+print(history.engine, "torch._inductor.compile_fx" in sys.modules)
 """
-
-
-@pytest.mark.parametrize(
-    ("compile", "modules", "printed"),
-    [
-        ("auto", ("torch._inductor", "torch.fx.experimental.proxy_tensor"), "handlers"),
-        ("graph", ("torch._inductor.compile_fx",), "graph"),
-    ],
-)
-def test_a_short_run_does_not_pay_for_the_compilers_import(compile, modules, printed):
-    code = IMPORTS.format(compile=compile, modules=modules)
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == [printed]
+    assert ran.stdout.split() == ["handlers", "False"]
 
 
 # Networks in bfloat16, densities in float32.
@@ -700,16 +720,13 @@ def test_bf16_densities_are_float32_and_networks_are_not(make):
     program = make()
     layers = [m for m in program.encoder.modules() if isinstance(m, nn.Linear)]
     for layer in layers:
-        layer.register_forward_hook(
-            lambda m, _, output: networks.add((m.training, output.dtype))
-        )
+        layer.register_forward_hook(lambda m, _, output: networks.add((m.training, output.dtype)))
     x = bits()
     history = pv.fit(
         program, x, objective=objective, precision="bf16", epochs=2, validation=x, batch_size=10
     )
     assert objective.dtypes == {torch.float32}
     assert networks >= {(True, torch.bfloat16), (False, torch.float32)}
-    assert (True, torch.float32) not in networks - {(True, torch.bfloat16)} or True
     assert all(p.dtype == torch.float32 for p in program.parameters())
     assert math.isfinite(history[-1].validation_elbo)
 
@@ -746,18 +763,16 @@ class Narrow(nn.Module):
 
 @pytest.mark.parametrize("compile", ["handlers", "graph"])
 def test_a_density_in_16_bits_is_refused_before_anything_changes(compile):
-    torch.manual_seed(0)
-    q = guides.DiagonalNormal(2)
-    encoder = nn.Sequential(nn.Linear(4, q.num_features), q)
-    vae = pv.VAE(priors.StandardNormal(2), encoder, nn.Sequential(nn.Linear(2, 4), Narrow()))
+    vae = small_vae()
+    encoder = nn.Sequential(nn.Linear(4, 2), Narrow())
+    vae = pv.VAE(vae.prior, encoder, vae.decoder)
     before = {n: t.clone() for n, t in vae.state_dict().items()}
-    x = bits().bfloat16()
-    with pytest.raises(ConfigError, match=r"log_likelihood is in torch\.bfloat16[\s\S]*\.float\(\)"):
-        pv.fit(vae, x, precision="bf16", compile=compile)
+    with pytest.raises(ConfigError, match=r"log_guide is in torch\.bfloat16[\s\S]*\.float\(\)"):
+        pv.fit(vae, bits(), precision="bf16", compile=compile)
     assert all(torch.equal(t, before[n]) for n, t in vae.state_dict().items())
 
 
 @pytest.mark.parametrize("value", ["bfloat16", "float16", torch.bfloat16, None])
 def test_an_unknown_precision_is_refused(value):
-    with pytest.raises(ConfigError, match="precision = .* must be one of float32, bf16"):
+    with pytest.raises(ConfigError, match=r"precision = .* must be one of float32, bf16"):
         pv.fit(small_vae(), bits(), precision=value)

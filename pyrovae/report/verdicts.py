@@ -136,8 +136,8 @@ def over_regularised(found: Findings, *, beta: float | None = None) -> Verdict:
     told = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
     if math.isnan(weight.value) or _is_empty(found):
         meaning = "Not defined where z is idle or discrete." + told
-        return Verdict(name, "unknown", "β̂ not defined", meaning)
-    number = f"β̂ = {_with_error(weight)}, where the ELBO has 1"
+        return Verdict(name, "unknown", "β of the encoder: not defined", meaning)
+    number = f"β of the encoder = {_with_error(weight)}, where the ELBO has 1"
     if weight.value - NUM_ERRORS * weight.std_error > OVER_REGULARISED:
         meaning = (
             "The codes carry less of x than is worth it: the encoder is balanced for a KL that "

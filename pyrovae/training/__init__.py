@@ -245,6 +245,8 @@ def _train(
             raise
     if keeper:
         keeper.finish()
+    else:
+        loop.keep()
 
 
 def _record(recorder: Recorder, every: int, loop: Loop) -> None:
@@ -280,7 +282,9 @@ def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
 
     group, full_size = loop.steps.group, loop.data.batch_size
     full_size = group.share(full_size) if group else full_size
-    return GraphLoss(losses, is_compiled=is_compiled, full_size=full_size, on_refusal=refused)
+    graphs = GraphLoss(losses, is_compiled=is_compiled, full_size=full_size, on_refusal=refused)
+    loop.after_epoch.append(graphs.doubt)
+    return graphs
 
 
 def _checked(program: nn.Module, objective: ELBO | None) -> ELBO:

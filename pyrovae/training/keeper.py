@@ -48,7 +48,7 @@ class Keeper:
         save_every: int | None,
     ):
         self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
-        self.saved_at, self.saved_step = time.monotonic(), -1
+        self.saved_at, self.saved_place = time.monotonic(), (0, 0)
 
     def resume(self, *, allow_data_change: bool) -> str | None:
         """Put the newest complete checkpoint back; the engine that it was made with.
@@ -63,20 +63,30 @@ class Keeper:
         if found is None:
             return None
         state, history = found.state, self.loop.history
-        changes = self._compare(state["facts"], allow_data_change)
+        changes = self._compare(state["facts"], allow_data_change, found.step)
         self.loop.restore(state["loop"])
         history.changes += changes
-        if state["facts"]["settings"]["learning_rate"] != self.facts["settings"]["learning_rate"]:
-            for group in self.loop.steps.optimizer.param_groups:
-                # the newly asked one: the optimizer's state brought the old one back
-                group["lr"] = self.loop.plan.rate(0.0)
-        self.saved_step = found.step
+        self._change_rate(state["facts"]["settings"]["learning_rate"])
+        self.saved_place = self._place
         return state["engine"]
 
-    def _compare(self, then: dict[str, Any], allow_data_change: bool) -> list[str]:
+    def _change_rate(self, old: Any) -> None:
+        """The newly asked learning rate: the optimizer's state brought the old one back."""
+        new, scheduler = self.facts["settings"]["learning_rate"], self.loop.scheduler
+        if old == new or isinstance(old, list) or isinstance(new, list):
+            return  # a function is asked before each step
+        for group in self.loop.steps.optimizer.param_groups:
+            # a schedule goes on from where it is, in proportion
+            group["lr"] = new if scheduler is None else group["lr"] * (new / old)
+            if "initial_lr" in group:
+                group["initial_lr"] = new
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [rate * (new / old) for rate in scheduler.base_lrs]
+
+    def _compare(self, then: dict[str, Any], allow_data_change: bool, step: int) -> list[str]:
         now, changes = self.facts, []
         if allow_data_change and then["data"] != now["data"]:
-            changes.append(f"data changed after step {self.loop.steps.num_steps}")
+            changes.append(f"data changed after step {step}")
         else:
             check_unchanged(
                 then["data"],
@@ -128,8 +138,9 @@ class Keeper:
 
     def save(self, *, is_diverged: bool = False) -> Path | None:
         """Write a checkpoint of this moment, unless it is written or gradients wait."""
-        step = self.loop.steps.num_steps
-        if not is_diverged and (step == self.saved_step or not self.loop.steps.is_between_updates):
+        step, place = self.loop.steps.num_steps, self._place
+        is_due = place != self.saved_place and self.loop.steps.is_between_updates
+        if not is_due and not is_diverged:
             return None
         state = {
             "loop": self.loop.state(),
@@ -138,8 +149,12 @@ class Keeper:
         }
         path = self.run.save_step(step, state, is_diverged=is_diverged)
         if not is_diverged:
-            self.saved_at, self.saved_step = time.monotonic(), step
+            self.saved_at, self.saved_place = time.monotonic(), place
         return path
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.loop.epoch, self.loop.steps.num_steps
 
     def diverged(self, message: str) -> str:
         """Keep the diverged state for looking at; the message with where to go on from."""
@@ -148,8 +163,9 @@ class Keeper:
         return message + (f"\nLast good checkpoint: {last}." if last else "")
 
     def finish(self) -> None:
-        """A last checkpoint, and the finished model."""
+        """A last checkpoint, from which more epochs could follow, and the finished model."""
         self.save()
+        self.loop.keep()
         if self._is_writer:
             save(self.loop.program, self.run.path / "model.safetensors")
 

@@ -93,8 +93,13 @@ class Loop:
                 self._train()
             self._finish_epoch()
         self.history.stopped_early = self.is_exhausted and len(self.history) < self.plan.epochs
+
+    def keep(self) -> None:
+        """Leave in the program what is kept: the best epoch's weights, or their average."""
         if self.best:
             self.best.restore()
+        if self.scored is not self.program:
+            self.program.load_state_dict(self.scored.state_dict())
 
     @property
     def is_exhausted(self) -> bool:
@@ -156,6 +161,7 @@ class Loop:
             is_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
             elbo = record.elbo if record.validation_elbo is None else record.validation_elbo
             self.scheduler.step(*([-elbo] if is_plateau else []))
+        self.history.num_data = self.data.num_data  # a stream tells it at its end
         self.epoch, self.index = self.epoch + 1, 0
         self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
         self.sums = torch.zeros(2, dtype=torch.float64)

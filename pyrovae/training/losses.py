@@ -159,13 +159,16 @@ class GraphLoss:
         self.by_handlers, self.objective = by_handlers, by_handlers.objective
         self.is_compiled, self.full_size, self.on_refusal = is_compiled, full_size, on_refusal
         self.graphs: dict[Any, _Graph] = {}
-        self.is_refused = False
+        self.is_refused = self.is_doubtful = False
         self._look(_refusal(by_handlers.program, self.objective))
         self.trainable = by_handlers.parameters
         self.others = [t for t in tensors_of(by_handlers.program) if not t.requires_grad]
 
     def __call__(self, batch: Batch) -> Outcome:
         self.by_handlers.look_at(batch)
+        if self.is_doubtful and self.graphs:
+            self._look(changed_since(self.python, self.by_handlers.program))
+        self.is_doubtful = False
         graph = None if self.is_refused else self._graph(batch)
         if graph is None:
             return self.by_handlers(batch)
@@ -176,13 +179,18 @@ class GraphLoss:
             parameter.grad = next(gradients) if has_gradient else None
         return Outcome(loss, total, sums, ElboTerms(*rest[:5], {}))
 
+    def doubt(self, *_: Any) -> None:
+        """Look before the next step whether a callback changed what graphs hold as constants."""
+        self.is_doubtful = True
+
     def _look(self, refusal: str | None) -> None:
         if refusal:
             self.is_refused = True
             self.on_refusal(refusal, "handlers")
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
-        weights = [torch.tensor(w) for w in self.objective.weights().values()]
+        dtype = self.trainable[0].dtype
+        weights = [torch.tensor(w, dtype=dtype) for w in self.objective.weights().values()]
         return [*self.trainable, *self.others, *weights, *(t for t in batch if t is not None)]
 
     def _graph(self, batch: Batch) -> "_Graph | None":
@@ -217,6 +225,7 @@ class GraphLoss:
         self.objective.given_weights = {name: next(given) for name in self.objective.weights()}
         batch = Batch(*(None if t is None else next(given) for t in like))
         new = dict(zip(map(id, [*self.trainable, *self.others]), [*leaves, *others], strict=True))
+        self.python = python_state(self.by_handlers.program)
         # out of reach, because a number that changes would be recorded as a constant
         progress = vars(self.objective).pop("progress")
         try:
@@ -224,11 +233,42 @@ class GraphLoss:
                 loss, terms = self.by_handlers.differentiable(batch)
         finally:
             self.objective.given_weights, self.objective.progress = {}, progress
+            change = changed_since(self.python, self.by_handlers.program)
+            for holder, name, value in self.python if change else ():
+                setattr(holder, name, value)
+        if change:
+            raise CannotRecord(change)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         has_gradient[:] = [g is not None for g in gradients]
         found = [g for g in gradients if g is not None]
         sums = loss_sums(terms, self.by_handlers.settings.num_data)
         return [loss.detach(), sum_of_entries(found), sums, *_detached(terms)[:5], *found]
+
+
+def python_state(module: nn.Module) -> list[tuple[Any, str, Any]]:
+    """(holder, name, value) of the plain values of all submodules: constants of a graph.
+
+    Example:
+        >>> dropout = nn.Dropout(0.2)
+        >>> [name for _, name, value in python_state(dropout) if value == 0.2]
+        ['p']
+    """
+    values = [(m, n, v) for m in module.modules() for n, v in vars(m).items() if _is_plain(v)]
+    return values + [(p, "requires_grad", p.requires_grad) for p in module.parameters()]
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def changed_since(values: list[tuple[Any, str, Any]], module: nn.Module) -> str | None:
+    """Which of the values of `python_state` is another one now, in words; None for none."""
+    before = set(values)
+    changed = [(m, n) for m, n, v in python_state(module) if (m, n, v) not in before]
+    if not changed:
+        return None
+    holder, name = changed[0]
+    return f"{name} of a {type(holder).__name__} changes, and a graph has it as a constant"
 
 
 class _Graph(NamedTuple):
@@ -277,7 +317,13 @@ def recorded(function: Callable, *inputs: Any) -> torch.fx.GraphModule:
         raise CannotRecord("it draws from NumPy or `random`, which a graph cannot repeat")
     if next(graph.parameters(), None) is not None:
         raise CannotRecord("it reaches a parameter by another way than its module")
-    return _simplified(graph)
+    graph = _simplified(graph)
+    try:
+        with RandomStream(0), torch.no_grad():
+            graph(*inputs)
+    except Exception as error:  # the gradient of an LSTM can be recorded, and not be replayed
+        raise CannotRecord(_first_line(error)) from error
+    return graph
 
 
 def _watched(function: Callable, *args: Any) -> Any:

@@ -22,8 +22,10 @@ COMPILE = ("auto", HANDLERS, GRAPH, INDUCTOR)
 PRECISIONS = ("float32", "bf16")
 
 MIN_STEPS = 300  # recording costs about as much as this many steps save
-COMPILER_WORK = 1e13  # multiplications of a run, over which the compiler earns back its seconds
-SMALLEST_COMPILED = 2**23  # multiplications of a step
+# seconds, from tests/benchmarks/training_speed.py: what the compiler costs twice over, and what
+# it saves a step: the overhead of small operations, and a part of the time of the products
+COMPILER_COST = 30.0
+SAVED_OVERHEAD, SAVED_PER_MULTIPLICATION = 5e-4, 9e-12
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ def engine_for(size: int, batch_size: int, num_steps: float) -> str:
 
     Args:
         size: the number of trainable parameters.
-        batch_size: B; a step takes about 3 × size × B multiplications.
+        batch_size: B; a step multiplies about 3 × size × B times.
         num_steps: planned steps of the whole run; infinite where it is not known.
 
     Returns:
-        "handlers" for a few steps, "inductor" where the multiplications of the run are many,
-        "graph" otherwise.
+        "handlers" for a few steps, "inductor" where what it saves a step, times the steps, is
+        more than its seconds, "graph" otherwise.
 
     Example:
         >>> engine_for(20_000, 64, 2), engine_for(20_000, 64, 5_000)
@@ -114,9 +116,9 @@ def engine_for(size: int, batch_size: int, num_steps: float) -> str:
     """
     if num_steps < MIN_STEPS:
         return HANDLERS
-    work = size * batch_size
-    is_long = math.isfinite(num_steps) and work * num_steps >= COMPILER_WORK
-    return INDUCTOR if is_long and work >= SMALLEST_COMPILED else GRAPH
+    saved = SAVED_OVERHEAD + SAVED_PER_MULTIPLICATION * size * batch_size
+    is_repaid = math.isfinite(num_steps) and num_steps * saved >= COMPILER_COST
+    return INDUCTOR if is_repaid else GRAPH
 
 
 def described(choice: Any) -> Any:
