@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -301,6 +302,47 @@ class TestRefuses:
         assert result.exit_code == code
         assert result.stderr.strip() == message
         assert list(tmp_path.iterdir()) == []
+
+
+class TestResume:
+    def test_ctrl_c_leaves_a_usable_run_that_goes_on_bit_for_bit(self, monkeypatch):
+        options = ("--epochs", "4", "--hidden", "16")
+        assert pyrovae("fit", "--out", "whole", *options).exit_code == 0
+        real = pv.fit
+
+        def interrupted(*args, **kwargs):
+            def at_epoch_2(program, record):
+                if record.epoch == 2:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            return real(*args, **kwargs, callbacks=[at_epoch_2])
+
+        monkeypatch.setattr(pv, "fit", interrupted)
+        result = pyrovae("fit", "--out", "run", *options)
+        assert result.exit_code == 130
+        assert "Interrupted. Go on with: pyrovae fit --resume run" in words(result.stderr)
+        assert len(json.loads(Path("run/summary.json").read_text())["history"]) == 2
+        assert pv.load("run/model.safetensors").sample(2, seed=0).shape == (2, 8, 8)
+        monkeypatch.setattr(pv, "fit", real)
+        assert pyrovae("fit", "--resume", "run").exit_code == 0
+        cards = [json.loads(Path(d, "summary.json").read_text()) for d in ("whole", "run")]
+        assert cards[0]["model_sha256"] == cards[1]["model_sha256"]
+        assert [e["elbo"] for e in cards[0]["history"]] == [e["elbo"] for e in cards[1]["history"]]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--resume", "nowhere"), "nowhere holds no settings.json"),
+            (("--resume", "nowhere", "--epochs", "3"), "but --epochs came with it"),
+            (("--resume", "broken"), "is damaged"),
+        ],
+    )
+    def test_what_cannot_go_on_is_refused(self, options, message):
+        Path("broken").mkdir()
+        Path("broken/settings.json").write_text('{"hidden": 3}')
+        result = pyrovae("fit", *options)
+        assert result.exit_code == 2
+        assert message in words(result.stderr)
 
 
 @pytest.mark.skipif(not HAS_MNIST, reason="PYROVAE_DATA names no folder with mnist")

@@ -117,7 +117,12 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_recorded_bit_for_bit(name, tmp_path):
-    check_same(small_vae, tmp_path, objective=OBJECTIVES[name])
+    check_same(small_vae, tmp_path, objective=OBJECTIVES[name], batch_size=N, epochs=4)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES])
+def test_every_objective_is_recorded_on_a_ragged_batch(name, tmp_path):
+    check_same(with_dropout, tmp_path, objective=OBJECTIVES[name])
 
 
 def test_a_beta_in_float64_is_not_rounded_to_float32(tmp_path):

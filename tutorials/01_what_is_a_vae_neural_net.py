@@ -2,7 +2,7 @@
 # # 1 · What is a VAE? The neural-net perspective
 #
 # *A VAE is an autoencoder whose code is a cloud instead of a point, with a price on how much the
-# cloud says.* Three parts:
+# cloud says.* Three parts, with $\varepsilon \sim N(0, I)$ for noise:
 #
 # | part | takes | gives |
 # |---|---|---|
@@ -17,10 +17,10 @@
 #   + \underbrace{\mathrm{KL}\big(q(z|x_i)\,\|\,p(z)\big)}
 #   _{\text{regulariser: how far the cloud is from } N(0, I)} $$
 #
-# where $q(z|x) = N\big(\mu(x), \operatorname{diag} \sigma^2(x)\big)$ is the cloud, $p(z) = N(0,
-# I)$ is where the regulariser pulls it, and $p(x|z)$ is what the decoder says about the pixels.
-# Training is gradient descent on the mean of $l_i$ over the images. In this notebook we compute
-# both terms by hand.
+# where $q(z|x) = N\big(\mu(x), \operatorname{diag} \sigma^2(x)\big)$ is the cloud,
+# $p(z) = N(0, I)$ is where the regulariser pulls it, and $p(x|z)$ is what the decoder says about
+# the pixels. Training is gradient descent on the mean of $l_i$ over the images. In this notebook
+# we compute both terms by hand.
 #
 # **If you come from statistics:** a *neural network* here is a function with many coefficients
 # (*weights*), made of matrix products with a simple nonlinear function between them; *training* is
@@ -30,6 +30,7 @@
 
 # %%
 import os
+import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -53,8 +54,8 @@ print(f"{len(x_train)} training images, {len(x_test)} held out, each of shape {t
 # layer that reads the features as a probability density: the first half of them as $\mu$, the
 # other half, made positive, as $\sigma$. So `Sequential(network, head)` is the encoder, and its
 # output is not a vector but a **distribution** with a mean, a width and a method to draw from it.
-# The decoder is built likewise; its head reads the features as *logits* $\ell_j$, with $\pi_j = 1
-# / (1 + e^{-\ell_j})$.
+# The decoder is built likewise; its head reads the features as *logits* $\ell_j$, with
+# $\pi_j = 1 / (1 + e^{-\ell_j})$.
 #
 # The bottleneck has two numbers here, so that we can draw it. (Ten or twenty give sharper images.)
 
@@ -75,10 +76,11 @@ for name in ("encoder", "decoder"):
 # %% [markdown]
 # ## The forward pass
 #
-# Image → cloud → one code → one probability per pixel. Drawing the code as $\mu + \sigma \odot
-# \varepsilon$ rather than asking a random generator for "a draw from $N(\mu, \sigma^2)$" is the
-# *reparametrisation trick*: the noise comes from outside, so $z$ is a differentiable function of
-# $\mu$ and $\sigma$, and gradients pass through the bottleneck into the encoder.
+# Image → cloud → one code → one probability per pixel. Drawing the code as
+# $\mu + \sigma \odot \varepsilon$ rather than asking a random generator for "a draw from
+# $N(\mu, \sigma^2)$" is the *reparametrisation trick*: the noise comes from outside, so $z$ is a
+# differentiable function of $\mu$ and $\sigma$, and gradients pass through the bottleneck into the
+# encoder.
 
 # %%
 x = x_train[:5]
@@ -147,7 +149,9 @@ panels = pv.plots.training_curve(history, fig=fig)
 # %% [markdown]
 # Reconstruction falls while the KL rises: the network buys better pictures by telling more through
 # the bottleneck, as long as a nat of KL saves more than a nat of reconstruction. The dashed line
-# is held-out images. Where the lines part, the decoder learns the training images by heart.
+# is held-out images. Where the lines part, the decoder learns the training images by heart; given
+# `validation=`, `fit` stops when the held-out loss no longer falls, and keeps the best weights. (A
+# last, fair score then needs a third set of images.)
 #
 # ## What the trained network does
 
@@ -181,9 +185,9 @@ fig.tight_layout()
 # - **A mean over pixels instead of a sum.** `reduction="mean"` divides the reconstruction term by
 #   the number of pixels and leaves the KL as it is. The code then looks right, trains, and the
 #   bottleneck falls silent. The next cell does it.
-# - **Grey pixels in a coin-flip likelihood.** $\pi^x (1-\pi)^{1-x}$ is no probability for $0 < x <
-#   1$. `pyrovae` refuses such data; use `pv.likelihoods.ContinuousBernoulli`, or binarise as
-#   above.
+# - **Grey pixels in a coin-flip likelihood.** $\pi^x (1-\pi)^{1-x}$ is no probability for
+#   $0 < x < 1$. `pyrovae` refuses such data; use `pv.likelihoods.ContinuousBernoulli`, or binarise
+#   as above.
 # - **σ read as log σ² or the reverse.** The loss still falls. The comparison by hand above is the
 #   test.
 # - **One noisy number.** The loss uses one draw of $z$ per image. Compare models on averages over
@@ -196,15 +200,19 @@ wrong = pv.build(event_shape, latent_dim=latent_dim, hidden=(100, 100), seed=0)
 num_pixels = event_shape.numel()
 # reconstruction / num_pixels + KL, multiplied by num_pixels, is the loss with KL weight num_pixels
 objective = pv.objectives.BetaELBO(float(num_pixels))
-pv.fit(wrong, x_train, objective=objective, epochs=epochs, learning_rate=3e-3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    pv.fit(wrong, x_train, objective=objective, epochs=epochs, learning_rate=3e-3)
 print(f"nats per held-out image, {num_pixels} pixels   reconstruction      KL")
 for name, model in {"sum over pixels": vae, "mean over pixels": wrong}.items():
     found = pv.diagnostics.decompose_elbo(model, x_test)
     print(f"{name:38} {found.mean_reconstruction.value:12.2f} {found.mean_kl.value:7.2f}")
+for warning in caught:
+    print("\nfit warns:", warning.message)
 
 # %% [markdown]
 # With the mean, the KL is (nearly) zero: every image gets the same cloud, and the decoder draws
-# the average digit. This is *posterior collapse*, here by a factor in the loss.
+# the average digit. This is *posterior collapse*, here by a factor in the loss, and `fit` says so.
 #
 # ## Exercise
 #

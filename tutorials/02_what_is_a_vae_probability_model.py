@@ -117,8 +117,9 @@ print(
 print(f"fair coins, any image:     {-x[0].numel() * torch.tensor(2.0).log():8.2f}")
 
 # %% [markdown]
-# The evidence is a probability over all binary images of this size: digits get more of it than fair
-# coins would give them, and so other images must get less. That is how a density "knows" digits.
+# The evidence is a probability over all binary images of this size: digits get more of it than
+# fair coins would give them, and so other images must get less. That is how a density "knows"
+# digits.
 #
 # ## Posterior and guide side by side
 #

@@ -31,6 +31,7 @@
 # %%
 import math
 import os
+import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -48,7 +49,9 @@ def trained(x: torch.Tensor, beta: float, epochs: int) -> pv.VAE:
     """The same architecture, initial weights and seed; only the data and β differ."""
     vae = pv.build(x.shape[1:], latent_dim=2, hidden=(100, 100), seed=0)
     objective = pv.objectives.BetaELBO(beta)
-    pv.fit(vae, x, objective=objective, epochs=epochs, learning_rate=5e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a code that falls silent, as it should for a large β
+        pv.fit(vae, x, objective=objective, epochs=epochs, learning_rate=5e-3)
     return vae.requires_grad_(False)
 
 
@@ -129,10 +132,10 @@ fig.tight_layout()
 # %% [markdown]
 # ## The account, in nats
 #
-# The rate and its parts are those of the training images. The evidence of *held-out* images, $\log
-# p(x) = \log \mathbb{E}_{z \sim p(z)}[p(x|z)]$, asks: would this model, drawing from its prior,
-# make this image? So we draw from the prior, many times, and average. That is the number the cheat
-# ruins.
+# The rate and its parts are those of the training images. The evidence of *held-out* images,
+# $\log p(x) = \log \mathbb{E}_{z \sim p(z)}[p(x|z)]$, asks: would this model, drawing from its
+# prior, make this image? So we draw from the prior, many times, and average. That is the number
+# the cheat ruins.
 
 # %%
 chosen = torch.randperm(len(x_test), generator=torch.Generator().manual_seed(0))[:50]
@@ -161,8 +164,10 @@ print(f"β = 1, log p(x) of the first ten by quadrature {exact:.2f}, by draws", 
 print(f"{mean_log_evidence(models['β = 1'], subset[:10]):.2f}")
 
 # %% [markdown]
-# With $\beta = 0$ the information $I_q$ is nearly at its ceiling $\log N$: the code names the
-# image. The rest of the rate is the distance of the crowd from the prior, which buys nothing.
+# With so few images both codes nearly name the image: $I_q$ is close to its ceiling $\log N$ for
+# either. What differs is the second part. At $\beta = 0$ the rate is almost all distance of the
+# crowd from the prior, which buys a few nats of distortion and costs the evidence far more. (Both
+# evidences are poor beside those further down, which have all the training images.)
 #
 # ## Everything between: the rate–distortion curve
 #
@@ -185,9 +190,9 @@ for beta, d in found.items():
 # %% [markdown]
 # From left to right: at a high price the code says nothing and every image gets the average digit
 # (*collapse*); as the price falls the code says more and the distortion falls, steeply at first,
-# then hardly. Along a dashed line the ELBO is the same, and on the curve it is highest near $\beta
-# = 1$, since at $\beta = 1$ the ELBO itself is what was maximised. The evidence may be highest at
-# another $\beta$ below it: the ELBO also charges for what the guide cannot fit.
+# then hardly. Along a dashed line the ELBO is the same, and on the curve it is highest near
+# $\beta = 1$, since at $\beta = 1$ the ELBO itself is what was maximised. The evidence may be
+# highest at another $\beta$ below it: the ELBO also charges for what the guide cannot fit.
 #
 # So the regulariser is not there to make a picture tidy. It is the half of the model that says
 # *which $z$ occur*, and without it $p(x) = \int p(x|z)\, p(z)\, dz$ is not modelled at all.
@@ -205,8 +210,8 @@ for beta, d in found.items():
 #   time and width, because nothing stops it. The direction of the effect is robust, its size is
 #   not.
 # - **Averaging over too few draws.** If no draw of the prior comes near a good $z$, the average of
-#   $p(x|z)$ falls short of $p(x)$, as it may at $\beta = 0$. The check by quadrature covers $\beta
-#   = 1$ only.
+#   $p(x|z)$ falls short of $p(x)$, as it may at $\beta = 0$. The check by quadrature covers
+#   $\beta = 1$ only.
 # - **$I_q$ near $\log N$** is an estimate at its ceiling: the true information is that or more.
 #
 # ## Exercise

@@ -78,8 +78,10 @@ print(Ring(), "\n", student)
 #
 # `build` takes a prior by name; any other part is put together with the networks by `VAE` itself.
 # That is the whole swap. The sphere needs a guide that lives on it, and its two-dimensional
-# surface sits in three coordinates. The last model is the first again from **another seed**: how
-# much do two runs of the same model differ?
+# surface sits in three coordinates. One model is there twice, from **another seed**: how much do
+# two runs of the same model differ? The weight of the KL rises from 0 to 1 over the first 30 % of
+# training (a *warm-up*), for all alike: without it a model can settle on a code that says nothing,
+# the sphere above all, whose clouds start out covering most of it.
 
 # %%
 models = {
@@ -139,7 +141,7 @@ fig.tight_layout()
 # below its top.)
 
 # %%
-fig, axes = plt.subplots(2, 4, figsize=(10, 5.2))
+fig, axes = plt.subplots(2, 4, figsize=(9, 4.7))
 torch.manual_seed(0)
 for ax, (name, vae) in zip(axes.flat, models.items(), strict=True):
     codes = vae.encode(x_test).sample()
@@ -179,9 +181,9 @@ fig.tight_layout()
 #   two.
 # - **Overfitted priors.** A mixture of many components can memorise training codes. Its mismatch
 #   on *training* data is then no guide; everything here is on held-out data.
-# - **Two dimensions.** With a bottleneck this narrow the codes are crowded and a prior has little
-#   to fix. With more dimensions, and stronger decoders, the answer can differ: change `latent_dim`
-#   above and run again.
+# - **Two dimensions.** With a bottleneck this narrow the codes are crowded, and the mismatch
+#   leaves a prior little to fix. With more dimensions, and stronger decoders, the answer can
+#   differ: change `latent_dim` above and run again.
 
 # %%
 exact = pv.log_evidence(models["normal"], x_test, method="grid", num_data=min(40, draws // 10))
@@ -198,10 +200,10 @@ print(f"mean {short.mean():.3f} ± {error:.3f}, largest {short.max():.3f}")
 # or less than what training with a flow from the start gave?
 #
 # **Answer.** At the most the mismatch $\mathrm{KL}(q(z)\,\|\,p(z))$ of that model: with the
-# networks fixed, that is the only part of the ELBO with $p(z)$ in it. The gain comes close to it
-# (less what the flow cannot fit, and what does not carry over from training codes to held-out
-# ones). Training everything together can gain more or less than that, since the networks then move
-# too.
+# networks fixed, that is the only part of the ELBO with $p(z)$ in it. What it gains is a part of
+# that; the rest is what the flow did not fit in so few epochs, and what does not carry over from
+# training codes to held-out ones. Training everything together can gain more or less than that,
+# since the networks then move too.
 
 # %%
 before = pv.diagnostics.decompose_elbo(models["normal"], x_test)

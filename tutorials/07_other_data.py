@@ -7,7 +7,7 @@
 # | data | likelihood | log-density per number, with decoder features $l$ |
 # |---|---|---|
 # | zeros and ones | `Bernoulli` | $x\,l - \log(1 + e^l)$ |
-# | counts | `Poisson`, `NegativeBinomial` | mean $\mu = s \cdot \mathrm{softplus}(l)$, $s$ a known size |
+# | counts | `Poisson`, `NegativeBinomial` | mean $s \cdot \mathrm{softplus}(l)$, $s$ known |
 # | levels, 0 … K − 1 | `Categorical` | $l_x - \log \sum_k e^{l_k}$ |
 # | ordered levels | `DiscretizedLogistic` | $\log$ of a logistic density's mass around $x$ |
 # | real, in [0, 1] | `ContinuousBernoulli` | $x\,l + \log\big(l / (e^l - 1)\big)$ |
@@ -40,7 +40,7 @@ import pyrovae as pv
 from pyrovae.networks import Given, Joined, OneHot, mlp
 
 smoke = "PYROVAE_SMOKE" in os.environ
-epochs, limit, draws = (1, 200, 100) if smoke else (40, None, 1000)
+epochs, limit, draws = (1, 200, 100) if smoke else (30, None, 300)
 
 # %% [markdown]
 # ## Counts: cells with a known truth
@@ -52,12 +52,12 @@ epochs, limit, draws = (1, 200, 100) if smoke else (40, None, 1000)
 # $$ x_{ij} \sim \mathrm{NegativeBinomial}(\text{mean } \mu_{ij} = s_i\, \rho_j(z_i),\;
 #   \text{variance } \mu_{ij} + \mu_{ij}^2 / r_j). $$
 #
-# We **simulate** such counts, to know the truth: two latent dimensions, 100 genes, depths over a
+# We **simulate** such counts, to know the truth: two latent dimensions, 60 genes, depths over a
 # factor of ten and more. Real ones are one line away: `pv.datasets.pbmc3k()` has 2638 blood cells.
 
 # %%
 generator = torch.Generator().manual_seed(1)
-num_cells, num_genes = (200 if smoke else 1500), 100
+num_cells, num_genes = (200 if smoke else 1000), 60
 true_z = torch.randn(num_cells, 2, generator=generator)
 loadings = 0.8 * torch.randn(2, num_genes, generator=generator)
 baseline = 1 + torch.randn(num_genes, generator=generator)
@@ -75,10 +75,11 @@ print(f"largest count {counts.max():.0f}, totals from {counts.sum(1).min():.0f}"
 print(f"to {counts.sum(1).max():.0f}")
 
 # %% [markdown]
-# The size is a *covariate*: known for each cell, part of the condition, not modelled. `CountDecoder`
-# multiplies the mean by it, and `Given` says that a part takes a covariate, the `y` of every call.
-# Raw counts span orders of magnitude, so the encoder sees their logarithm; that changes the guide,
-# not the model. Three models: the right one, one with the wrong variance, one without sizes.
+# The size is a *covariate*: known for each cell, part of the condition, not modelled.
+# `CountDecoder` multiplies the mean by it, and `Given` says that a part takes a covariate, the `y`
+# of every call. Raw counts span orders of magnitude, so the encoder sees their logarithm; that
+# changes the guide, not the model. Three models: the right one, one with the wrong variance, one
+# without sizes.
 
 
 # %%
@@ -104,7 +105,7 @@ cells = {
     "NB without sizes": cell_model(pv.likelihoods.NegativeBinomial(num_genes), sees_size=False),
 }
 for vae in cells.values():
-    pv.fit(vae, counts[train], size[train], epochs=3 * epochs, learning_rate=5e-3)
+    pv.fit(vae, counts[train], size[train], epochs=2 * epochs, learning_rate=5e-3)
     vae.requires_grad_(False)
 
 found = pv.diagnostics.compare_priors(cells, counts[test], size[test], num_samples=draws)
@@ -164,7 +165,7 @@ fig.tight_layout()
 data = pv.datasets.digits()  # 8×8 pixels, levels 0 … 16, divided by 16
 grey, grey_test = data.train[:limit], data.test[:limit]
 level, level_test = (grey * 16).round().long(), (grey_test * 16).round().long()
-common = {"latent_dim": 8, "hidden": (128,), "seed": 0}
+common = {"latent_dim": 4, "hidden": (128,), "seed": 0}
 logistic = {"name": "DiscretizedLogistic", "num_levels": 17}
 kinds = {
     "Categorical": ({"name": "Categorical", "num_categories": 17}, level, level_test),
@@ -176,7 +177,7 @@ pv.plots.images(grey_test[:16], columns=4, ax=axes[0], title="held-out digits")
 for ax, (name, (likelihood, x, x_test)) in zip(axes[1:], kinds.items(), strict=True):
     vae = pv.build(x.shape[1:], likelihood=likelihood, **common)
     pv.fit(vae, x, epochs=2 * epochs, learning_rate=2e-3)
-    log_px = pv.log_evidence(vae, x_test, num_samples=draws // 4).log_px
+    log_px = pv.log_evidence(vae, x_test, num_samples=draws // 3).log_px
     bits = -log_px.mean() / (64 * torch.tensor(2.0).log())
     of = "levels: compare" if name != "ContinuousBernoulli" else "a density: do not compare"
     print(f"{name:20} {log_px.mean():8.2f} nats, {bits:6.3f} bits per pixel, of {of}")
@@ -238,8 +239,8 @@ fig.tight_layout()
 
 # %% [markdown]
 # A draw is a whole digit that agrees with what was seen; the mean averages over those, and is the
-# better answer pixel by pixel. If the model is right, its probabilities are calibrated: among hidden
-# pixels that get probability 0.3, three in ten are ink. Is that so?
+# better answer pixel by pixel. If the model is right, its probabilities are calibrated: among
+# hidden pixels that get probability 0.3, three in ten are ink. Is that so?
 
 # %%
 fig, ax = plt.subplots(figsize=(4.6, 4))
@@ -299,7 +300,7 @@ pv.fit(m2, binary, y, objective=objective, epochs=epochs, learning_rate=3e-3)
 
 alone = classifier()
 optimizer = torch.optim.Adam(alone.parameters(), lr=3e-3)
-for _ in range(2 * epochs):
+for _ in range(10 * epochs):  # all hundred at once
     optimizer.zero_grad()
     (-alone(binary[known]).log_prob(labels[known]).mean()).backward()
     optimizer.step()
@@ -315,11 +316,10 @@ torch.manual_seed(6)
 with torch.no_grad():
     style = m2.encoder(binary_test[:8], labels_test[:8]).mean  # q(z|x, y): what is left is style
     made = torch.stack([m2.decoder(style, torch.full((8,), k)).mean for k in range(10)], 1)
-columns = torch.cat([binary_test[:8, None], made], 1).flatten(0, 1)
-ax = pv.plots.images(columns, columns=11, title="left: a digit; right: its style as 0 … 9")
-plt.figure(figsize=(7, 5.2)).add_subplot()
-pv.plots.images(columns, columns=11, ax=plt.gca(), title=ax.get_title())
-plt.tight_layout()
+table = torch.cat([binary_test[:8, None], made], 1).flatten(0, 1)
+fig, ax = plt.subplots(figsize=(7, 5.2))
+pv.plots.images(table, columns=11, ax=ax, title="left: a digit; right: its style as 0 … 9")
+fig.tight_layout()
 
 # %% [markdown]
 # ## What would make this wrong
@@ -355,8 +355,9 @@ plt.tight_layout()
 
 # %%
 torch.manual_seed(7)
-hide = lambda x: torch.rand(x.shape) < torch.where(x > 0.5, 0.3, 0.7)  # noqa: E731 (true: seen)
-seen_mnar, seen_mnar_test = hide(binary), hide(binary_test)
+seen_mnar, seen_mnar_test = (
+    torch.rand(x.shape) < torch.where(x > 0.5, 0.3, 0.7) for x in (binary, binary_test)
+)
 biased = pv.build(binary.shape[1:], **common)
 pv.fit(biased, binary.masked_fill(~seen_mnar, torch.nan), mask=seen_mnar, epochs=2 * epochs)
 result = pv.impute(biased, binary_test, mask=seen_mnar_test, **budget)

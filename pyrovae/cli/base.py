@@ -16,7 +16,13 @@ from typing import Any
 
 import typer
 
-from pyrovae.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from pyrovae.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    WorkerLost,
+)
 
 
 class App(typer.Typer):
@@ -55,11 +61,18 @@ def errors_as_exit_codes() -> Iterator[None]:
     """A message on stderr and an exit code: 2 cannot work as asked, 1 diverged, 130 Ctrl-C."""
     try:
         yield
-    except (ConfigError, DataError, CheckpointError, DivergenceError, OSError) as error:
+    except (
+        ConfigError,
+        DataError,
+        CheckpointError,
+        DivergenceError,
+        WorkerLost,
+        OSError,
+    ) as error:
         typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1 if isinstance(error, DivergenceError) else 2) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(1 if isinstance(error, DivergenceError | WorkerLost) else 2) from None
+    except KeyboardInterrupt as interrupt:
+        typer.echo(" ".join(["Interrupted.", *map(str, interrupt.args)]), err=True)
         raise typer.Exit(130) from None
 
 

@@ -3,10 +3,13 @@
     ELBO = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))  ≤  log p(x)        nats per datum
 
 `fit_command` parses options into `Settings`; `run` does the work. What cannot work is refused
-before training, and a run that fails leaves no folder.
+before training, and a run that fails before its first checkpoint leaves no folder. settings.json is
+there from the start, so that an interrupted or killed run goes on with `--resume DIR` alone.
+Of several processes (`torchrun`) the first one writes and speaks.
 """
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -27,7 +30,9 @@ import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes
 from pyrovae.cli.data import DATA_SETS, PIXELS, Images, load
 from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, estimate
-from pyrovae.errors import ConfigError
+from pyrovae.errors import CheckpointError, ConfigError
+
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class Settings:
     learning_rate: float
     beta: float
     seed: int
+    compile: str
+    precision: str
+    device: str | None
     out: Path | None
 
 
@@ -60,6 +68,7 @@ def widths(text: str) -> tuple[int, ...]:
 
 @app.command("fit")
 def fit_command(
+    context: typer.Context,
     data: Annotated[str, Option(help=f"{', '.join(DATA_SETS)}, or a file of images.")] = "digits",
     binarize: Annotated[
         Literal["threshold", "sampled", "none"] | None,
@@ -90,7 +99,23 @@ def fit_command(
     learning_rate: Annotated[float, Option(metavar="RATE", help="Adam's.")] = 1e-3,
     beta: Annotated[float, Option(metavar="β", help="Weight of the KL in training.")] = 1.0,
     seed: Annotated[int, Option(min=0, metavar="N", help="Of weights and all draws.")] = 0,
+    compile: Annotated[
+        Literal["auto", "handlers", "graph", "inductor"],
+        Option(
+            metavar="ENGINE",
+            help="handlers run each step; graph replays one recorded step; inductor compiles it; "
+            "auto chooses by size and length.",
+        ),
+    ] = "auto",
+    precision: Annotated[
+        Literal["float32", "bf16"], Option(metavar="TYPE", help="float32, or bf16 for networks.")
+    ] = "float32",
+    device: Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, …")] = None,
     out: Annotated[Path | None, Option(metavar="DIR", help="New; runs/DATA-DATE-TIME.")] = None,
+    resume: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Go on with an interrupted run; takes no other option."),
+    ] = None,
 ) -> None:
     """Train a VAE on images, score it on held-out ones, and draw pictures.
 
@@ -102,8 +127,9 @@ def fit_command(
     loss     −E_q\\[log p(x|z)] + β KL(q(z|x) ‖ p(z)),   −ELBO at β = 1
 
     The run folder gets model.safetensors (for pyrovae.load), summary.json
-    (settings, versions, numbers, history), and reconstructions.png,
-    samples.png, latent.png and training.png.
+    (settings, versions, numbers, history), history.csv, checkpoints, and
+    reconstructions.png, samples.png, latent.png and training.png. After Ctrl-C
+    it holds the model as it then was, and --resume goes on bit for bit.
 
     \b
     Examples:
@@ -113,45 +139,127 @@ def fit_command(
       pyrovae fit --likelihood Normal   grey pixels, not binarised
       pyrovae fit --beta 4              the table still shows the ELBO of β = 1
       pyrovae fit --data faces.npy      (N, H, W), floats 0..1 or bytes 0..255
+      pyrovae fit --resume runs/mnist
+      torchrun --nproc-per-node 2 -m pyrovae fit --out runs/two
 
     Files are .npy, .npz or IDX; a fifth of their rows, drawn by the seed, is held
     out. Data sets keep their test split; validation data, where there are any,
     stop training early. All but digits are looked up in the folder PYROVAE_DATA;
     MNIST and Fashion-MNIST are downloaded if they are not there.
     """
-    settings = Settings(**locals())  # the options, before there is any other local
+    options = locals()  # before there is any other local
+    context, folder = options.pop("context"), options.pop("resume")
     with errors_as_exit_codes():
-        run(settings)
+        if folder is None:
+            run(Settings(**options))
+        else:
+            refuse_others(context)
+            run(settings_of(folder), resumed=folder)
 
 
-def run(settings: Settings) -> None:
+def refuse_others(context: typer.Context) -> None:
+    """ConfigError where --resume came with another option: the run has its own."""
+    given = [n for n in context.params if context.get_parameter_source(n).name == "COMMANDLINE"]
+    if others := [f"--{name.replace('_', '-')}" for name in given if name != "resume"]:
+        raise ConfigError(
+            f"--resume goes on with the settings of the run, but {', '.join(others)} came with it."
+            "\nLeave it out, or begin a new run."
+        )
+
+
+def settings_of(folder: Path) -> Settings:
+    """The settings that a run began with."""
+    path = folder / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Settings(**found | {"hidden": tuple(found["hidden"]), "out": folder})
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} holds no {SETTINGS}, so it is no run that could go on.\nGive the folder "
+            "that an interrupted `pyrovae fit` named."
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.\nBegin a new run.") from None
+
+
+def run(settings: Settings, *, resumed: Path | None = None) -> None:
     """Train, score and draw as the settings say, and show what came out."""
     from pyrovae.checks import seed_number
 
     start = time.perf_counter()
     seed = seed_number(settings.seed)
-    how = {k: getattr(settings, k) for k in ("binarize", "likelihood")}
-    data = load(settings.data, **how, seed=settings.seed)
-    training = {k: getattr(settings, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
+    data = load(
+        settings.data, binarize=settings.binarize, likelihood=settings.likelihood, seed=seed
+    )
     sizes = {"latent_dim": settings.latent_dim, "hidden": settings.hidden}
     parts = {k: getattr(settings, k) for k in ("prior", "guide", "likelihood", "network")}
     vae = pv.build(data.train.shape[1:], **parts, **sizes, data=data.train, seed=seed)
-    objective = None if settings.beta == 1 else pv.objectives.BetaELBO(settings.beta)
-    with run_folder(settings.out, data.name) as folder:
-        history = pv.fit(vae, data.source, validation=data.valid, objective=objective, **training)
+    with run_folder(settings.out, data.name, is_resumed=resumed is not None) as folder:
+        if resumed is None and is_first_process():
+            write_json(folder / SETTINGS, plain(settings))
+        is_resumed = resumed is not None
+        history, is_interrupted = trained(settings, vae, data, folder, is_resumed=is_resumed)
+        if not is_first_process():
+            return
+        vae.cpu()
         pv.save(vae, folder / "model.safetensors")
         result = summary(settings, vae, data, history) | provenance(settings, vae, data, folder)
         for name, figure in pictures(vae, data, history, seed, settings.prior).items():
             figure.savefig(folder / name, dpi=120)
         result["seconds"] = round(time.perf_counter() - start, 2)
-        (folder / "summary.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        write_json(folder / "summary.json", result)
     show(result, folder)
+    if is_interrupted:
+        raise KeyboardInterrupt(how_to_go_on(folder))
+
+
+def trained(
+    settings: Settings, vae: Any, data: Images, folder: Path, *, is_resumed: bool
+) -> tuple[Any, bool]:
+    """The history of the training, and whether Ctrl-C ended it after an epoch or more."""
+    names = ("epochs", "batch_size", "learning_rate", "seed", "compile", "precision", "device")
+    options = {name: getattr(settings, name) for name in names}
+    if settings.beta != 1:
+        options["objective"] = pv.objectives.BetaELBO(settings.beta)
+    options |= {"validation": data.valid, "run_dir": folder, "resume": is_resumed}
+    try:
+        return pv.fit(vae, data.source, **options), False
+    except KeyboardInterrupt:
+        if not (folder / "history.csv").exists():  # it had not begun
+            raise
+        history = pv.History.from_csv(folder / "history.csv", seed=settings.seed)
+        if not len(history):
+            raise KeyboardInterrupt(how_to_go_on(folder)) from None
+        return history, True
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The line that ends an interrupted run."""
+    return f"Go on with: pyrovae fit --resume {folder}"
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON holds them."""
+    return asdict(settings) | {"out": settings.out and str(settings.out)}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON object in a file."""
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
 
 @contextmanager
-def run_folder(out: Path | None, name: str) -> Iterator[Path]:
-    """A folder for the run's files, removed again when the block fails before it wrote one."""
+def run_folder(out: Path | None, name: str, *, is_resumed: bool) -> Iterator[Path]:
+    """A folder for the run's files, removed again when the block fails before a checkpoint."""
     folder = out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    if is_resumed or not is_first_process():
+        yield folder
+        return
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder} is no empty folder; a run overwrites nothing.\nGive another.")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -160,6 +268,9 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
         tempfile.TemporaryFile(dir=folder).close()  # a folder that refuses files does so now
         yield folder
     except BaseException:
+        if not any(folder.glob("*-[0-9]*")):  # no checkpoint: nothing to go on with
+            for name in (SETTINGS, "history.csv", "lock"):
+                (folder / name).unlink(missing_ok=True)
         for path in made:
             with suppress(OSError):
                 path.rmdir()
@@ -210,7 +321,8 @@ def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[st
         "training": estimate(vae, data.train, history.seed),
         "held_out": estimate(vae, data.test, history.seed),
         "seed": history.seed,
-        "settings": asdict(settings) | {"out": settings.out and str(settings.out)},
+        "engine": history.engine,
+        "settings": plain(settings),
         "versions": versions(),
         "best_epoch": history.best_epoch,
         "history": [epoch._asdict() for epoch in history.epochs],
@@ -271,7 +383,9 @@ def show(result: dict[str, Any], folder: Path) -> None:
         "parts": f"{settings['prior']}, {settings['guide']}, {settings['likelihood']}",
         "trained": f"with β = {beta:g}{'' if beta == 1 else '; the ELBO above is that of β = 1'}",
         "epochs": f"{epochs}; seed {result['seed']}; {result['seconds']:.0f} s in all",
-        "wrote": "\n         ".join(str(path) for path in sorted(folder.iterdir())),
+        "wrote": "\n         ".join(
+            str(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "lock"
+        ),
     }
     console = Console(highlight=False)
     console.print(table)

@@ -179,7 +179,8 @@ def fit(
         losses = HandlerLoss(
             program, objective, partial(_loss_settings, program, objective, plan, data)
         )
-        _warn_of_surprises(program, data)
+        if group is None or group.is_first:
+            _warn_of_surprises(program, data)
         loop = Loop(
             program,
             Steps(program, losses, made, **plan.of_steps, group=group),
@@ -199,10 +200,11 @@ def fit(
             facts["machine"]["processes"] = group.size if group else 1
             keeper = Keeper(stack.enter_context(folder), loop, facts, save_every=save_every)
         recorder = Recorder(program, losses, plan.seed)
-        if diagnostics_every:
+        if diagnostics_every and (group is None or group.is_first):
             loop.after_step.append(partial(_record, recorder, diagnostics_every))
         _train(loop, losses, keeper, allow_data_change, callbacks, progress)
-        _sound_the_alarm(loop, recorder)
+        if group is None or group.is_first:
+            _sound_the_alarm(loop, recorder)
     return loop.history
 
 
@@ -349,7 +351,7 @@ def _move(program: nn.Module, device: str | torch.device | None) -> None:
         return
     try:
         program.to(torch.empty(0, device=device).device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         first_line = str(error).partition("\n")[0]
         raise ConfigError(
             f"device = {device!r} cannot be used: {first_line}.\nWrite device='cpu', or None."

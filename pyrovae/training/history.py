@@ -1,7 +1,9 @@
 """What `fit` recorded."""
 
+import csv
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +75,21 @@ class History:
         if isinstance(key, str):
             return [getattr(epoch, key) for epoch in self.epochs]
         return self.epochs[key]
+
+    @classmethod
+    def from_csv(cls, path: str | Path, *, seed: int = 0) -> "History":
+        """The records in a history.csv of `fit`; its best epoch is the last one.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        records = [
+            Epoch(*(None if row[n] == "" else float(row[n]) for n in Epoch._fields)) for row in rows
+        ]
+        records = [record._replace(epoch=int(record.epoch)) for record in records]
+        return cls(records, seed=seed, best_epoch=len(records))
 
     def state(self) -> dict[str, Any]:
         """As `checkpoint.pack` takes it, each float bit for bit."""

@@ -73,15 +73,15 @@ class Keeper:
     def _change_rate(self, old: Any) -> None:
         """The newly asked learning rate: the optimizer's state brought the old one back."""
         new, scheduler = self.facts["settings"]["learning_rate"], self.loop.scheduler
-        if old == new or isinstance(old, list) or isinstance(new, list):
+        if old == new or isinstance(new, list):
             return  # a function is asked before each step
+        is_plain = scheduler is None or isinstance(old, list)
         for group in self.loop.steps.optimizer.param_groups:
             # a schedule goes on from where it is, in proportion
-            group["lr"] = new if scheduler is None else group["lr"] * (new / old)
-            if "initial_lr" in group:
-                group["initial_lr"] = new
+            group["lr"] = new if is_plain else group["lr"] * (new / old)
+            group["initial_lr"] = new
         if hasattr(scheduler, "base_lrs"):
-            scheduler.base_lrs = [rate * (new / old) for rate in scheduler.base_lrs]
+            scheduler.base_lrs = [new] * len(scheduler.base_lrs)
 
     def _compare(self, then: dict[str, Any], allow_data_change: bool, step: int) -> list[str]:
         now, changes = self.facts, []

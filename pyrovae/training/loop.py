@@ -230,6 +230,8 @@ class Loop:
         self.steps.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+            # what torch asks before it warns that a scheduler was stepped before the optimizer
+            self.steps.optimizer._opt_called = state["num_steps"] > 0
         if self.steps.averaged is not None:
             self.steps.averaged.load_state_dict(state["averaged"])
         if self.best and state["best"]:

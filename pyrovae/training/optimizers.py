@@ -78,7 +78,13 @@ def scheduler_of(
         return None
     make = _named(choice, lr_scheduler, object, "scheduler")
     lengths = {n: epochs for n in LENGTHS if _takes(make, n) and not _holds_option(make, n)}
-    return _called(make, optimizer, **lengths)
+    scheduler = _called(make, optimizer, **lengths)
+    if not all(hasattr(scheduler, name) for name in ("step", "state_dict", "load_state_dict")):
+        raise ConfigError(
+            f"scheduler gave a {type(scheduler).__name__}, but it must give a torch scheduler.\n"
+            "Write a class, such as CosineAnnealingLR, or functools.partial(StepLR, step_size=30)."
+        )
+    return scheduler
 
 
 def _named(choice: Any, module: Any, base: type, what: str) -> Callable[..., Any]:

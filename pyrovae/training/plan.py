@@ -53,7 +53,12 @@ class Plan:
         set_("seed", seed_number(self.seed))
         patience = self.patience
         set_("patience", math.inf if patience is None else whole_number(patience, "patience", 1))
-        self.rate(0.0)
+        self._rates()
+        if self.scheduler is not None and callable(self.learning_rate):
+            raise ConfigError(
+                "learning_rate is a function of progress, but scheduler sets the rate too.\n"
+                "Give one of them: scheduler with a learning_rate that is a number, or None."
+            )
         if self.clip_norm is not None:
             real_number(self.clip_norm, "clip_norm", above=0.0)
         if self.average is not None and not 0.0 < real_number(self.average, "average") < 1.0:
@@ -72,6 +77,9 @@ class Plan:
         bound = {"least": 0.0} if callable(self.learning_rate) else {"above": 0.0}
         return real_number(rate, "learning_rate", **bound)
 
+    def _rates(self) -> list[float]:
+        return [self.rate(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+
     @property
     def of_steps(self) -> dict[str, Any]:
         """What `Steps` is to know."""
@@ -80,7 +88,7 @@ class Plan:
     @property
     def record(self) -> dict[str, Any]:
         """The settings as plain values; a schedule as its values at five points."""
-        rates = [self.rate(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        rates = self._rates()
         return {
             "epochs": self.epochs,
             "batch_size": self.batch_size,

@@ -111,7 +111,10 @@ class Steps:
                 raise
             # a density refuses its parameters; its message goes on with all their values
             first_line = str(error).partition(", but found")[0]
-            raise DivergenceError(f"invalid density at {self.where}: {first_line}.") from None
+            raise DivergenceError(
+                f"invalid density at {self.where}: {first_line}.\nParameters are as after step "
+                f"{self.num_steps}: the update was not made."
+            ) from None
         self._guard(outcome)
         return outcome
 

@@ -1,0 +1,732 @@
+"""Resuming bit for bit, and what a training run does when something goes wrong (F2, F9-F22).
+
+H is the digest of all that a finished run leaves: weights, history without clocks, and its last
+checkpoint with optimizer, averages, schedules and random stream. Whatever interrupts a run,
+the run that goes on from its folder ends with the H of one that nothing interrupted.
+"""
+
+import functools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyrovae as pv
+from pyrovae import objectives
+from pyrovae.checkpoint.runs import RunFolder
+from pyrovae.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergenceError,
+    RunLocked,
+    StateMismatch,
+)
+from pyrovae.training.steps import Steps
+from tests.test_engine import N, bits, digest, final_state, small_vae, with_dropout
+from tests.test_faults import contents, in_child
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+
+SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "handlers"}  # 12 steps of 4 + …
+
+
+def outcome(program, history, folder):
+    """H."""
+    rows = [[*r[:7], r.learning_rate] for r in history]
+    kept = [history.best_epoch, history.stopped_early, rows]
+    state = final_state(folder)
+    state["history"].pop("changes")
+    return digest([dict(program.state_dict()), kept, state])
+
+
+def fit(folder, make=small_vae, x=None, *, resume=True, **settings):
+    """H of a run that goes on from the folder, or begins there."""
+    program, x = make(), bits() if x is None else x() if callable(x) else x
+    history = pv.fit(program, x, run_dir=folder, resume=resume, **SETTINGS | settings)
+    return outcome(program, history, folder)
+
+
+@contextmanager
+def at_step(number, act):
+    """Call act(program) before the numbered step of a run, from 1."""
+    take = Steps.take
+
+    def watched(self, batch, where):
+        if self.num_steps == number - 1:
+            act(self.program)
+        return take(self, batch, where)
+
+    Steps.take = watched
+    try:
+        yield
+    finally:
+        Steps.take = take
+
+
+def interrupt(_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def kill(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopped(folder, step, **settings):
+    """A run that Ctrl-C stops at the end of a step."""
+    with at_step(step, interrupt), pytest.raises(KeyboardInterrupt):
+        fit(folder, **settings)
+
+
+# Bit for bit.
+
+
+def loader():
+    """A loader with a generator of its own, which orders the data."""
+    data = TensorDataset(bits())
+    return DataLoader(data, batch_size=10, shuffle=True, generator=torch.Generator())
+
+
+def mapped(folder):
+    path = folder / "x.npy"
+    if not path.exists():
+        np.save(path, bits().numpy())
+    return np.load(path, mmap_mode="r")
+
+
+RUNS = {
+    "plain": {},
+    "dropout": {"make": with_dropout},
+    "average": {"average": 0.9, "make": with_dropout},
+    "average, validation": {"average": 0.9, "validation": bits(9, seed=2)},
+    "scheduler": {"scheduler": "CosineAnnealingLR"},
+    "plateau": {
+        "scheduler": functools.partial(
+            torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=9.0
+        )
+    },
+    "rate": {"learning_rate": lambda progress: 0.01 * (1 - progress)},
+    "clip, another optimizer": {"clip_norm": 0.1, "optimizer": "NAdam"},
+    "accumulate": {"accumulate": 3, "make": with_dropout},
+    "patience": {"validation": bits(5, seed=3), "patience": 1, "learning_rate": 0.3, "epochs": 9},
+    "loader": {"x": loader, "make": with_dropout},
+    "beta": {"objective": objectives.BetaELBO(objectives.cyclical(2))},
+    "particles": {"objective": objectives.IWAE(3), "batch_size": 500, "epochs": 8},
+    "graph": {"compile": "graph", "make": with_dropout, "average": 0.9, "accumulate": 2},
+}
+
+
+@functools.cache
+def uninterrupted(name, folder_of=None):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return fit(folder, **RUNS[name])
+
+
+AROUND = [3, 4, 5]  # before, at and after the ragged batch
+SOONEST = [(name, step) for name in RUNS for step in ([5] if name == "graph" else AROUND)]
+
+
+@pytest.mark.parametrize(("name", "step"), SOONEST)
+def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(name, step, tmp_path):
+    stopped(tmp_path, step, **RUNS[name])
+    assert fit(tmp_path, **RUNS[name]) == uninterrupted(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_stopped_after_every_step_ends_as_if_it_had_not_been(name, tmp_path):
+    settings = RUNS[name]
+    for step in range(1, settings.get("epochs", 3) * (1 if name == "particles" else 4)):
+        with at_step(step, interrupt):
+            try:
+                fit(tmp_path, **settings)
+            except KeyboardInterrupt:
+                continue
+            break
+    assert fit(tmp_path, **settings) == uninterrupted(name)
+
+
+def test_the_digest_sees_a_difference(tmp_path):
+    """Negative control: one step with another batch order, and H is another."""
+    h_full = uninterrupted("plain")
+    assert fit(tmp_path / "again") == h_full
+    with at_step(7, lambda _: torch.rand(1)):  # a draw too many
+        assert fit(tmp_path / "draw") != h_full
+    with at_step(12, lambda p: next(p.parameters()).data[0].mul_(1 + 2**-23)):
+        assert fit(tmp_path / "bit") != h_full
+
+
+def test_a_memory_mapped_file(tmp_path):
+    h_full = fit(tmp_path / "whole", x=mapped(tmp_path))
+    stopped(tmp_path / "run", 3, x=mapped(tmp_path))
+    assert fit(tmp_path / "run", x=mapped(tmp_path)) == h_full
+
+
+@pytest.mark.parametrize("name", ["dropout", "loader"])
+def test_another_process_goes_on(name, tmp_path):
+    assert in_child(lambda: stopped(tmp_path, 6, **RUNS[name])) == ("done", None)
+
+    def go_on():
+        assert fit(tmp_path, **RUNS[name]) == uninterrupted(name)
+
+    assert in_child(go_on) == ("done", None)
+
+
+def test_more_epochs_go_on_from_the_last_weights_and_not_from_the_kept_ones(tmp_path):
+    settings = {"validation": bits(5, seed=3), "patience": None, "average": 0.8}
+    settings["learning_rate"] = 0.3
+    fit(tmp_path / "run", epochs=4, **settings)
+    assert fit(tmp_path / "run", epochs=7, **settings) == fit(
+        tmp_path / "whole", epochs=7, **settings
+    )
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    first = fit(tmp_path)
+    before = contents(tmp_path)
+    assert fit(tmp_path) == first
+    after = contents(tmp_path)
+    assert before.keys() == after.keys()
+    assert all(after[f] == before[f] for f in before if f.name not in ("lock", "history.csv"))
+
+
+def test_save_every_does_not_change_the_run(tmp_path):
+    assert fit(tmp_path, save_every=1) == uninterrupted("plain")
+    assert len(list(tmp_path.glob("step-*"))) == 2
+
+
+def test_without_resume_a_used_folder_is_refused_untouched(tmp_path):
+    fit(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="holds the steps of a run already"):
+        fit(tmp_path, resume=False)
+    assert {f: c for f, c in contents(tmp_path).items() if f.name != "lock"} == {
+        f: c for f, c in before.items() if f.name != "lock"
+    }
+
+
+@pytest.mark.parametrize("settings", [{"resume": True}, {"save_every": 5}])
+def test_resume_and_save_every_need_a_folder(settings):
+    with pytest.raises(ConfigError, match="run_dir is None"):
+        pv.fit(small_vae(), bits(), **settings)
+
+
+# F2: kill -9.
+
+
+def kill_and_resume(folder, step, name, save_every):
+    def child():
+        with at_step(step, kill):
+            fit(folder, save_every=save_every, **RUNS[name])
+
+    assert in_child(child) == ("killed", signal.SIGKILL)
+    assert fit(folder, save_every=save_every, **RUNS[name]) == uninterrupted(name)
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "save_every"),
+    [(1, "dropout", None), (6, "dropout", 2), (12, "accumulate", 1), (7, "loader", 3)],
+)
+def test_f2_killed_at_a_step(step, name, save_every, tmp_path):
+    kill_and_resume(tmp_path, step, name, save_every)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_f2_killed_at_a_random_instant(seed, tmp_path):
+    chance = random.Random(seed)
+    name = chance.choice(["dropout", "average", "accumulate", "loader", "scheduler"])
+    settings = RUNS[name] | {"epochs": 30, "save_every": chance.randint(1, 9)}
+    h_full = fit(tmp_path / "whole", **settings)
+    for _ in range(3):
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            tell = functools.partial(os.write, writer, b".")
+            with at_step(1, lambda _, tell=tell: tell()):
+                fit(tmp_path / "run", **settings)
+            os._exit(0)
+        os.close(writer)
+        os.read(reader, 1)  # it runs, or it has ended
+        os.close(reader)
+        time.sleep(chance.uniform(0.0, 0.5))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert fit(tmp_path / "run", **settings) == h_full
+
+
+# F9: what is not finite.
+
+
+class Poisoned(nn.Module):
+    """Multiplies features by a buffer that is 1, until it is poisoned."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.ones(()))
+
+    def forward(self, features):
+        return features * self.factor
+
+
+def poisonable():
+    vae = small_vae()
+    network, head = vae.decoder
+    return pv.VAE(vae.prior, vae.encoder, nn.Sequential(network, Poisoned(), head))
+
+
+def by_value(program):
+    program.decoder[1].factor.fill_(torch.nan)
+
+
+def by_gradient(program):
+    next(program.decoder.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+
+
+class Poisoning(objectives.TraceELBO):
+    """The ELBO, and NaN once it is told so."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def surrogate(self, traces, num_data):
+        loss = super().surrogate(traces, num_data)
+        return loss * torch.nan if torch.nan in self.what else loss
+
+
+def parameters(program):
+    return digest({n: p.detach().clone() for n, p in program.named_parameters()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 12])
+def test_f9_not_finite_in_a_graph_at_its_ends(step, tmp_path):
+    check_not_finite("value, graph", step, tmp_path)
+
+
+def test_f9_not_finite_in_a_graph(tmp_path):
+    check_not_finite("value, graph", 6, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's own, in the first batch
+@pytest.mark.parametrize("step", [1, 6, 12])
+@pytest.mark.parametrize("way", ["value", "gradient", "loss"])
+def test_f9_not_finite(way, step, tmp_path):
+    check_not_finite(way, step, tmp_path)
+
+
+def check_not_finite(way, step, tmp_path):
+    what, seen, program = [], [], poisonable()
+    objective = Poisoning(what) if way == "loss" else None
+    settings = {**SETTINGS, "objective": objective, "save_every": 2}
+    settings["compile"] = "graph" if "graph" in way else "handlers"
+
+    def poison(program):
+        seen.append(parameters(program))
+        if way == "loss":
+            what.append(torch.nan)
+        else:
+            (by_gradient if way == "gradient" else by_value)(program)
+
+    with at_step(step, poison), pytest.raises(DivergenceError) as caught:
+        pv.fit(program, bits(), run_dir=tmp_path, **settings)
+    epoch, batch = divmod(step - 1, 4)
+    assert caught.match(rf" at step {step} \(epoch {epoch + 1}, batch {batch + 1}\)")
+    assert caught.match(f"Parameters are as after step {step - 1}")
+    assert len(str(caught.value).splitlines()) <= 6
+    assert parameters(program) == seen[0]
+    (diverged,) = tmp_path.glob("diverged-*")
+    assert diverged.name == f"diverged-{step - 1:08d}"
+    assert json.loads((diverged / "manifest.json").read_bytes())["is_diverged"] is True
+    good = sorted(tmp_path.glob("step-*"))
+    if step > 2:
+        assert caught.match(f"Last good checkpoint: .*{good[-1].name}")
+    else:
+        assert not good
+        assert "Last good" not in str(caught.value)
+
+    what.clear()
+    program = poisonable()
+    resumed = pv.fit(program, bits(), run_dir=tmp_path, resume=True, **settings)
+    again = poisonable()
+    whole = pv.fit(again, bits(), run_dir=tmp_path / "whole", **settings)
+    assert outcome(program, resumed, tmp_path) == outcome(again, whole, tmp_path / "whole")
+
+
+# F10: spikes.
+
+LONG = {"epochs": 15, "batch_size": 10, "compile": "handlers"}
+
+
+def test_f10_a_spike_is_warned_of_by_its_step_and_size(tmp_path):
+    """From step 41 of 60 on, the learning rate is 10⁴ times larger."""
+
+    def rate(progress):
+        return 1e-3 * (1e4 if progress >= 40 / 60 else 1.0)
+
+    vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
+    match = r"leapt to [\d.e+]+ nats per datum at step 4[2-5] \(epoch 11, batch"
+    with pytest.warns(UserWarning, match=match) as said:
+        pv.fit(vae, bits(), learning_rate=rate, optimizer="SGD", clip_norm=1.0, **LONG)
+    assert sum("leapt" in str(w.message) for w in said) == 1
+
+
+@pytest.mark.parametrize(
+    "schedule", [objectives.linear_warmup(0.5), objectives.cyclical(3), lambda t: 100 * t**2]
+)
+def test_f10_a_schedule_of_beta_is_no_spike(schedule):
+    """Warnings are errors here."""
+    pv.fit(small_vae(), bits(), objective=objectives.BetaELBO(schedule), **LONG)
+
+
+# F11: Ctrl-C and SIGTERM.
+
+
+def run_until_signal(folder, delays, number, epochs=2000):
+    """(exit code, whether by a second signal's own way) of a child that is sent signals."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            with at_step(1, lambda _: os.write(writer, b".")):
+                fit(folder, with_dropout, epochs=epochs)
+            code = 0
+        except KeyboardInterrupt:
+            code = 130  # what the interpreter's own end by SIGINT looks like in a shell
+        except SystemExit as exit:
+            code = exit.code
+        finally:
+            os._exit(code)
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+    for delay in delays:
+        time.sleep(delay)
+        os.kill(pid, number)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def check_signals(folder, delays, number):
+    assert run_until_signal(folder, delays, number) == CODES[number]
+    steps = sorted(folder.glob("step-*"))
+    if len(delays) == 1:
+        assert len(steps) == 1  # at the boundary, there is a checkpoint
+    epochs = 12
+    if steps:
+        with RunFolder(folder, resume=True) as run:
+            epochs = max(epochs, run.newest_complete().state["loop"]["epoch"] + 1)
+    resumed = fit(folder, with_dropout, epochs=epochs)
+    assert resumed == fit(folder / "whole", with_dropout, epochs=epochs)
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_f11_a_signal_ends_the_step_and_writes_a_checkpoint(number, tmp_path):
+    check_signals(tmp_path, [0.013], number)
+
+
+def test_f11_two_signals_within_100_ms(tmp_path):
+    check_signals(tmp_path, [0.02, 0.0], signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_f11_signals_at_random_instants(seed, tmp_path):
+    chance = random.Random(seed)
+    delays = [chance.uniform(0, 0.3)] + [chance.uniform(0, 0.1)] * (seed % 2)
+    check_signals(tmp_path, delays, chance.choice(list(CODES)))
+
+
+def test_f11_the_same_process_trains_on_as_if_nothing_had_been(tmp_path):
+    handlers = [signal.getsignal(s) for s in CODES]
+    for delay in (0.005, 0.02, 0.05):
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            pv.fit(with_dropout(), bits(), **SETTINGS | {"epochs": 2000})
+        assert [signal.getsignal(s) for s in CODES] == handlers
+    assert fit(tmp_path, with_dropout) == uninterrupted("dropout")
+
+
+def test_f11_a_second_signal_does_not_wait_for_the_step(tmp_path):
+    """Both come within one step; the checkpoints before it stay as they are."""
+
+    def twice(_):
+        interrupt(_)
+        interrupt(_)
+
+    program = small_vae()
+    with at_step(6, twice), pytest.raises(KeyboardInterrupt):
+        pv.fit(program, bits(), run_dir=tmp_path, save_every=2, **SETTINGS)
+    assert all(p.grad is None for p in program.parameters())
+    assert sorted(tmp_path.glob("step-*"))[-1].name == "step-00000004"
+    assert fit(tmp_path, save_every=2) == uninterrupted("plain")
+
+
+def test_outside_the_main_thread_signals_stay_with_the_caller(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(fit(tmp_path)))
+    thread.start()
+    thread.join()
+    assert found == [uninterrupted("plain")]
+
+
+# F14 and F15: other data, other settings.
+
+
+def edited(x):
+    x[17, 2] = 1 - x[17, 2]
+    return x
+
+
+CHANGED = {
+    "row edited": (edited, "x sha256"),
+    "reordered": (lambda x: x.flip(0), "x sha256"),
+    "dtype": (lambda x: x.double(), r"x dtype was torch.float32, is torch.float64"),
+    "appended": (lambda x: torch.cat([x, x[:1]]), r"x shape was \[37, 4\], is \[38, 4\]"),
+    "mask": (lambda x: (x, None, torch.ones(N, 4).bool()), "mask shape was None"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_f14_other_data_are_refused_and_may_be_allowed(name, tmp_path):
+    change, match = CHANGED[name]
+    stopped(tmp_path, 4)
+    before = contents(tmp_path)
+    changed = change(bits())
+    data = changed if isinstance(changed, tuple) else (changed,)
+    program = small_vae()
+    start = digest(dict(program.state_dict()))
+    settings = SETTINGS | {"run_dir": tmp_path, "resume": True}
+    with pytest.raises(StateMismatch, match="training data changed since") as caught:
+        pv.fit(program, *data, **settings)
+    assert re.search(match, str(caught.value).replace("'", ""))
+    assert digest(dict(program.state_dict())) == start
+    assert contents(tmp_path).keys() == before.keys()
+    history = pv.fit(program, *data, allow_data_change=True, **settings)
+    assert history.changes == ["data changed after step 4"]
+    assert history.num_data == len(data[0])
+    again = pv.fit(small_vae(), *data, **settings)  # now they are the run's own
+    assert again.changes == ["data changed after step 4"]
+
+
+STEP_LR = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"batch_size": 9}, "batch_size was 10, is 9"),
+        ({"seed": 2}, "seed was 1, is 2"),
+        ({"clip_norm": 1.0}, "clip_norm was None, is 1.0"),
+        ({"accumulate": 2}, "accumulate was 1, is 2"),
+        ({"average": 0.9}, "average was None, is 0.9"),
+        ({"optimizer": "SGD"}, "optimizer was .?Adam.?, is .?SGD"),
+        ({"scheduler": STEP_LR}, r"scheduler was None, is StepLR\(step_size=1\)"),
+        ({"precision": "bf16"}, "precision was"),
+        ({"objective": objectives.IWAE(2)}, "objective was"),
+        ({"make": lambda: pv.build((4,), latent_dim=3, hidden=(8,))}, r"the program changed"),
+        ({"make": lambda: pv.build((4,), latent_dim=2, hidden=(9,))}, r"was \(8, 4\), is \(9, 4\)"),
+        ({"seed": 2, "clip_norm": 1.0}, "clip_norm was None.*seed was 1"),
+    ],
+)
+def test_f15_other_settings_are_refused_by_name(change, match, tmp_path):
+    stopped(tmp_path, 3)
+    before = {f: c for f, c in contents(tmp_path).items() if f.name != "lock"}
+    with pytest.raises(StateMismatch, match="changed since the checkpoint") as caught:
+        fit(tmp_path, **change)
+    assert re.search(match, str(caught.value).replace("'", ""))
+    assert len(str(caught.value).splitlines()) <= 6
+    assert {f: c for f, c in contents(tmp_path).items() if f.name != "lock"} == before
+    assert fit(tmp_path) == uninterrupted("plain")
+
+
+def halves(epoch):
+    return 0.5**epoch
+
+
+SCHEDULED = {
+    "none": (None, [1.0, 1.0]),
+    "StepLR": (functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5), None),
+    "LambdaLR": (functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=halves), None),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
+    """Trap 7: the optimizer's state brings the old one back."""
+    scheduler = SCHEDULED[name][0]
+    rates = [1.0, 1.0, 1.0] if scheduler is None else [1.0, 0.5, 0.25]
+    settings = SETTINGS | {"scheduler": scheduler, "run_dir": tmp_path}
+    with at_step(5, interrupt), pytest.raises(KeyboardInterrupt):
+        pv.fit(small_vae(), bits(), learning_rate=1e-3, **settings)
+    history = pv.fit(small_vae(), bits(), learning_rate=2e-2, resume=True, **settings)
+    assert history.changes == ["learning_rate was 0.001, is 0.02"]
+    expected = [1e-3 * rates[0], 2e-2 * rates[1], 2e-2 * rates[2]]
+    assert history["learning_rate"] == pytest.approx(expected, rel=1e-12)
+    with RunFolder(tmp_path, resume=True) as run:
+        (group,) = run.newest_complete().state["loop"]["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(2e-2 * (1 if scheduler is None else 0.125), rel=1e-12)
+
+
+# F16 and F18: folders.
+
+
+def test_f16_a_folder_that_cannot_be_written_to_is_refused_before_step_1(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    program = small_vae()
+    before = digest(dict(program.state_dict()))
+    for bad in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(CheckpointError, match="file"):
+            pv.fit(program, bits(), run_dir=bad, callbacks=[lambda *_: pytest.fail("trained")])
+    assert digest(dict(program.state_dict())) == before
+    assert (tmp_path / "file").read_text() == "mine"
+    assert fit(tmp_path / " a b  c" / "run 1 ") == uninterrupted("plain")
+
+
+def test_f16_a_history_that_cannot_be_written_is_no_silent_loss(tmp_path):
+    (tmp_path / "history.csv").mkdir()
+    program = small_vae()
+    before = digest(dict(program.state_dict()))
+    with pytest.raises(CheckpointError, match=r"history\.csv cannot be written"):
+        pv.fit(program, bits(), run_dir=tmp_path, **SETTINGS)
+    assert digest(dict(program.state_dict())) == before
+
+
+def test_f18_a_second_run_in_the_folder_is_refused_at_once(tmp_path):
+    def second(program, record):
+        before = contents(tmp_path)
+        start = time.monotonic()
+        with pytest.raises(RunLocked) as caught:
+            fit(tmp_path)
+        assert time.monotonic() - start < 1
+        assert caught.value.pid == os.getpid()
+        assert contents(tmp_path) == before
+
+    assert fit(tmp_path, callbacks=[second], save_every=4) == uninterrupted("plain")
+
+
+# F20: another machine.
+
+
+def test_f20_another_number_of_threads_is_warned_of(tmp_path):
+    stopped(tmp_path, 6)
+    torch.set_num_threads(2)
+    try:
+        with pytest.warns(UserWarning, match=r"\(threads 1\).*bitwise equality.* not guaranteed"):
+            history = pv.fit(small_vae(), bits(), run_dir=tmp_path, resume=True, **SETTINGS)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    whole = pv.fit(small_vae(), bits(), **SETTINGS)
+    assert history["elbo"] == pytest.approx(whole["elbo"], abs=1e-4)
+
+
+def test_f20_another_version_of_torch_is_warned_of(tmp_path, monkeypatch):
+    stopped(tmp_path, 6)
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    with pytest.warns(UserWarning, match=r"\(torch 2.* not guaranteed"):
+        fit(tmp_path)
+
+
+# F21: the environment.
+
+
+def test_f21_clocks_that_jump_back(tmp_path, monkeypatch):
+    now = iter(range(10**9, 0, -3600))
+    for clock in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, clock, lambda: float(next(now)))
+    stopped(tmp_path, 6)
+    assert fit(tmp_path) == uninterrupted("plain")
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+from tests.test_resume import fit, stopped
+stopped({folder!r}, 6)
+print(fit({folder!r}))
+"""
+
+ENVIRONMENTS = {
+    "all": {
+        "PYTHONOPTIMIZE": "1",  # with 2 Pyro itself cannot be imported: it formats docstrings
+        "PYTHONHASHSEED": "17",
+        "HOME": None,
+        "TMPDIR": "/nowhere",
+    },
+    "full": {"TMPDIR": "/dev/full"},
+    "hash 0": {"PYTHONHASHSEED": "0"},
+    "hash 1": {"PYTHONHASHSEED": "1"},
+    "no home": {"HOME": None},
+    "optimized": {"PYTHONOPTIMIZE": "1"},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "all" else pytest.mark.slow) for n in ENVIRONMENTS]
+)
+def test_f21_the_environment_does_not_change_the_run(name, tmp_path):
+    env = {k: v for k, v in {**os.environ, **ENVIRONMENTS[name]}.items() if v is not None}
+    code = SCRIPT.format(path=[os.getcwd()], folder=str(tmp_path / "run"))
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert ran.stdout.split() == [uninterrupted("plain")], ran.stderr[-2000:]
+
+
+# F22: a callback raises.
+
+
+def test_f22_a_callback_that_raises_leaves_the_state_intact(tmp_path):
+    seen, program = [], small_vae()
+
+    def broken(program, record):
+        if record.epoch == 2:
+            seen.append(digest(dict(program.state_dict())))
+            raise OSError("the logger's disk is full") from ValueError("its cause")
+
+    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
+    handlers = [signal.getsignal(s) for s in CODES]
+    with pytest.raises(OSError, match="logger's disk") as caught:
+        pv.fit(program, bits(), run_dir=tmp_path, callbacks=[broken], save_every=1, **SETTINGS)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert digest(dict(program.state_dict())) == seen[0]
+    assert [signal.getsignal(s) for s in CODES] == handlers
+    if before:
+        assert set(os.listdir("/proc/self/fd")) == before
+    assert fit(tmp_path, save_every=1) == uninterrupted("plain")
+
+
+def test_history_csv_is_whole_after_every_interruption(tmp_path):
+    for step in (3, 6, 11):
+        stopped(tmp_path, step)
+    fit(tmp_path)
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
+
+
+def test_the_finished_model_is_that_of_the_program(tmp_path):
+    program = small_vae()
+    pv.fit(program, bits(), run_dir=tmp_path, average=0.9, validation=bits(9), **SETTINGS)
+    found = pv.load(tmp_path / "model.safetensors")
+    assert digest(dict(found.state_dict())) == digest(dict(program.state_dict()))
