@@ -1,6 +1,7 @@
 """Surgery, active units and collapse against quadrature and the linear-Gaussian optimum."""
 
 import math
+import warnings
 
 import pyro.distributions as dist
 import pytest
@@ -301,9 +302,15 @@ def test_training_collapses_the_dimensions_below_the_noise_and_no_other():
         encoder = nn.Sequential(mlp(5, q.num_features, hidden=()), q)
         decoder = nn.Sequential(mlp(4, 5, hidden=()), p)
         vae = pv.VAE(priors.StandardNormal(4), encoder, decoder).double()
-        pv.fit(vae, x[:1000], epochs=60, batch_size=100, learning_rate=0.01, progress=False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            history = pv.fit(vae, x[:1000], epochs=60, batch_size=100, learning_rate=0.01)
         found = diagnostics.collapsed_dimensions(vae, x)
         assert len(found.collapsed) == expected, (sigma, found)
+        # the alarm at the end of fit names the same dimensions, and is silent without any
+        assert history.collapse.collapsed == found.collapsed
+        messages = [str(w.message) for w in caught if "collapse" in str(w.message)]
+        assert messages == ([history.collapse.message] if expected else [])
 
 
 def test_a_small_scale_is_no_collapse():

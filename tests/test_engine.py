@@ -129,15 +129,17 @@ def test_a_beta_in_float64_is_not_rounded_to_float32(tmp_path):
     def make():
         return small_vae().double()
 
-    check_same(make, tmp_path, objective=objectives.BetaELBO(0.1))
+    check_same(make, tmp_path, objective=objectives.BetaELBO(0.1), batch_size=N)
 
 
 def test_a_changing_beta_is_an_input_of_the_graph(tmp_path):
     """Had the first β = 0 been recorded as a number, the KL would never be paid for."""
     warm = objectives.BetaELBO(objectives.linear_warmup(0.2))
-    _, warmed, _ = fitted(small_vae, tmp_path / "warm", compile="graph", objective=warm)
+    _, warmed, _ = fitted(
+        small_vae, tmp_path / "warm", compile="graph", objective=warm, batch_size=N
+    )
     zero = objectives.BetaELBO(0.0)
-    _, free, _ = fitted(small_vae, tmp_path / "zero", compile="graph", objective=zero)
+    _, free, _ = fitted(small_vae, tmp_path / "zero", compile="graph", objective=zero, batch_size=N)
     assert warmed != free
 
 
@@ -159,25 +161,19 @@ def check_part(folder, **make):
     check_same(lambda: parts_vae(**make), folder, x=x.to(torch.float32), batch_size=7)
 
 
-@pytest.mark.parametrize(
-    "name", table(PRIORS, "Fixed: StudentT", "LearnedNormal, full", "FlowPrior, spline")
-)
+@pytest.mark.parametrize("name", table(PRIORS, "Fixed: StudentT", "FlowPrior, coupling"))
 def test_every_prior_is_recorded(name, tmp_path):
     part = PRIORS[name]
     check_part(tmp_path, prior=part.make, guide=first_in(GUIDES, part.space))
 
 
-@pytest.mark.parametrize(
-    "name", table(GUIDES, "FullNormal", "PowerSpherical", "Bernoulli", "RelaxedCategorical")
-)
+@pytest.mark.parametrize("name", table(GUIDES, "FullNormal", "PowerSpherical", "Bernoulli"))
 def test_every_guide_is_recorded(name, tmp_path):
     part = GUIDES[name]
     check_part(tmp_path, prior=first_in(PRIORS, part.space), guide=part.make)
 
 
-@pytest.mark.parametrize(
-    "name", table(LIKELIHOODS, "StudentT, learned df each", "Categorical", "Multinomial")
-)
+@pytest.mark.parametrize("name", table(LIKELIHOODS, "StudentT, learned df each", "Multinomial"))
 def test_every_likelihood_is_recorded(name, tmp_path):
     check_part(tmp_path, likelihood=LIKELIHOODS[name].make)
 
@@ -223,7 +219,7 @@ def vamp_vae():
 
 
 def test_a_vamp_prior_keeps_its_shared_encoder_and_its_parameters(tmp_path):
-    vae = check_same(vamp_vae, tmp_path)
+    vae = check_same(vamp_vae, tmp_path, batch_size=N)
     assert vae.prior.encoder is vae.encoder
     names = {n for n, _ in vae.named_parameters()}
     assert names == {n for n, _ in vamp_vae().named_parameters()}
@@ -305,7 +301,7 @@ LABELS = torch.arange(N) % 4 - 1
     ],
 )
 def test_other_programs_are_recorded(make, y, tmp_path):
-    program = check_same(make, tmp_path, y=y)
+    program = check_same(make, tmp_path, y=y, batch_size=20 if make is hierarchical else N)
     if make is tied:
         assert program.decoder.first is program.encoder[0][0]
     names = [n for n, _ in program.named_parameters()]
@@ -318,17 +314,17 @@ def test_a_frozen_part_stays_frozen(tmp_path):
         vae.encoder[0].requires_grad_(False)
         return vae
 
-    vae = check_same(frozen, tmp_path)
+    vae = check_same(frozen, tmp_path, batch_size=N)
     start = frozen().encoder[0].state_dict()
     assert all(torch.equal(t, start[n]) for n, t in vae.encoder[0].state_dict().items())
 
 
 def test_the_comparison_can_fail(tmp_path):
     """Negative control: one more batch, or another seed, and the digests differ."""
-    _, first, _ = fitted(small_vae, tmp_path / "a", compile="graph")
-    _, again, _ = fitted(small_vae, tmp_path / "b", compile="graph")
-    _, other, _ = fitted(small_vae, tmp_path / "c", compile="graph", seed=2)
-    _, fewer, _ = fitted(small_vae, tmp_path / "d", compile="graph", x=bits()[:30])
+    _, first, _ = fitted(small_vae, tmp_path / "a", compile="handlers")
+    _, again, _ = fitted(small_vae, tmp_path / "b", compile="handlers")
+    _, other, _ = fitted(small_vae, tmp_path / "c", compile="handlers", seed=2)
+    _, fewer, _ = fitted(small_vae, tmp_path / "d", compile="handlers", x=bits()[:30])
     assert first == again
     assert len({first, other, fewer}) == 3
 
@@ -493,7 +489,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_recorded_is_computed_by_the_handlers(name, tmp_path):
     make, objective, why = REFUSED[name]
-    settings = {"objective": objective, "x": bits(20), "y": None}
+    settings = {"objective": objective, "x": bits(20), "y": None, "epochs": 3}
     if make is semi_supervised:
         settings["y"] = LABELS[:20]
     expected = fitted(make, tmp_path / "handlers", compile="handlers", **settings)[1]
@@ -544,10 +540,10 @@ def test_a_callback_that_changes_a_plain_attribute_is_seen(tmp_path):
         program.encoder[1].extra.temperature = 1.0 + record.epoch
 
     make = custom(normed, Tempered)
-    settings = {"callbacks": [anneal], "epochs": 7}
+    settings = {"callbacks": [anneal], "epochs": 7, "batch_size": N}
     expected = fitted(make, tmp_path / "a", compile="handlers", **settings)[1]
     assert fitted(make, tmp_path / "b", compile="graph", **settings)[1] == expected
-    without = fitted(make, tmp_path / "c", compile="handlers", epochs=7)[1]
+    without = fitted(make, tmp_path / "c", compile="handlers", epochs=7, batch_size=N)[1]
     assert without != expected
 
 
@@ -555,7 +551,7 @@ def test_a_callback_that_freezes_a_part_is_seen(tmp_path):
     def freeze(program, record):
         program.encoder.requires_grad_(record.epoch != 1)
 
-    settings = {"callbacks": [freeze], "epochs": 3, "optimizer": torch.optim.SGD}
+    settings = {"callbacks": [freeze], "epochs": 3, "batch_size": N, "optimizer": torch.optim.SGD}
     expected = fitted(small_vae, tmp_path / "a", compile="handlers", **settings)[1]
     assert fitted(small_vae, tmp_path / "b", compile="graph", **settings)[1] == expected
     del settings["callbacks"]
@@ -619,18 +615,27 @@ def test_substituted_tensors_come_back(fails):
         (20_000, 64, 0, "handlers"),
         (20_000, 64, 299, "handlers"),
         (20_000, 64, 300, "graph"),
-        (20_000, 64, 10**9, "graph"),  # small steps are never worth a compiler
+        (20_000, 64, 10_000, "graph"),
+        (20_000, 64, 10**6, "inductor"),
         (10**6, 256, 299, "handlers"),
-        (10**6, 256, 39_062, "graph"),  # 10¹³ / (10⁶ · 256) = 39 062.5
-        (10**6, 256, 39_063, "inductor"),
-        (2**23, 1, 2_000_000, "inductor"),
-        (2**23 - 1, 1, 2_000_000, "graph"),
+        (10**6, 256, 5_000, "graph"),
+        (10**6, 256, 10**5, "inductor"),
         (10**6, 256, math.inf, "graph"),  # a stream of unknown length
         (1, 1, math.inf, "graph"),
     ],
 )
 def test_the_choice_is_a_function_of_size_and_planned_steps(size, batch_size, num_steps, engine):
     assert engine_for(size, batch_size, num_steps) == engine
+
+
+def test_the_choice_only_climbs_with_size_batch_and_steps():
+    rank = ["handlers", "graph", "inductor"].index
+    grid = [1, 100, 10**4, 10**6, 10**8]
+    ranks = torch.tensor(
+        [[[rank(engine_for(*c)) for c in [(s, b, n) for n in grid]] for b in grid] for s in grid]
+    )
+    assert all((ranks.diff(dim=d) >= 0).all() for d in range(3))
+    assert ranks.unique().tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("epochs", "engine"), [(74, "handlers"), (75, "graph")])

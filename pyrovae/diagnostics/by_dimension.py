@@ -21,6 +21,7 @@ from torch.distributions import (
 
 from pyrovae.densities.discrete import BernoulliVector
 from pyrovae.diagnostics.draws import Arrays, local_latents
+from pyrovae.errors import ConfigError
 from pyrovae.terms import Traces, terms_of
 
 
@@ -31,7 +32,16 @@ def read_kl(traces: Traces, num_data: int) -> Arrays:
     for name in local_latents(traces):
         q, p, z = traces.guide.nodes[name]["fn"], traces.model.nodes[name]["fn"], latents[name]
         parts.append(split_kl(q, p, z).reshape(*z.shape[:2], -1).double())
-    return {"kl_per_dimension": torch.cat(parts, -1)}
+    return {"kl_per_dimension": _joined(parts)}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    if not parts:
+        raise ConfigError(
+            "the program has no latent inside the plate 'data', so there is no latent dimension to "
+            "look at.\nThis diagnostic is of q(z|x), one z a datum."
+        )
+    return torch.cat(parts, -1)
 
 
 def split_kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
@@ -82,7 +92,7 @@ def read_means(traces: Traces, num_data: int) -> Arrays:
         z = latents[name]
         mean = _mean(traces.guide.nodes[name]["fn"], z)
         parts.append(mean.expand(z.shape).reshape(*z.shape[:2], -1).double())
-    return {"mean": torch.cat(parts, -1)}
+    return {"mean": _joined(parts)}
 
 
 def _mean(q: Distribution, z: Tensor) -> Tensor:

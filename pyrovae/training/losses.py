@@ -199,7 +199,7 @@ class GraphLoss:
             has_gradient: list[bool] = []
             function = partial(self._flat, batch, has_gradient)
             try:
-                graph = recorded(function, *self._inputs(batch))
+                graph = recorded(function, *self._inputs(batch), fixed=self.others)
             except CannotRecord as error:
                 return self._look(str(error))
             if self.is_compiled and len(batch.x) == self.full_size:
@@ -282,12 +282,19 @@ class CannotRecord(Exception):
     """A program does what no graph can repeat; the message says what."""
 
 
-def recorded(function: Callable, *inputs: Any) -> torch.fx.GraphModule:
+def recorded(
+    function: Callable, *inputs: Tensor, fixed: Iterable[Tensor] = ()
+) -> torch.fx.GraphModule:
     """The tensor operations of function(*inputs) as a graph, leaving no mark on the process.
+
+    Args:
+        function: of tensors, to tensors.
+        inputs: what it is recorded with; the graph takes others of their shapes.
+        fixed: those of the inputs that keep their values, so that shapes may depend on them.
 
     Raises:
         CannotRecord: it failed while recorded, drew from NumPy or `random`, changed one of its
-            inputs, or has more than 3,000 operations.
+            inputs, made shapes of values, or has more than 3,000 operations.
 
     Example:
         >>> graph = recorded(lambda x: x.sin() + 1, torch.zeros(2))
@@ -317,6 +324,9 @@ def recorded(function: Callable, *inputs: Any) -> torch.fx.GraphModule:
         raise CannotRecord("it draws from NumPy or `random`, which a graph cannot repeat")
     if next(graph.parameters(), None) is not None:
         raise CannotRecord("it reaches a parameter by another way than its module")
+    fixed = set(map(id, fixed))
+    if selecting := _shape_of_values(graph, [id(t) in fixed for t in inputs]):
+        raise CannotRecord(f"{selecting} gives a shape that depends on values")
     graph = _simplified(graph)
     try:
         with RandomStream(0), torch.no_grad():
@@ -353,16 +363,31 @@ class _NodeLimit(TorchDispatchMode):
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:
             raise CannotRecord(f"it has more than {MAX_NODES:,} operations")
-        if torch.Tag.dynamic_output_shape in operation.tags and _selects(operation, args):
-            raise CannotRecord(f"{operation} gives a shape that depends on values")
         return operation(*args, **kwargs or {})
 
 
-def _selects(operation: Any, args: tuple) -> bool:
-    """Whether values decide about a shape: always, but for x[i] with whole numbers i."""
-    if operation is not torch.ops.aten.index.Tensor:
-        return True
-    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+def _shape_of_values(graph: torch.fx.GraphModule, fixed: list[bool]) -> str | None:
+    """The name of an operation whose result has a shape that changes with values; None for none.
+
+    A mask that is a buffer selects the same cells each time; one that is made of data does not.
+    """
+    places = (node for node in graph.graph.nodes if node.op == "placeholder")
+    moving = {place for place, is_fixed in zip(places, fixed, strict=True) if not is_fixed}
+    for node in graph.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.dynamic_output_shape in tags and moving.intersection(_deciding(node)):
+            return str(node.target)
+        if moving.intersection(node.all_input_nodes) or torch.Tag.nondeterministic_seeded in tags:
+            moving.add(node)
+    return None
+
+
+def _deciding(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The inputs whose values decide about the shape of what an operation gives."""
+    if node.target is not torch.ops.aten.index.Tensor:
+        return node.all_input_nodes
+    indices = [index for index in node.args[1] if index is not None]
+    return [i for i in indices if i.meta["tensor_meta"].dtype in (torch.bool, torch.uint8)]
 
 
 def _draws_elsewhere(before: tuple, after: tuple) -> bool:
