@@ -52,7 +52,7 @@ class Objective(ELBO):
         self.given_weights: dict[str, Tensor] = {}
 
     def weights(self) -> dict[str, float]:
-        """The numbers in the surrogate that change as training goes on, by name; none by default."""
+        """The surrogate's numbers that change as training goes on, by name; none by default."""
         return {}
 
     def weight(self, name: str) -> float | Tensor:

@@ -84,10 +84,11 @@ def main() -> None:
     found = pv.log_evidence(vae, x, num_samples=options.num_samples)
     error = found.log_px.std() / math.sqrt(len(x))
     step = compare({"loop": handwritten(data.train.flatten(1), 64, SIZES["mnist"])}, 3, 100)["loop"]
+    split = "validation" if options.choose else "test"
     print(
         f"{options.prior}, {options.epochs} epochs ({history.engine}): "
-        f"-log p(x) = {-found.log_px.mean():.2f} ± {error:.2f} nats [IWAE-{options.num_samples}] on "
-        f"{len(x)} {'validation' if options.choose else 'test'} images; training ELBO "
+        f"-log p(x) = {-found.log_px.mean():.2f} ± {error:.2f} nats [IWAE-{options.num_samples}] "
+        f"on {len(x)} {split} images; training ELBO "
         f"{history[-1].elbo:.2f}; {seconds:.0f} s; a hand-written step (batch 64, 784-400-50) "
         f"{step:.2f} ms"
     )

@@ -182,7 +182,7 @@ def main() -> None:
     times = compare(contenders(x, size, sizes, options.precision), options.rounds, options.steps)
     base, plain = times["hand-written PyTorch"], times["plain Pyro recipe"]
     for name, ms in times.items():
-        print(f"{name:32} {ms:8.3f} ms   {ms / base:5.2f} of hand-written   {plain / ms:5.2f} x Pyro")
+        print(f"{name:32} {ms:8.3f} ms  {ms / base:5.2f} of hand-written  {plain / ms:5.2f} x Pyro")
     return None
 
 
