@@ -357,8 +357,9 @@ fig.tight_layout()
 # **Answer.** Too little. What is seen is mostly paper, and the mask says nothing more: the model
 # learns the share of ink among *seen* pixels. Nothing within the data shows the error, since no
 # hidden value is ever compared; here we know the truth. The cure is to model the mask as well,
-# $p(m|x)$, which takes knowledge from outside. (If the two probabilities are known, Bayes' rule
-# corrects the odds of ink by $0.7/0.3$ for each hidden pixel, and by $0.3/0.7$ for each seen one.)
+# $p(m|x)$, which takes knowledge from outside. (If the two probabilities are known, a hidden pixel
+# adds $\log\big(0.7\,p + 0.3\,(1 - p)\big)$ to the log-likelihood, $p$ its probability of ink given
+# $z$, where `mask` adds nothing.)
 
 # %%
 torch.manual_seed(7)
