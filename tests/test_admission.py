@@ -400,3 +400,20 @@ def test_b23_float64_data_change_the_loss_by_no_more_than_float32_rounding():
         assert terms.kl.dtype == dtype
         losses.append(vae.decode(torch.zeros(6, 2)).log_prob(x.to(dtype)).double())
     assert torch.allclose(*losses, rtol=1e-4)
+
+
+def test_a_support_with_tensor_bounds_is_checked_by_its_widest():
+    """A likelihood such as BetaBinomial has the bounds of the two rows of the first look."""
+
+    class Dots(torch.nn.Module):
+        def forward(self, features):
+            shape = features.exp() + 0.1
+            return dist.BetaBinomial(shape, shape, total_count=16).to_event(1)
+
+    built = pv.build((3,), latent_dim=1, seed=0)
+    decoder = torch.nn.Sequential(torch.nn.Linear(1, 3), Dots())
+    vae = pv.VAE(built.prior, built.encoder, decoder)
+    x = torch.tensor([[0.0, 3.0, 16.0]]).repeat(5, 1)
+    assert vae.loss(x).shape == (5,)
+    with pytest.raises(DataError, match=r"x\[4, 2\] = 17"):
+        vae.loss(torch.cat([x[:4], x[:1] + torch.tensor([0.0, 0.0, 1.0])]))

@@ -683,6 +683,7 @@ def check_compiled(folder, tolerance, **settings):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch itself
 @pytest.mark.parametrize("name", ["TraceELBO", "BetaELBO, warm-up", "IWAE", "DReG"])
 def test_the_compiled_graph_equals_the_graph_to_rounding(name, tmp_path):
     """SGD, because Adam's first steps are ±lr whatever the size of a gradient."""

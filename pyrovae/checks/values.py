@@ -72,7 +72,17 @@ def innermost(support: Any) -> Any:
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support
+    return _for_any_datum(support)
+
+
+def _for_any_datum(support: Any) -> Any:
+    """A support with tensors for bounds, which are those of some data: with the widest of them."""
+    names = [n for n in ("lower_bound", "upper_bound") if hasattr(support, n)]
+    bounds = {name: getattr(support, name) for name in names}
+    if not any(isinstance(bound, Tensor) and bound.dim() for bound in bounds.values()):
+        return support
+    low_or_high = {"lower_bound": torch.min, "upper_bound": torch.max}
+    return type(support)(*(low_or_high[n](torch.as_tensor(b)).item() for n, b in bounds.items()))
 
 
 def has_edges(support: Any) -> bool:
