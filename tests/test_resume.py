@@ -313,19 +313,17 @@ def parameters(program):
     return digest({n: p.detach().clone() for n, p in program.named_parameters()})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 12])
-def test_f9_not_finite_in_a_graph_at_its_ends(step, tmp_path):
+@pytest.mark.parametrize("step", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (6, 12))])
+def test_f9_not_finite_in_a_graph(step, tmp_path):
     check_not_finite("value, graph", step, tmp_path)
 
 
-def test_f9_not_finite_in_a_graph(tmp_path):
-    check_not_finite("value, graph", 6, tmp_path)
-
-
 @pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's own, in the first batch
-@pytest.mark.parametrize("step", [1, 6, 12])
-@pytest.mark.parametrize("way", ["value", "gradient", "loss"])
+@pytest.mark.parametrize(
+    ("way", "step"),
+    [("value", 1), ("value", 6), ("gradient", 1), ("gradient", 6), ("loss", 12)]
+    + [pytest.param(*c, marks=pytest.mark.slow) for c in [("value", 12), ("gradient", 12)]],
+)
 def test_f9_not_finite(way, step, tmp_path):
     check_not_finite(way, step, tmp_path)
 
@@ -683,9 +681,8 @@ ENVIRONMENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "all" else pytest.mark.slow) for n in ENVIRONMENTS]
-)
+@pytest.mark.slow  # a new interpreter each
+@pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_f21_the_environment_does_not_change_the_run(name, tmp_path):
     env = {k: v for k, v in {**os.environ, **ENVIRONMENTS[name]}.items() if v is not None}
     code = SCRIPT.format(path=[os.getcwd()], folder=str(tmp_path / "run"))
