@@ -30,8 +30,8 @@ from pyrovae.handlers import own_store
 from pyrovae.networks import Given, Joined, OneHot, mlp
 from pyrovae.programs import GivenGlobal, HierarchicalVAE, Labels, SemiSupervisedVAE
 from pyrovae.terms import terms_of
-from pyrovae.training.losses import CannotRecord, recorded, substituted
 from pyrovae.training.plan import engine_for
+from pyrovae.training.recording import CannotRecord, recorded, substituted
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 
 N = 37
@@ -508,7 +508,7 @@ def test_a_step_of_more_than_3000_operations_is_not_recorded(tmp_path):
 
 @pytest.mark.parametrize("limit", [1, 150])  # in the guide, in the gradient
 def test_recording_can_stop_anywhere(limit, tmp_path, monkeypatch):
-    monkeypatch.setattr("pyrovae.training.losses.MAX_NODES", limit)
+    monkeypatch.setattr("pyrovae.training.recording.MAX_NODES", limit)
     check_same(with_dropout, tmp_path, engine=f"handlers: it has more than {limit} operations")
 
 

@@ -2,11 +2,11 @@
 
     θ, φ ← Adam on  (1/B) Σ_{i in batch} l_i,    l_i = −ELBO_i in nats
 
-`plan` checks the settings, `losses` gives a batch's loss and gradients, `steps` makes the
-updates, `loop` goes over epochs and batches, `keeper` writes and resumes, `recorder` looks at
-the latent space, `interrupts` lets Ctrl-C wait for a step's end, `distributed` joins several
-processes. What is reported is always the β = 1 ELBO with its two terms, as sums over the data
-of an epoch divided by their number, whatever the objective.
+`plan` checks the settings, `losses` gives a batch's loss and gradients and `graphs` the same from a
+recorded step, `steps` makes the updates, `loop` goes over epochs and batches, `keeper` writes and
+resumes, `recorder` looks at the latent space, `interrupts` lets Ctrl-C wait for a step's end,
+`distributed` joins several processes. What is reported is always the β = 1 ELBO with its two terms,
+as sums over the data of an epoch divided by their number, whatever the objective.
 
 `fit` leaves behind the trained parameters and nothing else: generators, Pyro's parameter
 store, signal handlers and the module's train/eval mode are afterwards as they were.
@@ -36,11 +36,12 @@ from pyrovae.handlers import RandomStream, threads_for
 from pyrovae.objectives import TraceELBO
 from pyrovae.terms import is_local
 from pyrovae.training.distributed import processes
+from pyrovae.training.graphs import GraphLoss
 from pyrovae.training.history import Epoch, History
 from pyrovae.training.interrupts import Interrupts
 from pyrovae.training.keeper import Keeper, facts_of
 from pyrovae.training.loop import Loop, evaluate
-from pyrovae.training.losses import GraphLoss, HandlerLoss, Settings, tensors_of, trainable
+from pyrovae.training.losses import HandlerLoss, Settings, tensors_of, trainable
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
 from pyrovae.training.plan import HANDLERS, INDUCTOR, Plan, engine_for
 from pyrovae.training.progress import progress_bar

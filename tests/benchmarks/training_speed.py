@@ -24,7 +24,8 @@ import pyrovae as pv
 from pyrovae.batches import ArrayBatches
 from pyrovae.handlers import own_store
 from pyrovae.objectives import TraceELBO
-from pyrovae.training.losses import GraphLoss, HandlerLoss, Settings
+from pyrovae.training.graphs import GraphLoss
+from pyrovae.training.losses import HandlerLoss, Settings
 from pyrovae.training.optimizers import optimizer_of
 from pyrovae.training.steps import Steps
 

@@ -1,0 +1,190 @@
+"""A batch's loss and gradients as a graph of tensor operations, recorded once for each shape.
+
+Pyro's handlers run only while the step is recorded; then it is replayed, random draws included, or
+compiled by the inductor. Both leave the same gradients in `.grad` as `losses.HandlerLoss`. A
+program whose Python does what no record can repeat (control flow that depends on values,
+hooks, draws from NumPy, buffers or attributes that change) stays with the handlers, and
+`on_refusal` is told why.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyrovae.batches import Batch
+from pyrovae.handlers import RandomStream
+from pyrovae.objectives import Objective
+from pyrovae.terms import ElboTerms
+from pyrovae.training.losses import (
+    HandlerLoss,
+    Outcome,
+    detached,
+    loss_sums,
+    sum_of_entries,
+    tensors_of,
+)
+from pyrovae.training.recording import CannotRecord, first_line, recorded, substituted
+
+MAX_SHAPES = 4  # of batches; a loader that gives ever other ones is served by the handlers
+
+
+class GraphLoss:
+    """The loss of a batch as a graph of tensor operations, recorded once for each shape.
+
+    Args:
+        by_handlers: the loss to record; it also serves what cannot be recorded.
+        is_compiled: whether the graph for full batches goes through the inductor.
+        full_size: B, of full batches; only their graph is worth the compiler's seconds.
+        on_refusal: told why, and by what, the program is served after all.
+    """
+
+    def __init__(
+        self,
+        by_handlers: HandlerLoss,
+        *,
+        is_compiled: bool,
+        full_size: int,
+        on_refusal: Callable[[str, str], None] = lambda why, engine: None,
+    ):
+        self.by_handlers, self.objective = by_handlers, by_handlers.objective
+        self.is_compiled, self.full_size, self.on_refusal = is_compiled, full_size, on_refusal
+        self.graphs: dict[Any, _Graph] = {}
+        self.is_refused = self.is_doubtful = False
+        self._look(_refusal(by_handlers.program, self.objective))
+        self.trainable = by_handlers.parameters
+        self.others = [t for t in tensors_of(by_handlers.program) if not t.requires_grad]
+
+    def __call__(self, batch: Batch) -> Outcome:
+        self.by_handlers.look_at(batch)
+        if self.is_doubtful and self.graphs:
+            self._look(changed_since(self.python, self.by_handlers.program))
+        self.is_doubtful = False
+        graph = None if self.is_refused else self._graph(batch)
+        if graph is None:
+            return self.by_handlers(batch)
+        with torch.no_grad():
+            loss, total, sums, *rest = graph.of(*self._inputs(batch))
+        gradients = iter(rest[5:])
+        for parameter, has_gradient in zip(self.trainable, graph.has_gradient, strict=True):
+            parameter.grad = next(gradients) if has_gradient else None
+        return Outcome(loss, total, sums, ElboTerms(*rest[:5], {}))
+
+    def doubt(self, *_: Any) -> None:
+        """Look before the next step whether a callback changed what graphs hold as constants."""
+        self.is_doubtful = True
+
+    def _look(self, refusal: str | None) -> None:
+        if refusal:
+            self.is_refused = True
+            self.on_refusal(refusal, "handlers")
+
+    def _inputs(self, batch: Batch) -> list[Tensor]:
+        dtype = self.trainable[0].dtype
+        weights = [torch.tensor(w, dtype=dtype) for w in self.objective.weights().values()]
+        return [*self.trainable, *self.others, *weights, *(t for t in batch if t is not None)]
+
+    def _graph(self, batch: Batch) -> "_Graph | None":
+        key = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
+        if key not in self.graphs and len(self.graphs) < MAX_SHAPES:
+            has_gradient: list[bool] = []
+            function = partial(self._flat, batch, has_gradient)
+            try:
+                graph = recorded(function, *self._inputs(batch), fixed=self.others)
+            except CannotRecord as error:
+                return self._look(str(error))
+            if self.is_compiled and len(batch.x) == self.full_size:
+                graph = self._compiled(graph, batch)
+            self.graphs[key] = _Graph(graph, has_gradient)
+        return self.graphs.get(key)
+
+    def _compiled(self, graph: Callable, batch: Batch) -> Callable:
+        compiled = torch.compile(graph, dynamic=False, options={"fallback_random": True})
+        try:
+            with RandomStream(0), torch.no_grad():
+                compiled(*self._inputs(batch))
+        except Exception as error:
+            self.on_refusal(f"the inductor failed ({first_line(error)})", "graph")
+            return graph
+        return compiled
+
+    def _flat(self, like: Batch, has_gradient: list[bool], *inputs: Tensor) -> list[Tensor]:
+        """Loss, sum of the gradients, loss sums, five terms, gradients; all from flat inputs."""
+        given = iter(inputs)
+        leaves = [next(given).detach().requires_grad_() for _ in self.trainable]
+        others = [next(given) for _ in self.others]
+        self.objective.given_weights = {name: next(given) for name in self.objective.weights()}
+        batch = Batch(*(None if t is None else next(given) for t in like))
+        new = dict(zip(map(id, [*self.trainable, *self.others]), [*leaves, *others], strict=True))
+        self.python = python_state(self.by_handlers.program)
+        # out of reach, because a number that changes would be recorded as a constant
+        progress = vars(self.objective).pop("progress")
+        try:
+            with substituted(self.by_handlers.program, new):
+                loss, terms = self.by_handlers.differentiable(batch)
+        finally:
+            self.objective.given_weights, self.objective.progress = {}, progress
+            change = changed_since(self.python, self.by_handlers.program)
+            for holder, name, value in self.python if change else ():
+                setattr(holder, name, value)
+        if change:
+            raise CannotRecord(change)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        has_gradient[:] = [g is not None for g in gradients]
+        found = [g for g in gradients if g is not None]
+        sums = loss_sums(terms, self.by_handlers.settings.num_data)
+        return [loss.detach(), sum_of_entries(found), sums, *detached(terms)[:5], *found]
+
+
+class _Graph(NamedTuple):
+    """The operations of a step, and which of the parameters they give a gradient."""
+
+    of: Callable[..., list[Tensor]]
+    has_gradient: list[bool]
+
+
+def python_state(module: nn.Module) -> list[tuple[Any, str, Any]]:
+    """(holder, name, value) of the plain values of all submodules: constants of a graph.
+
+    Example:
+        >>> dropout = nn.Dropout(0.2)
+        >>> [name for _, name, value in python_state(dropout) if value == 0.2]
+        ['p']
+    """
+    values = [(m, n, v) for m in module.modules() for n, v in vars(m).items() if _is_plain(v)]
+    return values + [(p, "requires_grad", p.requires_grad) for p in module.parameters()]
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def changed_since(values: list[tuple[Any, str, Any]], module: nn.Module) -> str | None:
+    """Which of the values of `python_state` is another one now, in words; None for none."""
+    before = set(values)
+    changed = [(m, n) for m, n, v in python_state(module) if (m, n, v) not in before]
+    if not changed:
+        return None
+    holder, name = changed[0]
+    return f"{name} of a {type(holder).__name__} changes, and a graph has it as a constant"
+
+
+def _refusal(program: nn.Module, objective: ELBO) -> str | None:
+    """Why a program is not even tried: what would not fail and still be wrong."""
+    if not isinstance(objective, Objective):
+        return f"{type(objective).__name__} is one of Pyro's own objectives"
+    if "progress" in _names_read(type(objective).surrogate):
+        return f"{type(objective).__name__} reads its progress; weights() would let it be recorded"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name, None) for module in program.modules() for name in hooks):
+        return "a module of it has hooks, which run as Python each time"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in program.parameters()):
+        return "a parameter of it has hooks, which run as Python each time"
+    return None
+
+
+def _names_read(function: Callable) -> tuple[str, ...]:
+    return getattr(getattr(function, "__code__", None), "co_names", ())
