@@ -762,7 +762,7 @@ def test_f23_a_failing_dataset_is_named_and_chained(workers):
 def test_f23_a_killed_worker_is_an_error_in_time():
     loader = DataLoader(Failing(die), B, num_workers=2, timeout=30)
     with pytest.raises(
-        DataError, match=r"RuntimeError: DataLoader worker .*(killed|exited)"
+        DataError, match=r"DataLoader worker .*(killed|exited)|Connection reset"
     ) as caught:
         as_batches(program(), loader, batch_size=B)
     assert isinstance(caught.value.__cause__, RuntimeError)

@@ -109,9 +109,10 @@ class TestHelp:
 class TestFit:
     def test_writes_pictures_and_a_summary_and_prints_the_terms(self):
         result, summary = fit()
-        assert sorted(p.name for p in Path("run").iterdir()) == sorted(
-            [*PICTURES, "model.safetensors", "summary.json"]
-        )
+        steps = [path.name for path in Path("run").glob("step-*")]
+        files = ["model.safetensors", "summary.json", "settings.json", "history.csv", "lock"]
+        assert sorted(p.name for p in Path("run").iterdir()) == sorted([*PICTURES, *files, *steps])
+        assert steps == ["step-00000046"]  # 2 epochs of 23 batches
         for name in PICTURES:
             assert Path("run", name).read_bytes().startswith(b"\x89PNG")
         text = words(result.stdout)
@@ -142,6 +143,9 @@ class TestFit:
             "learning_rate": 0.001,
             "beta": 1.0,
             "seed": 5,
+            "compile": "auto",
+            "precision": "float32",
+            "device": None,
             "out": "run",
         }
         assert summary["seed"] == 5
