@@ -24,8 +24,11 @@
 #
 # **If you come from statistics:** a *neural network* here is a function with many coefficients
 # (*weights*), made of matrix products with a simple nonlinear function between them; *training* is
-# minimising the mean loss by gradient steps on random subsets (*minibatches*). That is all that
-# you need. The same object read as a probability model is [tutorial
+# minimising the mean loss by gradient steps on random subsets (*minibatches*). One pass through
+# all images is an *epoch*. In torch a function with weights is a *module*, `Sequential` composes
+# modules, `backward()` computes the derivative of the loss by every weight, an *optimizer* such as
+# Adam takes the step, and `no_grad` or `requires_grad_(False)` says that no derivative is wanted.
+# The same object read as a probability model is [tutorial
 # 2](02_what_is_a_vae_probability_model.ipynb).
 
 # %%
@@ -102,7 +105,9 @@ print("μ", tuple(mu.shape), " σ", tuple(sigma.shape), " z", tuple(z.shape), " 
 #
 # $$ -\log p(x|z) = -\sum_j \big[\, x_j \log \pi_j + (1 - x_j) \log (1 - \pi_j) \,\big]. $$
 #
-# **Regulariser.** Between two normal densities the Kullback–Leibler divergence is a formula,
+# **Regulariser.** The Kullback–Leibler divergence
+# $\mathrm{KL}(q\|p) = \mathbb{E}_{z\sim q}[\log q(z) - \log p(z)]$ says how far $q$ is from $p$: it is never negative, and zero only if they are
+# equal. Between two normal densities it is a formula,
 #
 # $$ \mathrm{KL}\big(N(\mu, \operatorname{diag} \sigma^2)\,\|\,N(0, I)\big)
 #   = \tfrac12 \sum_d \big( \mu_d^2 + \sigma_d^2 - 1 - \log \sigma_d^2 \big) \;\ge\; 0, $$

@@ -199,15 +199,15 @@ print(f"{'−vae.loss(x), averaged':24}", *(f"{v:9.3f}" for v in minus_loss))
 # | `loss_terms(x).kl` | regulariser | information gained over the prior |
 # | `vae.loss(x)` | loss $l_i$ | $-$ELBO$_i$ |
 # | `vae.sample(n)` | decoding noise | ancestral sampling |
-# | `vae.reconstruct(x)` | autoencoding | posterior predictive mean, one draw |
+# | `vae.reconstruct(x)` | autoencoding | decoder's mean at one draw of the guide |
 # | `pv.fit(vae, x)` | training | SVI: maximise the ELBO in both |
 # | (none) | | evidence $\log p(x)$ |
 # | weights of the decoder | what is trained | parameters $\theta$ of the model |
 # | weights of the encoder | what is trained | parameters $\varphi$ of the guide |
 #
 # *Amortised* means that one function gives the guide of every $x$, in place of an optimisation for
-# each. Raising the ELBO does two things at once: it raises the evidence (learning, $\theta$) and
-# closes the gap (inference, $\varphi$). The next cell checks the lines that are equalities,
+# each. A higher ELBO means more evidence, a smaller gap, or a trade of one for the other: $\varphi$
+# can only change the gap (inference), $\theta$ changes both (learning). The next cell checks the lines that are equalities,
 # against Pyro's own objectives, and takes a few training steps by hand with Pyro's `SVI`, which is
 # what `fit` drives.
 
@@ -243,8 +243,9 @@ print("SVI by hand, −ELBO per datum:", *(f"{loss:.1f}" for loss in losses))
 #   package's grid widens and refines itself until the answer stands still.
 # - **More latent dimensions.** The lattice grows as a power of their number: two is fine, ten is
 #   hopeless. There, use importance sampling or annealing (tutorial 5).
-# - **Believing $q(z|x)$ where it is not $p(z|x)$.** The right panel above. A normal guide cannot
-#   bend or split, however well it is trained (tutorial 6).
+# - **Believing $q(z|x)$ where it is not $p(z|x)$.** The right panel above. The network may have
+#   answered badly for this image, or no normal density can bend or split as the posterior does;
+#   tutorial 6 tells the two apart.
 # - **Uncertainty about the weights.** The decoder's weights $\theta$ are one optimum, with no
 #   posterior of their own; the uncertainty here is about $z$ only.
 #
@@ -253,9 +254,11 @@ print("SVI by hand, −ELBO per datum:", *(f"{loss:.1f}" for loss in losses))
 # Cover the lower half of an image. What is the posterior of $z$ given the upper half only, and
 # what does it say about the covered pixels? Which term of Bayes' rule changes?
 #
-# **Answer.** Only the likelihood: the product over pixels leaves out those that were not observed.
-# The prior and the decoder stay as they are, and no retraining is needed. Less evidence, wider
-# posterior: the digit may be any that shares its upper half. `mask=` (true where observed) does
+# **Answer.** The likelihood, and with it its integral, the denominator: the product over pixels
+# leaves out those that were not observed.
+# The prior and the decoder stay as they are, and no retraining is needed. Fewer pixels seen, and
+# as a rule a wider posterior: the digit may be any that shares its upper half. `mask=` (true where
+# observed) does
 # it, exactly on the grid, since an encoder trained on whole images is no guide for half ones.
 
 # %%

@@ -88,7 +88,7 @@ fig.tight_layout()
 # ## Where two people's "2" land
 #
 # Two people write a 2. How far apart are the codes, measured in widths of the clouds? We take the
-# pair of held-out 2s whose distance at $\beta = 0$ is the median of all pairs, a typical pair, and
+# pair of training 2s whose distance at $\beta = 0$ is the median of all pairs, a typical pair, and
 # decode along the straight line between the two codes.
 
 # %%

@@ -21,8 +21,9 @@
 #   \qquad q(z) = \frac1N \sum_i q(z|x_i), $$
 #
 # information that reconstruction needs, plus the mismatch between the crowd of all codes (the
-# *aggregate posterior* $q(z)$) and the prior. **With the networks fixed, a better prior can gain
-# at most the mismatch.** Trained together, the networks move the codes as well, to make the best
+# *aggregate posterior* $q(z)$) and the prior. **With the networks fixed, a better prior can raise
+# the mean ELBO by at most the mismatch.** Trained together, the networks move the codes as well,
+# to make the best
 # of the prior that they are given. So the question is empirical, and the fair score is the
 # evidence $\log p(x) = \log \int p(x|z)\, p(z)\, dz$ of held-out data, datum by datum.
 #
@@ -49,8 +50,9 @@ common = {"event_shape": x_train.shape[1:], "latent_dim": 2, "hidden": (100, 100
 # %% [markdown]
 # ## A prior of one's own
 #
-# A part is any `nn.Module` whose call returns a Pyro distribution over one vector $z$. The radius
-# is learned with everything else. Nothing is registered anywhere.
+# A part is any `nn.Module` whose call returns a Pyro distribution over one vector $z$.
+# `.to_event(1)` says that the last dimension is *one vector* (event shape), whose log-densities
+# are summed to one number, and not a row of separate data (batch shape). The radius is learned with everything else. Nothing is registered anywhere.
 
 
 # %%
@@ -128,7 +130,8 @@ fig.tight_layout()
 #    digits came; they do not cover which seed trained. A prior whose advantage is of that size has
 #    not been shown to matter.
 # 2. **The mismatch column** is what another prior could gain if the networks stayed as they are.
-#    Where two models differ by more than that, the networks must have moved.
+#    Where two models differ in evidence by much more than that, the networks have most likely
+#    moved (the evidence also contains the gap of the guide, so this is no proof).
 # 3. **The distortion column** shows how: another prior leads the networks to another optimum, with
 #    more or fewer nats through the bottleneck. The `VampPrior` builds its heaps out of the encoder
 #    itself, so codes and prior can spread together; on the sphere the area is fixed.

@@ -20,8 +20,8 @@
 #   p(x_m|x_o) = \int p(x_m|z)\, p(z|x_o)\, dz, \qquad
 #   p(x) = \sum_y p(y) \int p(x|z, y)\, p(z)\, dz: $$
 #
-# leave the factor out, predict it, or sum it out. These are the same two rules of probability
-# as everywhere: no term is added to the loss by hand.
+# leave the factor out, predict it, or sum it out. These are the product rule and the sum rule of
+# probability. Only the classifier of the last section gets a term by hand, and we say so there.
 #
 # **From deep learning:** a likelihood is the choice of the output layer and its loss, made
 # together, so that the loss is the log of a density. **From statistics:** this is the response
@@ -53,7 +53,7 @@ epochs, limit, draws = (1, 200, 100) if smoke else (30, None, 300)
 #   \text{variance } \mu_{ij} + \mu_{ij}^2 / r_j). $$
 #
 # We **simulate** such counts, to know the truth: two latent dimensions, 60 genes, depths over a
-# factor of ten and more. Real ones are one line away: `pv.datasets.pbmc3k()` has 2638 blood cells.
+# factor of ten and more. Real ones are one line away: `pv.datasets.pbmc3k()` has real blood cells.
 
 # %%
 generator = torch.Generator().manual_seed(1)
@@ -269,7 +269,8 @@ fig.tight_layout()
 #
 # Ten labelled digits of each class, the others without. $y$ is a second latent variable, discrete,
 # known in a few rows: $p(x, y, z) = p(x|z, y)\, p(y)\, p(z)$. Where it is unknown it is summed out
-# exactly, weighted by a classifier $q(y|x)$ that is trained by the same bound:
+# exactly, weighted by a classifier $q(y|x)$ that is trained by the same bound and, where the label
+# is known, by an added term $\alpha \log q(y|x)$, which is no part of the bound:
 #
 # $$ \mathrm{ELBO}(x) = \sum_y q(y|x)\, \big(\mathrm{ELBO}(x, y) - \log q(y|x)\big). $$
 #

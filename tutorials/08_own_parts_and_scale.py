@@ -160,7 +160,9 @@ for name, (vae, x) in scores.items():
     print(f"  {name:20} {log_px.mean():8.2f} ± {error:.2f}")
 
 # %% [markdown]
-# All three are probabilities of the same levels, so the numbers can be compared. (Weights are kept
+# All three are probabilities of the same levels, so the numbers can be compared. But each error is
+# of one mean alone; a difference needs the paired error of tutorial 5, and several seeds. That a
+# part has a story behind it does not make it score best. (Weights are kept
 # from the best epoch on the digits that score them here: the same small favour to each.) What the
 # two parts did can be looked at: the shares of slab that the prior learned, and draws. A share near
 # one says that the data had little use for the spike, and that this prior is nearly $N(0, I)$.
