@@ -106,7 +106,8 @@ print("μ", tuple(mu.shape), " σ", tuple(sigma.shape), " z", tuple(z.shape), " 
 # $$ -\log p(x|z) = -\sum_j \big[\, x_j \log \pi_j + (1 - x_j) \log (1 - \pi_j) \,\big]. $$
 #
 # **Regulariser.** The Kullback–Leibler divergence
-# $\mathrm{KL}(q\|p) = \mathbb{E}_{z\sim q}[\log q(z) - \log p(z)]$ says how far $q$ is from $p$: it is never negative, and zero only if they are
+# $\mathrm{KL}(q\|p) = \mathbb{E}_{z\sim q}[\log q(z) - \log p(z)]$ says how far $q$ is from $p$:
+# it is never negative, and zero only if they are
 # equal. Between two normal densities it is a formula,
 #
 # $$ \mathrm{KL}\big(N(\mu, \operatorname{diag} \sigma^2)\,\|\,N(0, I)\big)

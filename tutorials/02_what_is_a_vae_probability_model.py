@@ -207,7 +207,8 @@ print(f"{'−vae.loss(x), averaged':24}", *(f"{v:9.3f}" for v in minus_loss))
 #
 # *Amortised* means that one function gives the guide of every $x$, in place of an optimisation for
 # each. A higher ELBO means more evidence, a smaller gap, or a trade of one for the other: $\varphi$
-# can only change the gap (inference), $\theta$ changes both (learning). The next cell checks the lines that are equalities,
+# can only change the gap (inference), $\theta$ changes both (learning). The next cell checks the
+# lines that are equalities,
 # against Pyro's own objectives, and takes a few training steps by hand with Pyro's `SVI`, which is
 # what `fit` drives.
 

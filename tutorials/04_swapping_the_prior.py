@@ -52,7 +52,8 @@ common = {"event_shape": x_train.shape[1:], "latent_dim": 2, "hidden": (100, 100
 #
 # A part is any `nn.Module` whose call returns a Pyro distribution over one vector $z$.
 # `.to_event(1)` says that the last dimension is *one vector* (event shape), whose log-densities
-# are summed to one number, and not a row of separate data (batch shape). The radius is learned with everything else. Nothing is registered anywhere.
+# are summed to one number, and not a row of separate data (batch shape). The radius is learned
+# with everything else. Nothing is registered anywhere.
 
 
 # %%
