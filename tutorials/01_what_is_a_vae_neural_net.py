@@ -60,7 +60,8 @@ print(f"{len(x_train)} training images, {len(x_test)} held out, each of shape {t
 # The decoder is built likewise; its head reads the features as *logits* $\ell_j$, with
 # $\pi_j = 1 / (1 + e^{-\ell_j})$.
 #
-# The bottleneck has two numbers here, so that we can draw it. (Ten or twenty give sharper images.)
+# The bottleneck has two numbers here, so that we can draw it. More keep more of each
+# image; tutorial 5 takes ten.
 
 # %%
 torch.manual_seed(0)  # the initial weights are random

@@ -52,8 +52,8 @@ epochs, limit, draws = (1, 200, 100) if smoke else (30, None, 300)
 # $$ x_{ij} \sim \mathrm{NegativeBinomial}(\text{mean } \mu_{ij} = s_i\, \rho_j(z_i),\;
 #   \text{variance } \mu_{ij} + \mu_{ij}^2 / r_j). $$
 #
-# We **simulate** such counts, to know the truth: two latent dimensions, 60 genes, depths over a
-# factor of ten and more. Real ones are one line away: `pv.datasets.pbmc3k()` has real blood cells.
+# We **simulate** such counts, to know the truth: two latent dimensions, 60 genes, very
+# different depths. Real ones are one line away: `pv.datasets.pbmc3k()` has real blood cells.
 
 # %%
 generator = torch.Generator().manual_seed(1)
@@ -347,7 +347,7 @@ fig.tight_layout()
 # - **Simulated counts.** The truth was in the family of the model here. Real cells are not.
 # - **A hundred labels.** Which hundred matters, and so does the seed: repeat with others before
 #   you believe a difference of a few per cent. The weight `alpha` was chosen by looking at these
-#   test digits (a tenth of it, as in the paper, gained less), so the difference is flattered.
+#   test digits (the paper takes a tenth of it), so the difference is flattered.
 #
 # ## Exercise
 #
