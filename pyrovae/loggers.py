@@ -8,6 +8,7 @@ file at each record and closes it again, so that nothing is left open when a run
 """
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,23 @@ class CSV:
         self.is_begun = False
 
     def __call__(self, program: Any, record: Any) -> None:
+        if not self.is_begun:
+            self.begin(record._fields)
+        self._write("a", [record])
+
+    def begin(self, fields: Sequence[str], records: Iterable[Any] = ()) -> None:
+        """Write the file afresh: the header, and the records that there are already."""
+        self._write("w", [fields, *records])
+        self.is_begun = True
+
+    def _write(self, mode: str, rows: Iterable[Any]) -> None:
         try:
-            with open(
-                self.path, "a" if self.is_begun else "w", newline="", encoding="utf-8"
-            ) as file:
-                writer = csv.writer(file)
-                if not self.is_begun:
-                    writer.writerow(record._fields)
-                writer.writerow(record)
+            with open(self.path, mode, newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
         except OSError as error:
             raise CheckpointError(
                 f"{self.path} cannot be written: {error}.\nGive CSV a path in a folder that exists."
             ) from error
-        self.is_begun = True
 
 
 class TensorBoard:

@@ -19,7 +19,23 @@ BLOCK_BYTES = 2**19  # read at once: milliseconds of a disk, so that finding it 
 WINDOW_BYTES = 2**26  # in memory at once: 128 blocks to shuffle rows among
 
 
-class SparseBatches:
+class _Table:
+    """What both are: columns, counted, in batches of a size."""
+
+    preloaded = None
+
+    def __init__(self, program: nn.Module, x: Any, y: Any, mask: Any, *, batch_size: int):
+        self.columns = Columns(program, x, y, mask)
+        self.num_data = len(self.columns)
+        self.batch_size = batch_size
+        self.num_batches = -(-self.num_data // batch_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shape, dtype and SHA-256 of each column, of a file its size too."""
+        return dict(self.columns.fingerprint)
+
+
+class SparseBatches(_Table):
     """Minibatches of a scipy sparse matrix: rows are filled in batch by batch.
 
     The matrix stays in memory as it is (as CSR); the order of an epoch is a uniform permutation.
@@ -40,26 +56,14 @@ class SparseBatches:
         [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0]]]
     """
 
-    preloaded = None
-
-    def __init__(self, program: nn.Module, x: Any, y: Any, mask: Any, *, batch_size: int):
-        self.columns = Columns(program, x, y, mask)
-        self.num_data = len(self.columns)
-        self.batch_size = batch_size
-        self.num_batches = -(-self.num_data // batch_size)
-
     def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
         """One pass over the data, each datum once, in an order drawn from the global generator."""
         order = torch.randperm(self.num_data) if shuffle else torch.arange(self.num_data)
         indices = order[skip * self.batch_size :].split(self.batch_size)
         return (self.columns.take(index) for index in indices if len(index))
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Shape, dtype and SHA-256 of each column, of a sparse one over its three arrays."""
-        return dict(self.columns.fingerprint)
 
-
-class MappedBatches:
+class MappedBatches(_Table):
     """Minibatches of a memory-mapped file of any size, in main memory of 64 MiB.
 
     Shuffled, blocks of 512 KiB are read in random order, 128 of them into a window, whose rows
@@ -85,13 +89,8 @@ class MappedBatches:
         [2, 2, 1]
     """
 
-    preloaded = None
-
     def __init__(self, program: nn.Module, x: Any, y: Any, mask: Any, *, batch_size: int):
-        self.columns = Columns(program, x, y, mask)
-        self.num_data = len(self.columns)
-        self.batch_size = batch_size
-        self.num_batches = -(-self.num_data // batch_size)
+        super().__init__(program, x, y, mask, batch_size=batch_size)
         row = [c.shape[1:].numel() * c.dtype.itemsize for c in self.columns.columns.values()]
         num_bytes = sum(row) + 8  # and its place in the order
         self.block = max(1, BLOCK_BYTES // num_bytes)
@@ -106,10 +105,6 @@ class MappedBatches:
             return (self.columns[start : start + self.batch_size] for start in starts)
         order = BlockOrder(self.num_data, block=self.block, window=self.window)
         return self._shuffled(order, skip * self.batch_size)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Shape, dtype, size of the file and SHA-256 of each column."""
-        return dict(self.columns.fingerprint)
 
     def _shuffled(self, order: BlockOrder, first: int) -> Iterator[Batch]:
         """The batches from place `first` of the order on, a multiple of the batch size."""

@@ -9,7 +9,6 @@ Of several processes (`torchrun`) the first one writes and speaks.
 """
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -185,6 +184,7 @@ def settings_of(folder: Path) -> Settings:
 def run(settings: Settings, *, resumed: Path | None = None) -> None:
     """Train, score and draw as the settings say, and show what came out."""
     from pyrovae.checks import seed_number
+    from pyrovae.training.distributed import is_first
 
     start = time.perf_counter()
     seed = seed_number(settings.seed)
@@ -195,11 +195,11 @@ def run(settings: Settings, *, resumed: Path | None = None) -> None:
     parts = {k: getattr(settings, k) for k in ("prior", "guide", "likelihood", "network")}
     vae = pv.build(data.train.shape[1:], **parts, **sizes, data=data.train, seed=seed)
     with run_folder(settings.out, data.name, is_resumed=resumed is not None) as folder:
-        if resumed is None and is_first_process():
+        if resumed is None and is_first():
             write_json(folder / SETTINGS, plain(settings))
         is_resumed = resumed is not None
         history, is_interrupted = trained(settings, vae, data, folder, is_resumed=is_resumed)
-        if not is_first_process():
+        if not is_first():
             return
         vae.cpu()
         pv.save(vae, folder / "model.safetensors")
@@ -238,11 +238,6 @@ def how_to_go_on(folder: Path) -> str:
     return f"Go on with: pyrovae fit --resume {folder}"
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def plain(settings: Settings) -> dict[str, Any]:
     """The settings as JSON holds them."""
     return asdict(settings) | {"out": settings.out and str(settings.out)}
@@ -256,8 +251,10 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def run_folder(out: Path | None, name: str, *, is_resumed: bool) -> Iterator[Path]:
     """A folder for the run's files, removed again when the block fails before a checkpoint."""
+    from pyrovae.training.distributed import is_first
+
     folder = out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    if is_resumed or not is_first_process():
+    if is_resumed or not is_first():
         yield folder
         return
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):

@@ -231,7 +231,7 @@ def _train(
         for callback in callbacks:
             loop.after_epoch.append(lambda _, record, call=callback: call(loop.scored, record))
         if keeper:
-            keeper.write_history()
+            keeper.begin()
             loop.after_step.append(keeper.after_step)
             loop.after_epoch.insert(0, keeper.after_epoch)
         loop.after_step.append(lambda _: check())

@@ -10,7 +10,6 @@ number of threads or version of torch, it goes on with a warning: not bit for bi
 """
 
 import copy
-import csv
 import platform
 import time
 import warnings
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from pyrovae.checkpoint import RunFolder, check_unchanged, save
-from pyrovae.errors import CheckpointError
+from pyrovae.loggers import CSV
 from pyrovae.objectives import Objective
 from pyrovae.training.history import Epoch
 from pyrovae.training.loop import Loop
@@ -48,7 +47,13 @@ class Keeper:
         save_every: int | None,
     ):
         self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
+        self.log = CSV(run.path / "history.csv")
         self.saved_at, self.saved_place = time.monotonic(), (0, 0)
+
+    def begin(self) -> None:
+        """Write history.csv afresh, with the epochs that a resumed run has already."""
+        if self._is_writer:
+            self.log.begin(Epoch._fields, self.loop.history.epochs)
 
     def resume(self, *, allow_data_change: bool) -> str | None:
         """Put the newest complete checkpoint back; the engine that it was made with.
@@ -123,7 +128,8 @@ class Keeper:
 
     def after_epoch(self, loop: Loop, record: Epoch) -> None:
         """Add a line to history.csv; save where time has passed."""
-        self.write_history(record)
+        if self._is_writer:
+            self.log(loop.scored, record)
         if not self.save_every and self._is_time():
             self.save()
 
@@ -168,21 +174,6 @@ class Keeper:
         self.loop.keep()
         if self._is_writer:
             save(self.loop.program, self.run.path / "model.safetensors")
-
-    def write_history(self, record: Epoch | None = None) -> None:
-        """Add a record to history.csv; without one, write the whole file afresh."""
-        if not self._is_writer:
-            return
-        path = self.run.path / "history.csv"
-        rows = self.loop.history.epochs if record is None else [record]
-        try:
-            with open(path, "a" if record else "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                if record is None:
-                    writer.writerow(Epoch._fields)
-                writer.writerows(rows)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be written: {error}.") from error
 
 
 def facts_of(program: Any, plan: Any, objective: Any, data: Any) -> dict[str, dict[str, Any]]:

@@ -236,8 +236,7 @@ class Loop:
             self.steps.averaged.load_state_dict(state["averaged"])
         if self.best and state["best"]:
             self.best.load(state["best"])
-        for generator, saved in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(saved)
+        self._set_generators(state["generators"])
         self.epoch_stream, self.epoch_generators = state["epoch_stream"], state["epoch_generators"]
         self.epoch, self.index = state["epoch"], state["index"]
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()

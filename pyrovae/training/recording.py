@@ -172,6 +172,7 @@ def _acts(target: Any) -> bool:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class where it has none."""
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
