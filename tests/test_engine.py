@@ -289,6 +289,27 @@ def tied():
     return pv.VAE(priors.StandardNormal(2), encoder, Tied(encoder))
 
 
+class Shifted(nn.Module):
+    """A decoder with two shifts whose gradients are one tensor, as autograd gives them."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+        self.a, self.b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+
+    def forward(self, z):
+        return self.part(z + (self.a + self.b))
+
+
+def shifted():
+    vae = small_vae()
+    return pv.VAE(vae.prior, vae.encoder, Shifted(vae.decoder))
+
+
+def test_gradients_in_shared_memory_are_clipped_once(tmp_path):
+    check_same(shifted, tmp_path, clip_norm=0.01, optimizer="SGD", batch_size=N)
+
+
 LABELS = torch.arange(N) % 4 - 1
 
 
@@ -674,9 +695,9 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def check_compiled(folder, tolerance, **settings):
-    _, _, graph = fitted(small_vae, folder / "graph", compile="graph", **settings)
-    said, _, compiled = fitted(small_vae, folder / "inductor", compile="inductor", **settings)
+def check_compiled(folder, tolerance, make=small_vae, **settings):
+    _, _, graph = fitted(make, folder / "graph", compile="graph", **settings)
+    said, _, compiled = fitted(make, folder / "inductor", compile="inductor", **settings)
     assert said == "inductor"
     for (name, p), q in zip(graph.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(q, p, rtol=tolerance, atol=tolerance, msg=name)
@@ -690,6 +711,14 @@ def test_the_compiled_graph_equals_the_graph_to_rounding(name, tmp_path):
     """SGD, because Adam's first steps are ±lr whatever the size of a gradient."""
     settings = {"objective": OBJECTIVES[name], "optimizer": "SGD", "learning_rate": 0.01}
     check_compiled(tmp_path, 1e-5, **settings)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch itself
+def test_the_compiled_graph_gives_each_gradient_its_own_memory(tmp_path):
+    settings = {"clip_norm": 0.01, "optimizer": "SGD", "learning_rate": 0.01}
+    check_compiled(tmp_path, 1e-5, shifted, **settings)
 
 
 def test_a_short_run_does_not_pay_for_the_compilers_import():

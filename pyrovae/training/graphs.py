@@ -7,13 +7,15 @@ hooks, draws from NumPy, buffers or attributes that change) stays with the handl
 `on_refusal` is told why.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from pyrovae.batches import Batch
 from pyrovae.handlers import RandomStream
@@ -28,6 +30,7 @@ from pyrovae.training.losses import (
     tensors_of,
 )
 from pyrovae.training.recording import CannotRecord, first_line, recorded, substituted
+from pyrovae.training.simplifying import simplified
 
 MAX_SHAPES = 4  # of batches; a loader that gives ever other ones is served by the handlers
 
@@ -96,19 +99,25 @@ class GraphLoss:
                 graph = recorded(function, *self._inputs(batch), fixed=self.others)
             except CannotRecord as error:
                 return self._look(str(error))
-            if self.is_compiled and len(batch.x) == self.full_size:
-                graph = self._compiled(graph, batch)
-            self.graphs[key] = _Graph(graph, has_gradient)
+            is_compiled = self.is_compiled and len(batch.x) == self.full_size
+            of = self._compiled(graph, batch) if is_compiled else self._replayed(graph, batch)
+            self.graphs[key] = _Graph(of, has_gradient)
         return self.graphs.get(key)
 
-    def _compiled(self, graph: Callable, batch: Batch) -> Callable:
-        compiled = torch.compile(graph, dynamic=False, options={"fallback_random": True})
+    def _replayed(self, graph: GraphModule, batch: Batch) -> Callable:
+        with RandomStream(0):
+            return simplified(graph, *self._inputs(batch)).forward
+
+    def _compiled(self, graph: GraphModule, batch: Batch) -> Callable:
+        # without torch.compile's look at the arguments, which costs as much as a small step
+        inputs, options = self._inputs(batch), {"fallback_random": True}
         try:
             with RandomStream(0), torch.no_grad():
-                compiled(*self._inputs(batch))
+                compiled = torch._inductor.compile(copy.deepcopy(graph), inputs, options=options)
+                compiled(*inputs)
         except Exception as error:
             self.on_refusal(f"the inductor failed ({first_line(error)})", "graph")
-            return graph
+            return self._replayed(graph, batch)
         return compiled
 
     def _flat(self, like: Batch, has_gradient: list[bool], *inputs: Tensor) -> list[Tensor]:
@@ -134,7 +143,7 @@ class GraphLoss:
             raise CannotRecord(change)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         has_gradient[:] = [g is not None for g in gradients]
-        found = [g for g in gradients if g is not None]
+        found = list(in_own_memory((g for g in gradients if g is not None), inputs))
         sums = loss_sums(terms, self.by_handlers.settings.num_data)
         return [loss.detach(), sum_of_entries(found), sums, *detached(terms)[:5], *found]
 
@@ -170,6 +179,24 @@ def changed_since(values: list[tuple[Any, str, Any]], module: nn.Module) -> str 
         return None
     holder, name = changed[0]
     return f"{name} of a {type(holder).__name__} changes, and a graph has it as a constant"
+
+
+def in_own_memory(gradients: Iterable[Tensor], inputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The gradients, those that share memory copied as `backward` does: clipping writes into them.
+
+    Example:
+        >>> g = torch.ones(2)
+        >>> a, b, c = in_own_memory([g, g, torch.ones(()).expand(2)], [])
+        >>> a.mul_(5), b.mul_(7), c.mul_(9)
+        (tensor([5., 5.]), tensor([7., 7.]), tensor([9., 9.]))
+    """
+    taken = {t.untyped_storage().data_ptr() for t in inputs}
+    for gradient in gradients:
+        is_spread = all(gradient.stride()) or not gradient.numel()
+        if gradient.untyped_storage().data_ptr() in taken or not is_spread:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        taken.add(gradient.untyped_storage().data_ptr())
+        yield gradient
 
 
 def _refusal(program: nn.Module, objective: ELBO) -> str | None:
