@@ -42,9 +42,9 @@ class Handwritten(nn.Module):
     def __init__(self, event: int, hidden: int, latent: int):
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Linear(event, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent)
+            nn.Linear(event, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent)
         )
-        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, event))
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, event))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         loc, raw = self.encoder(x).chunk(2, -1)
