@@ -86,8 +86,8 @@ class GraphLoss:
             self.on_refusal(refusal, "handlers")
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
-        dtype = self.trainable[0].dtype
-        weights = [torch.tensor(w, dtype=dtype) for w in self.objective.weights().values()]
+        like, weights = self.trainable[0], self.objective.weights().values()
+        weights = [torch.tensor(w, dtype=like.dtype, device=like.device) for w in weights]
         return [*self.trainable, *self.others, *weights, *(t for t in batch if t is not None)]
 
     def _graph(self, batch: Batch) -> "_Graph | None":
@@ -109,11 +109,10 @@ class GraphLoss:
             return simplified(graph, *self._inputs(batch)).forward
 
     def _compiled(self, graph: GraphModule, batch: Batch) -> Callable:
-        # without torch.compile's look at the arguments, which costs as much as a small step
-        inputs, options = self._inputs(batch), {"fallback_random": True}
+        inputs, compile = self._inputs(batch), _by_cuda_graphs if batch.x.is_cuda else _by_inductor
         try:
             with RandomStream(0), torch.no_grad():
-                compiled = torch._inductor.compile(copy.deepcopy(graph), inputs, options=options)
+                compiled = compile(copy.deepcopy(graph), inputs)
                 compiled(*inputs)
         except Exception as error:
             self.on_refusal(f"the inductor failed ({first_line(error)})", "graph")
@@ -146,6 +145,23 @@ class GraphLoss:
         found = list(in_own_memory((g for g in gradients if g is not None), inputs))
         sums = loss_sums(terms, self.by_handlers.settings.num_data)
         return [loss.detach(), sum_of_entries(found), sums, *detached(terms)[:5], *found]
+
+
+def _by_inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable:
+    # not by torch.compile, whose look at the arguments costs as much as a small step
+    return torch._inductor.compile(graph, inputs, options={"fallback_random": True})
+
+
+def _by_cuda_graphs(graph: GraphModule, inputs: list[Tensor]) -> Callable:
+    """Compiled, and replayed by the GPU: results are overwritten by the next call."""
+    options = {"fallback_random": True, "triton.cudagraphs": True}
+    compiled = torch.compile(graph, dynamic=False, options=options)
+
+    def call(*inputs: Tensor) -> list[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*inputs)
+
+    return call
 
 
 class _Graph(NamedTuple):
