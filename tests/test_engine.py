@@ -37,6 +37,11 @@ from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 N = 37
 
 
+@pytest.fixture(autouse=True)
+def every_size_is_recorded(monkeypatch):
+    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 0)
+
+
 def bits(n=N, width=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, (n, width), generator=generator).float()
@@ -531,6 +536,22 @@ def test_a_step_of_more_than_3000_operations_is_not_recorded(tmp_path):
 def test_recording_can_stop_anywhere(limit, tmp_path, monkeypatch):
     monkeypatch.setattr("pyrovae.training.recording.MAX_NODES", limit)
     check_same(with_dropout, tmp_path, engine=f"handlers: it has more than {limit} operations")
+
+
+def test_the_smaller_batch_at_the_end_is_recorded_when_it_has_come_often(tmp_path, monkeypatch):
+    """Its handlers give the same bits, so that a resumed run may record it later."""
+    recordings = []
+
+    def counted(function, *inputs, **options):
+        recordings.append(len(inputs[-1]))
+        return recorded(function, *inputs, **options)
+
+    monkeypatch.setattr("pyrovae.training.graphs.recorded", counted)
+    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 2)
+    check_same(small_vae, tmp_path, epochs=2)
+    assert recordings == [10]
+    check_same(small_vae, tmp_path / "longer", epochs=4)
+    assert recordings == [10, 10, 7]
 
 
 @pytest.mark.slow

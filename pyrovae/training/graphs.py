@@ -1,4 +1,4 @@
-"""A batch's loss and gradients as a graph of tensor operations, recorded once for each shape.
+"""A batch's loss and gradients as a graph of tensor operations, recorded once for a shape.
 
 Pyro's handlers run only while the step is recorded; then it is replayed, random draws included, or
 compiled by the inductor. Both leave the same gradients in `.grad` as `losses.HandlerLoss`. A
@@ -8,6 +8,7 @@ hooks, draws from NumPy, buffers or attributes that change) stays with the handl
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,15 +34,17 @@ from pyrovae.training.recording import CannotRecord, first_line, recorded, subst
 from pyrovae.training.simplifying import simplified
 
 MAX_SHAPES = 4  # of batches; a loader that gives ever other ones is served by the handlers
+REPAID = 150  # batches of another size, until recording them too costs less than it saves
 
 
 class GraphLoss:
-    """The loss of a batch as a graph of tensor operations, recorded once for each shape.
+    """The loss of a batch as a graph of tensor operations, recorded once for a shape.
 
     Args:
         by_handlers: the loss to record; it also serves what cannot be recorded.
         is_compiled: whether the graph for full batches goes through the inductor.
-        full_size: B, of full batches; only their graph is worth the compiler's seconds.
+        full_size: B, of full batches; only their graph is worth the compiler's seconds, and
+            smaller ones are recorded when they have come often.
         on_refusal: told why, and by what, the program is served after all.
     """
 
@@ -56,6 +59,7 @@ class GraphLoss:
         self.by_handlers, self.objective = by_handlers, by_handlers.objective
         self.is_compiled, self.full_size, self.on_refusal = is_compiled, full_size, on_refusal
         self.graphs: dict[Any, _Graph] = {}
+        self.times_seen: Counter[Any] = Counter()
         self.is_refused = self.is_doubtful = False
         self._look(_refusal(by_handlers.program, self.objective))
         self.trainable = by_handlers.parameters
@@ -92,7 +96,7 @@ class GraphLoss:
 
     def _graph(self, batch: Batch) -> "_Graph | None":
         key = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
-        if key not in self.graphs and len(self.graphs) < MAX_SHAPES:
+        if key not in self.graphs and self._is_worthwhile(key, len(batch.x)):
             has_gradient: list[bool] = []
             function = partial(self._flat, batch, has_gradient)
             try:
@@ -103,6 +107,12 @@ class GraphLoss:
             of = self._compiled(graph, batch) if is_compiled else self._replayed(graph, batch)
             self.graphs[key] = _Graph(of, has_gradient)
         return self.graphs.get(key)
+
+    def _is_worthwhile(self, key: Any, size: int) -> bool:
+        """Not for the smaller batch at an epoch's end; the handlers give the same bits."""
+        self.times_seen[key] += 1
+        is_due = size == self.full_size or self.times_seen[key] > REPAID
+        return is_due and len(self.graphs) < MAX_SHAPES
 
     def _replayed(self, graph: GraphModule, batch: Batch) -> Callable:
         with RandomStream(0):
