@@ -597,6 +597,29 @@ def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
 # F16 and F18: folders.
 
 
+@pytest.mark.parametrize("name", ["", "a\0b", "a\nb", "ü" * 10**6, "a" * 251, 3])
+def test_b48_a_run_folder_that_cannot_be_is_refused_before_anything_changes(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    program = small_vae()
+    before = digest(dict(program.state_dict()))
+    with pytest.raises(ConfigError, match="path = ") as caught:
+        pv.fit(program, bits(), run_dir=name)
+    assert len(str(caught.value)) < 500
+    assert digest(dict(program.state_dict())) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_b48_all_that_a_run_writes_is_in_its_folder(tmp_path, monkeypatch):
+    """A path with ".." is the caller's own: what it names holds everything."""
+    monkeypatch.chdir(tmp_path)
+    fit("a/../b", save_every=2)
+    assert {path.name for path in tmp_path.iterdir()} <= {"a", "b"}
+    assert not list((tmp_path / "a").glob("*"))
+    assert (tmp_path / "b" / "model.safetensors").exists()
+
+
 def test_f16_a_folder_that_cannot_be_written_to_is_refused_before_step_1(tmp_path):
     (tmp_path / "file").write_text("mine")
     program = small_vae()
