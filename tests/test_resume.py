@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def at_step(number, act):
     take = Steps.take
 
     def watched(self, batch, where):
-        if self.num_steps == number - 1:
+        if number and self.num_steps == number - 1:
             act(self.program)
         return take(self, batch, where)
 
@@ -390,6 +390,45 @@ def test_f10_a_spike_is_warned_of_by_its_step_and_size(tmp_path):
 def test_f10_a_schedule_of_beta_is_no_spike(schedule):
     """Warnings are errors here."""
     pv.fit(small_vae(), bits(), objective=objectives.BetaELBO(schedule), **LONG)
+
+
+@pytest.mark.parametrize("step", [30, 50])
+def test_f10_a_resumed_run_warns_as_the_whole_one_would(step, tmp_path):
+    """Once: the leap is seen in the losses from before the stop, and not told again after it."""
+
+    def warned(folder, **settings):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with suppress(KeyboardInterrupt):
+                vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
+                options = {"optimizer": "SGD", "clip_norm": 1.0, "learning_rate": rate}
+                pv.fit(vae, bits(), run_dir=folder, resume=True, **options, **settings, **LONG)
+        return [str(w.message) for w in said if "leapt" in str(w.message)]
+
+    def rate(progress):
+        return 1e-3 * (1e4 if progress >= 40 / 60 else 1.0)
+
+    whole = warned(tmp_path / "whole")
+    with at_step(step, interrupt):
+        found = warned(tmp_path / "run")
+    assert found + warned(tmp_path / "run") == whole
+    assert len(whole) == 1
+
+
+def test_the_recorder_looks_at_the_same_rows_after_resuming(tmp_path):
+    """Data that are not in memory are looked at by the first batch of the run."""
+
+    def flight(folder, stop=None):
+        program = small_vae()
+        settings = SETTINGS | {"diagnostics_every": 2}
+        with at_step(stop, interrupt), suppress(KeyboardInterrupt):
+            history = pv.fit(program, loader(), run_dir=folder, resume=True, **settings)
+            return history.flight, repr(history.collapse)
+
+    whole = flight(tmp_path / "whole")
+    assert flight(tmp_path / "run", stop=5) is None
+    assert flight(tmp_path / "run") == whole
+    assert len(whole[0]) == 6
 
 
 # F11: Ctrl-C and SIGTERM.
