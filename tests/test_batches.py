@@ -161,6 +161,21 @@ def test_an_epoch_that_skips_goes_on_as_the_whole_one(case, tmp_path, small_wind
     assert_same(epoch(source, shuffle=False, skip=2), epoch(source, shuffle=False)[2:])
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("case", CONTAINERS)
+def test_the_shares_of_a_batch_are_its_rows(case, shuffle, tmp_path, small_windows):
+    """Of 5 rows 2 processes take 3 and 2, and 4 processes take none of a last one of 3."""
+    make, _ = CONTAINERS[case]
+    source = as_batches(program(), make(tmp_path, counts()), batch_size=B)
+    whole = epoch(source, shuffle)
+    for size in (2, 4):
+        for rank in range(size):
+            torch.manual_seed(1)
+            found = [b.x for b in source.epoch(shuffle, 1, slice(rank, None, size))]
+            assert_same(found, [x[rank::size] for x in whole[1:]])
+    assert [len(x) for x in found] == [1, 1, 1, 0]
+
+
 @pytest.mark.parametrize("case", CONTAINERS)
 def test_the_order_is_drawn_when_the_epoch_is_asked_for(case, tmp_path, small_windows):
     make, _ = CONTAINERS[case]

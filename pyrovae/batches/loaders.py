@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pyrovae.admission import Door
-from pyrovae.batches.base import Batch
+from pyrovae.batches.base import ALL, Batch, shared
 from pyrovae.errors import ConfigError, DataError
 
 
@@ -53,11 +53,11 @@ class LoaderBatches:
         self.num_data, self.num_batches = sum(sizes), len(sizes)
         self.batch_size = max(sizes)
 
-    def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """One pass of the loader; batches that are skipped are read, and dropped unseen."""
         items = self._items()
         skipped = [len(batch_of(item).x) for _, item in zip(range(skip), items, strict=False)]
-        return self._checked(items, len(skipped), sum(skipped))
+        return (shared(b, share) for b in self._checked(items, len(skipped), sum(skipped)))
 
     def fingerprint(self) -> dict[str, Any]:
         """The type of the loader, or of the Dataset, and N: its data are not hashed."""
