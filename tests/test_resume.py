@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae import objectives
+from pyrovae.batches import LoaderBatches
 from pyrovae.checkpoint.runs import RunFolder
 from pyrovae.errors import (
     CheckpointError,
@@ -572,6 +573,33 @@ def test_f14_other_data_are_refused_and_may_be_allowed(name, tmp_path):
     assert history.num_data == len(data[0])
     again = pv.fit(small_vae(), *data, **settings)  # now they are the run's own
     assert again.changes == ["data changed after step 4"]
+
+
+def loader_of(x, shuffle):
+    return DataLoader(TensorDataset(x), batch_size=10, shuffle=shuffle)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("name", ["row edited", "reordered", "appended"])
+def test_f14_other_data_of_a_loader_are_refused(name, shuffle, tmp_path):
+    whole = fit(tmp_path / "whole", x=loader_of(bits(), shuffle))
+    stopped(tmp_path / "run", 4, x=loader_of(bits(), shuffle))
+    changed = loader_of(CHANGED[name][0](bits()), shuffle)
+    with pytest.raises(StateMismatch, match=r"training data changed since .*x sha256 was"):
+        fit(tmp_path / "run", x=changed)
+    assert fit(tmp_path / "run", x=loader_of(bits(), shuffle)) == whole
+
+
+def test_a_loader_that_early_runs_did_not_hash_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        facts = LoaderBatches.fingerprint
+        patch.setattr(
+            LoaderBatches,
+            "fingerprint",
+            lambda self: {k: v for k, v in facts(self).items() if "sha256" not in k},
+        )
+        stopped(tmp_path, 4, **RUNS["loader"])
+    assert fit(tmp_path, **RUNS["loader"]) == uninterrupted("loader")
 
 
 STEP_LR = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
