@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyrovae.checks import as_path
 from pyrovae.errors import CheckpointError, ConfigError
 
 
@@ -22,6 +23,7 @@ class CSV:
         path: of the file; an old one there is replaced when the first epoch ends.
 
     Raises:
+        ConfigError: path can be no name of a file.
         CheckpointError: it cannot be written.
 
     Example:
@@ -36,7 +38,7 @@ class CSV:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = as_path(path)
         self.is_begun = False
 
     def __call__(self, program: Any, record: Any) -> None:
@@ -66,7 +68,7 @@ class TensorBoard:
         folder: of the event files.
 
     Raises:
-        ConfigError: TensorBoard is not installed.
+        ConfigError: TensorBoard is not installed, or folder can be no name.
 
     Example:
         >>> TensorBoard("runs/first").folder
@@ -81,7 +83,7 @@ class TensorBoard:
                 "loggers.TensorBoard needs the package tensorboard, which is not installed.\n"
                 "Install it: pip install 'pyrovae[loggers]', or use loggers.CSV."
             ) from None
-        self.folder, self.make_writer = Path(folder), SummaryWriter
+        self.folder, self.make_writer = as_path(folder), SummaryWriter
 
     def __call__(self, program: Any, record: Any) -> None:
         with self.make_writer(str(self.folder)) as writer:

@@ -28,6 +28,7 @@ from pyrovae.batches import (
 from pyrovae.batches.orders import BlockOrder
 from pyrovae.checks import places
 from pyrovae.errors import ConfigError, DataError
+from pyrovae.handlers import RandomStream
 
 N, D, B = 23, 4, 5
 
@@ -161,6 +162,21 @@ def test_an_epoch_that_skips_goes_on_as_the_whole_one(case, tmp_path, small_wind
     assert_same(epoch(source, shuffle=False, skip=2), epoch(source, shuffle=False)[2:])
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("case", CONTAINERS)
+def test_the_shares_of_a_batch_are_its_rows(case, shuffle, tmp_path, small_windows):
+    """Of 5 rows 2 processes take 3 and 2, and 4 processes take none of a last one of 3."""
+    make, _ = CONTAINERS[case]
+    source = as_batches(program(), make(tmp_path, counts()), batch_size=B)
+    whole = epoch(source, shuffle)
+    for size in (2, 4):
+        for rank in range(size):
+            torch.manual_seed(1)
+            found = [b.x for b in source.epoch(shuffle, 1, slice(rank, None, size))]
+            assert_same(found, [x[rank::size] for x in whole[1:]])
+    assert [len(x) for x in found] == [1, 1, 1, 0]
+
+
 @pytest.mark.parametrize("case", CONTAINERS)
 def test_the_order_is_drawn_when_the_epoch_is_asked_for(case, tmp_path, small_windows):
     make, _ = CONTAINERS[case]
@@ -186,6 +202,7 @@ def test_a_fingerprint_is_flat_and_tells_other_data(case, tmp_path):
     prints = []
     for number, x in enumerate((counts(), counts(), other)):
         (tmp_path / str(number)).mkdir()
+        torch.manual_seed(0)  # as fit does before its look: it orders a loader
         source = as_batches(program(), make(tmp_path / str(number), x), batch_size=B)
         prints.append(source.fingerprint())
         torch.manual_seed(0)
@@ -193,12 +210,12 @@ def test_a_fingerprint_is_flat_and_tells_other_data(case, tmp_path):
         assert source.fingerprint() == prints[-1]
         assert json.loads(json.dumps(prints[-1])) == prints[-1]
     assert prints[0] == prints[1]
-    if kind in (LoaderBatches, StreamBatches):
+    if kind is StreamBatches:
         assert set(prints[0]) == {"loader", "num_data"}
         return
     differs = {name for name in prints[0] if prints[0][name] != prints[2][name]}
     assert differs == {"x sha256"}
-    assert prints[0]["x shape"] == [N, D]
+    assert kind is LoaderBatches or prints[0]["x shape"] == [N, D]
 
 
 def test_a_fingerprint_holds_y_mask_and_the_callers_dtype(tmp_path):
@@ -785,6 +802,71 @@ def test_f23_workers_draw_distinct_streams_that_the_seed_fixes():
     assert len(first.unique()) == first.numel()
     assert torch.equal(torch.cat(epoch(source)), first)
     assert not torch.equal(torch.cat(epoch(source, seed=2)), first)
+
+
+class Drawing(Rowwise):
+    """Rows with noise of a generator of the Dataset's own."""
+
+    def __init__(self, x):
+        super().__init__(x)
+        self.generator = np.random.default_rng(0)
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) + self.generator.random(D)
+
+
+class OwnOrder(torch.utils.data.Sampler):
+    def __iter__(self):
+        return iter(np.random.default_rng().permutation(N).tolist())
+
+    def __len__(self):
+        return N
+
+
+def rows_at(index):
+    return lambda x: DataLoader(Rowwise(x), sampler=torch.utils.data.SubsetRandomSampler(index))
+
+
+REPEATABLE = {
+    "in order": (lambda x: DataLoader(Rowwise(x), B), True),
+    "two workers": (lambda x: DataLoader(Rowwise(x), B, shuffle=True, num_workers=2), True),
+    "subset": (rows_at([3, 1, 22]), True),
+    "list as sampler": (lambda x: DataLoader(Rowwise(x), B, sampler=[2, 4, 9]), True),
+    "no batching": (lambda x: DataLoader([x[:5], x[5:]], batch_size=None), True),
+    "drawn by the Dataset": (lambda x: DataLoader(Drawing(x), B), False),
+    "drawn in a worker": (lambda x: DataLoader(Drawing(x), B, num_workers=1), False),
+    "drawn globally": (lambda x: DataLoader(Augmented(), B), False),
+    "own order": (lambda x: DataLoader(Rowwise(x), B, sampler=OwnOrder()), False),
+    "own batches": (lambda x: DataLoader(Rowwise(x), batch_sampler=[[0, 1], [2]]), False),
+}
+
+
+@pytest.mark.parametrize("case", REPEATABLE)
+def test_only_a_loader_that_gives_the_same_again_is_known_by_its_numbers(case):
+    make, is_repeatable = REPEATABLE[case]
+    before = torch.get_rng_state()
+    prints = []
+    for x in (counts(), counts(), counts() + 1):
+        with RandomStream(0):
+            source = as_batches(program("Normal"), make(x), batch_size=B)
+        prints.append(source.fingerprint()["x sha256"])
+    if is_repeatable:
+        assert prints[0] == prints[1] != prints[2]
+    else:
+        assert prints == [None] * 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_dataset_may_tell_its_fingerprint():
+    """As binarisation does, whose draws are others each time."""
+    prints = []
+    for change in (0.0, 0.0, 0.1):
+        grey = torch.full((4, D), 0.5)
+        grey[2, 1] += change
+        source = as_batches(program("Bernoulli"), pv.datasets.Sampled(grey), batch_size=B)
+        prints.append(source.fingerprint())
+    assert prints[0] == prints[1]
+    assert {n for n in prints[0] if prints[0][n] != prints[2][n]} == {"grey sha256"}
 
 
 def test_fit_trains_on_a_stream_and_leaves_it_as_it_was_when_refused():

@@ -48,6 +48,32 @@ def words(text):
     return " ".join(text.replace("│", " ").split())
 
 
+IMPOSSIBLE = ["", "a\nb", "a\0b", "a\x1bb", "ü" * 10**6, "a" * 251 + "/b"]
+NAMING = {
+    "fit --out": ("fit", "--out"),
+    "fit --resume": ("fit", "--resume"),
+    "fit --data": ("fit", "--data"),
+    "sample RUN": ("sample", "--out", "x.npz"),
+    "sample --out": ("sample", "run", "--out"),
+    "encode --out": ("encode", "run", "--out"),
+    "impute FILE": ("impute", "run", "--out", "x.npz"),
+    "evaluate RUN": ("evaluate",),
+    "evaluate --data": ("evaluate", "run", "--data"),
+    "compare RUN": ("compare", "run"),
+    "report --out": ("report", "run", "--out"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE, ids=range(len(IMPOSSIBLE)))
+@pytest.mark.parametrize("command", NAMING.values(), ids=NAMING)
+def test_b48_a_name_that_no_file_can_have_is_a_usage_error_and_nothing_is_written(command, name):
+    result = pyrovae(*command, name)
+    assert result.exit_code == 2
+    assert "path = " in result.output
+    assert len(result.output) < 1500
+    assert not list(Path().iterdir())
+
+
 class TestImportsNothingHeavy:
     @pytest.mark.parametrize(
         "code",

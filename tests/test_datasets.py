@@ -48,6 +48,14 @@ def readable(error):
     return len(str(error.value).splitlines()) <= 6
 
 
+@pytest.mark.parametrize("name", ["", "a\0b.npy", "a\nb.npy", "ü" * 10**6 + ".npy"])
+def test_b48_a_name_that_no_file_can_have(name):
+    with pytest.raises(ConfigError, match="path = ") as caught:
+        datasets.from_file(name)
+    assert readable(caught)
+    assert len(str(caught.value)) < 500
+
+
 GREY = {
     "mnist": (60000, None, 10000, (28, 28)),
     "fashion_mnist": (60000, None, 10000, (28, 28)),

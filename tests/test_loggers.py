@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.errors import CheckpointError
+from pyrovae.errors import CheckpointError, ConfigError
 
 
 def trained(logger):
@@ -33,6 +33,14 @@ def test_csv_replaces_an_old_file(tmp_path):
 def test_csv_in_no_folder_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot be written.*\n.*folder that exists"):
         trained(pv.loggers.CSV(tmp_path / "missing" / "run.csv"))
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "a\nb", "ü" * 10**6])
+@pytest.mark.parametrize("make", [pv.loggers.CSV, pv.loggers.TensorBoard])
+def test_b48_a_name_that_no_file_can_have(make, name):
+    with pytest.raises(ConfigError, match="path = ") as caught:
+        make(name)
+    assert len(str(caught.value)) < 500
 
 
 def test_tensorboard_gets_each_scalar_once_an_epoch(tmp_path):

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae import objectives
+from pyrovae.batches import LoaderBatches
 from pyrovae.checkpoint.runs import RunFolder
 from pyrovae.errors import (
     CheckpointError,
@@ -65,7 +66,7 @@ def at_step(number, act):
     take = Steps.take
 
     def watched(self, batch, where):
-        if self.num_steps == number - 1:
+        if number and self.num_steps == number - 1:
             act(self.program)
         return take(self, batch, where)
 
@@ -392,6 +393,45 @@ def test_f10_a_schedule_of_beta_is_no_spike(schedule):
     pv.fit(small_vae(), bits(), objective=objectives.BetaELBO(schedule), **LONG)
 
 
+@pytest.mark.parametrize("step", [30, 50])
+def test_f10_a_resumed_run_warns_as_the_whole_one_would(step, tmp_path):
+    """Once: the leap is seen in the losses from before the stop, and not told again after it."""
+
+    def warned(folder, **settings):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with suppress(KeyboardInterrupt):
+                vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
+                options = {"optimizer": "SGD", "clip_norm": 1.0, "learning_rate": rate}
+                pv.fit(vae, bits(), run_dir=folder, resume=True, **options, **settings, **LONG)
+        return [str(w.message) for w in said if "leapt" in str(w.message)]
+
+    def rate(progress):
+        return 1e-3 * (1e4 if progress >= 40 / 60 else 1.0)
+
+    whole = warned(tmp_path / "whole")
+    with at_step(step, interrupt):
+        found = warned(tmp_path / "run")
+    assert found + warned(tmp_path / "run") == whole
+    assert len(whole) == 1
+
+
+def test_the_recorder_looks_at_the_same_rows_after_resuming(tmp_path):
+    """Data that are not in memory are looked at by the first batch of the run."""
+
+    def flight(folder, stop=None):
+        program = small_vae()
+        settings = SETTINGS | {"diagnostics_every": 2}
+        with at_step(stop, interrupt), suppress(KeyboardInterrupt):
+            history = pv.fit(program, loader(), run_dir=folder, resume=True, **settings)
+            return history.flight, repr(history.collapse)
+
+    whole = flight(tmp_path / "whole")
+    assert flight(tmp_path / "run", stop=5) is None
+    assert flight(tmp_path / "run") == whole
+    assert len(whole[0]) == 6
+
+
 # F11: Ctrl-C and SIGTERM.
 
 
@@ -535,6 +575,33 @@ def test_f14_other_data_are_refused_and_may_be_allowed(name, tmp_path):
     assert again.changes == ["data changed after step 4"]
 
 
+def loader_of(x, shuffle):
+    return DataLoader(TensorDataset(x), batch_size=10, shuffle=shuffle)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("name", ["row edited", "reordered", "appended"])
+def test_f14_other_data_of_a_loader_are_refused(name, shuffle, tmp_path):
+    whole = fit(tmp_path / "whole", x=loader_of(bits(), shuffle))
+    stopped(tmp_path / "run", 4, x=loader_of(bits(), shuffle))
+    changed = loader_of(CHANGED[name][0](bits()), shuffle)
+    with pytest.raises(StateMismatch, match=r"training data changed since .*x sha256 was"):
+        fit(tmp_path / "run", x=changed)
+    assert fit(tmp_path / "run", x=loader_of(bits(), shuffle)) == whole
+
+
+def test_a_loader_that_early_runs_did_not_hash_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        facts = LoaderBatches.fingerprint
+        patch.setattr(
+            LoaderBatches,
+            "fingerprint",
+            lambda self: {k: v for k, v in facts(self).items() if "sha256" not in k},
+        )
+        stopped(tmp_path, 4, **RUNS["loader"])
+    assert fit(tmp_path, **RUNS["loader"]) == uninterrupted("loader")
+
+
 STEP_LR = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
 
 
@@ -595,6 +662,29 @@ def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
 
 
 # F16 and F18: folders.
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "a\nb", "ü" * 10**6, "a" * 251, 3])
+def test_b48_a_run_folder_that_cannot_be_is_refused_before_anything_changes(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    program = small_vae()
+    before = digest(dict(program.state_dict()))
+    with pytest.raises(ConfigError, match="path = ") as caught:
+        pv.fit(program, bits(), run_dir=name)
+    assert len(str(caught.value)) < 500
+    assert digest(dict(program.state_dict())) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_b48_all_that_a_run_writes_is_in_its_folder(tmp_path, monkeypatch):
+    """A path with ".." is the caller's own: what it names holds everything."""
+    monkeypatch.chdir(tmp_path)
+    fit("a/../b", save_every=2)
+    assert {path.name for path in tmp_path.iterdir()} <= {"a", "b"}
+    assert not list((tmp_path / "a").glob("*"))
+    assert (tmp_path / "b" / "model.safetensors").exists()
 
 
 def test_f16_a_folder_that_cannot_be_written_to_is_refused_before_step_1(tmp_path):

@@ -14,6 +14,22 @@ class Batch(NamedTuple):
     mask: Tensor | None = None
 
 
+ALL = slice(None)
+
+
+def shared(batch: Batch, share: slice) -> Batch:
+    """The rows of a batch that a share names.
+
+    Example:
+        >>> import torch
+        >>> shared(Batch(torch.arange(5)), slice(1, None, 2)).x
+        tensor([1, 3])
+    """
+    if share == ALL:
+        return batch
+    return Batch(*(None if t is None else t[share].contiguous() for t in batch))
+
+
 class Batches(Protocol):
     """Data as minibatches, epoch after epoch; each datum that they give was checked before.
 
@@ -30,7 +46,7 @@ class Batches(Protocol):
     batch_size: int
     preloaded: Batch | None
 
-    def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """Start one pass over the data, in an order drawn from the global generator.
 
         The order is drawn, and the first batches are left out, when this is called, not at the
@@ -40,6 +56,8 @@ class Batches(Protocol):
             shuffle: whether the order is random; a loader decided when it was made.
             skip: how many batches to leave out. Those that follow are, bit for bit, those
                 of a pass from the same generator state that leaves none out.
+            share: of the rows of each batch, in its order: only these are given, and of data in
+                arrays only these are gathered. It may leave none of a small batch.
 
         Raises:
             DataError: while it runs, where a batch does not fit the program; at its end, where

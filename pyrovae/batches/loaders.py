@@ -2,18 +2,38 @@
 
 A batch is x, (x, y) or (x, y, mask), as a tensor, a tuple, a list, or a dict with these keys.
 How a loader shuffles, and how many workers it has, was decided when it was made.
+
+The look at all batches also feeds a SHA-256, in the order in which they come. It is the data's
+fingerprint where a resumed run meets the same numbers in the same order: the order is one of
+torch's own, which the seed fixes, and rows that are read twice are equal. Random augmentation has
+none, unless the Dataset has a method `fingerprint` of its own that gives a flat dict.
 """
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import count
 from typing import Any
 
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from pyrovae.admission import Door
-from pyrovae.batches.base import Batch
+from pyrovae.batches.base import ALL, Batch, shared
+from pyrovae.batches.digests import as_bytes, sha256
+from pyrovae.checks import as_tensor
 from pyrovae.errors import ConfigError, DataError
+from pyrovae.handlers import RandomStream
+
+SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+NUM_READ_TWICE = 8
 
 
 class LoaderBatches:
@@ -49,19 +69,35 @@ class LoaderBatches:
         self._count()
 
     def _count(self) -> None:
-        sizes = [len(batch.x) for batch in self._checked(self._items(), 0, 0)]
+        hashes: dict[str, Any] = {}
+        sizes = []
+        for batch in self._checked(self._items(), 0, 0):
+            sizes.append(len(batch.x))
+            for name, column in batch._asdict().items():
+                if column is not None:
+                    hashes.setdefault(name, hashlib.sha256()).update(as_bytes(column))
+        self.digests = {f"{name} sha256": digest.hexdigest() for name, digest in hashes.items()}
         self.num_data, self.num_batches = sum(sizes), len(sizes)
         self.batch_size = max(sizes)
 
-    def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """One pass of the loader; batches that are skipped are read, and dropped unseen."""
         items = self._items()
         skipped = [len(batch_of(item).x) for _, item in zip(range(skip), items, strict=False)]
-        return self._checked(items, len(skipped), sum(skipped))
+        return (shared(b, share) for b in self._checked(items, len(skipped), sum(skipped)))
 
     def fingerprint(self) -> dict[str, Any]:
-        """The type of the loader, or of the Dataset, and N: its data are not hashed."""
-        return {"loader": self.name, "num_data": self.num_data}
+        """The type of the loader, or of the Dataset, N, and each column's SHA-256 or None."""
+        return dict(self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        facts = {"loader": self.name, "num_data": self.num_data}
+        own = getattr(self.loader.dataset, "fingerprint", None)
+        if callable(own):
+            return facts | own()
+        is_fixed = gives_the_same_again(self.loader)
+        return facts | {n: d if is_fixed else None for n, d in self.digests.items()}
 
     def _checked(self, items: Iterator[Any], num_batches: int, num_data: int) -> Iterator[Batch]:
         """The batches that are left of a pass of which some have been given."""
@@ -177,6 +213,58 @@ def batch_of(item: Any) -> Batch:
             "(x, y, mask): what the others mean cannot be told.\nLeave them out in the Dataset."
         )
     return Batch(*parts)
+
+
+def gives_the_same_again(loader: DataLoader) -> bool:
+    """Whether another pass with the same seed would give the same numbers, as far as one can see.
+
+    The order must be one of torch's samplers, or a sequence; and some rows, read twice, equal.
+
+    Example:
+        >>> import torch
+        >>> gives_the_same_again(DataLoader(torch.eye(3), shuffle=True))
+        True
+    """
+    batches = loader.batch_sampler
+    sampler = loader.sampler if batches is None else getattr(batches, "sampler", None)
+    if type(batches) not in (type(None), BatchSampler):
+        return False
+    if not isinstance(sampler, Sequence) and type(sampler) not in SEEDED:
+        return False
+    return _reads_equal(loader, _some_rows(loader, sampler))
+
+
+def _some_rows(loader: DataLoader, sampler: Any) -> list[Any]:
+    """Some of what the sampler may ask the Dataset for, spread over all of it."""
+    rows = sampler if isinstance(sampler, Sequence) else getattr(sampler, "indices", None)
+    rows = range(len(loader.dataset)) if rows is None else rows
+    last, number = len(rows) - 1, min(NUM_READ_TWICE, len(rows))
+    return [rows[last * i // max(1, number - 1)] for i in range(number)]
+
+
+def _reads_equal(loader: DataLoader, rows: list[Any]) -> bool:
+    """Whether the rows, read twice in one pass, by one worker if it has some, are equal."""
+    has_workers = loader.num_workers > 0
+    again = DataLoader(
+        loader.dataset,
+        batch_size=None if loader.batch_sampler is None else len(rows),
+        sampler=[*rows, *rows],
+        collate_fn=loader.collate_fn,
+        num_workers=int(has_workers),
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if has_workers else None,
+    )
+    try:
+        with RandomStream(0):
+            found = [_hashes(item) for item in again]
+    except Exception:  # read otherwise than in its own order: nothing can be said
+        return False
+    half = len(found) // 2
+    return found[:half] == found[half:]
+
+
+def _hashes(item: Any) -> list[str]:
+    return [sha256(as_tensor(column, "x")) for column in batch_of(item) if column is not None]
 
 
 def _in_one_line(error: Exception) -> str:

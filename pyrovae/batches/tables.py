@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.batches.base import Batch
+from pyrovae.batches.base import ALL, Batch, shared
 from pyrovae.batches.inspection import Columns
 from pyrovae.batches.orders import BlockOrder
 from pyrovae.checks import MappedRows
@@ -56,11 +56,11 @@ class SparseBatches(_Table):
         [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0]]]
     """
 
-    def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """One pass over the data, each datum once, in an order drawn from the global generator."""
         order = torch.randperm(self.num_data) if shuffle else torch.arange(self.num_data)
         indices = order[skip * self.batch_size :].split(self.batch_size)
-        return (self.columns.take(index) for index in indices if len(index))
+        return (self.columns.take(index[share]) for index in indices if len(index))
 
 
 class MappedBatches(_Table):
@@ -98,15 +98,16 @@ class MappedBatches(_Table):
         self.window = max(1, WINDOW_BYTES // num_bytes // batch_size) * batch_size
         self.spare: dict[str, Tensor] | None = None
 
-    def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """One pass over the data, each datum once; the order is drawn from the global generator."""
         if not shuffle:
             starts = range(skip * self.batch_size, self.num_data, self.batch_size)
-            return (self.columns[start : start + self.batch_size] for start in starts)
+            batches = (self.columns[start : start + self.batch_size] for start in starts)
+            return (shared(batch, share) for batch in batches)
         order = BlockOrder(self.num_data, block=self.block, window=self.window)
-        return self._shuffled(order, skip * self.batch_size)
+        return self._shuffled(order, skip * self.batch_size, share)
 
-    def _shuffled(self, order: BlockOrder, first: int) -> Iterator[Batch]:
+    def _shuffled(self, order: BlockOrder, first: int, share: slice) -> Iterator[Batch]:
         """The batches from place `first` of the order on, a multiple of the batch size."""
         # the window of the epoch before: new memory takes longer to get than to fill
         windows, self.spare = self.spare or self._new_windows(), None
@@ -116,7 +117,7 @@ class MappedBatches(_Table):
                 skipped = max(0, first - number * self.window)
                 for index in order.permutation(number)[skipped:].split(self.batch_size):
                     if len(index):
-                        rows = {name: w.index_select(0, index) for name, w in windows.items()}
+                        rows = {n: w.index_select(0, index[share]) for n, w in windows.items()}
                         yield self.columns.cast(**rows)
         finally:
             self.spare = windows

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyrovae import builder, guides, likelihoods, priors
-from pyrovae.checkpoint.files import as_path, opened, shortened, write_atomically
+from pyrovae.checkpoint.files import opened, write_atomically
 from pyrovae.checkpoint.tensors import Header, read_header, read_tensors, tensor_file
 from pyrovae.checkpoint.trees import check_keys, memory_of
+from pyrovae.checks import as_path, shortened
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,

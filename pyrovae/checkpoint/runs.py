@@ -30,7 +30,6 @@ import pyrovae
 from pyrovae.checkpoint.files import (
     MAX_JSON,
     NO_SEAL,
-    as_path,
     check_seal,
     fsync_folder,
     json_bytes,
@@ -40,7 +39,6 @@ from pyrovae.checkpoint.files import (
     read_exactly,
     sealed,
     sha256,
-    shortened,
     write_new,
     writing,
 )
@@ -52,7 +50,7 @@ from pyrovae.checkpoint.tensors import (
     tensor_file,
 )
 from pyrovae.checkpoint.trees import check_like, pack, unpack
-from pyrovae.checks import whole_number
+from pyrovae.checks import as_path, shortened, whole_number
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,

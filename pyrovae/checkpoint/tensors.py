@@ -29,8 +29,8 @@ from pyrovae.checkpoint.files import (
     read_exactly,
     sealed,
     sha256,
-    shortened,
 )
+from pyrovae.checks import shortened
 from pyrovae.errors import ConfigError, CorruptCheckpoint, UnsafeFormat, VersionMismatch
 
 FORMAT = 1  # raise it when files of this release could not be read by the one before

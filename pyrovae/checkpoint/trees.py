@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.checkpoint.files import shortened
 from pyrovae.checkpoint.tensors import check_name
+from pyrovae.checks import shortened
 from pyrovae.errors import ConfigError, CorruptCheckpoint, StateMismatch
 
 Tensors = dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""Checks of values: settings, containers and dtypes, shape and support of the data.
+"""Checks of values: settings, paths, containers and dtypes, shape and support of the data.
 
 Each check takes what a caller passed and either returns it in one form or raises,
 with the place (row, column), what was expected there, and what to write instead.
@@ -10,6 +10,7 @@ What a program expects of its data is found out in `pyrovae.admission`.
 """
 
 from pyrovae.checks.containers import as_mask, as_tensor, check_mask
+from pyrovae.checks.paths import as_path, shortened
 from pyrovae.checks.rows import MappedRows, Rows, SparseRows, as_rows
 from pyrovae.checks.settings import real_number, seed_number, whole_number
 from pyrovae.checks.values import (
@@ -25,6 +26,7 @@ __all__ = [
     "Rows",
     "SparseRows",
     "as_mask",
+    "as_path",
     "as_rows",
     "as_tensor",
     "check_event_shape",
@@ -35,5 +37,6 @@ __all__ = [
     "elementwise",
     "real_number",
     "seed_number",
+    "shortened",
     "whole_number",
 ]

@@ -76,6 +76,22 @@ def errors_as_exit_codes() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def file_name(text: str) -> str:
+    """A parser for what names a file or folder; a usage error, in few words, where it cannot."""
+    from pyrovae.checks import as_path
+
+    try:
+        as_path(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def path_of(text: str) -> Path:
+    """`file_name`, as a path."""
+    return Path(file_name(text))
+
+
 @contextmanager
 def new_file(path: Path, *, force: bool) -> Iterator[Path]:
     """A temporary path beside `path`, moved there when the block ends well.

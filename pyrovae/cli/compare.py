@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 import pyrovae as pv
-from pyrovae.cli.base import app, errors_as_exit_codes, say_json
+from pyrovae.cli.base import app, errors_as_exit_codes, path_of, say_json
 from pyrovae.cli.evaluate import DataOption, JsonOption, SeedOption
 from pyrovae.cli.runs import Run, open_run
 from pyrovae.errors import ConfigError, DataError
@@ -14,7 +14,9 @@ from pyrovae.errors import ConfigError, DataError
 
 @app.command("compare")
 def compare_command(
-    folders: Annotated[list[Path], Argument(metavar="RUN RUN…", help="Folders of pyrovae fit.")],
+    folders: Annotated[
+        list[Path], Argument(parser=path_of, metavar="RUN RUN…", help="Folders of pyrovae fit.")
+    ],
     num_samples: Annotated[
         int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
     ] = 1000,

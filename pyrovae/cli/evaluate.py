@@ -6,13 +6,16 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 import pyrovae as pv
-from pyrovae.cli.base import app, errors_as_exit_codes, say_json
+from pyrovae.cli.base import app, errors_as_exit_codes, file_name, path_of, say_json
 from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, estimate
 from pyrovae.cli.runs import Run, open_run
 
-RunFolder = Annotated[Path, Argument(metavar="RUN", help="A folder that pyrovae fit made.")]
+RunFolder = Annotated[
+    Path, Argument(parser=path_of, metavar="RUN", help="A folder that pyrovae fit made.")
+]
 DataOption = Annotated[
-    str | None, Option(metavar="FILE", help="Where the run's data are now, if they moved.")
+    str | None,
+    Option(parser=file_name, metavar="FILE", help="Where the run's data are now, if they moved."),
 ]
 JsonOption = Annotated[bool, Option("--json", help="One JSON object instead of a table.")]
 SeedOption = Annotated[int, Option(min=0, metavar="N", help="Of all draws.")]

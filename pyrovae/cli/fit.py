@@ -26,7 +26,7 @@ import typer
 from typer import Option
 
 import pyrovae as pv
-from pyrovae.cli.base import app, errors_as_exit_codes
+from pyrovae.cli.base import app, errors_as_exit_codes, file_name, path_of
 from pyrovae.cli.data import DATA_SETS, PIXELS, Images, load
 from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, estimate
 from pyrovae.errors import CheckpointError, ConfigError
@@ -68,7 +68,12 @@ def widths(text: str) -> tuple[int, ...]:
 @app.command("fit")
 def fit_command(
     context: typer.Context,
-    data: Annotated[str, Option(help=f"{', '.join(DATA_SETS)}, or a file of images.")] = "digits",
+    data: Annotated[
+        str,
+        Option(
+            parser=file_name, metavar="NAME", help=f"{', '.join(DATA_SETS)}, or a file of images."
+        ),
+    ] = "digits",
     binarize: Annotated[
         Literal["threshold", "sampled", "none"] | None,
         Option(
@@ -110,10 +115,16 @@ def fit_command(
         Literal["float32", "bf16"], Option(metavar="TYPE", help="float32, or bf16 for networks.")
     ] = "float32",
     device: Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, …")] = None,
-    out: Annotated[Path | None, Option(metavar="DIR", help="New; runs/DATA-DATE-TIME.")] = None,
+    out: Annotated[
+        Path | None, Option(parser=path_of, metavar="DIR", help="New; runs/DATA-DATE-TIME.")
+    ] = None,
     resume: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Go on with an interrupted run; takes no other option."),
+        Option(
+            parser=path_of,
+            metavar="DIR",
+            help="Go on with an interrupted run; takes no other option.",
+        ),
     ] = None,
 ) -> None:
     """Train a VAE on images, score it on held-out ones, and draw pictures.

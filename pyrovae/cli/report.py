@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 import pyrovae as pv
-from pyrovae.cli.base import app, errors_as_exit_codes, new_file, out_path, say_json
+from pyrovae.cli.base import app, errors_as_exit_codes, new_file, out_path, path_of, say_json
 from pyrovae.cli.evaluate import DataOption, RunFolder, SeedOption
 from pyrovae.cli.runs import Run, open_run
 
@@ -18,7 +18,9 @@ SYMBOLS = {"fine": "ok", "look": "look", "problem": "PROBLEM", "unknown": "?"}
 @app.command("report")
 def report_command(
     folder: RunFolder,
-    out: Annotated[Path | None, Option(metavar="FILE", help="RUN/report.html if left out.")] = None,
+    out: Annotated[
+        Path | None, Option(parser=path_of, metavar="FILE", help="RUN/report.html if left out.")
+    ] = None,
     num_samples: Annotated[
         int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
     ] = 1000,

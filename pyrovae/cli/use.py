@@ -7,20 +7,24 @@ import typer
 from typer import Argument, Option
 
 import pyrovae as pv
-from pyrovae.cli.base import app, errors_as_exit_codes, new_file, out_path
+from pyrovae.cli.base import app, errors_as_exit_codes, file_name, new_file, out_path, path_of
 from pyrovae.cli.data import rows_of
 from pyrovae.cli.evaluate import DataOption, RunFolder, SeedOption
 from pyrovae.cli.runs import open_run
 from pyrovae.errors import ConfigError, DataError
 
 Force = Annotated[bool, Option("--force", help="Replace the file if it is there.")]
-File = Annotated[str, Argument(metavar="FILE", help="Images: .npy, .npz or IDX, (N, *event).")]
+File = Annotated[
+    str, Argument(parser=file_name, metavar="FILE", help="Images: .npy, .npz or IDX, (N, *event).")
+]
 
 
 @app.command("sample")
 def sample_command(
     folder: RunFolder,
-    out: Annotated[Path, Option(metavar="FILE", help="A picture .png, or arrays .npz.")],
+    out: Annotated[
+        Path, Option(parser=path_of, metavar="FILE", help="A picture .png, or arrays .npz.")
+    ],
     num: Annotated[int, Option("-n", "--num", min=1, metavar="N", help="How many.")] = 64,
     seed: SeedOption = 0,
     force: Force = False,
@@ -72,7 +76,9 @@ def _write_npz(path: Path, **tensors: Any) -> None:
 @app.command("encode")
 def encode_command(
     folder: RunFolder,
-    out: Annotated[Path, Option(metavar="FILE", help="Arrays .npz, or netCDF .nc.")],
+    out: Annotated[
+        Path, Option(parser=path_of, metavar="FILE", help="Arrays .npz, or netCDF .nc.")
+    ],
     file: Annotated[
         str | None,
         Argument(metavar="[FILE]", help="Images .npy, .npz or IDX; the held-out ones if left out."),
@@ -151,7 +157,7 @@ def _write_netcdf(path: Path, arrays: dict[str, Any], about: dict[str, Any]) -> 
 def impute_command(
     folder: RunFolder,
     file: File,
-    out: Annotated[Path, Option(metavar="FILE", help="Arrays .npz.")],
+    out: Annotated[Path, Option(parser=path_of, metavar="FILE", help="Arrays .npz.")],
     num_samples: Annotated[int, Option(min=1, metavar="S", help="Draws per datum.")] = 100,
     num_proposals: Annotated[
         int, Option(min=21, metavar="K", help="Draws of q(z|x) they are taken from.")

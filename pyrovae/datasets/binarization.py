@@ -4,7 +4,9 @@ threshold   b = 1[x > threshold]              the same at every access
 sampled     b ~ Bernoulli(x) for each pixel   drawn afresh at every access
 """
 
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +81,15 @@ class Sampled(Dataset):
         """Draw all data once, shape (N, *event), fixed by `seed`: for held-out data."""
         generator = torch.Generator(self.grey.device).manual_seed(seed)
         return torch.bernoulli(self.grey, generator=generator)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shape, dtype and SHA-256 of the grey values: what a resumed run compares."""
+        numbers = self.grey.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return {
+            "grey shape": list(self.grey.shape),
+            "grey dtype": str(self.grey.dtype),
+            "grey sha256": hashlib.sha256(numbers).hexdigest(),
+        }
 
 
 def _unit_interval(x: Tensor | np.ndarray) -> Tensor:

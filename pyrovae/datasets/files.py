@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.checks import as_path
 from pyrovae.errors import DataError
 
 MNIST_MIRRORS = (
@@ -67,6 +68,7 @@ def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
     Raises:
         DataError: Unknown format, damaged file, pickled objects, no numbers, or no such key.
         FileNotFoundError: There is no such file.
+        ConfigError: The path can be no name of a file.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +76,7 @@ def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
         ...     from_file(f"{folder}/x.npy")
         tensor([  0, 255], dtype=torch.uint8)
     """
-    path = Path(path)
+    path = as_path(path)
     if key is not None and path.suffix != ".npz":
         raise DataError(
             f"{path}: expected no key, got {key!r}.\nOnly an .npz has keys. Write from_file(path)."

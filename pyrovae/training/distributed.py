@@ -18,8 +18,9 @@ launched (gloo on CPUs, NCCL on GPUs), or those that the caller has joined alrea
 longer than PYROVAE_TIMEOUT seconds for another gives up: validation, callbacks and saving, for
 which the others wait, must take less.
 
-Not here: data that differ by rank. Each process is given all data, reads whole batches and keeps
-its share. An objective that is no sum over data (`FreeBits`) is that of each share.
+Not here: data that differ by rank. Each process is given all data and gathers its share of each
+batch; of a memory-mapped file it reads every window, of a loader every batch. An objective that
+is no sum over data (`FreeBits`) is that of each share.
 """
 
 import json

@@ -1,10 +1,10 @@
 """The loop over epochs and batches, whose whole state can be taken and put back.
 
 Between two steps a run is: weights, optimizer, scheduler, averages, best weights so far, the
-random stream now and at the epoch's start, the place in the epoch, the sums of the epoch
-and the history. `Loop.state` is all of that; a loop that restores it goes on bit for bit.
-A resumed epoch restores the stream of its start, so that its order of data is drawn again, skips
-the batches that were taken, and then restores the stream of the moment.
+random stream now and at the epoch's start, the place in the epoch, the sums of the epoch,
+the last losses and the history. `Loop.state` is all of that; a loop that restores it goes on
+bit for bit. A resumed epoch restores the stream of its start, so that its order of data is drawn
+again, skips the batches that were taken, and then restores the stream of the moment.
 """
 
 import math
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pyrovae.batches import Batch
 from pyrovae.checkpoint import check_like, restore_stream
 from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store
 from pyrovae.terms import draw_traces, terms_of
@@ -112,8 +113,8 @@ class Loop:
             self._set_progress()
             where = f"step {self.steps.num_steps + 1} (epoch {self.epoch}, batch {self.index + 1})"
             with pyro.validation_enabled(self.steps.num_steps == 0):
-                sums = self.steps.take(batch, where)
-            self.sums += sums.cpu()
+                sums = self.steps.take(batch, where).cpu()
+            self.sums += sums
             self.index += 1
             self.spikes.see(sums, len(batch.x), where)
             for hook in self.after_step:
@@ -193,7 +194,8 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as `checkpoint.pack` takes it."""
         averaged, group = self.steps.averaged, self.steps.group
-        own = {"stream": self.stream.state, "sums": self.sums}
+        own = {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
+        looked_at = None if self.data.preloaded else self.first_batch
         return {
             "program": self.program.state_dict(),
             "optimizer": self.steps.optimizer.state_dict(),
@@ -210,6 +212,7 @@ class Loop:
             "num_steps": self.steps.num_steps,
             "num_data": self.data.num_data,
             "history": self.history.state(),
+            "first_batch": looked_at and tuple(looked_at),
             "seconds": self.seconds,
         }
 
@@ -241,6 +244,12 @@ class Loop:
         self.epoch, self.index = state["epoch"], state["index"]
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
+        # checkpoints of 0.1.0 may have neither
+        self.spikes.load(own.get("spikes", {}))
+        if state.get("first_batch"):
+            device = next(self.program.parameters()).device
+            moved = (None if t is None else t.to(device) for t in state["first_batch"])
+            self.first_batch = Batch(*moved)
         self.start = time.perf_counter() - state["seconds"]
 
     def _own(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -251,7 +260,7 @@ class Loop:
             return {"stream": self.stream.state, "sums": torch.zeros(2, dtype=torch.float64)}
         left = ranks[size:] if rank == 0 else []
         sums = torch.stack([part["sums"] for part in (ranks[rank], *left)]).sum(0)
-        return {"stream": ranks[rank]["stream"], "sums": sums}
+        return ranks[rank] | {"sums": sums}
 
 
 class Best:
@@ -313,6 +322,15 @@ class Spikes:
                     stacklevel=2,
                 )
         self.recent.append(loss)
+
+    def state(self) -> dict[str, Any]:
+        """As `checkpoint.pack` takes it."""
+        return {"recent": list(self.recent), "has_warned": self.has_warned}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state; an empty one changes nothing."""
+        self.recent.extend(state.get("recent", ()))
+        self.has_warned = state.get("has_warned", self.has_warned)
 
 
 def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, float]:

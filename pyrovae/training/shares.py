@@ -37,16 +37,16 @@ class Sharded:
     def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
         """One pass over the shares of all batches, in the order that the stream gives."""
         with self.stream:
-            batches = self.batches.epoch(shuffle, skip)
-        return self._shares(batches)
+            batches = self.batches.epoch(shuffle, skip, self.rows)
+        return self._drawn(batches)
 
-    def _shares(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _drawn(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             with self.stream:
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield Batch(*(None if t is None else t[self.rows].contiguous() for t in batch))
+            yield batch
 
     def fingerprint(self) -> dict[str, Any]:
         """That of all the data."""

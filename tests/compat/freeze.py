@@ -1,17 +1,37 @@
-"""Make the frozen model file of this release: `python -m tests.compat.freeze`, once a release.
+"""Make the frozen files of this release: `python -m tests.compat.freeze`, once a release.
 
-`vae-<version>.safetensors` is a trained model, and `vae-<version>.json` beside it holds data x
-and `log_p` of them at the time. Files of earlier releases are never made anew.
+    vae-<version>.safetensors   a trained model; in the .json beside it data x and their log_p
+    run-<version>/              a run stopped within an epoch; in the .json beside it the data,
+                                its settings, and the ELBO of each epoch of the whole run
+
+What is there already is never made anew, so files of earlier releases stay.
 """
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.checkpoint import save
+from pyrovae.training import Epoch
+
+FOLDER = Path(__file__).parent
+BUILD = {"event_shape": 4, "latent_dim": 2, "hidden": [5], "prior": "VampPrior"}
+SETTINGS = {
+    "epochs": 6,
+    "batch_size": 5,
+    "learning_rate": 0.02,
+    "scheduler": "CosineAnnealingLR",
+    "average": 0.9,
+    "clip_norm": 5.0,
+    "compile": "handlers",
+    "seed": 7,
+}
 
 
 def log_p(vae: pv.VAE, x: Tensor) -> Tensor:
@@ -22,14 +42,54 @@ def log_p(vae: pv.VAE, x: Tensor) -> Tensor:
         return vae.decode(z).log_prob(x) + vae.prior().log_prob(z) - q_z.log_prob(z)
 
 
-def main() -> None:
-    path = Path(__file__).with_name(f"vae-{pv.__version__}.safetensors")
-    x = torch.randint(2, (12, 4), generator=torch.Generator().manual_seed(0)).float()
+def run(stored: dict[str, Any], *, initial_seed: int = 0, **options: Any) -> list[list[float]]:
+    """Train as stored: the ELBO of each epoch, in training and validation, nats per datum."""
+    x, held_out = torch.tensor(stored["x"]), torch.tensor(stored["validation"])
+    vae = pv.build(**stored["build"], data=x, seed=initial_seed)
+    history = pv.fit(vae, x, validation=held_out, **stored["settings"], **options)
+    return [[record.elbo, record.validation_elbo] for record in history]
+
+
+def freeze_model(path: Path, x: Tensor) -> None:
+    """A trained model and what it says of x."""
     vae = pv.build((4,), hidden=(6,), prior="VampPrior", data=x[:5], seed=0)
     pv.fit(vae, x, epochs=20, learning_rate=0.02)
     save(vae, path)
-    stored = {"x": x.tolist(), "log_p": log_p(vae, x).tolist()}
-    path.with_suffix(".json").write_text(json.dumps(stored, indent=1) + "\n")
+    write(path.with_suffix(".json"), {"x": x.tolist(), "log_p": log_p(vae, x).tolist()})
+
+
+def freeze_run(path: Path, x: Tensor) -> None:
+    """The newest checkpoint of a run that its third epoch's callback ended."""
+    stored = {"build": BUILD, "settings": SETTINGS}
+    stored |= {"x": x.tolist(), "validation": x[:5].tolist()}
+
+    def stop(_: Any, record: Epoch) -> None:
+        if record.epoch == 3:
+            raise InterruptedError
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run(stored, run_dir=folder, save_every=4, callbacks=[stop])
+        except InterruptedError:
+            newest = max(Path(folder).glob("step-*"))  # after 8 steps: 2 of the third epoch's 3
+        shutil.copytree(newest, path / newest.name)
+    write(path.with_name(f"{path.name}.json"), stored | {"elbo": run(stored)})
+
+
+def write(path: Path, value: Any) -> None:
+    """As JSON, readable in a diff."""
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def main() -> None:
+    x = torch.randint(2, (12, 4), generator=torch.Generator().manual_seed(0)).float()
+    frozen = {
+        f"vae-{pv.__version__}.safetensors": freeze_model,
+        f"run-{pv.__version__}": freeze_run,
+    }
+    for name, freeze in frozen.items():
+        if not (FOLDER / name).exists():
+            freeze(FOLDER / name, x)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""F24: what earlier releases wrote, frozen in `tests/compat/`, is read by this one."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import pyrovae as pv
+from tests.compat.freeze import FOLDER, log_p, run
+
+MODELS = sorted(FOLDER.glob("vae-*.safetensors"))
+RUNS = sorted(path for path in FOLDER.glob("run-*") if path.is_dir())
+
+
+def stored_beside(path):
+    return json.loads(path.with_name(f"{path.name.removesuffix('.safetensors')}.json").read_text())
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_f24_a_frozen_model_gives_its_log_p_and_trains_on(path):
+    stored = stored_beside(path)
+    vae = pv.load(path)
+    found = log_p(vae, torch.tensor(stored["x"]))
+    assert found.tolist() == pytest.approx(stored["log_p"], rel=1e-6, abs=1e-6)
+    pv.fit(vae, torch.tensor(stored["x"]), epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:the run began elsewhere")
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
+def test_f24_a_frozen_run_goes_on_to_the_end_of_the_whole_one(path, tmp_path):
+    """Its third epoch's last batch and three epochs, from weights that are not this program's."""
+    stored = stored_beside(path)
+    shutil.copytree(path, tmp_path / "run")
+    found = run(stored, run_dir=tmp_path / "run", resume=True, initial_seed=1)
+    # F20: on another machine within 1e-4 nat
+    assert torch.allclose(torch.tensor(found), torch.tensor(stored["elbo"]), rtol=0, atol=1e-4)
+
+
+def test_there_is_one_of_each_for_this_release():
+    """`python -m tests.compat.freeze` makes them."""
+    assert {path.stem for path in MODELS} >= {f"vae-{pv.__version__}"}
+    assert {path.name for path in RUNS} >= {f"run-{pv.__version__}"}
