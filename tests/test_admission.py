@@ -104,6 +104,9 @@ BAD_DATA = {
     "B3 signed, continuous": ("ContinuousBernoulli", (one_bad(-0.9),), r"\[0, 1\].*from -0.9"),
     "B4 negative count": ("Poisson", (one_bad(-1),), r"^x\[5, 3\] = -1.*whole numbers ≥ 0"),
     "B5 fractional count": ("Poisson", (one_bad(2.5),), r"^x\[5, 3\] = 2.5"),
+    "B6 integers": ("Poisson", (one_bad(2**24 + 1, torch.int64),), r"= 16777217,.*not exact"),
+    "B6 in float64": ("Poisson", (one_bad(2**24 + 1, torch.float64),), r"= 16777217,.*not exact"),
+    "B6 in float32": ("Poisson", (one_bad(2**25),), r"= 33554432,.*not exact[\s\S]*vae\.double"),
     "B10 NaN": ("Normal", (one_bad(np.nan),), r"^x\[5, 3\] = nan.*\(1 of 24[\s\S]*mask="),
     "B10 NaN, Bernoulli": ("Bernoulli", (one_bad(np.nan),), r"^x\[5, 3\] = nan"),
     "B11 inf": ("Normal", (one_bad(np.inf),), r"^x\[5, 3\] = inf.*finite"),
@@ -215,6 +218,12 @@ def test_bad_settings_are_refused_before_anything_changes(case):
         call(vae)
     assert len(str(caught.value).splitlines()) <= 6
     assert fingerprint(vae) == before
+
+
+def test_b6_real_numbers_are_rounded_and_a_float64_model_takes_large_counts():
+    large = one_bad(2**24 + 1, torch.float64)
+    assert small_vae("Normal").encode(large).mean.isfinite().all()
+    assert small_vae("Poisson").double().encode(large.long()).mean.isfinite().all()
 
 
 def test_a_numpy_integer_is_a_whole_number_for_parts_too():
