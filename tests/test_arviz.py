@@ -474,12 +474,3 @@ class TestPredictive:
             predictive_to_arviz({})
         with pytest.raises(DataError, match="different numbers of draws"):
             predictive_to_arviz({"z": torch.zeros(2, 3), "x": torch.zeros(4, 3)})
-
-
-def test_importing_the_file_does_not_import_arviz():
-    import subprocess
-    import sys
-
-    code = "import sys, pyrovae.arviz_io; print({'arviz', 'xarray'} & set(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "set()"

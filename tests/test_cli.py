@@ -405,6 +405,17 @@ class TestParts:
         assert type(vae.encoder[-1]).__name__ == "FlowGuide"
         assert vae.loss(pv.datasets.digits().test).isfinite().all()
 
+    def test_the_bound_of_relaxed_latents_is_called_that_of_the_relaxed_model(self):
+        part = "RelaxedBernoulli"
+        result, summary = fit("--prior", part, "--guide", part)
+        assert summary["bound_on"] == "log p(x) of the relaxed model"
+        assert "ELBO of the relaxed model (higher is better)" in words(result.stdout)
+        scores = words(pyrovae("evaluate", "run", "--num-samples", 21, "--num-data", 20).stdout)
+        assert "ELBO of the relaxed model (higher is better)" in scores
+        assert "evidence, log p(x) of the relaxed model" in scores
+        shutil.copytree("run", "again")
+        assert "relaxed" in words(pyrovae("compare", "run", "again", "--num-samples", 21).stdout)
+
     def test_a_wrong_name_suggests_the_nearest(self):
         result = pyrovae("fit", "--out", "run", "--prior", "Vampprior")
         assert result.exit_code == 2
