@@ -126,7 +126,7 @@ def main() -> None:
         seconds = ROLES[options.role](bits(), options.epochs, options.batch_size)
         print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    pythons = {role: sys.executable for role in ROLES} | {"pythae": options.pythae}
+    pythons = dict.fromkeys(ROLES, sys.executable) | {"pythae": options.pythae}
     found: dict[str, list[tuple[float, float]]] = {r: [] for r, p in pythons.items() if p}
     for _ in range(options.rounds):
         for role, results in found.items():
