@@ -318,6 +318,17 @@ def test_latents_of_another_width_than_the_prior_are_refused(entry):
     assert fingerprint(vae) == before
 
 
+@pytest.mark.parametrize("entry", ["fit", "loss", "elbo_terms"])
+def test_b39_a_prior_of_another_width_than_encoder_and_decoder_is_named(entry):
+    """The decoder fails first, on the prior's draws, and is not to blame."""
+    vae = small_vae()
+    vae.prior = pv.priors.StandardNormal(3)
+    before = fingerprint(vae)
+    with pytest.raises(ConfigError, match=r"p\(z\) is over shape \(3,\), but q.*\(2,\)"):
+        ENTRIES[entry](vae, bits())
+    assert fingerprint(vae) == before
+
+
 def outcomes(vae, x, mask=None):
     """Loss, q(z|x), gradients, elbo_terms and trained weights, all from the same seed."""
     torch.manual_seed(1)
