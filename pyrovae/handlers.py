@@ -44,9 +44,9 @@ class RandomStream:
     """
 
     def __init__(self, seed: int):
-        caller = _global_state()
+        self.seed, caller = seed, _global_state()
         try:
-            torch.manual_seed(seed)
+            _seed_torch(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002  (users' transforms draw from it)
             random.seed(seed)
             self._state = _global_state()
@@ -68,6 +68,8 @@ class RandomStream:
     def __enter__(self) -> "RandomStream":
         self.caller = _global_state()
         _set_global_state(self._state)
+        if torch.cuda.is_initialized() and not self._state[3]:
+            torch.cuda.manual_seed_all(self.seed)  # GPUs came into use after the stream was made
         self.is_running = True
         return self
 
@@ -75,6 +77,15 @@ class RandomStream:
         self._state = _global_state()
         self.is_running = False
         _set_global_state(self.caller)
+
+
+def _seed_torch(seed: int) -> None:
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():
+        # torch.manual_seed would leave a seed behind for the GPUs, whenever the caller first
+        # uses them
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _global_state() -> tuple:

@@ -13,7 +13,7 @@ last. Handlers that scale a plate (minibatches) leave no trace here: whoever nee
 scale multiplies outside the log-sum-exp.
 """
 
-import functools
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import pyro
@@ -105,9 +105,11 @@ def terms_of(traces: Traces, num_data: int) -> ElboTerms:
     model_latents = {n: s for n, s in _sites(traces.model) if not s["is_observed"]}
     observed = {n: s for n, s in _sites(traces.model) if s["is_observed"]}
     guide_latents = {n: s for n, s in _sites(traces.guide) if not s["is_observed"]}
-    log_prior, global_log_prior = _local_and_global(model_latents, num_data)
-    log_likelihood, _ = _local_and_global(observed, num_data)
-    log_guide, global_log_guide = _local_and_global(guide_latents, num_data)
+    device = next((s["unscaled_log_prob"].device for _, s in _sites(traces.model)), None)
+    split = partial(_local_and_global, num_data=num_data, device=device)
+    log_prior, global_log_prior = split(model_latents)
+    log_likelihood, _ = split(observed)
+    log_guide, global_log_guide = split(guide_latents)
     arrays = (log_prior, log_likelihood, log_guide, global_log_prior, global_log_guide)
     num_samples = max(len(a) for a in arrays)
     expanded = [a.expand(num_samples, *a.shape[1:]) for a in arrays]
@@ -126,7 +128,10 @@ def is_local(site: dict) -> bool:
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
-def _local_and_global(sites: dict[str, dict], num_data: int) -> tuple[Tensor, Tensor]:
+def _local_and_global(
+    sites: dict[str, dict], *, num_data: int, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    """The summed log-densities of sites inside the plate, (S, N), and outside, (S,)."""
     local, global_ = [], []
     for name, site in sites.items():
         log_prob = site["unscaled_log_prob"]
@@ -137,8 +142,8 @@ def _local_and_global(sites: dict[str, dict], num_data: int) -> tuple[Tensor, Te
         elif log_prob.dim() <= 2:
             global_.append(log_prob.reshape(-1))
     # no `sum` from a tensor of zeros: each operation is one of a training step
-    total = functools.reduce(torch.add, local) if local else torch.zeros(1, num_data)
-    return total, functools.reduce(torch.add, global_) if global_ else torch.zeros(1)
+    total = reduce(torch.add, local) if local else torch.zeros(1, num_data, device=device)
+    return total, reduce(torch.add, global_) if global_ else torch.zeros(1, device=device)
 
 
 def _as_rows(log_prob: Tensor, name: str, num_data: int) -> Tensor:

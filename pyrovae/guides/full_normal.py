@@ -48,7 +48,8 @@ class FullNormal(nn.Module):
         (features,) = split_features(features, torch.Size([self.num_features]))
         loc, raw_scale, raw_below = features.tensor_split((dim, 2 * dim), dim=-1)
         row, column = torch.tril_indices(dim, dim, -1, device=features.device)
-        unit_lower = torch.eye(dim).to(features).expand(*features.shape[:-1], dim, dim).clone()
+        eye = torch.eye(dim, dtype=features.dtype, device=features.device)
+        unit_lower = eye.expand(*features.shape[:-1], dim, dim).clone()
         unit_lower[..., row, column] = 10 * torch.tanh(raw_below / 10)
         return densities.FullNormal(loc, positive(raw_scale)[..., None] * unit_lower)
 

@@ -49,11 +49,12 @@ class LearnedNormal(nn.Module):
     def scale_tril(self) -> Tensor:
         """(D, D), L: the Cholesky factor of the covariance."""
         dim = len(self.loc)
-        below = torch.zeros(dim, dim, dtype=self.loc.dtype, device=self.loc.device)
+        like = {"dtype": self.loc.dtype, "device": self.loc.device}
+        below = torch.zeros(dim, dim, **like)
         if self.below is not None:
-            row, column = torch.tril_indices(dim, dim, -1)
+            row, column = torch.tril_indices(dim, dim, -1, device=self.loc.device)
             below = below.index_put((row, column), self.below)
-        return torch.diag_embed(positive(self.raw_scale)) @ (torch.eye(dim).to(below) + below)
+        return torch.diag_embed(positive(self.raw_scale)) @ (torch.eye(dim, **like) + below)
 
     def extra_repr(self) -> str:
         return f"latent_dim={len(self.loc)}, full={self.below is not None}"
