@@ -82,6 +82,22 @@ def test_a_stopped_run_goes_on_bit_for_bit(compile, tmp_path):
     assert run(tmp_path / "run") == whole
 
 
+def test_f20_a_run_of_a_gpu_goes_on_without_one(tmp_path):
+    """And the other way round; the draws that are left are others, the weights are not."""
+    for first, second in ((DEVICE, "cpu"), ("cpu", DEVICE)):
+        folder, program = tmp_path / first, small_vae()
+        options = SETTINGS | {"run_dir": folder, "resume": True, "compile": "handlers"}
+        pv.fit(program, bits(), **options | {"device": first})
+        again = small_vae()
+        with pytest.warns(UserWarning, match="bitwise equality .* not guaranteed"):
+            pv.fit(again, bits(), **options | {"device": second})  # all epochs are done
+        for name, tensor in weights(program).items():
+            assert torch.equal(weights(again)[name], tensor)
+        with pytest.warns(UserWarning, match="bitwise equality .* not guaranteed"):
+            history = pv.fit(again, bits(), **options | {"device": second, "epochs": 5})
+        assert len(history) == 5
+
+
 def test_the_callers_generators_there_are_as_they_were():
     torch.rand(1, device=DEVICE)
     before = torch.cuda.get_rng_state()
