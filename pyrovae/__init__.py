@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         priors,
         programs,
     )
-    from pyrovae.arviz_io import history_to_arviz, to_arviz
+    from pyrovae.arviz_io import history_to_arviz, predictive_to_arviz, to_arviz
     from pyrovae.builder import build
     from pyrovae.checkpoint import load, save
     from pyrovae.evidence import log_evidence
@@ -60,6 +60,7 @@ __all__ = [
     "objectives",
     "plots",
     "posterior",
+    "predictive_to_arviz",
     "priors",
     "programs",
     "refit_prior",
@@ -77,6 +78,7 @@ _HOME = {
     "history_to_arviz": "arviz_io",
     "load": "checkpoint",
     "log_evidence": "evidence",
+    "predictive_to_arviz": "arviz_io",
     "refit_prior": "refit",
     "save": "checkpoint",
     "to_arviz": "arviz_io",

@@ -151,8 +151,9 @@ def admit(
     """
     x, y, mask = as_batch(program, x, y, mask, is_whole=is_whole)
     traces = first_look(program, x, y, mask, is_whole=is_whole)
-    check_values(x, observed_site(traces[0])["fn"], mask)
-    batch = cast_batch(program, x, y, mask)
+    p_x = observed_site(traces[0])["fn"]
+    check_values(x, p_x, mask)
+    batch = cast_batch(program, x, y, mask, p_x)
     if is_whole:  # after the values, or NaN in x would be blamed on the encoder
         check_densities(*traces)
     return batch
@@ -204,7 +205,7 @@ class Door:
                 f"{_shape(self.shapes[0])} and {'a' if self.shapes[1] else 'no'} mask: the program "
                 "would see another kind of data.\nGive every datum the same."
             )
-        batch = cast_batch(self.program, x, y, mask)
+        batch = cast_batch(self.program, x, y, mask, self.density)
         if traces is not None:
             check_densities(*traces)
         return batch
@@ -255,11 +256,11 @@ def first_look(
 
 
 def cast_batch(
-    program: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None
+    program: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor | None, p_x: Distribution
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The batch as the program takes it; DataError where its dtype or a part of it cannot."""
     cast = like_parameters(x, program)
-    check_precision(x, cast.dtype, mask)
+    check_precision(x, cast.dtype, mask, p_x=p_x)
     if y is not None:
         for module in knowing_parts(program):
             module.check_data(x, y)

@@ -147,7 +147,8 @@ def history_to_arviz(history: History) -> Any:
     """What `fit` recorded, as the group "training" with one dimension "epoch".
 
     Variables elbo, reconstruction, kl and their validation_… twins, nats per datum (NaN where
-    there was no validation), and seconds.
+    there was no validation), and seconds. With a flight recorder there is a group "flight" with
+    the dimension "step" (and "latent", of kl_per_dimension): its rate, distortion and so on.
 
     Args:
         history: of `fit`, with at least one epoch.
@@ -169,16 +170,29 @@ def history_to_arviz(history: History) -> Any:
         raise DataError("the history holds no epoch: there is nothing to export.\nTrain first.")
     import xarray as xr
 
-    columns = {
-        name: [np.nan if value is None else value for value in history[name]]
-        for name in history[0]._fields
-        if name != "epoch"
-    }
-    variables = {name: ("epoch", np.array(values, float)) for name, values in columns.items()}
-    dataset = xr.Dataset(variables, coords={"epoch": history["epoch"]})
     facts = {"num_data": history.num_data, "best_epoch": history.best_epoch}
-    dataset.attrs = _attributes(seed=str(history.seed), **facts)
-    return _as_container({"training": dataset})
+    attributes = _attributes(seed=str(history.seed), **facts)
+    by_time = {"training": ("epoch", [epoch._asdict() for epoch in history.epochs])}
+    if history.flight:
+        by_time["flight"] = ("step", history.flight)
+    return _as_container(
+        {
+            group: xr.Dataset(*_columns(records, time), attrs=attributes)
+            for group, (time, records) in by_time.items()
+        }
+    )
+
+
+def _columns(records: list[dict[str, Any]], time: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables and coordinates of one record an epoch or a step; NaN where there was none."""
+    values = {
+        name: np.array([np.nan if r[name] is None else r[name] for r in records], float)
+        for name in records[0]
+        if name != time
+    }
+    dims = (time, "latent")  # (T,), or (T, D) of what is recorded for each dimension
+    variables = {name: (dims[: value.ndim], value) for name, value in values.items()}
+    return variables, {time: [record[time] for record in records]}
 
 
 def predictive_to_arviz(
@@ -191,9 +205,10 @@ def predictive_to_arviz(
 ) -> Any:
     """Draws of `pyro.infer.Predictive` as ArviZ groups.
 
-    The site "x" goes to group + "_predictive", all others to group. An observed site comes
-    back from `Predictive` as the data themselves: wrap the model in `poutine.uncondition` for
-    replicates.
+    The site "x" goes to group + "_predictive", all others to group. From a model that is
+    conditioned on x, as a `VAE`'s is, `Predictive` gives the data themselves back as "x", once a
+    draw: they are no replicates, so that group is left out, with a warning. Wrap the model in
+    `poutine.uncondition` for replicates.
 
     Args:
         samples: what `Predictive(…)(x)` gave: site → (S, N, *event).
@@ -232,6 +247,9 @@ def predictive_to_arviz(
             "one draw.\nPass the samples of one Predictive."
         )
     arrays = _of_draws({name: value[None] for name, value in samples.items()}, shared)
+    if "x" in samples and _is_one_data_set(samples["x"], x):
+        warnings.warn(_NOT_PREDICTIVE, stacklevel=2)
+        del arrays["x"]
     latents = {name: value for name, value in arrays.items() if name != "x"}
     groups: dict[str, Variables] = {group: latents} if latents else {}
     if "x" in arrays:
@@ -240,6 +258,20 @@ def predictive_to_arviz(
         x = as_tensor(x, "x")
         groups |= _data_groups(Batch(x), _labels(labels, len(x)))
     return _container(groups, _attributes(posterior="Predictive"))
+
+
+_NOT_PREDICTIVE = (
+    '"x" is one data set, the same in every draw: Predictive returned what the model was '
+    "conditioned on, and no replicates, so there is no predictive group.\n"
+    "For replicates write Predictive(poutine.uncondition(vae.model), guide=vae.guide, …)(x)."
+)
+
+
+def _is_one_data_set(draws: Tensor, x: Any) -> bool:
+    """Whether (S, N, *event) is one data set S times: that of a first draw, or x."""
+    if len(draws) > 1:
+        return bool((draws == draws[:1]).all())
+    return x is not None and torch.equal(draws[0], as_tensor(x, "x").to(draws))
 
 
 # Draws.

@@ -49,15 +49,35 @@ def check_parts(
             f"{tuple(p_z.event_shape)}, but p(z) is one density over the vector z: batch_shape ()."
             f"\nEnd it with .to_event({len(p_z.batch_shape)}), if these are z's dimensions."
         )
-    if encoder_fits(x, decoder, p_z, y):
+    try:
+        is_worth_a_try = encoder_fits(x, decoder, p_z, y)
+    except ConfigError:
+        # a decoder made for the encoder's latents cannot take the prior's: then say that
+        if latents := _latents_of(encoder, y, filled):
+            _check_same_latents(p_z, latents)
+        raise
+    if is_worth_a_try:
         q_z = _called("encoder", encoder, y, filled)
         _check_batch("encoder", q_z, (2,), "one density for each row of x")
-        if q_z.event_shape != p_z.event_shape:
-            raise ConfigError(
-                f"p(z) is over shape {tuple(p_z.event_shape)}, but q(z|x) is over "
-                f"{tuple(q_z.event_shape)}; the KL between them does not exist.\n"
-                "Give prior and encoder the same latent_dim."
-            )
+        _check_same_latents(p_z, q_z)
+
+
+def _latents_of(encoder: nn.Module, y: Any, filled: Tensor) -> dist.Distribution | None:
+    """q(z|x), or None where the encoder is in error itself."""
+    try:
+        q_z = encoder(filled, *given(y, encoder))
+    except Exception:
+        return None
+    return q_z if isinstance(q_z, dist.Distribution) else None
+
+
+def _check_same_latents(p_z: dist.Distribution, q_z: dist.Distribution) -> None:
+    if q_z.event_shape != p_z.event_shape:
+        raise ConfigError(
+            f"p(z) is over shape {tuple(p_z.event_shape)}, but q(z|x) is over "
+            f"{tuple(q_z.event_shape)}; the KL between them does not exist.\n"
+            "Give prior and encoder the same latent_dim."
+        )
 
 
 def encoder_fits(x: Tensor, decoder: nn.Module, p_z: dist.Distribution, y: Any) -> bool:

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.admission import admit
-from pyrovae.checks import check_event_shape, real_number
+from pyrovae.checks import as_tensor, check_event_shape, real_number
+from pyrovae.checks.places import at, first_true
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.heads import as_event_shape, split_features
 from pyrovae.networks import given
 from pyrovae.vae import fill, observed_only, register
 
-__all__ = ["GivenGlobal", "HierarchicalVAE", "Labels", "SemiSupervisedVAE"]
+__all__ = ["GivenGlobal", "HierarchicalVAE", "Labels", "SemiSupervisedVAE", "partly_known"]
 
 # exp of it is 0 in every float type, and it is finite, so that 0 · log 0 is 0 and not NaN
 LOG_ZERO = -1e4
@@ -72,8 +73,9 @@ class SemiSupervisedVAE(nn.Module):
     and training maximises  Σ_i ELBO_i + α Σ_{i known} log q(y_i|x_i).
 
     Labels are whole numbers 0 … K − 1, and any negative number where they are not known:
-    y_mask = (y ≥ 0). In the guide, a known label is a q(y|x) that is certain of it. The α term
-    is the factor "classification" of the guide: objectives see it, `elbo_terms` does not.
+    y_mask = (y ≥ 0); `partly_known(y, y_mask)` writes a y_mask into y. In the guide, a known
+    label is a q(y|x) that is certain of it. The α term is the factor "classification" of the
+    guide: objectives see it, `elbo_terms` does not.
 
     `pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)` sums y out exactly, so pass it to `fit`.
     Other objectives draw y, and their gradients are noisy.
@@ -214,6 +216,43 @@ class SemiSupervisedVAE(nn.Module):
                 "Count classes from 0, or give label_prior and classifier more of them."
             )
         return y
+
+
+def partly_known(y: Any, y_mask: Any) -> Tensor:
+    """Labels as `SemiSupervisedVAE` takes them: y where it is known, −1 elsewhere.
+
+    Args:
+        y: (N,), whole numbers ≥ 0 where known; what stands elsewhere, NaN too, does not matter.
+        y_mask: (N,), true where the label is known.
+
+    Returns:
+        (N,), whole numbers.
+
+    Raises:
+        DataError: y_mask is not one true or false for each label, or a known label is no whole
+            number ≥ 0.
+
+    Example:
+        >>> partly_known(torch.tensor([2, 0, 1]), torch.tensor([True, False, True]))
+        tensor([ 2, -1,  1])
+    """
+    y, known = as_tensor(y, "y"), as_tensor(y_mask, "y_mask")
+    if known.shape != y.shape or ((known != 0) & (known != 1)).any():
+        raise DataError(
+            f"y_mask has shape {tuple(known.shape)} and y {tuple(y.shape)}, but y_mask holds one "
+            "true (known) or false for each label.\nWrite y_mask=~torch.isnan(y), say."
+        )
+    known = known.bool()
+    labels = torch.where(known, y, -1).long()
+    is_bad = known & ((labels != y) | (labels < 0))
+    if is_bad.any():
+        row = first_true(is_bad)
+        raise DataError(
+            f"y{at(row)} = {y[row].item():g} is marked as known, but labels are the whole numbers "
+            f"0, 1, … ({int(is_bad.sum()):,} of {int(known.sum()):,} are not).\n"
+            "Correct it, or let y_mask be false there."
+        )
+    return labels
 
 
 def certain(q_y: dist.Distribution, label: Tensor) -> dist.Distribution:

@@ -156,6 +156,28 @@ def _as_rows(log_prob: Tensor, name: str, num_data: int) -> Tensor:
     return log_prob if log_prob.dim() == 2 else log_prob[None]
 
 
+def bound_on(*traces: poutine.Trace) -> str:
+    """What the ELBO of a program is a bound on: "log p(x)", or that of its relaxed model.
+
+    A density with the attribute `is_relaxed` stands for a discrete one. Its ELBO bounds the
+    evidence of the continuous model, and says nothing of that of the discrete one.
+
+    Args:
+        traces: of model and guide.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> from pyrovae.admission import trace_once
+        >>> part = "RelaxedBernoulli"
+        >>> vae = pv.build((2,), latent_dim=1, prior=part, guide=part, seed=0)
+        >>> bound_on(*trace_once(vae, torch.ones(1, 2)))
+        'log p(x) of the relaxed model'
+    """
+    latents = (s for trace in traces for _, s in trace.iter_stochastic_nodes())
+    is_relaxed = any(getattr(s["fn"], "is_relaxed", False) for s in latents)
+    return "log p(x) of the relaxed model" if is_relaxed else "log p(x)"
+
+
 def elbo_terms(
     program: nn.Module,
     x: Any,

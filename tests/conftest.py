@@ -1,4 +1,8 @@
-"""What every test shares: one torch thread, fixed seeds, the global state left alone."""
+"""What every test shares: one torch thread, fixed seeds, the global state left alone.
+
+Two worker processes share the tests file by file (pytest-xdist, in pyproject.toml), so what a
+file trains once is trained once. In one process, say under a debugger: `pytest -n 0`.
+"""
 
 import os
 

@@ -104,6 +104,9 @@ BAD_DATA = {
     "B3 signed, continuous": ("ContinuousBernoulli", (one_bad(-0.9),), r"\[0, 1\].*from -0.9"),
     "B4 negative count": ("Poisson", (one_bad(-1),), r"^x\[5, 3\] = -1.*whole numbers ≥ 0"),
     "B5 fractional count": ("Poisson", (one_bad(2.5),), r"^x\[5, 3\] = 2.5"),
+    "B6 integers": ("Poisson", (one_bad(2**24 + 1, torch.int64),), r"= 16777217,.*not exact"),
+    "B6 in float64": ("Poisson", (one_bad(2**24 + 1, torch.float64),), r"= 16777217,.*not exact"),
+    "B6 in float32": ("Poisson", (one_bad(2**25),), r"= 33554432,.*not exact[\s\S]*vae\.double"),
     "B10 NaN": ("Normal", (one_bad(np.nan),), r"^x\[5, 3\] = nan.*\(1 of 24[\s\S]*mask="),
     "B10 NaN, Bernoulli": ("Bernoulli", (one_bad(np.nan),), r"^x\[5, 3\] = nan"),
     "B11 inf": ("Normal", (one_bad(np.inf),), r"^x\[5, 3\] = inf.*finite"),
@@ -217,6 +220,12 @@ def test_bad_settings_are_refused_before_anything_changes(case):
     assert fingerprint(vae) == before
 
 
+def test_b6_real_numbers_are_rounded_and_a_float64_model_takes_large_counts():
+    large = one_bad(2**24 + 1, torch.float64)
+    assert small_vae("Normal").encode(large).mean.isfinite().all()
+    assert small_vae("Poisson").double().encode(large.long()).mean.isfinite().all()
+
+
 def test_a_numpy_integer_is_a_whole_number_for_parts_too():
     assert pv.build((4,), latent_dim=np.int64(2)).prior.loc.shape == (2,)
 
@@ -225,6 +234,11 @@ SCRIPT = """
 import sys, torch, pyrovae as pv
 from pyrovae.errors import ConfigError, DataError
 vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+for x in (torch.ones(4), torch.ones(6, 1, 4), torch.ones(6, 5)):  # trap 10: Pyro's guards are gone
+    try:
+        vae.model(x)
+    except DataError:
+        print("refused")
 before = [p.detach().clone() for p in vae.parameters()], torch.get_rng_state()
 nan, bad_mask = torch.full((3, 4), torch.nan), torch.full((3, 4), 0.5)
 for data in (
@@ -250,7 +264,7 @@ def test_python_minus_O_refuses_as_much():
     run = subprocess.run(
         [sys.executable, "-O", "-c", SCRIPT], capture_output=True, text=True, check=False
     )
-    assert run.stdout.split() == ["refused"] * (7 * 3 + 4) + ["False", "True"], run.stderr
+    assert run.stdout.split() == ["refused"] * (7 * 3 + 3 + 4) + ["False", "True"], run.stderr
 
 
 def test_two_sites_of_one_name_are_refused():
@@ -300,6 +314,17 @@ def test_latents_of_another_width_than_the_prior_are_refused(entry):
     vae.decoder[0][0] = nn.Linear(1, 8)
     before = fingerprint(vae)
     with pytest.raises(ConfigError, match=r"\(1,\).*\(2,\)"):
+        ENTRIES[entry](vae, bits())
+    assert fingerprint(vae) == before
+
+
+@pytest.mark.parametrize("entry", ["fit", "loss", "elbo_terms"])
+def test_b39_a_prior_of_another_width_than_encoder_and_decoder_is_named(entry):
+    """The decoder fails first, on the prior's draws, and is not to blame."""
+    vae = small_vae()
+    vae.prior = pv.priors.StandardNormal(3)
+    before = fingerprint(vae)
+    with pytest.raises(ConfigError, match=r"p\(z\) is over shape \(3,\), but q.*\(2,\)"):
         ENTRIES[entry](vae, bits())
     assert fingerprint(vae) == before
 

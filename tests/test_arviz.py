@@ -364,12 +364,46 @@ class TestCallsFromOneOn:
         azp.plot_prior_posterior(tree, coords={"datum": [0]}, backend="matplotlib")
 
 
-def trained():
+def trained(**settings):
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
-    return pv.fit(model(), x, validation=x[:5], epochs=3, progress=False)
+    return pv.fit(model(), x, validation=x[:5], epochs=3, progress=False, **settings)
+
+
+@pytest.fixture(params=["InferenceData", "DataTree"])
+def container(request, monkeypatch):
+    """The export's container, of arviz < 1 and of arviz ≥ 1, made in turn."""
+    if request.param == "InferenceData":
+        request.getfixturevalue("az")
+    else:
+        monkeypatch.setattr(arviz_io, "has_datatree", lambda: True)
+    return request.param
+
+
+def arrays(data, group):
+    """The dataset of a group, from either container."""
+    return data[group].to_dataset() if isinstance(data, xr.DataTree) else data[group]
 
 
 class TestHistory:
+    def test_the_flight_record_is_a_group_by_step(self, container):
+        history = trained(batch_size=10, diagnostics_every=2)
+        data = history_to_arviz(history)
+        assert type(data).__name__ == container
+        assert groups_of(data) == {"training", "flight"}
+        flight = arrays(data, "flight")
+        assert flight["step"].values.tolist() == [2, 4, 6]
+        assert flight["kl_per_dimension"].dims == ("step", "latent")
+        for name in ("rate", "distortion", "active_units", "kl_per_dimension"):
+            expected = [record[name] for record in history.flight]
+            np.testing.assert_array_equal(flight[name], expected)
+        assert groups_of(history_to_arviz(trained())) == {"training"}
+
+    def test_what_a_flight_recorder_could_not_measure_is_nan(self):
+        history = trained(diagnostics_every=1)
+        history.flight[1] |= {"rate": None}
+        flight = history_to_arviz(history)["flight"]
+        assert np.isnan(flight["rate"]).values.tolist() == [False, True, False]
+
     def test_columns_by_epoch(self):
         history = trained()
         data = history_to_arviz(history)["training"]
@@ -401,6 +435,32 @@ class TestPredictive:
         prior = predictive_to_arviz(self.samples(vae, x), group="prior")
         assert groups_of(prior) == {"prior", "prior_predictive"}
 
+    def test_either_container_holds_the_same(self, container, tmp_path):
+        """The call of Pyro's manual, its export, and the export read from a file."""
+        vae, x = model(), torch.zeros(5, 4)
+        samples = self.samples(vae, x, guide=vae.guide)
+        data = pv.predictive_to_arviz(samples, x)
+        assert type(data).__name__ == container
+        assert groups_of(data) == {"posterior", "posterior_predictive", "observed_data"}
+        z = arrays(data, "posterior")["z"]
+        assert z.dims == ("chain", "draw", "datum", "latent")
+        np.testing.assert_array_equal(z[0], samples["z"].detach())
+        replicates = arrays(data, "posterior_predictive")["x"]
+        np.testing.assert_array_equal(replicates[0], samples["x"].detach())
+        data.to_netcdf(str(tmp_path / "draws.nc"))
+        with xr.open_dataset(tmp_path / "draws.nc", group="posterior") as back:
+            xr.testing.assert_equal(back["z"], z)
+
+    def test_data_that_the_model_is_conditioned_on_are_no_replicates(self, container):
+        vae, x = model(), torch.randn(5, 4)
+        for num_samples, given in ((9, None), (9, x), (1, x)):
+            with pyro.get_param_store().scope():
+                samples = Predictive(vae.model, guide=vae.guide, num_samples=num_samples)(x)
+            with pytest.warns(UserWarning, match="same in every draw.*\\n.*uncondition"):
+                data = predictive_to_arviz(samples, given)
+            assert "posterior_predictive" not in groups_of(data)
+            assert arrays(data, "posterior")["z"].shape == (1, num_samples, 5, 2)
+
     def test_values_are_those_of_predictive(self):
         vae, x = model(), torch.zeros(5, 4)
         samples = self.samples(vae, x, guide=vae.guide, parallel=True)
@@ -414,12 +474,3 @@ class TestPredictive:
             predictive_to_arviz({})
         with pytest.raises(DataError, match="different numbers of draws"):
             predictive_to_arviz({"z": torch.zeros(2, 3), "x": torch.zeros(4, 3)})
-
-
-def test_importing_the_file_does_not_import_arviz():
-    import subprocess
-    import sys
-
-    code = "import sys, pyrovae.arviz_io; print({'arviz', 'xarray'} & set(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "set()"

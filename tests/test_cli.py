@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import pyrovae as pv
 from pyrovae import cli
-from pyrovae.cli import numbers
+from pyrovae.cli import numbers, verify
 from pyrovae.errors import DivergenceError
 
 PICTURES = ("latent.png", "reconstructions.png", "samples.png", "training.png")
@@ -405,6 +405,17 @@ class TestParts:
         assert type(vae.encoder[-1]).__name__ == "FlowGuide"
         assert vae.loss(pv.datasets.digits().test).isfinite().all()
 
+    def test_the_bound_of_relaxed_latents_is_called_that_of_the_relaxed_model(self):
+        part = "RelaxedBernoulli"
+        result, summary = fit("--prior", part, "--guide", part)
+        assert summary["bound_on"] == "log p(x) of the relaxed model"
+        assert "ELBO of the relaxed model (higher is better)" in words(result.stdout)
+        scores = words(pyrovae("evaluate", "run", "--num-samples", 21, "--num-data", 20).stdout)
+        assert "ELBO of the relaxed model (higher is better)" in scores
+        assert "evidence, log p(x) of the relaxed model" in scores
+        shutil.copytree("run", "again")
+        assert "relaxed" in words(pyrovae("compare", "run", "again", "--num-samples", 21).stdout)
+
     def test_a_wrong_name_suggests_the_nearest(self):
         result = pyrovae("fit", "--out", "run", "--prior", "Vampprior")
         assert result.exit_code == 2
@@ -514,6 +525,31 @@ class TestVerify:
         result = pyrovae("verify", "normal", "--seed", 12345)
         assert result.exit_code == 1
         assert "1 of 9 checks fail: held out: elbo." in words(result.stdout)
+
+    def test_what_is_far_by_chance_passes_if_the_runs_own_draws_give_it(self, runs, monkeypatch):
+        monkeypatch.setattr(verify, "LIMIT", 0.0)  # now every true number is far
+        result = pyrovae("verify", "normal", "--json")
+        assert result.exit_code == 0, result.output
+        notes = [check["note"] for check in json.loads(result.stdout)["checks"]]
+        assert notes == [""] * 3 + ["the run's own draws give it"] * 6
+        change = {"value": -20.0}
+        edit(runs / "normal" / "summary.json", lambda card: card["held_out"]["elbo"].update(change))
+        assert "held out: elbo." in words(pyrovae("verify", "normal").stdout)
+
+    @pytest.mark.parametrize("name", ["draw_error", "std_error"])
+    @pytest.mark.parametrize("factor", [0.4, 100.0])
+    def test_an_error_that_is_not_so_fails(self, name, factor, runs):
+        """A large one would excuse any number."""
+
+        def excused(card):
+            number = card["held_out"]["elbo"]
+            number["value"] += 20 * number["draw_error"] * (factor > 1)
+            number[name] *= factor
+
+        edit(runs / "normal" / "summary.json", excused)
+        result = pyrovae("verify", "normal")
+        assert result.exit_code == 1
+        assert f"held out: elbo: {name} is" in words(result.stdout)
 
     def test_another_model_file_fails(self, runs):
         vae = pv.load("mixture/model.safetensors")

@@ -68,6 +68,15 @@ def points(part: Part, event_shape: torch.Size) -> tuple[torch.Tensor, float]:
     return z.reshape(-1, *event_shape), log_volume
 
 
+@pytest.mark.parametrize(
+    ("family", "table"),
+    [(priors, PRIORS), (guides, GUIDES), (likelihoods, LIKELIHOODS)],
+    ids=["priors", "guides", "likelihoods"],
+)
+def test_every_public_part_is_in_its_table(family, table):
+    assert {type(part.make()).__name__ for part in table.values()} == set(family.__all__)
+
+
 # ---- densities
 
 

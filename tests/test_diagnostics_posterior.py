@@ -60,14 +60,16 @@ class TestParetoK:
             diagnostics.pareto_k(uninformative(), self.x, num_samples=20)
 
     @pytest.mark.parametrize(
-        ("method", "options"), [("hmc", {"num_warmup": 200}), ("refine", {"num_steps": 150})]
+        ("method", "options"),
+        [
+            ("hmc", {"num_warmup": 200, "num_samples": 250, "num_chains": 16}),
+            ("refine", {"num_steps": 150, "num_samples": 1000}),
+        ],
     )
     def test_escalation_repairs_the_failed_rows(self, method, options):
         vae = uninformative()
         rows = torch.tensor([0, 1])
-        found = diagnostics.escalate(
-            vae, self.x, rows=rows, method=method, num_samples=1000, **options
-        )
+        found = diagnostics.escalate(vae, self.x, rows=rows, method=method, **options)
         assert found.draws.shape[2:] == (2, 1)
         # var 1, where the guide's is 0.09 and 0.25; 1000+ draws: sd of the variance ≤ 0.1
         assert ((found.covariance[:, 0, 0] - 1).abs() < 0.3).all()

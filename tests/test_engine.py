@@ -8,8 +8,6 @@ import hashlib
 import math
 import random
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyro
@@ -35,6 +33,11 @@ from pyrovae.training.recording import CannotRecord, recorded, substituted
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 
 N = 37
+
+
+@pytest.fixture(autouse=True)
+def every_size_is_recorded(monkeypatch):
+    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 0)
 
 
 def bits(n=N, width=4, seed=0):
@@ -289,6 +292,27 @@ def tied():
     return pv.VAE(priors.StandardNormal(2), encoder, Tied(encoder))
 
 
+class Shifted(nn.Module):
+    """A decoder with two shifts whose gradients are one tensor, as autograd gives them."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+        self.a, self.b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+
+    def forward(self, z):
+        return self.part(z + (self.a + self.b))
+
+
+def shifted():
+    vae = small_vae()
+    return pv.VAE(vae.prior, vae.encoder, Shifted(vae.decoder))
+
+
+def test_gradients_in_shared_memory_are_clipped_once(tmp_path):
+    check_same(shifted, tmp_path, clip_norm=0.01, optimizer="SGD", batch_size=N)
+
+
 LABELS = torch.arange(N) % 4 - 1
 
 
@@ -512,6 +536,22 @@ def test_recording_can_stop_anywhere(limit, tmp_path, monkeypatch):
     check_same(with_dropout, tmp_path, engine=f"handlers: it has more than {limit} operations")
 
 
+def test_the_smaller_batch_at_the_end_is_recorded_when_it_has_come_often(tmp_path, monkeypatch):
+    """Its handlers give the same bits, so that a resumed run may record it later."""
+    recordings = []
+
+    def counted(function, *inputs, **options):
+        recordings.append(len(inputs[-1]))
+        return recorded(function, *inputs, **options)
+
+    monkeypatch.setattr("pyrovae.training.graphs.recorded", counted)
+    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 2)
+    check_same(small_vae, tmp_path, epochs=2)
+    assert recordings == [10]
+    check_same(small_vae, tmp_path / "longer", epochs=4)
+    assert recordings == [10, 10, 7]
+
+
 @pytest.mark.slow
 def test_a_loader_of_ever_other_sizes_is_served_by_graphs_and_handlers(tmp_path):
     class Sizes(torch.utils.data.Sampler):
@@ -674,9 +714,9 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def check_compiled(folder, tolerance, **settings):
-    _, _, graph = fitted(small_vae, folder / "graph", compile="graph", **settings)
-    said, _, compiled = fitted(small_vae, folder / "inductor", compile="inductor", **settings)
+def check_compiled(folder, tolerance, make=small_vae, **settings):
+    _, _, graph = fitted(make, folder / "graph", compile="graph", **settings)
+    said, _, compiled = fitted(make, folder / "inductor", compile="inductor", **settings)
     assert said == "inductor"
     for (name, p), q in zip(graph.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(q, p, rtol=tolerance, atol=tolerance, msg=name)
@@ -692,16 +732,12 @@ def test_the_compiled_graph_equals_the_graph_to_rounding(name, tmp_path):
     check_compiled(tmp_path, 1e-5, **settings)
 
 
-def test_a_short_run_does_not_pay_for_the_compilers_import():
-    """torch's optimizers import some of torch._inductor themselves, but not what compiles."""
-    code = """
-import sys, torch, pyrovae as pv
-vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
-history = pv.fit(vae, torch.ones(10, 4), epochs=2)
-print(history.engine, "torch._inductor.compile_fx" in sys.modules)
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["handlers", "False"]
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch itself
+def test_the_compiled_graph_gives_each_gradient_its_own_memory(tmp_path):
+    settings = {"clip_norm": 0.01, "optimizer": "SGD", "learning_rate": 0.01}
+    check_compiled(tmp_path, 1e-5, shifted, **settings)
 
 
 # Networks in bfloat16, densities in float32.

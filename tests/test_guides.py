@@ -209,6 +209,56 @@ def test_full_normal_correlations_reach_their_documented_end(float64):
     assert correlation.item() == pytest.approx(10 / math.sqrt(101), abs=1e-12)
 
 
+@pytest.mark.parametrize("size", [1.0, 3.0, 30.0, 1e6])
+@pytest.mark.parametrize("dim", [2, 8, 32])
+def test_full_normal_knows_the_density_of_its_draws_in_float32(dim, size):
+    """Mean of log q(z) at z ~ q against −entropy: what it lacks would be a gift to the ELBO."""
+    torch.manual_seed(0)
+    head = guides.FullNormal(dim)
+    features = torch.randn(head.num_features)
+    features[2 * dim :] *= size
+    q = head(features)
+    with torch.no_grad():
+        z = q.sample((2000,))
+        own, solved = q.log_prob(z), q.log_prob(z.clone())
+    exact = -0.5 * dim * (1 + math.log(2 * math.pi)) - q.scale_tril.diagonal().log().sum()
+    # log q(z) has the variance of ½ χ²_D
+    standard_error = math.sqrt(dim / 2 / 2000)
+    assert abs(own.mean() - exact) < 5 * standard_error
+    if dim == 32 and size > 1:  # negative control: what torch's solves give
+        assert not solved.mean() > exact - 1000
+
+
+@pytest.mark.parametrize("size", [-1e6, 1e6])
+def test_a_full_normal_of_many_latents_takes_extreme_data(size):
+    q, p = guides.FullNormal(32), pv.likelihoods.Normal(3)
+    encoder, network = mlp(3, q.num_features), mlp(32, p.num_features)
+    vae = pv.VAE(priors.StandardNormal(32), nn.Sequential(encoder, q), nn.Sequential(network, p))
+    loss = vae.loss(torch.full((2, 3), size))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert all(torch.isfinite(t.grad).all() for t in vae.parameters())
+
+
+def test_the_density_of_a_draw_equals_the_solved_one(float64):
+    """Value and total derivative, with z = μ + L ε carrying its path; also after `expand`."""
+    head = guides.FullNormal(3)
+    features = torch.randn(5, head.num_features).requires_grad_()
+    for q in (head(features), head(features).expand([2, 5])):
+        z = q.rsample()
+        own, solved = q.log_prob(z), q.log_prob(z + 0)
+        assert torch.allclose(own, solved, atol=1e-10)
+        a, b = (
+            torch.autograd.grad(value.sum(), features, retain_graph=True)[0]
+            for value in (own, solved)
+        )
+        assert torch.allclose(a, b, atol=1e-8)
+    # without its path, the gradient at fixed z is meant
+    q = head(features)
+    (score,) = torch.autograd.grad(q.log_prob(q.sample()).sum(), features)
+    assert (score[:, :3] != 0).all()
+
+
 # ---- Laplace and Student-t
 
 

@@ -328,6 +328,26 @@ class TestFlightRecord:
         assert plots.flight_record(RECORDED, fig=right) is right
         assert (len(left.axes), len(right.axes)) == (0, 4)
 
+    @pytest.mark.parametrize("parts", ["figure", "subfigure"])
+    def test_panels_do_not_overlap_in_a_figure_without_layout(self, parts):
+        figure = Figure(figsize=(10, 5))
+        place = figure if parts == "figure" else figure.subfigures(1, 1)
+        plots.flight_record(RECORDED, fig=place)
+        figure.draw_without_rendering()
+        boxes = [ax.get_tightbbox() for ax in figure.axes]
+        pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+        assert not any(a.overlaps(b) for a, b in pairs)
+
+    def test_a_layout_of_the_caller_stays(self):
+        figure = Figure(layout="tight")
+        engine = plots.flight_record(RECORDED, fig=figure).get_layout_engine()
+        assert engine is figure.get_layout_engine()
+        assert type(engine).__name__ == "TightLayoutEngine"
+
+    def test_a_number_of_units_is_whole(self):
+        figure = plots.flight_record({"step": [1, 2], "active_units": [0, 2]})
+        assert all(tick == round(tick) for tick in figure.axes[0].get_yticks())
+
     @pytest.mark.parametrize(
         ("records", "message"),
         [
@@ -501,6 +521,21 @@ class TestGridPosterior:
         draws = torch.tensor([[0.5, 1.0], [0.6, 1.2]])
         ax = plots.grid_posterior(log_normal(MEAN, COVARIANCE), (Z1, Z2), draws=draws)
         np.testing.assert_allclose(ax.collections[-1].get_offsets(), draws)
+
+    @pytest.mark.parametrize("num_panels", [1, 3])
+    def test_the_key_covers_no_panel_and_no_name(self, num_panels):
+        figure = Figure(figsize=(3.5 * num_panels, 3.8), layout="constrained")
+        options = {"mean": MEAN, "covariance": COVARIANCE, "draws": [MEAN]}
+        for ax in figure.subplots(1, num_panels, squeeze=False)[0]:
+            plots.grid_posterior(log_normal(MEAN, COVARIANCE), (Z1, Z2), ax=ax, **options)
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            key = ax.get_legend().get_window_extent()
+            others = [other.get_window_extent() for other in figure.axes]
+            others += [other.xaxis.get_tightbbox() for other in figure.axes]
+            others += [o.get_legend().get_window_extent() for o in figure.axes if o is not ax]
+            assert not any(key.overlaps(box) for box in others)
+            assert key.y0 >= 0
 
     def test_impossible_places_are_white(self):
         log_density = log_normal(MEAN, COVARIANCE)
@@ -682,7 +717,7 @@ class TestCalibration:
         heights = ax.collections[0].get_paths()[0].vertices[:, 1]
         np.testing.assert_allclose([heights.min(), heights.max()], [-0.1, 0.1])  # 0.2 √¼
         texts = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert texts == ["dimension 1", "dimension 2", "uniform ranks,\n90 % band"]
+        assert texts == ["dimension 1", "dimension 2, outside", "uniform ranks,\n90 % band"]
 
     def test_many_dimensions_share_two_keys(self):
         texts = plots.calibration(calibration_record(9)).get_legend().get_texts()

@@ -17,7 +17,14 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import data_scale
 from pyrovae.networks import Given, Joined, OneHot, mlp, start_at_mean
 from pyrovae.objectives import BetaELBO, TraceELBO
-from pyrovae.programs import GivenGlobal, HierarchicalVAE, Labels, SemiSupervisedVAE, certain
+from pyrovae.programs import (
+    GivenGlobal,
+    HierarchicalVAE,
+    Labels,
+    SemiSupervisedVAE,
+    certain,
+    partly_known,
+)
 from pyrovae.terms import draw_traces, terms_of
 
 
@@ -148,6 +155,34 @@ def test_no_labels_and_all_unknown_are_the_same(float64):
     assert summed_out().loss(program.model, program.guide, x) == pytest.approx(
         summed_out().loss(program.model, program.guide, x, unknown), abs=1e-10
     )
+
+
+@pytest.mark.parametrize("filler", [-1.0, 2.0, 99.0, math.nan])
+def test_y_mask_says_which_labels_are_known_whatever_stands_elsewhere(filler, float64):
+    truth = Mixture()
+    program, (x, y) = truth.program(alpha=2.0), truth.sample(6)
+    y_mask = torch.tensor([True, False, True, False, False, True])
+    labels = partly_known(torch.where(y_mask, y.double(), filler), y_mask)
+    assert torch.equal(labels, torch.where(y_mask, y, -1))
+    elbo, log_q = by_hand(truth, program, x, labels)
+    loss = summed_out().loss(program.model, program.guide, x, labels)
+    assert loss == pytest.approx(-(elbo + 2.0 * log_q).item(), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("y", "y_mask", "message"),
+    [
+        ([0, 1], [True], r"y_mask has shape \(1,\) and y \(2,\).*one true"),
+        ([0, 1], [1.0, 0.5], "one true .known. or false for each label"),
+        ([0.0, 0.5], [True, True], r"y\[1\] = 0.5 is marked as known.*\n?.*\(1 of 2"),
+        ([-2, 0], [True, False], r"y\[0\] = -2 is marked as known"),
+        ([math.nan, 0.0], [True, True], r"y\[0\] = nan is marked as known"),
+        (["a", "b"], [True, True], "y has dtype"),
+    ],
+)
+def test_labels_that_are_no_labels_are_refused_under_y_mask(y, y_mask, message):
+    with pytest.raises(DataError, match=message):
+        partly_known(y, y_mask)
 
 
 def test_exact_parts_give_the_evidence(float64):

@@ -157,7 +157,7 @@ class Columns:
                 check_mask(mask, x.shape, is_whole=False)
                 mask = mask.bool()
             check_values(x, self.density, mask)
-            check_precision(x, self.dtype, mask)
+            check_precision(x, self.dtype, mask, p_x=self.density)
         except DataError:
             self._refuse()
             raise
@@ -173,7 +173,7 @@ class Columns:
         if self.mask is not None:
             check_mask(self.mask, self.x.shape, is_whole=False)
         check_values(self.x, self.density, self.mask)
-        check_precision(self.x, self.dtype, self.mask)
+        check_precision(self.x, self.dtype, self.mask, p_x=self.density)
 
     def _stores_fine_numbers(self, x: SparseRows) -> bool:
         """Whether what is stored, and 0, are fine in every cell: then none need be filled in."""
@@ -186,7 +186,7 @@ class Columns:
         try:
             for part in map(as_tensor, chain([np.zeros(1)], parts)):
                 check_finite(part)
-                check_precision(part, self.dtype)
+                check_precision(part, self.dtype, p_x=self.density)
                 if not support.check(part).all():
                     return False
         except DataError:

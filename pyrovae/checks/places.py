@@ -17,8 +17,10 @@ class Counter:
         self.count, self.first = 0, ()
 
     def add(self, is_bad: Tensor, start: int) -> None:
+        if not is_bad.any():  # takes a fifth of the time of a sum
+            return
         here = int(is_bad.sum())
-        if here and not self.count:
+        if not self.count:
             row, *rest = first_true(is_bad)
             self.first = (start + row, *rest)
         self.count += here

@@ -8,6 +8,7 @@ from typer import Argument, Option
 import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, path_of, say_json
 from pyrovae.cli.evaluate import DataOption, JsonOption, SeedOption
+from pyrovae.cli.numbers import bound_on
 from pyrovae.cli.runs import Run, open_run
 from pyrovae.errors import ConfigError, DataError
 
@@ -66,7 +67,8 @@ def comparison(runs: list[Run], *, num_samples: int, seed: int) -> dict[str, Any
     options = {"num_samples": num_samples, "seed": seed}
     found = pv.diagnostics.compare_priors(models, first.data.test, **options)
     priors = {str(run.folder): run.card["settings"]["prior"] for run in runs}
-    rows = [_row(row, priors[row.name]) for row in found.rows]
+    bounds = {name: bound_on(vae, first.data.test) for name, vae in models.items()}
+    rows = [_row(row, priors[row.name], bounds[row.name]) for row in found.rows]
     return {
         "data": first.data.name,
         "num_data": len(first.data.test),
@@ -77,13 +79,14 @@ def comparison(runs: list[Run], *, num_samples: int, seed: int) -> dict[str, Any
     }
 
 
-def _row(row: Any, prior: str) -> dict[str, Any]:
+def _row(row: Any, prior: str, bound: str) -> dict[str, Any]:
     names = ("log_px", "difference", "reconstruction", "kl", "mutual_information", "marginal_kl")
     estimates = {name: getattr(row, name) for name in names}
     numbers = {n: {"value": e.value, "std_error": e.std_error} for n, e in estimates.items()}
     return {
         "run": row.name,
         "prior": prior,
+        "bound_on": bound,
         **numbers,
         "share_above_pareto_k": row.share_failed,
         "is_distinguishable": row.is_distinguishable,
@@ -111,7 +114,7 @@ def show(result: dict[str, Any]) -> None:
         parts = ("reconstruction", "mutual_information", "marginal_kl")
         table.add_row(
             Text(row["run"]),
-            row["prior"],
+            row["prior"] + row["bound_on"].removeprefix("log p(x)"),
             _pair(row["log_px"]),
             worse,
             *(f"{row[part]['value']:.2f}" for part in parts),

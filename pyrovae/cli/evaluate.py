@@ -7,7 +7,7 @@ from typer import Argument, Option
 
 import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, file_name, path_of, say_json
-from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, estimate
+from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, bound_on, elbo_label, estimate
 from pyrovae.cli.runs import Run, open_run
 
 RunFolder = Annotated[
@@ -74,6 +74,7 @@ def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> di
         "run": str(run.folder),
         "data": run.data.name,
         "unit": "nats per datum",
+        "bound_on": bound_on(run.vae, x),
         **estimate(run.vae, x, seed),
         "log_px": {
             "value": log_px.value,
@@ -111,8 +112,9 @@ def show(result: dict[str, Any]) -> None:
         f"log p(x) by {log_px['estimator']} (error of its draws {log_px['draw_error']:.3f})",
     )
     table.add_column("value", justify="right")
-    rows = {name: result[key] for key, name in TERMS.items()}
-    rows["evidence, log p(x) (higher is better)"] = log_px
+    labels = {**TERMS, "elbo": elbo_label(result["bound_on"])}
+    rows = {name: result[key] for key, name in labels.items()}
+    rows[f"evidence, {result['bound_on']} (higher is better)"] = log_px
     for name, number in rows.items():
         table.add_row(Text(name), f"{number['value']:.2f} ± {number['std_error']:.2f}")
     table.add_row("active units", f"{active['value']} of {active['of']}")

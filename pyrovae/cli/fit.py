@@ -28,7 +28,7 @@ from typer import Option
 import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, file_name, path_of
 from pyrovae.cli.data import DATA_SETS, PIXELS, Images, load
-from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, estimate
+from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, bound_on, elbo_label, estimate
 from pyrovae.errors import CheckpointError, ConfigError
 
 SETTINGS = "settings.json"
@@ -325,6 +325,7 @@ def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[st
         "pixels": PIXELS[data.pixels],
         "held_out_is": data.split,
         "unit": "nats per datum; elbo = -(reconstruction + kl), whatever beta",
+        "bound_on": bound_on(vae, data.test),
         "num_samples": NUM_SAMPLES,
         "training": estimate(vae, data.train, history.seed),
         "held_out": estimate(vae, data.test, history.seed),
@@ -377,7 +378,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
     table = Table("nats per datum", title=f"VAE on {result['data']}", caption=caption)
     for name, part in parts.items():
         table.add_column(f"{name} (N={part['num_data']})", justify="right")
-    for key, name in TERMS.items():
+    for key, name in {**TERMS, "elbo": elbo_label(result["bound_on"])}.items():
         numbers = (part[key] for part in parts.values())
         table.add_row(Text(name), *(f"{n['value']:.2f} ± {n['std_error']:.2f}" for n in numbers))
     settings, beta = result["settings"], result["settings"]["beta"]

@@ -18,6 +18,19 @@ TERMS = {
 }
 
 
+def bound_on(vae: Any, x: Any) -> str:
+    """What the ELBO is a bound on: "log p(x)", or "log p(x) of the relaxed model"."""
+    from pyrovae import terms
+    from pyrovae.admission import trace_once
+
+    return terms.bound_on(*trace_once(vae, x[:1]))
+
+
+def elbo_label(bound: str) -> str:
+    """The ELBO's row in a table, with the model that it bounds where that is another one."""
+    return TERMS["elbo"].replace("ELBO", "ELBO" + bound.removeprefix("log p(x)"))
+
+
 def estimate(vae: Any, x: Any, seed: int, *, num_samples: int | None = None) -> dict[str, Any]:
     """ELBO, reconstruction and KL of x (N, *event), in nats per datum, with standard errors.
 

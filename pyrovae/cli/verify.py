@@ -1,7 +1,19 @@
-"""`pyrovae verify`: is a run what its card says?"""
+"""`pyrovae verify`: is a run what its card says?
+
+A number m on the card and the same m' at other draws of z, of the same data and as many draws,
+differ by Monte-Carlo error alone, whose standard error is √2 s for s that of one of them. So
+
+    t = |m − m'| / (√2 s') ≤ 3
+
+with s' computed again: an error on the card that is too large excuses nothing. Of six true
+numbers one is beyond 3 for about 1 in 85 seeds (1.2 %; 1.6 % if they were independent), though
+each is for 0.27 %. So one that is beyond is computed once more with the run's own draws: equal
+up to rounding, it is true, and was far by chance. Another machine or version of torch may draw
+otherwise; there a true card fails at that rate.
+"""
 
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer import Option
@@ -11,7 +23,10 @@ from pyrovae.cli.evaluate import DataOption, JsonOption, RunFolder
 from pyrovae.cli.numbers import TERMS, estimate
 from pyrovae.cli.runs import Run, open_run
 
-LIMIT = 3.0  # standard errors of the difference; six true numbers all stay within in 98 % of seeds
+LIMIT = 3.0  # standard errors of the difference
+ERROR_FACTOR = 2.0  # between an error on the card and the same again; √N S draws agree far better
+ROUNDING = 1e-6  # of a number computed twice at the same draws
+FIELDS = ("value", "std_error", "draw_error")
 OTHER_DRAWS = 2**31  # torch's CPU generator keeps 32 bits of a seed: change one of these
 
 
@@ -23,6 +38,7 @@ class Check(NamedTuple):
     found: str
     distance: float | None
     is_fine: bool
+    note: str = ""
 
 
 @app.command("verify")
@@ -38,8 +54,13 @@ def verify_command(
 
     The model file and the data must have the SHA-256 on the card. Each mean term
     of the ELBO is computed again on the same data with other draws of z, and must
-    be within three standard errors of the difference, over the draws of both. A
-    run whose card is true fails by chance about once in 60 seeds.
+    be within three standard errors of the difference, over the draws of both; its
+    errors must be those on the card within a factor of 2.
+
+    One of six true numbers is further off by chance in about 1 of 85 seeds. Such
+    a one is computed with the run's own draws too, and passes only if that gives
+    the card's number up to rounding. On a machine that draws otherwise it cannot:
+    there 1 true card in 85 fails, and another --seed tells.
 
     Exit code 1: one of them fails.
 
@@ -79,17 +100,41 @@ def number_checks(run: Run, seed: int) -> list[Check]:
     """Each number of the card beside the same with other draws."""
     checks = []
     for part, x in (("training", run.data.train), ("held_out", run.data.test)):
-        fresh = estimate(run.vae, x, seed)
+        card = run.card[part]
+
+        def again(seed: int, x: Any = x) -> dict[str, Any]:
+            return estimate(run.vae, x, seed, num_samples=run.card.get("num_samples"))
+
+        fresh, own = again(seed), None
         for key in TERMS:
-            old, new = run.card[part][key], fresh[key]
-            error = math.hypot(old["draw_error"], new["draw_error"])
-            difference = abs(old["value"] - new["value"])
-            # a term without noise (a deterministic one) is compared up to float32's rounding
-            distance = difference / max(error, 1e-6 * (1 + abs(old["value"])))
-            values = (f"{n['value']:.3f} ± {n['draw_error']:.3f}" for n in (old, new))
-            name = f"{part.replace('_', ' ')}: {key}"
-            checks.append(Check(name, *values, distance, distance <= LIMIT))
+            check = _compared(f"{part.replace('_', ' ')}: {key}", card[key], fresh[key])
+            if not check.is_fine:
+                own = own or again(run.card["seed"])
+                if _is_same(card[key], own[key]):
+                    check = check._replace(is_fine=True, note="the run's own draws give it")
+            checks.append(check)
     return checks
+
+
+def _compared(name: str, old: dict[str, float], new: dict[str, float]) -> Check:
+    """A number of the card and the same with other draws."""
+    error = math.sqrt(2) * new["draw_error"]
+    # a term without noise (a deterministic one) is compared up to float32's rounding
+    distance = abs(old["value"] - new["value"]) / max(error, ROUNDING * (1 + abs(old["value"])))
+    values = (f"{n['value']:.3f} ± {n['draw_error']:.3f}" for n in (old, new))
+    wrong = [n for n in ("draw_error", "std_error") if not _is_near(old[n], new[n])]
+    note = "; ".join(f"{n} is {old[n]:.3g} on the card, now {new[n]:.3g}" for n in wrong)
+    return Check(name, *values, distance, distance <= LIMIT and not wrong, note)
+
+
+def _is_near(old: float, new: float) -> bool:
+    """Whether two standard errors, that may both be 0, are within a factor."""
+    return old <= ERROR_FACTOR * new + ROUNDING and new <= ERROR_FACTOR * old + ROUNDING
+
+
+def _is_same(old: dict[str, float], new: dict[str, float]) -> bool:
+    """Whether value and errors are equal up to rounding; NaN is not."""
+    return all(abs(old[n] - new[n]) <= ROUNDING * (1 + abs(new[n])) for n in FIELDS)
 
 
 def show(run: Run, checks: list[Check], seed: int) -> None:
@@ -111,6 +156,9 @@ def show(run: Run, checks: list[Check], seed: int) -> None:
         table.add_row(check.name, check.reported, check.found, apart, mark)
     console = Console(highlight=False)
     console.print(table)
+    for check in checks:
+        if check.note:
+            console.print(f"{check.name}: {check.note}.", soft_wrap=True)
     failed = [check.name for check in checks if not check.is_fine]
     verdict = f"{len(failed)} of {len(checks)} checks fail: {', '.join(failed)}."
     console.print(verdict if failed else f"All {len(checks)} checks hold.", soft_wrap=True)

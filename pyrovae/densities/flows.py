@@ -20,17 +20,17 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform, constraints
 
+from pyrovae.densities.drawn import RemembersDraw
+
 __all__ = ["FlowDistribution", "autoregressive", "coupling", "spline"]
 
 
-class FlowDistribution(TorchDistribution):
+class FlowDistribution(RemembersDraw, TorchDistribution):
     """The density of z = f(u), u ~ base: log p(z) = log base(u) − log |det ∂f/∂u|, in nats.
 
     Drawing runs f once; the log-density of another point runs f⁻¹ once. The log-density
-    of the point that was drawn last is remembered, so that log q(z) at z ~ q costs no
-    inverse: in an autoregressive flow one of the two directions takes D passes. It is
-    the same number with the same total derivative along z = f(u); ask for ∂ log p / ∂z
-    alone at `z.detach().requires_grad_()`.
+    of the point that was drawn last is remembered (`RemembersDraw`), so that log q(z) at
+    z ~ q costs no inverse: in an autoregressive flow one of the two directions takes D passes.
 
     Args:
         transform: f, a bijection of vectors with zuko's `call_and_ladj` and `inv`.
@@ -50,13 +50,11 @@ class FlowDistribution(TorchDistribution):
 
     def __init__(self, transform: Transform, base: Distribution, validate_args: Any = None):
         self.transform, self.base = transform, base
-        self._drawn = self._log_prob_drawn = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "FlowDistribution":
         new = self._get_checked_instance(FlowDistribution, _instance)
         new.transform, new.base = self.transform, self.base.expand(torch.Size(batch_shape))
-        new._drawn = new._log_prob_drawn = None
         super(FlowDistribution, new).__init__(
             torch.Size(batch_shape), self.event_shape, validate_args=False
         )
@@ -66,17 +64,13 @@ class FlowDistribution(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         u = self.base.rsample(torch.Size(sample_shape))
         z, log_jacobian = self.transform.call_and_ladj(u)
-        self._drawn, self._log_prob_drawn = z, self.base.log_prob(u) - log_jacobian
-        return z
+        return self._remember(z, self.base.log_prob(u) - log_jacobian)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        if value is self._drawn and not torch.is_grad_enabled():
-            return self._log_prob_drawn.detach()
-        # a leaf was drawn without its path: there the gradient at fixed z is meant
-        if value is self._drawn and value.grad_fn is not None:
-            return self._log_prob_drawn
+        if (known := self._remembered(value)) is not None:
+            return known
         u, log_jacobian = self.transform.inv.call_and_ladj(value)
         return self.base.log_prob(u) + log_jacobian
 

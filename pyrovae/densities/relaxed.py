@@ -50,6 +50,7 @@ class _Relaxed(LogitVector):
     """A logit vector with a temperature; draws are reparameterised."""
 
     has_rsample = True
+    is_relaxed = True  # `terms.bound_on` reads it: its ELBO is another model's
 
     def __init__(self, logits: Tensor, temperature: float, *, validate_args: bool | None = None):
         self.temperature = temperature

@@ -10,20 +10,20 @@ from matplotlib.ticker import MaxNLocator
 
 from pyrovae.errors import DataError
 from pyrovae.plots.inputs import as_real
-from pyrovae.plots.style import BLUE, COLORS, dress
+from pyrovae.plots.style import BLUE, COLORS, dress, own_figure
 
 _TERMS = {
     "elbo": "ELBO (higher is better)",
     "reconstruction": "reconstruction, −log p(x|z)",
     "kl": "KL(q(z|x) ‖ p(z))",
 }
-_NATS = "nats per datum"
+_NATS, _COUNT = "nats per datum", "number"
 # title and unit of columns that are known; any other is drawn under its own name
 _RECORDED = {
     "elbo": ("ELBO", _NATS),
     "rate": ("rate, KL(q(z|x) ‖ p(z))", _NATS),
     "distortion": ("distortion, −log p(x|z)", _NATS),
-    "active_units": ("active units", "number"),
+    "active_units": ("active units", _COUNT),
     "mutual_information": ("mutual information of x and z", "nats"),
     "marginal_kl": ("marginal KL(q(z) ‖ p(z))", "nats"),
     "kl_per_dimension": ("KL, a line per latent dimension", _NATS),
@@ -46,7 +46,8 @@ def training_curve(
         history: a `pyrovae.History`, or a mapping or data frame with its columns "epoch", "elbo",
             "reconstruction", "kl" and, optionally, the last three with "validation_" before;
             each of length E, in nats per datum; None where nothing was recorded.
-        fig: where to draw; a new figure by default.
+        fig: where to draw; a new figure by default. One without a layout engine becomes
+            constrained.
 
     Returns:
         The figure, with three axes that share the epochs.
@@ -68,7 +69,7 @@ def training_curve(
         name: [_column(history, prefix + name, len(epochs)) for prefix in ("", "validation_")]
         for name in _TERMS
     }
-    figure = Figure(figsize=(10, 3.4), layout="constrained") if fig is None else fig
+    figure = own_figure(fig, 10, 3.4)
     panels = figure.subplots(1, len(_TERMS), sharex=True)
     for ax, color, (name, lines) in zip(panels, COLORS, curves.items(), strict=False):
         _curve(ax, epochs, *lines, color=color)
@@ -127,7 +128,8 @@ def flight_record(
         units: name → what the vertical axis says, for names that are not known here or in other
             units. Known: rate, distortion, elbo, kl_per_dimension (nats per datum),
             mutual_information, marginal_kl (nats), active_units, signal_to_noise.
-        fig: where to draw; a new figure by default.
+        fig: where to draw; a new figure by default. One without a layout engine becomes
+            constrained.
 
     Returns:
         The figure, with one axes a column, three in a row.
@@ -143,14 +145,15 @@ def flight_record(
     steps, columns = _recorded(records)
     num_rows = -(-len(columns) // PANELS_ACROSS)
     num_across = min(len(columns), PANELS_ACROSS)
-    size = (max(3.4 * num_across, 4.5), 2.6 * num_rows)
-    figure = Figure(figsize=size, layout="constrained") if fig is None else fig
+    figure = own_figure(fig, max(3.4 * num_across, 4.5), 2.6 * num_rows)
     panels = figure.subplots(num_rows, num_across, squeeze=False).flatten()
     for ax, (name, values) in zip(panels, columns.items(), strict=False):
         title, unit = _RECORDED.get(name, (name.replace("_", " "), ""))
         unit = (units or {}).get(name, unit)
         _recorded_lines(ax, steps, values, is_ratio="nats" not in unit)
         _by_time(ax, "step", unit)
+        if unit == _COUNT:
+            ax.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         ax.set_title(title, loc="left", fontsize="medium")
     for ax in panels[len(columns) :]:
         ax.remove()

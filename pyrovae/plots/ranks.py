@@ -68,7 +68,8 @@ def _ecdf_lines(ax: Axes, uniform: np.ndarray, lines: np.ndarray, is_inside: np.
         inside = bool(is_inside[d])
         style = {"color": BLUE if inside else RED, "linewidth": 1.5}
         if len(lines) <= MOST_KEYS:
-            style |= {"label": f"dimension {d + 1}", "linestyle": DASHES[number % len(DASHES)]}
+            name = f"dimension {d + 1}{'' if inside else ', outside'}"
+            style |= {"label": name, "linestyle": DASHES[number % len(DASHES)]}
         elif number in (0, counts[True]):
             where = "within" if inside else "outside"
             style |= {"label": f"{counts[inside]} dimensions {where}"}

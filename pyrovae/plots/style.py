@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Ellipse
 
 # Ten colours told apart under the common colour-vision deficiencies: Petroff 2021,
@@ -21,6 +21,20 @@ def own_axes(ax: Axes | None, width: float, height: float) -> Axes:
     if ax is not None:
         return ax
     return Figure(figsize=(width, height), layout="constrained").subplots()
+
+
+def own_figure(fig: Figure | SubFigure | None, width: float, height: float) -> Figure | SubFigure:
+    """The caller's figure, or a new one of that many inches; nothing in it overlaps.
+
+    A figure that has no layout of its own gets the constrained one: without any, the name of one
+    panel is written over the numbers of the next.
+    """
+    if fig is None:
+        return Figure(figsize=(width, height), layout="constrained")
+    whole = fig.get_figure(root=True) if isinstance(fig, SubFigure) else fig
+    if whole.get_layout_engine() is None:
+        whole.set_layout_engine("constrained")
+    return fig
 
 
 def dress(ax: Axes, xlabel: str, ylabel: str, *, title: str | None = None) -> Axes:

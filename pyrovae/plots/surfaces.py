@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.transforms import ScaledTranslation
 
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.plots.inputs import as_axis, as_finite, as_real, with_shape
@@ -15,6 +16,7 @@ from pyrovae.plots.style import RED, dot_area, dress, ellipse, normal_reach, own
 LEVELS = (0.5, 0.9, 0.99)  # of the regions that are drawn
 SHADES = ("#c5dcf3", "#7fb3e6", "#3f90da")  # from the widest region to the narrowest
 MARGIN = 0.3  # of the drawn regions' extent, left free on each side
+KEY_BELOW = 38 / 72  # inches from the panel's lower edge: numbers and name of the axis between
 MIN_CELLS = 20  # within the 99 % region: fewer show the grid instead of the density
 
 
@@ -46,7 +48,8 @@ def grid_posterior(
         ax: where to draw; a new figure's by default.
 
     Returns:
-        The Axes: z1 to the right, z2 upwards.
+        The Axes: z1 to the right, z2 upwards; the key is below, and of several panels all but
+        one can do without: `ax.get_legend().remove()`.
 
     Raises:
         DataError: other shapes, a density that is nowhere positive, or a grid so coarse that
@@ -67,7 +70,7 @@ def grid_posterior(
     shape = cells.shape
     log_density = with_shape(as_real(log_density, "log_density"), "log_density", shape, why)
     levels = _thresholds(log_density, cells, "log_density")
-    ax = own_axes(ax, 6, 5.4)
+    ax = own_axes(ax, 6, 6)
     _shade(ax, z1, z2, log_density, levels)
     regions = [_extent(z1, z2, log_density >= levels[-1])]
     if log_guide is not None:
@@ -79,7 +82,8 @@ def grid_posterior(
     if draws is not None:
         regions.append(_points(ax, draws))
     _look_at(ax, np.array(regions))
-    _key(ax, has_guide=log_guide is not None or mean is not None, has_draws=draws is not None)
+    has_guide, has_draws = log_guide is not None or mean is not None, draws is not None
+    _key(ax, has_guide=has_guide, has_draws=has_draws)
     return dress(ax, "latent dimension 1", "latent dimension 2", title=title)
 
 
@@ -176,6 +180,7 @@ def _look_at(ax: Axes, regions: np.ndarray) -> None:
 
 
 def _key(ax: Axes, *, has_guide: bool, has_draws: bool) -> None:
+    """Below the panel, where it covers nothing however small the panel is."""
     texts = [f"{100 * level:.0f} % of p(z|x)" for level in LEVELS[::-1]]
     keys = [Patch(color=shade) for shade in SHADES]
     if has_guide:
@@ -184,4 +189,6 @@ def _key(ax: Axes, *, has_guide: bool, has_draws: bool) -> None:
     if has_draws:
         keys.append(Line2D([], [], color="black", linestyle="", marker=".", alpha=0.5))
         texts.append("draws")
-    ax.legend(keys, texts, fontsize="small", framealpha=0.9)
+    below = ax.transAxes + ScaledTranslation(0, -KEY_BELOW, ax.figure.dpi_scale_trans)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+    ax.legend(keys, texts, fontsize="small", frameon=False, ncols=2, **place)

@@ -16,7 +16,14 @@ FORMAT = 1
 CARD, MODEL = "summary.json", "model.safetensors"
 KEYS = {
     **dict.fromkeys(("spec", "settings", "data_sha256", "versions", "training", "held_out"), dict),
-    **{"history": list, "seed": int, "data": str, "model_sha256": str, "command": str},
+    **{
+        "history": list,
+        "seed": int,
+        "num_samples": int,
+        "data": str,
+        "model_sha256": str,
+        "command": str,
+    },
 }
 DRAWN = ("elbo", "reconstruction", "kl")  # each with a value and two errors
 

@@ -10,6 +10,7 @@ Large data are thinned at random, by the seed; the record says to how many.
 
 import copy
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -204,7 +205,10 @@ def continued(
     options = {"batch_size": training.batch_size, "learning_rate": training.learning_rate}
     objective = None if training.beta == 1 else BetaELBO(training.beta)
     try:
-        fit(later, seen, objective=objective, epochs=epochs, seed=seed, progress=False, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Posterior collapse")  # a verdict says it
+            options |= {"objective": objective, "epochs": epochs, "seed": seed}
+            fit(later, seen, progress=False, **options)
     except (ConfigError, DivergenceError):
         return None
     before, after = (_objective(model, test, training.beta, seed) for model in (vae, later))

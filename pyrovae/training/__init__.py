@@ -34,7 +34,7 @@ from pyrovae.checks import whole_number
 from pyrovae.errors import ConfigError, DataError, DivergenceError
 from pyrovae.handlers import RandomStream, threads_for
 from pyrovae.objectives import TraceELBO
-from pyrovae.terms import is_local
+from pyrovae.terms import bound_on, is_local
 from pyrovae.training.distributed import processes
 from pyrovae.training.graphs import GraphLoss
 from pyrovae.training.history import Epoch, History
@@ -177,8 +177,9 @@ def fit(
             group.check_same(facts_of(program, plan, objective, data))
             group.equalise(tensors_of(program))
             data = Sharded(data, group, group.order(plan.seed))
+        history = History(num_data=data.num_data, seed=plan.seed)
         losses = HandlerLoss(
-            program, objective, partial(_loss_settings, program, objective, plan, data)
+            program, objective, partial(_loss_settings, program, objective, plan, data, history)
         )
         if group is None or group.is_first:
             _warn_of_surprises(program, data)
@@ -191,7 +192,7 @@ def fit(
             objective=objective,
             scheduler=schedule,
             stream=group.noise(plan.seed) if group else RandomStream(plan.seed),
-            history=History(num_data=data.num_data, seed=plan.seed),
+            history=history,
             generators=generators,
         )
         keeper = None
@@ -315,10 +316,11 @@ def _checked(program: nn.Module, objective: ELBO | None) -> ELBO:
 
 
 def _loss_settings(
-    program: nn.Module, objective: ELBO, plan: Plan, data: Any, batch: Any
+    program: nn.Module, objective: ELBO, plan: Plan, data: Any, history: History, batch: Any
 ) -> Settings:
     """What the loss depends on; a look at the program tells whether it has global latents."""
-    _, guide_trace = trace_once(program, *(None if t is None else t[:1] for t in batch))
+    traces = trace_once(program, *(None if t is None else t[:1] for t in batch))
+    history.bound_on, guide_trace = bound_on(*traces), traces[1]
     has_globals = not all(is_local(site) for _, site in guide_trace.iter_stochastic_nodes())
     if has_globals and isinstance(objective, RenyiELBO | ReweightedWakeSleep):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A batch's loss and gradients as a graph of tensor operations, recorded once for each shape.
+"""A batch's loss and gradients as a graph of tensor operations, recorded once for a shape.
 
 Pyro's handlers run only while the step is recorded; then it is replayed, random draws included, or
 compiled by the inductor. Both leave the same gradients in `.grad` as `losses.HandlerLoss`. A
@@ -7,13 +7,16 @@ hooks, draws from NumPy, buffers or attributes that change) stays with the handl
 `on_refusal` is told why.
 """
 
-from collections.abc import Callable
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from pyrovae.batches import Batch
 from pyrovae.handlers import RandomStream
@@ -28,17 +31,20 @@ from pyrovae.training.losses import (
     tensors_of,
 )
 from pyrovae.training.recording import CannotRecord, first_line, recorded, substituted
+from pyrovae.training.simplifying import simplified
 
 MAX_SHAPES = 4  # of batches; a loader that gives ever other ones is served by the handlers
+REPAID = 150  # batches of another size, until recording them too costs less than it saves
 
 
 class GraphLoss:
-    """The loss of a batch as a graph of tensor operations, recorded once for each shape.
+    """The loss of a batch as a graph of tensor operations, recorded once for a shape.
 
     Args:
         by_handlers: the loss to record; it also serves what cannot be recorded.
         is_compiled: whether the graph for full batches goes through the inductor.
-        full_size: B, of full batches; only their graph is worth the compiler's seconds.
+        full_size: B, of full batches; only their graph is worth the compiler's seconds, and
+            smaller ones are recorded when they have come often.
         on_refusal: told why, and by what, the program is served after all.
     """
 
@@ -53,6 +59,7 @@ class GraphLoss:
         self.by_handlers, self.objective = by_handlers, by_handlers.objective
         self.is_compiled, self.full_size, self.on_refusal = is_compiled, full_size, on_refusal
         self.graphs: dict[Any, _Graph] = {}
+        self.times_seen: Counter[Any] = Counter()
         self.is_refused = self.is_doubtful = False
         self._look(_refusal(by_handlers.program, self.objective))
         self.trainable = by_handlers.parameters
@@ -83,32 +90,43 @@ class GraphLoss:
             self.on_refusal(refusal, "handlers")
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
-        dtype = self.trainable[0].dtype
-        weights = [torch.tensor(w, dtype=dtype) for w in self.objective.weights().values()]
+        like, weights = self.trainable[0], self.objective.weights().values()
+        weights = [torch.tensor(w, dtype=like.dtype, device=like.device) for w in weights]
         return [*self.trainable, *self.others, *weights, *(t for t in batch if t is not None)]
 
     def _graph(self, batch: Batch) -> "_Graph | None":
         key = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
-        if key not in self.graphs and len(self.graphs) < MAX_SHAPES:
+        if key not in self.graphs and self._is_worthwhile(key, len(batch.x)):
             has_gradient: list[bool] = []
             function = partial(self._flat, batch, has_gradient)
             try:
                 graph = recorded(function, *self._inputs(batch), fixed=self.others)
             except CannotRecord as error:
                 return self._look(str(error))
-            if self.is_compiled and len(batch.x) == self.full_size:
-                graph = self._compiled(graph, batch)
-            self.graphs[key] = _Graph(graph, has_gradient)
+            is_compiled = self.is_compiled and len(batch.x) == self.full_size
+            of = self._compiled(graph, batch) if is_compiled else self._replayed(graph, batch)
+            self.graphs[key] = _Graph(of, has_gradient)
         return self.graphs.get(key)
 
-    def _compiled(self, graph: Callable, batch: Batch) -> Callable:
-        compiled = torch.compile(graph, dynamic=False, options={"fallback_random": True})
+    def _is_worthwhile(self, key: Any, size: int) -> bool:
+        """Not for the smaller batch at an epoch's end; the handlers give the same bits."""
+        self.times_seen[key] += 1
+        is_due = size == self.full_size or self.times_seen[key] > REPAID
+        return is_due and len(self.graphs) < MAX_SHAPES
+
+    def _replayed(self, graph: GraphModule, batch: Batch) -> Callable:
+        with RandomStream(0):
+            return simplified(graph, *self._inputs(batch)).forward
+
+    def _compiled(self, graph: GraphModule, batch: Batch) -> Callable:
+        inputs, compile = self._inputs(batch), _by_cuda_graphs if batch.x.is_cuda else _by_inductor
         try:
             with RandomStream(0), torch.no_grad():
-                compiled(*self._inputs(batch))
+                compiled = compile(copy.deepcopy(graph), inputs)
+                compiled(*inputs)
         except Exception as error:
             self.on_refusal(f"the inductor failed ({first_line(error)})", "graph")
-            return graph
+            return self._replayed(graph, batch)
         return compiled
 
     def _flat(self, like: Batch, has_gradient: list[bool], *inputs: Tensor) -> list[Tensor]:
@@ -134,9 +152,26 @@ class GraphLoss:
             raise CannotRecord(change)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         has_gradient[:] = [g is not None for g in gradients]
-        found = [g for g in gradients if g is not None]
+        found = list(in_own_memory((g for g in gradients if g is not None), inputs))
         sums = loss_sums(terms, self.by_handlers.settings.num_data)
         return [loss.detach(), sum_of_entries(found), sums, *detached(terms)[:5], *found]
+
+
+def _by_inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable:
+    # not by torch.compile, whose look at the arguments costs as much as a small step
+    return torch._inductor.compile(graph, inputs, options={"fallback_random": True})
+
+
+def _by_cuda_graphs(graph: GraphModule, inputs: list[Tensor]) -> Callable:
+    """Compiled, and replayed by the GPU: results are overwritten by the next call."""
+    options = {"fallback_random": True, "triton.cudagraphs": True}
+    compiled = torch.compile(graph, dynamic=False, options=options)
+
+    def call(*inputs: Tensor) -> list[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*inputs)
+
+    return call
 
 
 class _Graph(NamedTuple):
@@ -170,6 +205,24 @@ def changed_since(values: list[tuple[Any, str, Any]], module: nn.Module) -> str 
         return None
     holder, name = changed[0]
     return f"{name} of a {type(holder).__name__} changes, and a graph has it as a constant"
+
+
+def in_own_memory(gradients: Iterable[Tensor], inputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The gradients, those that share memory copied as `backward` does: clipping writes into them.
+
+    Example:
+        >>> g = torch.ones(2)
+        >>> a, b, c = in_own_memory([g, g, torch.ones(()).expand(2)], [])
+        >>> a.mul_(5), b.mul_(7), c.mul_(9)
+        (tensor([5., 5.]), tensor([7., 7.]), tensor([9., 9.]))
+    """
+    taken = {t.untyped_storage().data_ptr() for t in inputs}
+    for gradient in gradients:
+        is_spread = all(gradient.stride()) or not gradient.numel()
+        if gradient.untyped_storage().data_ptr() in taken or not is_spread:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        taken.add(gradient.untyped_storage().data_ptr())
+        yield gradient
 
 
 def _refusal(program: nn.Module, objective: ELBO) -> str | None:

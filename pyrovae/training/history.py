@@ -45,6 +45,8 @@ class History:
         seed: that of the run; a fresh one when None was asked for.
         best_epoch: the epoch whose weights were kept; the last one without validation data.
         stopped_early: whether patience ran out before the planned number of epochs.
+        bound_on: what each elbo is a bound on: "log p(x)", or "log p(x) of the relaxed model" where
+            latents are relaxed ones (`priors.RelaxedBernoulli`).
         engine: how steps were computed: "handlers", "graph" or "inductor", and why not otherwise.
         changes: what was changed when the run was resumed, if anything, in words.
         collapse: `diagnostics.Collapse` at the end of training: which latent dimensions say nothing
@@ -63,6 +65,7 @@ class History:
     seed: int = 0
     best_epoch: int = 0
     stopped_early: bool = False
+    bound_on: str = "log p(x)"
     engine: str = "handlers"
     changes: list[str] = field(default_factory=list)
     flight: list[dict[str, Any]] = field(default_factory=list)

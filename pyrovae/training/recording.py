@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.batches.digests import as_bytes
 from pyrovae.handlers import RandomStream, own_store
+from pyrovae.training.simplifying import without_identities
 
 MAX_NODES = 3000  # a larger graph takes longer to record and to compile than it saves
-SHAPES = tuple(getattr(torch.ops.aten, n).default for n in ("detach", "view", "expand"))
 
 
 class CannotRecord(Exception):
@@ -73,7 +73,7 @@ def recorded(
     fixed = set(map(id, fixed))
     if selecting := _shape_of_values(graph, [id(t) in fixed for t in inputs]):
         raise CannotRecord(f"{selecting} gives a shape that depends on values")
-    graph = _simplified(graph)
+    graph = without_identities(graph)
     try:
         with RandomStream(0), torch.no_grad():
             graph(*inputs)
@@ -140,35 +140,6 @@ def _draws_elsewhere(before: tuple, after: tuple) -> bool:
     numpy_before, numpy_after = before[1], after[1]
     same_numpy = all(np.array_equal(a, b) for a, b in zip(numpy_before, numpy_after, strict=True))
     return not same_numpy or before[2] != after[2]
-
-
-def _simplified(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The same graph without operations that give their input again, or that nobody uses.
-
-    Detaching is one of the former: nothing in the graph takes a gradient any more.
-    """
-    for node in list(graph.graph.nodes):
-        if node.target in SHAPES and _same_shape(node, node.args[0]):
-            node.replace_all_uses_with(node.args[0])
-    for node in reversed(list(graph.graph.nodes)):
-        if node.op in ("call_function", "get_attr") and not node.users and not _acts(node.target):
-            graph.graph.erase_node(node)
-    graph.recompile()
-    return graph
-
-
-def _same_shape(node: torch.fx.Node, source: torch.fx.Node) -> bool:
-    new, old = node.meta.get("tensor_meta"), source.meta.get("tensor_meta")
-    return (
-        new is not None and old is not None and (new.shape, new.stride) == (old.shape, old.stride)
-    )
-
-
-def _acts(target: Any) -> bool:
-    """Whether an operation does more than give its result: writes, or draws."""
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
 
 
 def first_line(error: Exception) -> str:

@@ -2,12 +2,10 @@
 
     python tests/benchmarks/training_speed.py mnist --batch-size 64
     python tests/benchmarks/training_speed.py digits --batch-size 64
-    python tests/benchmarks/training_speed.py mnist --whole-fit 4
 
 All contenders train the same network by the same objective with Adam on preloaded random
 bits. They take turns, a round of steps each, in one process; printed are medians over the rounds
-in ms a step, and ratios to the hand-written loop. `--whole-fit E` times calls of `fit` with all
-that belongs to them, against E epochs of the hand-written loop.
+in ms a step, and ratios to the hand-written loop. whole_fits.py times whole trainings.
 """
 
 import argparse
@@ -42,9 +40,9 @@ class Handwritten(nn.Module):
     def __init__(self, event: int, hidden: int, latent: int):
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Linear(event, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent)
+            nn.Linear(event, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent)
         )
-        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, event))
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, event))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         loc, raw = self.encoder(x).chunk(2, -1)
@@ -148,43 +146,22 @@ def compare(runs: dict[str, Run], rounds: int, num_steps: int) -> dict[str, floa
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def whole_fits(x: torch.Tensor, size: int, sizes: dict, epochs: int, rounds: int) -> None:
-    """Seconds of whole `fit` calls, against the same epochs of the hand-written loop."""
-    num_steps = epochs * -(-len(x) // size)
-    ratios: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        start = time.perf_counter()
-        handwritten(x, size, sizes)(num_steps)
-        reference = time.perf_counter() - start
-        for engine in ("auto", "graph", "inductor"):
-            start = time.perf_counter()
-            options = {"epochs": epochs, "batch_size": size, "compile": engine, "progress": True}
-            pv.fit(vae_of(sizes), x, **options)
-            ratios.setdefault(engine, []).append((time.perf_counter() - start) / reference)
-    for engine, values in ratios.items():
-        print(f"whole fit, compile={engine!r}, {epochs} epochs: {statistics.median(values):.2f}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sizes", choices=SIZES)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--whole-fit", type=int, metavar="EPOCHS")
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args()
     sizes, size = SIZES[options.sizes], options.batch_size
     torch.manual_seed(0)
     x = (torch.rand(sizes["num_data"], sizes["event"]) > 0.7).float()
     print(f"{options.sizes}, batch {size}, {torch.get_num_threads()} threads")
-    if options.whole_fit:
-        return whole_fits(x, size, sizes, options.whole_fit, options.rounds)
     times = compare(contenders(x, size, sizes, options.precision), options.rounds, options.steps)
     base, plain = times["hand-written PyTorch"], times["plain Pyro recipe"]
     for name, ms in times.items():
         print(f"{name:32} {ms:8.3f} ms  {ms / base:5.2f} of hand-written  {plain / ms:5.2f} x Pyro")
-    return None
 
 
 if __name__ == "__main__":

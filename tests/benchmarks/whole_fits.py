@@ -1,0 +1,143 @@
+"""Whole trainings: `fit`, a hand-written loop, and the trainer of pythae 0.1.2.
+
+    python -m venv /tmp/pythae && /tmp/pythae/bin/pip install torch==2.13.0 pythae==0.1.2
+    python tests/benchmarks/whole_fits.py --epochs 4 --pythae /tmp/pythae/bin/python
+
+The same network (784-400-50-400-784), objective, Adam and 60 000 × 784 random bits for all. They
+take turns, a training in a process of its own each. Printed are medians over the rounds: seconds
+of the whole call (checks, recording or compiling, and a progress bar included; imports of the
+package and making the data not), its ratio to the hand-written loop, and the process's peak memory.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+from torch import nn
+
+NUM_DATA, EVENT, HIDDEN, LATENT = 60_000, 784, 400, 50
+
+
+def bits() -> torch.Tensor:
+    torch.manual_seed(0)
+    return (torch.rand(NUM_DATA, EVENT) > 0.7).float()
+
+
+def by_hand(x: torch.Tensor, epochs: int, batch_size: int) -> float:
+    """Seconds of the loop of training_speed.py."""
+    from training_speed import SIZES, handwritten
+
+    start = time.perf_counter()
+    handwritten(x, batch_size, SIZES["mnist"])(epochs * -(-len(x) // batch_size))
+    return time.perf_counter() - start
+
+
+def by_pyrovae(x: torch.Tensor, epochs: int, batch_size: int, compile: str = "auto") -> float:
+    """Seconds of `fit`."""
+    import pyrovae as pv
+
+    vae = pv.build((EVENT,), latent_dim=LATENT, hidden=(HIDDEN,))
+    start = time.perf_counter()
+    pv.fit(vae, x, epochs=epochs, batch_size=batch_size, compile=compile, progress=True)
+    return time.perf_counter() - start
+
+
+def by_inductor(x: torch.Tensor, epochs: int, batch_size: int) -> float:
+    """Seconds of `fit` that compiles, worth it or not."""
+    return by_pyrovae(x, epochs, batch_size, compile="inductor")
+
+
+def by_pythae(x: torch.Tensor, epochs: int, batch_size: int) -> float:
+    """Seconds of `BaseTrainer.train`, with its defaults."""
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    class Encoder(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.hidden = nn.Sequential(nn.Linear(EVENT, HIDDEN), nn.SiLU())
+            self.loc, self.log_var = nn.Linear(HIDDEN, LATENT), nn.Linear(HIDDEN, LATENT)
+
+        def forward(self, x):
+            h = self.hidden(x)
+            return ModelOutput(embedding=self.loc(h), log_covariance=self.log_var(h))
+
+    class Decoder(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.Linear(LATENT, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, EVENT), nn.Sigmoid()
+            )
+
+        def forward(self, z):
+            return ModelOutput(reconstruction=self.layers(z))
+
+    config = VAEConfig(input_dim=(EVENT,), latent_dim=LATENT, reconstruction_loss="bce")
+    model = VAE(config, encoder=Encoder(), decoder=Decoder())
+    data = BaseDataset(x, torch.zeros(len(x)))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = BaseTrainerConfig(
+            output_dir=folder,
+            per_device_train_batch_size=batch_size,
+            num_epochs=epochs,
+            learning_rate=1e-3,
+            no_cuda=True,
+        )
+        trainer = BaseTrainer(model, data, training_config=settings)
+        start = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - start
+
+
+ROLES = {
+    "hand-written": by_hand,
+    "pyrovae": by_pyrovae,
+    "pyrovae, compiled": by_inductor,
+    "pythae": by_pythae,
+}
+
+
+def measured(role: str, python: str, options: argparse.Namespace) -> tuple[float, float]:
+    """Seconds and peak MiB of one training in a process of its own."""
+    command = [python, __file__, "--role", role, "--epochs", str(options.epochs)]
+    command += ["--batch-size", str(options.batch_size)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, peak = ran.stdout.splitlines()[-1].split()
+    return float(seconds), float(peak)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pythae", metavar="PYTHON", help="of an environment with pythae")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        seconds = ROLES[options.role](bits(), options.epochs, options.batch_size)
+        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    pythons = dict.fromkeys(ROLES, sys.executable) | {"pythae": options.pythae}
+    found: dict[str, list[tuple[float, float]]] = {r: [] for r, p in pythons.items() if p}
+    for _ in range(options.rounds):
+        for role, results in found.items():
+            results.append(measured(role, pythons[role], options))
+    threads = torch.get_num_threads()
+    print(f"{options.epochs} epochs, batch {options.batch_size}, {threads} threads")
+    medians = {r: [statistics.median(c) for c in zip(*v, strict=True)] for r, v in found.items()}
+    for role, (seconds, peak) in medians.items():
+        ratio = seconds / medians["hand-written"][0]
+        print(f"{role:18} {seconds:7.2f} s   {ratio:5.2f} of hand-written   {peak:6.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

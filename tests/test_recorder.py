@@ -1,0 +1,94 @@
+"""The flight recorder: a run with it is the run without, and its numbers are the diagnostics'."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyrovae as pv
+from pyrovae.errors import ConfigError
+from pyrovae.training import recorder
+
+X = torch.randint(2, (37, 4), generator=torch.Generator().manual_seed(0)).float()
+SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "progress": False}
+
+
+def trained(**settings):
+    vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+    return vae, pv.fit(vae, X, **SETTINGS | settings)
+
+
+@pytest.mark.parametrize("engine", ["handlers", "graph"])
+def test_a_run_with_it_is_the_run_without(engine):
+    (plain, before), (seen, after) = (
+        trained(compile=engine, diagnostics_every=every) for every in (None, 2)
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), seen.parameters(), strict=True)
+    )
+    assert after["elbo"] == before["elbo"]
+    assert before.flight == []
+    assert [record["step"] for record in after.flight] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_record_is_what_the_diagnostics_say_of_the_weights_at_that_step():
+    vae, history = trained(diagnostics_every=4)
+    last = history.flight[-1]
+    assert last["step"] == 12  # the last one: the weights are those
+    found = pv.diagnostics.decompose_elbo(vae, X, num_samples=5, seed=1)
+    assert last["elbo"] == pytest.approx(found.mean_elbo.value, rel=1e-6)
+    assert last["rate"] == pytest.approx(found.mean_kl.value, rel=1e-6)
+    assert last["distortion"] == pytest.approx(found.mean_reconstruction.value, rel=1e-6)
+    assert last["mutual_information"] == pytest.approx(found.mutual_information.value, abs=1e-6)
+    assert last["marginal_kl"] == pytest.approx(found.marginal_kl.value, abs=1e-6)
+    torch.testing.assert_close(
+        torch.tensor(last["kl_per_dimension"], dtype=torch.float64),
+        found.kl_per_dimension.mean(0).double(),
+    )
+    assert last["active_units"] == pv.diagnostics.active_units(vae, X, seed=1).num_active
+    assert last["elbo"] == pytest.approx(-last["rate"] - last["distortion"], rel=1e-5)
+
+
+class Shifted(nn.Module):
+    """N(m, s² I) for any x, with a mean to learn."""
+
+    def __init__(self, mean, scale):
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(mean))
+        self.scale = scale
+
+    def forward(self, x):
+        return dist.Normal(self.mean.expand(len(x), 1), self.scale).to_event(1)
+
+
+class Unit(nn.Module):
+    """N(z, 1)."""
+
+    def forward(self, z):
+        return dist.Normal(z, 1.0).to_event(1)
+
+
+@pytest.mark.filterwarnings("ignore:the decoder has no trainable")
+def test_signal_to_noise_is_the_known_one(monkeypatch):
+    """x ~ N(z, 1), z ~ N(0, 1), q = N(m, s²): the gradient is the mean of 2 z_i − x_i over i.
+
+    Its mean is 2 m − x̄ and its standard deviation 2 s / √N, with log q's own part cancelled.
+    """
+    num_gradients, mean, scale = 2000, 0.8, 1.5
+    monkeypatch.setattr(recorder, "NUM_GRADIENTS", num_gradients)
+    x = torch.randn(30, 1, generator=torch.Generator().manual_seed(3))
+    vae = pv.VAE(pv.priors.StandardNormal(1), Shifted(mean, scale), Unit())
+    settings = SETTINGS | {"epochs": 1, "batch_size": 30, "learning_rate": 1e-9}
+    history = pv.fit(vae, x, diagnostics_every=1, **settings)
+    exact = abs(2 * mean - x.mean().item()) * math.sqrt(len(x)) / (2 * scale)
+    # relative error of mean / sd from K draws: √(1 / 2K + 1 / (K SNR²)); five of them
+    error = math.sqrt((0.5 + 1 / exact**2) / num_gradients)
+    assert history.flight[0]["signal_to_noise"] == pytest.approx(exact, rel=5 * error)
+
+
+@pytest.mark.parametrize("every", [0, 1.5])
+def test_a_number_of_steps_is_whole(every):
+    with pytest.raises(ConfigError, match="diagnostics_every"):
+        trained(diagnostics_every=every)
