@@ -575,6 +575,16 @@ def test_f14_other_data_are_refused_and_may_be_allowed(name, tmp_path):
     assert again.changes == ["data changed after step 4"]
 
 
+@pytest.mark.parametrize("change", [edited, lambda x: x.flip(0)], ids=["edited", "reordered"])
+def test_f14_a_file_that_was_replaced_is_refused(change, tmp_path):
+    """Of the same size, at the same path, within the process that remembers the first look."""
+    stopped(tmp_path / "run", 4, x=mapped(tmp_path))
+    np.save(tmp_path / "new.npy", change(bits()).numpy())
+    os.replace(tmp_path / "new.npy", tmp_path / "x.npy")
+    with pytest.raises(StateMismatch, match=r"training data changed since .*: x sha256 was"):
+        fit(tmp_path / "run", x=mapped(tmp_path))
+
+
 def loader_of(x, shuffle):
     return DataLoader(TensorDataset(x), batch_size=10, shuffle=shuffle)
 

@@ -11,10 +11,10 @@ References:
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyrovae.batches import Batch
-from pyrovae.evidence.joint import Latents, ProgramJoint, VAEJoint, joint_of
+from pyrovae.evidence.joint import ProgramJoint, VAEJoint, joint_of
 from pyrovae.evidence.memory import (
     bytes_per_draw,
     chunk_of,
@@ -69,21 +69,16 @@ def weighted_chunks(joint: VAEJoint | ProgramJoint, num_samples: int, chunk: int
     left = num_samples
     while left:
         size = min(chunk, left)
-        drawn = _draw(joint, size)
-        if drawn is None and size == 1:
-            raise MemoryError(
-                f"K = {num_samples:,} draws in chunks of 1: the device has no memory for one draw "
-                f"of {len(joint.batch.x):,} data.\nWrite a smaller memory_budget, in bytes."
-            )
-        if drawn is None:
+        try:
+            drawn = joint.weighted_draws(size)
+        except torch.OutOfMemoryError as full:
+            if size == 1:
+                raise MemoryError(
+                    f"K = {num_samples:,} draws in chunks of 1: the device has no memory for one "
+                    f"draw of {len(joint.batch.x):,} data ({str(full)[:120]}).\n"
+                    "Write a smaller memory_budget, in bytes."
+                ) from None
             chunk = size // 2
             continue
         left -= size
         yield drawn
-
-
-def _draw(joint: VAEJoint | ProgramJoint, size: int) -> tuple[Latents, Tensor] | None:
-    try:
-        return joint.weighted_draws(size)
-    except torch.OutOfMemoryError:
-        return None
