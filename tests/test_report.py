@@ -228,6 +228,9 @@ PART = {"num_data": 300} | dict.fromkeys(("elbo", "reconstruction", "kl"), NUMBE
 CARD |= {"training": PART, "held_out": PART}
 
 
+SECTIONS = ("model", "data", "training", "belief", "failures")
+
+
 class Page(HTMLParser):
     """What a page refers to and whether it is well formed."""
 
@@ -312,6 +315,17 @@ class TestPage:
         options = {"judged": verdicts(found, beta=2), "pictures": drawn, "folder": "r"}
         card = CARD | {"settings": CARD["settings"] | {"beta": 2}}
         assert "β = 2" in render(card, vae, found=found, **options)
+
+    def test_says_whose_evidence_it_is(self, html):
+        """Relaxed latents have a bound of their own, not one of the discrete model."""
+        assert "of the relaxed model" not in html
+        parts = dict.fromkeys(("prior", "guide"), "RelaxedBernoulli")
+        vae = pv.build((4,), latent_dim=2, **parts, seed=0)
+        x = torch.eye(4).repeat(20, 1)
+        found = examine(vae, x, test=x, num_samples=50, num_steps=2, thorough=False)
+        options = {"judged": verdicts(found), "pictures": {s: [] for s in SECTIONS}}
+        page = Page(render(CARD, vae, found=found, folder="r", **options))
+        assert page.text.count("log p(x) of the relaxed model") == 2
 
 
 def test_the_worst_data_are_those_of_the_lowest_evidence(found):

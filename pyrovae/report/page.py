@@ -10,9 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from pyrovae.admission import trace_once
 from pyrovae.report.figures import Picture, worst_data
 from pyrovae.report.findings import Findings
 from pyrovae.report.verdicts import Verdict, problems
+from pyrovae.terms import bound_on
 
 MARKS = {"fine": "✓ fine", "look": "! worth a look", "problem": "✗ problem", "unknown": "? unknown"}
 TERMS = {
@@ -51,9 +53,11 @@ def render(
     template = environment.from_string(
         files("pyrovae.report").joinpath("template.html").read_text(encoding="utf-8")
     )
+    of_what = bound_on(*trace_once(vae, found.x[:1])).removeprefix("log p(x)")
     return template.render(
         title=f"VAE on {card['data']}",
-        summary=_summary(card, found, judged),
+        summary=_summary(found, judged, of_what),
+        of_what=of_what,
         beta=card["settings"]["beta"],
         parts=_parts(vae),
         spec_text=_network(card["spec"]),
@@ -82,13 +86,14 @@ def _with_minus(text: str) -> str:
     return re.sub(r"(?<!\w)-(?=\d)", "−", text)
 
 
-def _summary(card: dict[str, Any], found: Findings, judged: tuple[Verdict, ...]) -> str:
+def _summary(found: Findings, judged: tuple[Verdict, ...], of_what: str) -> str:
     named = problems(judged)
     looks = [verdict.name for verdict in judged if verdict.status == "look"]
     log_px = found.evidence.log_px
     error = log_px.std().item() / len(log_px) ** 0.5
     score = (
-        f"Held-out data have log p(x) = {log_px.mean().item():.2f} ± {error:.2f} nats on average."
+        f"Held-out data have log p(x){of_what} = {log_px.mean().item():.2f} ± {error:.2f} nats on "
+        "average."
     )
     if named:
         said = f"Something is wrong with this model: {', '.join(named)}."
