@@ -158,8 +158,10 @@ class GraphLoss:
 
 
 def _by_inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable:
+    from torch import _inductor  # takes a moment to import
+
     # not by torch.compile, whose look at the arguments costs as much as a small step
-    return torch._inductor.compile(graph, inputs, options={"fallback_random": True})
+    return _inductor.compile(graph, inputs, options={"fallback_random": True})
 
 
 def _by_cuda_graphs(graph: GraphModule, inputs: list[Tensor]) -> Callable:
