@@ -166,15 +166,19 @@ def test_the_shared_encoder_gets_gradient_from_prior_and_guide():
 
 
 def test_one_pseudo_input_at_the_datum_gives_a_kl_of_zero(float64):
-    """Oracle (c): K = 1, u = x: log q(z|x) − log p(z) is 0, bit for bit, at every draw."""
+    """Oracle (c): K = 1, u = x: log q(z|x) − log p(z) is 0, bit for bit, at every draw.
+
+    A FullNormal knows log q(z|x) from its noise, and the prior solves for that: float64's rounding.
+    """
     x = torch.tensor([[0.0, 1.0, 1.0]])
     for q in (guides.DiagonalNormal(2), guides.FullNormal(2), guides.LowRankNormal(2)):
         shared = nn.Sequential(mlp(3, q.num_features), q)
         vae = pv.VAE(priors.VampPrior(shared, x), shared, decoder())
         terms = vae.loss_terms(x)
         assert not terms.is_kl_analytic
-        assert (terms.kl == 0).all()
-        assert (pv.elbo_terms(vae, x, num_samples=7).kl == 0).all()
+        bound = 1e-13 if isinstance(q, guides.FullNormal) else 0.0
+        assert (terms.kl.abs() <= bound).all()
+        assert (pv.elbo_terms(vae, x, num_samples=7).kl.abs() <= bound).all()
         # negative control: any other pseudo-input is seen
         other = pv.VAE(priors.VampPrior(shared, 1 - x), shared, vae.decoder)
         assert (other.loss_terms(x).kl != 0).all()

@@ -119,10 +119,10 @@ class GraphLoss:
             return simplified(graph, *self._inputs(batch)).forward
 
     def _compiled(self, graph: GraphModule, batch: Batch) -> Callable:
-        inputs, compile = self._inputs(batch), _by_cuda_graphs if batch.x.is_cuda else _by_inductor
+        inputs, compiler = self._inputs(batch), _by_cuda_graphs if batch.x.is_cuda else _by_inductor
         try:
             with RandomStream(0), torch.no_grad():
-                compiled = compile(copy.deepcopy(graph), inputs)
+                compiled = compiler(copy.deepcopy(graph), inputs)
                 compiled(*inputs)
         except Exception as error:
             self.on_refusal(f"the inductor failed ({first_line(error)})", "graph")
