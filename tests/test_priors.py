@@ -179,6 +179,9 @@ def test_one_pseudo_input_at_the_datum_gives_a_kl_of_zero(float64):
         bound = 1e-13 if isinstance(q, guides.FullNormal) else 0.0
         assert (terms.kl.abs() <= bound).all()
         assert (pv.elbo_terms(vae, x, num_samples=7).kl.abs() <= bound).all()
+        # by one formula, at points that neither density drew, all three are 0 bit for bit
+        z = torch.randn(7, 1, 2)
+        assert torch.equal(shared(x).log_prob(z), vae.prior().log_prob(z))
         # negative control: any other pseudo-input is seen
         other = pv.VAE(priors.VampPrior(shared, 1 - x), shared, vae.decoder)
         assert (other.loss_terms(x).kl != 0).all()
