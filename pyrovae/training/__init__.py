@@ -32,6 +32,7 @@ from pyrovae.batches import as_batches
 from pyrovae.checkpoint import RunFolder
 from pyrovae.checks import whole_number
 from pyrovae.errors import ConfigError, DataError, DivergenceError
+from pyrovae.evidence.memory import keep_freed_memory
 from pyrovae.handlers import RandomStream, threads_for
 from pyrovae.objectives import TraceELBO
 from pyrovae.terms import bound_on, is_local
@@ -221,6 +222,8 @@ def _train(
     """Run the loop with all that watches it."""
     engine = keeper.resume(allow_data_change=allow_data_change) if keeper else None
     plan, size = loop.plan, sum(p.numel() for p in losses.parameters)
+    if loop.data.preloaded:  # each step frees its gradients; where data are large, memory is dear
+        keep_freed_memory(losses.parameters[0].device)
     loop.steps.loss = _engine((engine or plan.compile).partition(":")[0], losses, loop)
     work = size * loop.data.batch_size
     group = loop.steps.group
