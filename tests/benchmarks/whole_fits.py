@@ -11,6 +11,7 @@ process's peak memory.
 """
 
 import argparse
+import importlib
 import resource
 import statistics
 import subprocess
@@ -124,8 +125,7 @@ def main() -> None:
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        import torch._dynamo  # as the first optimizer does, in seconds, for all alike
-
+        importlib.import_module("torch._dynamo")  # as the first optimizer does, for seconds
         seconds = ROLES[options.role](bits(), options.epochs, options.batch_size)
         print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
@@ -134,6 +134,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for role, results in found.items():
             results.append(measured(role, pythons[role], options))
+            print(f"{role:18} {results[-1][0]:7.2f} s", flush=True)
     threads = torch.get_num_threads()
     print(f"{options.epochs} epochs, batch {options.batch_size}, {threads} threads")
     medians = {r: [statistics.median(c) for c in zip(*v, strict=True)] for r, v in found.items()}
