@@ -6,6 +6,7 @@ import torch
 
 from pyrovae.densities import mixture
 from pyrovae.densities.mixture import Mixture
+from pyrovae.evidence.memory import bytes_per_draw
 
 
 def large(dtype: torch.dtype, *, num_components: int = 500, latent_dim: int = 40):
@@ -45,3 +46,12 @@ def test_both_forms_have_the_same_gradient(monkeypatch):
 def test_shapes_with_sample_dimensions():
     p = large(torch.float32).expand([64])
     assert p.log_prob(p.sample((3,))).shape == (3, 64)
+
+
+def test_a_draw_costs_no_array_of_all_components():
+    """Chunks of draws are sized from two and three of them: these cost what many do, each."""
+    p, z = large(torch.float32), torch.zeros(100, 40)
+    few = bytes_per_draw(lambda n: p.log_prob(z[:n]))
+    many = bytes_per_draw(lambda n: p.log_prob(z[: n * 20]))
+    assert few < p.normal.loc.numel() * 4
+    assert few == many / 20

@@ -6,8 +6,8 @@
 The same network (784-400-50-400-784), objective, Adam and 60 000 × 784 random bits for all. They
 take turns, a training in a process of its own each. Printed are medians over the rounds: seconds
 of the whole call (checks, recording or compiling, and a progress bar included; making the data and
-imports, torch's own of its compiler too, not), its ratio to the hand-written loop, and the
-process's peak memory.
+imports, torch's own of its compiler too, not), ms a step in the epochs after the first, both also
+as ratios to the hand-written loop, and the process's peak memory.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,42 +26,62 @@ from torch import nn
 NUM_DATA, EVENT, HIDDEN, LATENT = 60_000, 784, 400, 50
 
 
+class Clock:
+    """Seconds since the start: of the ends of the epochs, and of the whole."""
+
+    def __init__(self) -> None:
+        self.start, self.ends = time.perf_counter(), []
+
+    def end_epoch(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter() - self.start)
+
+    def times(self, steps: int) -> tuple[float, float]:
+        """Seconds of the whole, and ms a step in the epochs after the first."""
+        whole, (first, *_, last) = time.perf_counter() - self.start, self.ends
+        return whole, (last - first) / (len(self.ends) - 1) / steps * 1e3
+
+
 def bits() -> torch.Tensor:
     torch.manual_seed(0)
     return (torch.rand(NUM_DATA, EVENT) > 0.7).float()
 
 
-def by_hand(x: torch.Tensor, epochs: int, batch_size: int) -> float:
-    """Seconds of the loop of training_speed.py."""
+def by_hand(x: torch.Tensor, epochs: int, batch_size: int) -> Clock:
+    """The loop of training_speed.py."""
     from training_speed import SIZES, handwritten
 
-    start = time.perf_counter()
-    handwritten(x, batch_size, SIZES["mnist"])(epochs * -(-len(x) // batch_size))
-    return time.perf_counter() - start
+    clock = Clock()
+    run = handwritten(x, batch_size, SIZES["mnist"])
+    for _ in range(epochs):
+        run(-(-len(x) // batch_size))
+        clock.end_epoch()
+    return clock
 
 
-def by_pyrovae(x: torch.Tensor, epochs: int, batch_size: int, compile: str = "auto") -> float:
-    """Seconds of `fit`."""
+def by_pyrovae(x: torch.Tensor, epochs: int, batch_size: int, compile: str = "auto") -> Clock:
+    """`fit`."""
     import pyrovae as pv
 
     vae, fit = pv.build((EVENT,), latent_dim=LATENT, hidden=(HIDDEN,)), pv.fit  # imports both
-    start = time.perf_counter()
-    fit(vae, x, epochs=epochs, batch_size=batch_size, compile=compile, progress=True)
-    return time.perf_counter() - start
+    settings = {"epochs": epochs, "batch_size": batch_size, "compile": compile, "progress": True}
+    clock = Clock()
+    fit(vae, x, callbacks=[clock.end_epoch], **settings)
+    return clock
 
 
-def by_inductor(x: torch.Tensor, epochs: int, batch_size: int) -> float:
-    """Seconds of `fit` that compiles, worth it or not."""
+def by_inductor(x: torch.Tensor, epochs: int, batch_size: int) -> Clock:
+    """`fit` that compiles, worth it or not."""
     return by_pyrovae(x, epochs, batch_size, compile="inductor")
 
 
-def by_pythae(x: torch.Tensor, epochs: int, batch_size: int) -> float:
-    """Seconds of `BaseTrainer.train`, with its defaults."""
+def by_pythae(x: torch.Tensor, epochs: int, batch_size: int) -> Clock:
+    """`BaseTrainer.train`, with its defaults."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from pythae.trainers.training_callbacks import TrainingCallback
 
     class Encoder(BaseEncoder):
         def __init__(self):
@@ -93,10 +114,10 @@ def by_pythae(x: torch.Tensor, epochs: int, batch_size: int) -> float:
             learning_rate=1e-3,
             no_cuda=True,
         )
-        trainer = BaseTrainer(model, data, training_config=settings)
-        start = time.perf_counter()
-        trainer.train()
-        return time.perf_counter() - start
+        callback, clock = TrainingCallback(), Clock()
+        callback.on_epoch_end = lambda *_, **__: clock.end_epoch()
+        BaseTrainer(model, data, training_config=settings, callbacks=[callback]).train()
+        return clock
 
 
 ROLES = {
@@ -107,13 +128,12 @@ ROLES = {
 }
 
 
-def measured(role: str, python: str, options: argparse.Namespace) -> tuple[float, float]:
-    """Seconds and peak MiB of one training in a process of its own."""
+def measured(role: str, python: str, options: argparse.Namespace) -> list[float]:
+    """Seconds, ms a step and peak MiB of one training in a process of its own."""
     command = [python, __file__, "--role", role, "--epochs", str(options.epochs)]
     command += ["--batch-size", str(options.batch_size)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, peak = ran.stdout.splitlines()[-1].split()
-    return float(seconds), float(peak)
+    return [float(word) for word in ran.stdout.splitlines()[-1].split()]
 
 
 def main() -> None:
@@ -126,21 +146,23 @@ def main() -> None:
     options = parser.parse_args()
     if options.role:
         importlib.import_module("torch._dynamo")  # as the first optimizer does, for seconds
-        seconds = ROLES[options.role](bits(), options.epochs, options.batch_size)
-        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        clock = ROLES[options.role](bits(), options.epochs, options.batch_size)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(*clock.times(-(-NUM_DATA // options.batch_size)), peak)
         return
     pythons = dict.fromkeys(ROLES, sys.executable) | {"pythae": options.pythae}
-    found: dict[str, list[tuple[float, float]]] = {r: [] for r, p in pythons.items() if p}
+    found: dict[str, list[list[float]]] = {r: [] for r, p in pythons.items() if p}
     for _ in range(options.rounds):
         for role, results in found.items():
             results.append(measured(role, pythons[role], options))
             print(f"{role:18} {results[-1][0]:7.2f} s", flush=True)
-    threads = torch.get_num_threads()
-    print(f"{options.epochs} epochs, batch {options.batch_size}, {threads} threads")
+    print(f"{options.epochs} epochs, batch {options.batch_size}, {torch.get_num_threads()} threads")
     medians = {r: [statistics.median(c) for c in zip(*v, strict=True)] for r, v in found.items()}
-    for role, (seconds, peak) in medians.items():
-        ratio = seconds / medians["hand-written"][0]
-        print(f"{role:18} {seconds:7.2f} s   {ratio:5.2f} of hand-written   {peak:6.0f} MiB")
+    whole, of_step, _ = medians["hand-written"]
+    for role, (seconds, ms, peak) in medians.items():
+        whole_ratio, step_ratio = seconds / whole, ms / of_step
+        print(f"{role:18} {seconds:7.2f} s ({whole_ratio:.2f})", end="   ")
+        print(f"{ms:6.2f} ms a step ({step_ratio:.2f})   {peak:6.0f} MiB")
 
 
 if __name__ == "__main__":
