@@ -802,6 +802,15 @@ def test_bf16_trains_to_about_the_elbo_of_float32():
     assert both[0].validation_elbo != both[1].validation_elbo
 
 
+def test_bf16_serves_objectives_of_pyro():
+    both = [
+        pv.fit(small_vae(), bits(), objective=Trace_ELBO(), precision=p, epochs=2)[-1].elbo
+        for p in ("float32", "bf16")
+    ]
+    assert both[0] == pytest.approx(both[1], abs=0.02)
+    assert both[0] != both[1]
+
+
 class Narrow(nn.Module):
     """A head that makes its density of features as they come: in 16 bits under autocast."""
 

@@ -33,6 +33,48 @@ def test_a_run_with_it_is_the_run_without(engine):
     assert [record["step"] for record in after.flight] == [2, 4, 6, 8, 10, 12]
 
 
+def test_running_statistics_are_those_of_the_run_without():
+    found = []
+    for every in (None, 2):
+        vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+        network, head = vae.encoder
+        vae.encoder = nn.Sequential(network, nn.BatchNorm1d(head.num_features), head)
+        pv.fit(vae, X, diagnostics_every=every, **SETTINGS)
+        found.append(vae.state_dict())
+    assert all(torch.equal(t, found[1][name]) for name, t in found[0].items())
+
+
+def test_a_frozen_encoder_has_no_signal_and_trains():
+    vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+    vae.encoder.requires_grad_(False)
+    history = pv.fit(vae, X, diagnostics_every=6, **SETTINGS)
+    assert [math.isnan(record["signal_to_noise"]) for record in history.flight] == [True, True]
+    assert all(math.isfinite(record["rate"]) for record in history.flight)
+
+
+def test_a_program_without_an_encoder_is_refused_before_an_update():
+    """It would fail at the first record, hours into a training."""
+    prior = pv.priors.LearnedNormal(2)
+    before = {name: t.clone() for name, t in prior.state_dict().items()}
+    vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+    with pytest.raises(ConfigError, match="no latent inside the plate 'data'"):
+        pv.refit_prior(vae, X, prior, diagnostics_every=1000, **SETTINGS)
+    assert all(torch.equal(t, before[name]) for name, t in prior.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("num_data", "rows"), [(1, [0]), (3, [0, 1, 2]), (2**24 + 4, [0, 2**24 + 3])]
+)
+def test_the_rows_looked_at_are_from_first_to_last(num_data, rows):
+    """In float32 the last of 2²⁴ + 4 rows is one beyond the end."""
+    x = torch.zeros(num_data, dtype=torch.uint8)
+    looked_at = recorder.Recorder(pv.build((1,), latent_dim=1), None, seed=0)
+    x[rows[-1]] = 1
+    looked_at.look_at(recorder.Batch(x))
+    assert looked_at.rows.x[-1] == 1
+    assert len(looked_at.rows.x) == min(num_data, 500)
+
+
 def test_a_record_is_what_the_diagnostics_say_of_the_weights_at_that_step():
     vae, history = trained(diagnostics_every=4)
     last = history.flight[-1]

@@ -602,6 +602,32 @@ def test_trap_9_a_non_finite_loss_makes_no_update_and_names_term_and_row(at):
     assert torch.isfinite(vae.loss(bits())).all()
 
 
+def normalised(vae):
+    """With running statistics in the encoder, which move in the forward pass."""
+    network, head = vae.encoder
+    vae.encoder = nn.Sequential(network, nn.BatchNorm1d(head.num_features), head)
+    return vae
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's own, in the first batch
+@pytest.mark.parametrize("fault", [NaNBackward.apply, nan_in_row_two])
+@pytest.mark.parametrize("at", [1, 4])
+def test_running_statistics_are_those_before_the_step_that_failed(fault, at):
+    snapshots = steps_of(normalised(faulty_vae(torch.clone, at)), None)
+    vae = normalised(faulty_vae(fault, at))
+    with pytest.raises(DivergenceError, match=f"at step {at}"):
+        pv.fit(vae, bits(), batch_size=8, epochs=2)
+    assert weights(vae) == snapshots[at - 1]
+    assert vae.encoder[1].num_batches_tracked == at - 1
+
+
+def test_an_objective_of_pyros_moves_running_statistics_once_a_step():
+    """The traces drawn for the report are a second pass over the batch."""
+    vae = normalised(small_vae())
+    pv.fit(vae, bits(), objective=Trace_ELBO(), batch_size=8, epochs=2)
+    assert vae.encoder[1].num_batches_tracked == 6
+
+
 def test_the_root_of_zero_has_no_gradient_and_makes_no_update():
     vae = faulty_vae(lambda features: features + (0 * features).sqrt(), 2)
     with pytest.raises(DivergenceError, match="gradient at step 2"):

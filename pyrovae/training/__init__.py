@@ -46,7 +46,7 @@ from pyrovae.training.losses import HandlerLoss, Settings, tensors_of, trainable
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
 from pyrovae.training.plan import HANDLERS, INDUCTOR, Plan, engine_for
 from pyrovae.training.progress import progress_bar
-from pyrovae.training.recorder import Recorder
+from pyrovae.training.recorder import Recorder, check_recordable
 from pyrovae.training.shares import Sharded, SharedFolder
 from pyrovae.training.steps import Steps
 
@@ -179,8 +179,9 @@ def fit(
             group.equalise(tensors_of(program))
             data = Sharded(data, group, group.order(plan.seed))
         history = History(num_data=data.num_data, seed=plan.seed)
+        settings_of = partial(_loss_settings, program, objective, plan, data, history)
         losses = HandlerLoss(
-            program, objective, partial(_loss_settings, program, objective, plan, data, history)
+            program, objective, partial(settings_of, is_recorded=bool(diagnostics_every))
         )
         if group is None or group.is_first:
             _warn_of_surprises(program, data)
@@ -319,9 +320,19 @@ def _checked(program: nn.Module, objective: ELBO | None) -> ELBO:
 
 
 def _loss_settings(
-    program: nn.Module, objective: ELBO, plan: Plan, data: Any, history: History, batch: Any
+    program: nn.Module,
+    objective: ELBO,
+    plan: Plan,
+    data: Any,
+    history: History,
+    batch: Any,
+    *,
+    is_recorded: bool,
 ) -> Settings:
-    """What the loss depends on; a look at the program tells whether it has global latents."""
+    """What the loss depends on; a look at the program tells whether it has global latents.
+
+    Before the first update, so that what a recorder cannot look at is refused here.
+    """
     traces = trace_once(program, *(None if t is None else t[:1] for t in batch))
     history.bound_on, guide_trace = bound_on(*traces), traces[1]
     has_globals = not all(is_local(site) for _, site in guide_trace.iter_stochastic_nodes())
@@ -336,6 +347,8 @@ def _loss_settings(
             "the program has latents outside the plate 'data', whose minibatch scale N / B needs "
             "the number of data, but this stream does not say it.\nPass a map-style Dataset."
         )
+    if is_recorded:
+        check_recordable(program, batch)
     return Settings(data.num_data or 1, has_globals, plan.precision == "bf16")
 
 

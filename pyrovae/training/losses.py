@@ -19,6 +19,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.handlers import data_scale
 from pyrovae.objectives import Objective
 from pyrovae.terms import ElboTerms, draw_traces, terms_of
+from pyrovae.training.buffers import BuffersBefore
 
 
 class Outcome(NamedTuple):
@@ -97,8 +98,7 @@ class HandlerLoss:
     def differentiable(self, batch: Batch) -> tuple[Tensor, ElboTerms]:
         """Loss and terms with gradients, for an objective of pyrovae."""
         size, settings = len(batch.x), self.settings
-        precision = bfloat16_networks(self.program) if settings.is_bfloat16 else nullcontext()
-        with settings.scaled(size), precision:
+        with settings.scaled(size), self._precision():
             traces = self.objective.traces(self.program.model, self.program.guide, *batch)
             self.objective.check(traces)
             loss = self.objective.surrogate(traces, size) / settings.divisor(size)
@@ -109,14 +109,21 @@ class HandlerLoss:
 
     def _of_pyro(self, batch: Batch) -> Outcome:
         model, guide, size = self.program.model, self.program.guide, len(batch.x)
-        with self.settings.scaled(size):
+        with self.settings.scaled(size), self._precision():
             self.objective.loss_and_grads(model, guide, *batch)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.settings.divisor(size))
-        with torch.no_grad():
+        buffers = BuffersBefore(self.program)  # this batch has moved running statistics once
+        with torch.no_grad(), self._precision():
             terms = terms_of(draw_traces(model, guide, *batch), size)
+        buffers.put_back()
+        if self.settings.is_bfloat16:
+            check_float32(terms)
         # the ELBO, because Pyro's own value may be no number (TraceTailAdaptive_ELBO: inf)
         return self._outcome(-terms.total_elbo.mean() / size, terms)
+
+    def _precision(self) -> AbstractContextManager:
+        return bfloat16_networks(self.program) if self.settings.is_bfloat16 else nullcontext()
 
     def _outcome(self, loss: Tensor, terms: ElboTerms) -> Outcome:
         total = sum_of_entries(p.grad for p in self.parameters)
@@ -133,10 +140,10 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def loss_sums(terms: ElboTerms, num_data: int) -> Tensor:
+def loss_sums(terms: ElboTerms, num_data: float) -> Tensor:
     """(2,) float64: the batch's Σ −log p(x|z) and Σ KL, means over draws; no gradients.
 
-    A batch of B of N data carries B / N of the KL of global latents.
+    A batch of B of N data carries B / N of the KL of global latents: none of it for infinite N.
     """
     share = terms.log_prior.shape[-1] / num_data
     global_kl = (terms.global_log_guide - terms.global_log_prior) * share

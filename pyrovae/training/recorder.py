@@ -6,14 +6,15 @@ Every so many steps, on the same rows and with draws of its own, one record of
     KL per dimension, active units, mutual information I_q, marginal KL(q(z) ‖ p(z))
     signal to noise of the encoder's gradient, mean over its entries of |E g| / sd g
 
-It draws from its own stream and leaves weights, gradients and modes as they were, so a run
-with a recorder is, bit for bit, the run without.
+It draws from its own stream and leaves weights, buffers, gradients and modes as they were, so a
+run with a recorder is, bit for bit, the run without.
 
 References:
     Tighter Variational Bounds are Not Necessarily Better, Rainforth et al., 2018,
     https://arxiv.org/abs/1802.04537 (signal-to-noise ratio)
 """
 
+import math
 from typing import Any
 
 import pyro
@@ -25,6 +26,7 @@ from pyrovae.diagnostics import active_units, collapsed_dimensions, decompose_el
 from pyrovae.diagnostics.collapse import Collapse
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import RandomStream, module_mode, own_store
+from pyrovae.training.buffers import BuffersBefore
 from pyrovae.training.losses import HandlerLoss
 
 NUM_ROWS = 500  # of the training data that are looked at
@@ -49,7 +51,8 @@ class Recorder:
 
     def look_at(self, batch: Batch) -> None:
         """Take the rows from a batch, or from all of the data: evenly spaced ones, at most 500."""
-        index = torch.linspace(0, len(batch.x) - 1, min(len(batch.x), NUM_ROWS)).long()
+        size, num_rows = len(batch.x), min(len(batch.x), NUM_ROWS)
+        index = torch.arange(num_rows) * (size - 1) // max(num_rows - 1, 1)
         self.rows = Batch(*(None if t is None else t[index.to(t.device)] for t in batch))
 
     def record(self, step: int) -> dict[str, Any]:
@@ -69,20 +72,24 @@ class Recorder:
         }
 
     def signal_to_noise(self) -> float:
-        """|E g| / sd g of the loss's gradient in the encoder, mean over its entries."""
+        """|E g| / sd g of the loss's gradient in the encoder, mean over its entries.
+
+        NaN where the encoder has no gradient, or one that does not vary.
+        """
         encoder = getattr(self.program, "encoder", self.program)
         wanted = [p for p in encoder.parameters() if p.requires_grad]
-        draws = []
+        draws, buffers = [], BuffersBefore(self.program)
         with RandomStream(self.seed), module_mode(self.program, training=True), own_store():
             with pyro.validation_enabled(False):
                 for _ in range(NUM_GRADIENTS):
                     self.loss(self.rows)
-                    draws.append(
-                        torch.cat([p.grad.reshape(-1) for p in wanted if p.grad is not None])
-                    )
+                    draws.append([p.grad.reshape(-1) for p in wanted if p.grad is not None])
+        buffers.put_back()
         for parameter in self.loss.parameters:
             parameter.grad = None
-        gradients = torch.stack(draws)
+        if not draws[0]:
+            return math.nan
+        gradients = torch.stack([torch.cat(found) for found in draws])
         spread = gradients.std(0)
         ratio = gradients.mean(0).abs() / spread
         return float(ratio[spread > 0].mean())
@@ -93,3 +100,9 @@ class Recorder:
             return collapsed_dimensions(self.program, *self.rows, seed=self.seed)
         except ConfigError:
             return None
+
+
+def check_recordable(program: nn.Module, batch: Batch) -> None:
+    """ConfigError for a program that the recorder cannot look at, such as one without a q(z|x)."""
+    with pyro.poutine.block():  # SVI listens for parameters
+        decompose_elbo(program, *(None if t is None else t[:2] for t in batch), num_samples=1)

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyrovae.batches import Batch
 from pyrovae.errors import DivergenceError
+from pyrovae.training.buffers import BuffersBefore
 from pyrovae.training.distributed import Group
 from pyrovae.training.losses import Outcome
 
@@ -59,7 +60,7 @@ class Steps:
         self.num_steps = 0
         self.held = _Held(self.parameters) if accumulate > 1 or group else None
         self.averaged = None if average is None else averaged_copy(program, average)
-        self.program = program
+        self.program, self.buffers = program, BuffersBefore(program)
         self.svi = SVI(
             program.model,
             program.guide,
@@ -79,8 +80,12 @@ class Steps:
             where: what an error calls the step.
         """
         self.where = f"{where}, rank {self.group.rank}" if self.group else where
+        self.buffers.take_again()
         try:
             self.svi.step(batch)
+        except Exception:
+            self.buffers.put_back()
+            raise
         finally:
             # an interrupt between backward and step must not feed the next step
             for parameter in self.parameters:
