@@ -13,6 +13,7 @@ of the data follow the program's parameters; their values are never changed.
 Data that come in batches pass a `Door`, which runs the program at the first one only.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -191,6 +192,8 @@ class Door:
     def __call__(
         self, x: Any, y: Any = None, mask: Any = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if not sees_covariates(self.program):
+            y = None  # labels that a Dataset gives with each image
         x, y, mask = as_batch(self.program, x, y, mask, is_whole=False)
         shapes = (None if y is None else tuple(y.shape[1:]), mask is not None)
         traces = None
@@ -243,6 +246,7 @@ def first_look(
         program, x, y, mask: as `admit` returns them, x of any dtype.
         is_whole: whether to look for parts that mix data up as well.
     """
+    check_signatures(program)
     rows = _two_rows(x)
     first = like_parameters(rows, program), _two_rows(y), _two_rows(mask)
     if is_whole and hasattr(program, "check_parts"):
@@ -253,6 +257,19 @@ def first_look(
     check_latents(*traces)
     check_parameters(program, *traces)
     return traces
+
+
+def check_signatures(program: nn.Module) -> None:
+    """ConfigError unless model and guide can be called with x, y and mask."""
+    for name in ("model", "guide"):
+        try:
+            inspect.signature(getattr(program, name)).bind(None, None, None)
+        except TypeError as error:
+            raise ConfigError(
+                f"the {name} of a {type(program).__name__} cannot be called as {name}(x, y, mask): "
+                f"{error}.\nWrite def {name}(self, x, y=None, mask=None), with the plate 'data' "
+                "over the rows of x and the data as site 'x'."
+            ) from None
 
 
 def cast_batch(
@@ -281,13 +298,29 @@ def check_num_covariates(y: Tensor | Rows, num_data: int) -> None:
         )
 
 
+def sees_covariates(program: nn.Module) -> bool:
+    """Whether y means anything to the program: to a `VAE`, where a part is `Given`."""
+    return getattr(program, "sees_covariates", True)
+
+
+def check_is_seen(program: nn.Module) -> None:
+    """DataError unless the program sees the covariates that were given."""
+    if not sees_covariates(program):
+        raise DataError(
+            "y was given, but no part of this VAE sees covariates: they would change nothing.\n"
+            "Wrap the part that is to see them, networks.Given(part). For a mask write mask=…, and "
+            "(x, None, mask) in validation."
+        )
+
+
 def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
     """y as a tensor of num_data rows; floats in the parameters' dtype, integers unchanged."""
     if y is None:
         return None
     y = as_tensor(y, "y")
     check_num_covariates(y, num_data)
+    check_finite(y, name="y")
+    check_is_seen(program)
     if not y.is_floating_point():
         return y.to(like_parameters(torch.empty(0), program).device)
-    check_finite(y, name="y")
     return like_parameters(y, program)

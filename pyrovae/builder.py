@@ -74,6 +74,11 @@ def build(
         True
     """
     event_shape = as_event_shape(event_shape)
+    if isinstance(hidden, int):
+        raise ConfigError(
+            f"hidden = {hidden}, but it holds a width for each hidden layer.\n"
+            f"Write hidden=({hidden},)."
+        )
     as_latent_shape(latent_dim)
     data = None if data is None else as_tensor(data)
     known: dict[str, Callable[[], Any]] = {
@@ -143,7 +148,12 @@ def _name_and_options(choice: Choice) -> tuple[str, dict[str, Any]]:
             "Write its name, or join the modules yourself: VAE(prior, encoder, decoder)."
         )
     if isinstance(choice, dict):
-        return choice.get("name", ""), {k: v for k, v in choice.items() if k != "name"}
+        if "name" not in choice:
+            raise ConfigError(
+                f"{choice} has options of a part, but not whose.\n"
+                "Write {'name': 'GaussianMixture', 'num_components': 20}."
+            )
+        return choice["name"], {k: v for k, v in choice.items() if k != "name"}
     return choice, {}
 
 

@@ -140,9 +140,10 @@ def check_supports(p: Distribution, q: Distribution, name: str) -> None:
         if p_coordinate.is_discrete == q_coordinate.is_discrete and not where:
             return
     raise ConfigError(
-        f"the prior p({name}) lives on {p_support}, but the encoder's q({name}|x) on {q_support}"
-        f"{where}: KL(q ‖ p) is infinite, or is none at all.\n"
-        f"Give {name} a guide with the prior's support, or a prior with the guide's."
+        f"the prior p({name}) lives on {_in_words(p_coordinate)}, but the encoder's q({name}|x) on "
+        f"{_in_words(q_coordinate)}{where}: KL(q ‖ p) is infinite, or is none at all.\n"
+        f"Give {name} a guide with the prior's support{_such_as('guides', p_coordinate)}, or a "
+        f"prior with the guide's{_such_as('priors', q_coordinate)}."
     )
 
 
@@ -208,6 +209,28 @@ def _coordinate(support: constraints.Constraint) -> Any:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
+
+
+# support of a coordinate → in words, and parts of ours that have it
+WORDS = {
+    "Real": ("the real numbers", {"guides": "DiagonalNormal", "priors": "StandardNormal"}),
+    "Boolean": ("{0, 1}", {"guides": "Bernoulli", "priors": "Bernoulli"}),
+    "OneHotBlocks": ("one-hot vectors", {"guides": "Categorical", "priors": "Categorical"}),
+    "Sphere": ("the unit sphere", {"guides": "PowerSpherical", "priors": "HypersphericalUniform"}),
+}
+
+
+def _in_words(support: constraints.Constraint) -> str:
+    return WORDS.get(_kind(support), (str(support), {}))[0]
+
+
+def _such_as(family: str, support: constraints.Constraint) -> str:
+    part = WORDS.get(_kind(support), ("", {}))[1].get(family)
+    return f" ({family}.{part})" if part else ""
+
+
+def _kind(support: constraints.Constraint) -> str:
+    return type(support).__name__.strip("_")
 
 
 def _innermost(density: Distribution) -> Distribution:

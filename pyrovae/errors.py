@@ -6,14 +6,22 @@ required, and what to write instead. It is at most six lines long and never hold
 a whole tensor.
 """
 
+import re
 from typing import Any
 
 
-class DataError(ValueError):
+class _Refusal(ValueError):
+    """A message without the table of shapes that Pyro's tracing appends as it raises it again."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(re.split(r"\n *Trace Shapes:", message)[0])
+
+
+class DataError(_Refusal):
     """The data cannot be what the model describes (shape, dtype, support, NaN)."""
 
 
-class ConfigError(ValueError):
+class ConfigError(_Refusal):
     """An argument, or a combination of parts, cannot work whatever the data."""
 
 

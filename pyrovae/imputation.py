@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyrovae.admission import admit
 from pyrovae.checks import seed_number
 from pyrovae.errors import ConfigError
+from pyrovae.evidence.joint import is_plain_vae
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.posterior import sir
 
@@ -60,7 +61,8 @@ def impute(
 
     Raises:
         DataError: x or mask does not fit the program.
-        ConfigError: mask is None, the likelihood does not factorise, or a count is no whole number.
+        ConfigError: no `VAE`, mask is None, the likelihood does not factorise, or a count is no
+            whole number.
 
     References:
         MIWAE, Mattei & Frellsen, 2019, https://arxiv.org/abs/1812.02633
@@ -77,6 +79,11 @@ def impute(
         raise ConfigError(
             "mask = None, but imputation needs to know what is missing.\n"
             "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
+        )
+    if not is_plain_vae(vae):
+        raise ConfigError(
+            f"impute decodes draws of z, but this is a {type(vae).__name__}, which may have other "
+            "latents than z.\nGive it a VAE, or draw from posterior.sir and your own decoder."
         )
     seed = seed_number(seed)
     settings = {"num_samples": num_samples, "num_proposals": num_proposals, "seed": seed}

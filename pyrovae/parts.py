@@ -14,7 +14,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.networks import given
+from pyrovae.networks import Given, given
 
 NUM_SAMPLES = 3
 
@@ -43,11 +43,12 @@ def check_parts(
         pyrovae.errors.ConfigError: p(z) is over shape (2,), but q(z|x) is over (3,); ...
     """
     p_z = _called("prior", prior, y)
-    if p_z.batch_shape not in ((), (2,)):
+    is_conditional = isinstance(prior, Given) and p_z.batch_shape[:1] == (2,)
+    if extra := len(p_z.batch_shape) - is_conditional:
         raise ConfigError(
             f"the prior gave batch_shape {tuple(p_z.batch_shape)} and event_shape "
             f"{tuple(p_z.event_shape)}, but p(z) is one density over the vector z: batch_shape ()."
-            f"\nEnd it with .to_event({len(p_z.batch_shape)}), if these are z's dimensions."
+            f"\nEnd it with .to_event({extra}), if these are z's dimensions."
         )
     try:
         is_worth_a_try = encoder_fits(x, decoder, p_z, y)
@@ -110,7 +111,8 @@ def _called(name: str, part: nn.Module, y: Any, *inputs: Tensor) -> dist.Distrib
     except Exception as error:
         arrived = f" at an input of shape {tuple(inputs[0].shape)}" if inputs else ""
         reason = str(error).strip().partition("\n")[0][:200]
-        raise ConfigError(f"the {name} failed{arrived}: {reason}\n{_advice(name, y)}") from error
+        advice = _advice(name, is_given=isinstance(part, Given))
+        raise ConfigError(f"the {name} failed{arrived}: {reason}\n{advice}") from error
     if not isinstance(density, dist.Distribution):
         kind = f"{type(density).__module__.partition('.')[0]} {type(density).__name__}"
         raise ConfigError(
@@ -121,10 +123,14 @@ def _called(name: str, part: nn.Module, y: Any, *inputs: Tensor) -> dist.Distrib
     return density
 
 
-def _advice(name: str, y: Any) -> str:
-    covariates = " It is called with y = None: pass y= if it needs covariates." if y is None else ""
-    covariates += " A part that takes y is wrapped: networks.Given(part)."
+def _advice(name: str, *, is_given: bool) -> str:
+    covariates = "" if is_given else " If it takes y, wrap it: networks.Given(part)."
     if name == "decoder":
+        if is_given:
+            covariates = (
+                "\ny is (B, …), with no sample dimensions: put it beside z by "
+                "networks.side_by_side(z, y), or write networks.Joined."
+            )
         return (
             "A decoder takes z (*S, B, D), D as the prior's, with any sample dimensions S: reshape "
             "with\n*z.shape[:-1], or wrap the network in networks.Folded." + covariates
@@ -138,9 +144,15 @@ def _check_batch(
     if density.batch_shape == wanted:
         return
     at = "two rows of x" if z is None else f"z of shape {tuple(z.shape)}"
-    fix = "" if z is None else "\nReshape with *z.shape[:-1], or wrap in networks.Folded."
+    extra = len(density.batch_shape) - len(wanted)
+    if extra > 0 and density.batch_shape[: len(wanted)] == wanted:
+        fix = f"End it with .to_event({extra}), if the rest are dimensions of one datum."
+    elif z is not None:
+        fix = "Reshape with *z.shape[:-1], or wrap in networks.Folded."
+    else:
+        fix = "Labels in y are (N,), not (N, 1)."
     raise ConfigError(
         f"the {name} gave batch_shape {tuple(density.batch_shape)} and event_shape "
         f"{tuple(density.event_shape)} at {at}, but it must be {wanted}: {meaning}.\n"
-        f"Otherwise data share a density, or multiply. Labels in y are (N,), not (N, 1).{fix}"
+        f"Otherwise data share a density, or multiply. {fix}"
     )

@@ -92,8 +92,9 @@ class SemiSupervisedVAE(nn.Module):
             0.1 · (number of data) / (number of known labels).
 
     Raises:
-        ConfigError: alpha is negative or not finite; classifier and label prior differ in K.
-        DataError: y holds no labels.
+        ConfigError: alpha is negative or not finite; from `fit` and all that take data, where the
+            classifier and the label prior differ in K.
+        DataError: likewise, where y holds no labels.
 
     References:
         Semi-supervised Learning with Deep Generative Models, Kingma et al., 2014,

@@ -25,7 +25,7 @@ from pyrovae.admission import admit, as_covariates, like_parameters
 from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_number, whole_number
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream, evaluation
-from pyrovae.networks import given
+from pyrovae.networks import Given, given
 from pyrovae.parts import check_parts
 
 
@@ -76,11 +76,18 @@ class VAE(nn.Module):
     def __init__(self, prior: nn.Module, encoder: nn.Module, decoder: nn.Module):
         super().__init__()
         for name, part in {"prior": prior, "encoder": encoder, "decoder": decoder}.items():
+            if isinstance(part, type):
+                raise ConfigError(
+                    f"{name} is the class {part.__name__}, but a part is an nn.Module.\n"
+                    f"Make one of it: {part.__name__}(…)."
+                )
             if not isinstance(part, nn.Module):
+                fix = "Join a network and a head: torch.nn.Sequential(network, head)."
+                if name == "prior" or isinstance(part, torch.distributions.Distribution):
+                    fix = "Wrap a distribution as priors.Fixed(constructor, **tensors)."
                 raise ConfigError(
                     f"{name} is a {type(part).__name__}, but a part is an nn.Module whose call "
-                    "returns a density; only a module moves with .to() and saves.\n"
-                    "Wrap a distribution as priors.Fixed(constructor, **tensors)."
+                    f"returns a density; only a module moves with .to() and saves.\n{fix}"
                 )
         self.prior, self.encoder, self.decoder = prior, encoder, decoder
 
@@ -90,6 +97,11 @@ class VAE(nn.Module):
             "a VAE has no single output, so vae(x) means nothing.\n"
             "Write vae.loss(x), vae.encode(x), vae.reconstruct(x) or vae.sample(n)."
         )
+
+    @property
+    def sees_covariates(self) -> bool:
+        """Whether a part is wrapped in `networks.Given`, so that y means something."""
+        return any(isinstance(part, Given) for part in (self.prior, self.encoder, self.decoder))
 
     def check_parts(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
         """ConfigError unless the parts keep their contract on these two rows; see `parts`."""
@@ -208,7 +220,17 @@ class VAE(nn.Module):
                 f"z has shape {tuple(z.shape)}, but it holds one latent vector a row: (B, D).\n"
                 "Add a batch dim: z[None]."
             )
-        return self.decoder(z, *given(as_covariates(y, z.shape[-2], self), self.decoder))
+        y = as_covariates(y, z.shape[-2], self)
+        try:
+            return self.decoder(z, *given(y, self.decoder))
+        except RuntimeError as error:
+            width = self.prior(*given(y, self.prior)).event_shape[-1]
+            if z.shape[-1] == width:
+                raise
+            raise DataError(
+                f"z has shape {tuple(z.shape)}, but p(z) is over vectors of {width}: the decoder "
+                f"takes (*S, B, {width}).\nGive it latents of this model, such as encode(x).mean."
+            ) from error
 
     def reconstruct(
         self, x: Any, y: Any = None, mask: Any = None, *, seed: int | None = None

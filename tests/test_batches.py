@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import pyrovae as pv
@@ -29,6 +30,7 @@ from pyrovae.batches.orders import BlockOrder
 from pyrovae.checks import places
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream
+from pyrovae.networks import Given
 
 N, D, B = 23, 4, 5
 
@@ -43,6 +45,24 @@ def counts(n=N):
 def program(likelihood="Poisson", **settings):
     settings = {"latent_dim": 2, "hidden": (8,), "seed": 0} | settings
     return pv.build((D,), likelihood=likelihood, **settings)
+
+
+class Conditional(nn.Module):
+    """A part that takes y, of any kind, and goes on as before."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x, y):
+        return self.part(x)
+
+
+def conditional(**settings):
+    """Of real data and covariates of any kind."""
+    vae = program("Normal", **settings)
+    vae.encoder = Given(Conditional(vae.encoder))
+    return vae
 
 
 class Rowwise(Dataset):
@@ -219,7 +239,7 @@ def test_a_fingerprint_is_flat_and_tells_other_data(case, tmp_path):
 
 
 def test_a_fingerprint_holds_y_mask_and_the_callers_dtype(tmp_path):
-    x, mask, vae = counts(), np.ones((N, D), "u1"), program("Normal")
+    x, mask, vae = counts(), np.ones((N, D), "u1"), conditional()
     for data in (x, saved(tmp_path, x)):
         facts = as_batches(vae, data, np.arange(N), mask, batch_size=B).fingerprint()
         assert (facts["y shape"], facts["y dtype"]) == ([N], "torch.int64")
@@ -266,7 +286,7 @@ def test_y_and_mask_follow_their_rows(case, tmp_path, small_windows):
     }
     data = CONTAINERS[case][0](tmp_path, x)
     for given_y, given_mask in columns.values():
-        source = as_batches(program("Normal"), data, given_y, given_mask, batch_size=B)
+        source = as_batches(conditional(), data, given_y, given_mask, batch_size=B)
         for batch in (*source.epoch(True), *source.epoch(False)):
             assert torch.equal(batch.y.reshape(len(batch.x), -1)[:, 0].float(), batch.x[:, -1])
             assert torch.equal(batch.mask, batch.x < 3)
@@ -452,7 +472,7 @@ def passes(monkeypatch):
 def test_an_unchanged_file_is_looked_at_once(tmp_path, passes):
     x, prints = saved(tmp_path, counts()), []
     for data in (x, x, np.load(tmp_path / "x.npy", mmap_mode="r")):
-        vae, y = program("Normal", seed=len(prints)), np.arange(len(data))
+        vae, y = conditional(seed=len(prints)), np.arange(len(data))
         prints.append(as_batches(vae, data, y, batch_size=B).fingerprint())
     assert len(passes) == 1
     assert prints[0] == prints[1] == prints[2]
@@ -599,9 +619,25 @@ def test_anonymous_memory_does_not_grow_with_the_file(tmp_path):
 def test_a_datum_is_a_tuple_a_list_or_a_dict(kind, shape):
     x = torch.tensor(counts())
     rows = [shape(row, i, row < 3) for i, row in enumerate(x)]
-    for batch in as_batches(program("Normal"), kind(rows), batch_size=B).epoch(False):
+    for batch in as_batches(conditional(), kind(rows), batch_size=B).epoch(False):
         assert torch.equal(batch.x[:, -1].long(), batch.y)
         assert torch.equal(batch.mask, batch.x < 3)
+
+
+@pytest.mark.parametrize("kind", [Rowwise, Stream])
+def test_labels_of_a_dataset_are_left_out_where_no_part_sees_them(kind):
+    x = torch.tensor(counts())
+    rows = [(row, i % 3) for i, row in enumerate(x)]
+    for batch in as_batches(program("Normal"), kind(rows), batch_size=B).epoch(False):
+        assert batch.y is None
+
+
+@pytest.mark.parametrize("case", ["tensor", "npy", "csr matrix"])
+def test_covariates_that_no_part_sees_are_refused(case, tmp_path):
+    """A mask in the place of y would be lost without a word."""
+    x = CONTAINERS[case][0](tmp_path, counts())
+    with pytest.raises(DataError, match=r"no part of this VAE sees covariates[\s\S]*mask="):
+        as_batches(program("Normal"), x, counts() > 0, batch_size=B)
 
 
 ROW = torch.ones(D)

@@ -19,6 +19,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae.admission import (
     as_covariates,
+    check_is_seen,
     check_num_covariates,
     check_num_rows,
     first_look,
@@ -86,6 +87,7 @@ class Columns:
     def _covariates(self, y: Any) -> Tensor | Rows:
         y = as_rows(y, "y")
         check_num_covariates(y, len(self.x))
+        check_is_seen(self.program)
         if isinstance(y, Tensor):
             return in_memory(as_covariates(y, len(self.x), self.program))
         check_finite(y, name="y")

@@ -134,11 +134,13 @@ def check_finite(x: Tensor | Rows, mask: Tensor | Rows | None = None, name: str 
         is_bad = ~torch.isfinite(rows)
         bad.add(is_bad if observed is None else is_bad & observed, start)
     if bad.count:
-        fix = (
-            f"If they are missing values, pass mask=~torch.isnan({name}), and they are left out."
-            if name == "x" and x[bad.first].isnan()
-            else f"Rescale or drop them; {x.dtype} ends at {torch.finfo(x.dtype).max:.3g}."
-        )
+        fix = f"Rescale or drop them; {x.dtype} ends at {torch.finfo(x.dtype).max:.3g}."
+        if x[bad.first].isnan():
+            fix = "Drop these rows; a label that is not known is -1 in programs.SemiSupervisedVAE."
+            if name == "x":
+                fix = (
+                    "If they are missing values, pass mask=~torch.isnan(x), and they are left out."
+                )
         raise DataError(
             f"{name}{at(bad.first)} = {x[bad.first].item()}, but every number must be finite "
             f"({bad.count:,} of {x.numel():,} entries are not).\n{fix}"

@@ -12,7 +12,7 @@ used is the caller's choice: a prior needs densities in one pass, a guide draws.
 Left out: zuko's own distributions, which `pyro.infer.Predictive` cannot use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform, constraints
 
 from pyrovae.densities.drawn import RemembersDraw
+from pyrovae.errors import ConfigError
 
 __all__ = ["FlowDistribution", "autoregressive", "coupling", "spline"]
 
@@ -169,6 +170,25 @@ def spline(
     flow = _zuko().flows.NSF
     options = {"transforms": num_transforms, "bins": num_bins, **_network(hidden)}
     return _near_identity(flow(features, context, **options))
+
+
+def flow_named(flow: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The function that makes a flow, by its name in this file; any other function as it is.
+
+    Raises:
+        ConfigError: there is no such name.
+
+    Example:
+        >>> flow_named("coupling") is coupling
+        True
+    """
+    named = {"autoregressive": autoregressive, "coupling": coupling, "spline": spline}
+    if callable(flow) or flow in named:
+        return named.get(flow, flow) if isinstance(flow, str) else flow
+    raise ConfigError(
+        f"flow = {flow!r}, but it is one of {', '.join(named)}, or a function (D, C) → zuko flow.\n"
+        "Write flow='coupling', or functools.partial(flows.coupling, hidden=(32,))."
+    )
 
 
 def located(transform: Transform, loc: Tensor, scale: Tensor) -> Transform:

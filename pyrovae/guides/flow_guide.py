@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
-from pyrovae.densities.flows import FlowDistribution, coupling, located
+from pyrovae.densities.flows import FlowDistribution, flow_named, located
 from pyrovae.heads import as_latent_shape, positive, split_features
+
+Flow = Callable[[int, int], nn.Module]
 
 
 class FlowGuide(nn.Module):
@@ -24,15 +26,15 @@ class FlowGuide(nn.Module):
     Args:
         latent_dim: D.
         num_context: C, the features that f itself sees.
-        flow: a function (D, C) → zuko flow: `flows.coupling`, `flows.autoregressive`,
-            `flows.spline`, or any class in `zuko.flows`; `functools.partial` sets its options.
+        flow: "coupling", "autoregressive" or "spline", of `densities.flows`; or a function (D, C)
+            → zuko flow, such as any class in `zuko.flows`; `functools.partial` sets its options.
 
     Attributes:
         num_features: 2 D + C.
 
     Raises:
-        ConfigError: latent_dim or num_context is not a whole number ≥ 1, or the features
-            have another width.
+        ConfigError: latent_dim or num_context is not a whole number ≥ 1, there is no such flow, or
+            the features have another width.
 
     References:
         Variational Inference with Normalizing Flows, Rezende & Mohamed, 2015,
@@ -55,12 +57,12 @@ class FlowGuide(nn.Module):
         latent_dim: int,
         *,
         num_context: int = 16,
-        flow: Callable[[int, int], nn.Module] = coupling,
+        flow: str | Flow = "coupling",
     ):
         super().__init__()
         (self.latent_dim,) = as_latent_shape(latent_dim)
         self.num_features = 2 * latent_dim + whole_number(num_context, "num_context", 1)
-        self.flow = flow(latent_dim, num_context)
+        self.flow = flow_named(flow)(latent_dim, num_context)
 
     def forward(self, features: Tensor) -> dist.Distribution:
         (features,) = split_features(features, torch.Size([self.num_features]))

@@ -33,14 +33,39 @@ class Given(nn.Module):
         >>> prior = Given(Sequential(OneHot(10), networks.mlp(10, q.num_features), q))
         >>> prior(torch.tensor([3, 7])).batch_shape
         torch.Size([2])
+
+        A decoder's z has sample dimensions before the batch, (*S, B, D), and y has none:
+
+        >>> from pyrovae import likelihoods
+        >>> p = likelihoods.Bernoulli(5)
+        >>> class Decoder(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.network = Sequential(networks.mlp(2 + 3, p.num_features), p)
+        ...
+        ...     def forward(self, z, y):
+        ...         return self.network(networks.side_by_side(z, y))
+        >>> Given(Decoder())(torch.zeros(4, 7, 2), torch.ones(7, 3)).batch_shape
+        torch.Size([4, 7])
     """
 
     def __init__(self, part: nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, *args: Tensor):
-        return self.part(*args)
+    def forward(self, *args: Tensor | None):
+        try:
+            return self.part(*args)
+        except (ConfigError, DataError):
+            raise
+        except Exception as error:
+            if args[-1] is not None:
+                raise
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise ConfigError(
+                f"a part is Given covariates, but y is None, and it failed without: {reason}\n"
+                "Pass y=, one row a datum."
+            ) from error
 
 
 def given(y: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pyro.distributions as dist
 from torch import nn
 
-from pyrovae.densities.flows import FlowDistribution, spline
+from pyrovae.densities.flows import FlowDistribution, flow_named
 from pyrovae.heads import as_latent_shape
+
+Flow = Callable[[int, int], nn.Module]
 
 
 class FlowPrior(nn.Module):
@@ -18,12 +20,12 @@ class FlowPrior(nn.Module):
 
     Args:
         latent_dim: D.
-        flow: a function (D, 0) → zuko flow: `flows.spline`, `flows.autoregressive` (MAF) or
-            `flows.coupling` (RealNVP), or any class in `zuko.flows`; `functools.partial`
+        flow: "spline", "autoregressive" (MAF) or "coupling" (RealNVP), of `densities.flows`; or a
+            function (D, 0) → zuko flow, such as any class in `zuko.flows`; `functools.partial`
             sets its options.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 1.
+        ConfigError: latent_dim is not a whole number ≥ 1, or there is no such flow.
 
     References:
         Variational Lossy Autoencoder, Chen et al., 2017, https://arxiv.org/abs/1611.02731
@@ -38,10 +40,10 @@ class FlowPrior(nn.Module):
         torch.Size([7])
     """
 
-    def __init__(self, latent_dim: int, *, flow: Callable[[int, int], nn.Module] = spline):
+    def __init__(self, latent_dim: int, *, flow: str | Flow = "spline"):
         super().__init__()
         (self.latent_dim,) = as_latent_shape(latent_dim)
-        self.flow = flow(latent_dim, 0)
+        self.flow = flow_named(flow)(latent_dim, 0)
 
     def forward(self) -> dist.Distribution:
         return FlowDistribution(self.flow.transform().inv, self.flow.base())

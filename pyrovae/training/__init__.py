@@ -87,14 +87,16 @@ def fit(
     Minimises Σ_i l_i = −Σ_i ELBO_i (or another objective) with Adam on minibatch means.
 
     Args:
-        program: a `VAE`, or any module with `.model` and `.guide` over a plate "data".
+        program: a `VAE`, or any module with Pyro's `model(x, y=None, mask=None)` and `guide` of
+            the same arguments: a plate "data" over the rows of x, and in the model a site "x",
+            observed.
         x: (N, *event) as a tensor, array, memory-mapped array, sparse counts or data frame; or
             a torch Dataset or DataLoader of x, (x, y) or (x, y, mask).
         y: (N, …), covariates for the parts wrapped in `networks.Given`.
         mask: of x's shape, true where x is observed.
         validation: held-out data: x, (x, y) or (x, y, mask), a Dataset or a DataLoader. Its
             ELBO is recorded after each epoch, and the weights of the best epoch are kept.
-        objective: any `pyro.infer.ELBO`; `objectives.TraceELBO()` by default.
+        objective: any `pyro.infer.ELBO` but those of torch.jit; `objectives.TraceELBO()` by default.
         epochs: passes over the data.
         batch_size: B; the last batch may be smaller. A DataLoader has its own.
         learning_rate: the optimizer's, or a function of the fraction of training done, in [0, 1].
@@ -163,6 +165,8 @@ def fit(
     made = optimizer_of(plan.optimizer, trainable(program), plan.rate(0.0))
     schedule = scheduler_of(plan.scheduler, made, plan.epochs)
     folder = _run_folder(run_dir, resume=resume, save_every=save_every)
+    if callable(callbacks):
+        raise ConfigError("callbacks is a function, but it holds several.\nWrite callbacks=[…].")
     if diagnostics_every is not None:
         whole_number(diagnostics_every, "diagnostics_every", 1)
     with ExitStack() as stack:
@@ -297,9 +301,11 @@ def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
 
 def _checked(program: nn.Module, objective: ELBO | None) -> ELBO:
     """A copy of the objective, after what can be said of program and objective alone."""
-    if not all(callable(getattr(program, name, None)) for name in ("parameters", "model", "guide")):
+    is_class, parts = isinstance(program, type), ("parameters", "model", "guide")
+    if is_class or not all(callable(getattr(program, name, None)) for name in parts):
+        what = f"the class {program.__name__}" if is_class else f"a {type(program).__name__}"
         raise ConfigError(
-            f"program is a {type(program).__name__}, but fit takes a module with .model and .guide."
+            f"program is {what}, but fit takes a module with .model and .guide."
             "\nWrite pv.fit(vae, x), with vae = pv.VAE(prior, encoder, decoder)."
         )
     if not trainable(program):
@@ -314,6 +320,12 @@ def _checked(program: nn.Module, objective: ELBO | None) -> ELBO:
         raise ConfigError(
             f"objective is {what}, but it must be an object, a pyro.infer.ELBO.\n"
             "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
+        )
+    if type(objective).__name__.startswith("Jit"):
+        raise ConfigError(
+            f"objective is a {type(objective).__name__}, which torch.jit traces for one batch size "
+            "and without a mask.\nGive the objective without Jit, or one of pyrovae.objectives: "
+            "fit records its step itself, compile='graph'."
         )
     # a copy, because Pyro's objectives remember the plate nesting of the first model they see
     return copy.copy(objective)
@@ -405,6 +417,12 @@ def _held_out(program: nn.Module, validation: Any, batch_size: int) -> Any:
             "Split x first: validation=x[:1000], and fit on x[1000:]."
         )
     parts = validation if isinstance(validation, tuple) else (validation,)
+    if len(parts) > 3:
+        kind = type(validation).__name__
+        raise DataError(
+            f"validation is a {kind} of {len(parts)}, but it is x, (x, y) or (x, y, mask).\n"
+            "Pass the held-out split of a data set, such as data.test."
+        )
     try:
         return as_batches(program, *parts, batch_size=max(batch_size, 1024))
     except DataError as error:

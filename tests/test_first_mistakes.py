@@ -1,0 +1,187 @@
+"""What people get wrong at first, in their parts and arguments: named, with a way out."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import JitTrace_ELBO
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pyrovae as pv
+from pyrovae.errors import ConfigError, DataError
+from pyrovae.networks import Given, Joined, OneHot, mlp
+
+X = torch.randint(2, (40, 6), generator=torch.Generator().manual_seed(0)).float()
+Y = torch.rand(40, 2, generator=torch.Generator().manual_seed(1))
+
+
+def build(**settings):
+    return pv.build((6,), **{"latent_dim": 2, "seed": 0} | settings)
+
+
+class Part(nn.Module):
+    """A function as a part with one parameter."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.weight, self.function = nn.Parameter(torch.zeros(2)), function
+
+    def forward(self, *args):
+        return self.function(self.weight, *args)
+
+
+def vae(**parts):
+    of = build()
+    return pv.VAE(*(parts.get(n, getattr(of, n)) for n in ("prior", "encoder", "decoder")))
+
+
+def prior_without_to_event(weight):
+    return dist.Normal(weight, 1.0)
+
+
+def encoder_without_to_event(weight, x):
+    return dist.Normal(x[:, :2] + weight, 1.0)
+
+
+def joined_by_cat(weight, z, y):
+    return dist.Bernoulli(logits=torch.cat([z, y + weight, z], -1)).to_event(1)
+
+
+def prior_of_y(weight, y):
+    return dist.Normal(y * weight, 1.0).to_event(1)
+
+
+class OfPyrosTutorial(nn.Module):
+    """Model and guide of x alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.vae = build()
+
+    def model(self, x):
+        self.vae.model(x)
+
+    def guide(self, x):
+        self.vae.guide(x)
+
+
+def semi_supervised():
+    q, p, c = pv.guides.DiagonalNormal(2), pv.likelihoods.Bernoulli(6), pv.programs.Labels(3)
+    return pv.programs.SemiSupervisedVAE(
+        pv.priors.StandardNormal(2),
+        Given(Joined(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
+        Given(Joined(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
+        nn.Sequential(mlp(6, c.num_features), c),
+        pv.priors.Fixed(dist.Categorical, probs=torch.ones(3) / 3),
+        alpha=1.0,
+    )
+
+
+MISTAKES = {
+    "prior without to_event": (
+        lambda: vae(prior=Part(prior_without_to_event)).loss(X),
+        r"the prior gave batch_shape \(2,\)[\s\S]*\.to_event\(1\)",
+    ),
+    "encoder without to_event": (
+        lambda: vae(encoder=Part(encoder_without_to_event)).loss(X),
+        r"the encoder gave batch_shape \(2, 2\)[\s\S]*\.to_event\(1\)",
+    ),
+    "z and y joined by torch.cat": (
+        lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X, Y),
+        r"the decoder failed at an input of shape \(3, 2, 2\)[\s\S]*side_by_side",
+    ),
+    "y left out": (
+        lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X),
+        r"Given covariates, but y is None",
+    ),
+    "y left out of sample": (
+        lambda: vae(prior=Given(Part(prior_of_y))).sample(3),
+        r"Given covariates, but y is None",
+    ),
+    "y that no part sees": (lambda: build().loss(X, Y), "no part of this VAE sees covariates"),
+    "a mask in the place of y": (
+        lambda: pv.fit(build(), X, validation=(X, X > 0)),
+        r"^in validation: y was given[\s\S]*\(x, None, mask\)",
+    ),
+    "a data set for validation": (
+        lambda: pv.fit(build(), X, validation=pv.datasets.digits()),
+        r"validation is a Data of \d[\s\S]*data\.test",
+    ),
+    "one width": (lambda: build(hidden=100), r"Write hidden=\(100,\)"),
+    "a class for a prior": (
+        lambda: vae(prior=pv.priors.StandardNormal),
+        r"prior is the class StandardNormal[\s\S]*StandardNormal\(",
+    ),
+    "no encoder": (
+        lambda: pv.VAE(build().prior, None, build().decoder),
+        "Join a network and a head",
+    ),
+    "a class to fit": (lambda: pv.fit(pv.VAE, X), "program is the class VAE"),
+    "one callback": (lambda: pv.fit(build(), X, callbacks=print), r"callbacks=\["),
+    "z of another width": (
+        lambda: build().decode(torch.zeros(3, 5)),
+        r"z has shape \(3, 5\), but p\(z\) is over vectors of 2",
+    ),
+    "an unknown flow": (
+        lambda: build(prior={"name": "FlowPrior", "flow": "couplin"}),
+        "autoregressive, coupling, spline",
+    ),
+    "options without a name": (lambda: build(prior={"num_components": 20}), "but not whose"),
+    "a model of x alone": (
+        lambda: pv.fit(OfPyrosTutorial(), X),
+        r"the model of a OfPyrosTutorial cannot be called[\s\S]*y=None, mask=None",
+    ),
+    "a prior of bits": (
+        lambda: build(prior="Bernoulli").loss(X),
+        r"lives on \{0, 1\}, but[\s\S]*the real numbers[\s\S]*guides\.Bernoulli",
+    ),
+    "too many bits to sum out": (
+        lambda: pv.fit(
+            build(prior="Bernoulli", guide="Bernoulli", latent_dim=13),
+            X,
+            objective=pv.objectives.EnumELBO(),
+        ),
+        r"2\^13 = 8192 joint values",
+    ),
+    "an objective of torch.jit": (
+        lambda: pv.fit(build(), X, objective=JitTrace_ELBO()),
+        r"JitTrace_ELBO, which torch\.jit traces for one batch size",
+    ),
+    "imputation by a program": (
+        lambda: pv.impute(semi_supervised(), X, mask=X > 0),
+        "impute decodes draws of z, but this is a SemiSupervisedVAE",
+    ),
+    "a label that is NaN": (
+        lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X, Y * torch.nan),
+        r"^y\[0, 0\] = nan[\s\S]*Drop these rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_named_in_six_lines(case):
+    make, match = MISTAKES[case]
+    with pytest.raises((ConfigError, DataError), match=match) as caught:
+        make()
+    assert len(str(caught.value).splitlines()) <= 6
+
+
+def test_the_same_done_right():
+    by_hand = Given(Part(lambda weight, z, y: joined_by_cat(weight, z, y.expand(*z.shape[:-1], 2))))
+    history = pv.fit(vae(decoder=by_hand, prior=Given(Part(prior_of_y))), X, Y, epochs=1)
+    assert history[-1].elbo < 0
+    labels = TensorDataset(X, torch.zeros(40))  # which no part sees, and a Dataset gives anyway
+    assert pv.fit(build(), labels, validation=labels, epochs=1, callbacks=[print])
+
+
+@pytest.mark.parametrize("family", ["prior", "guide"])
+@pytest.mark.parametrize("flow", ["coupling", "autoregressive", "spline"])
+def test_flows_by_name_are_saved_with_the_model(family, flow, tmp_path):
+    name = {"prior": "FlowPrior", "guide": "FlowGuide"}[family]
+    made = build(**{family: {"name": name, "flow": flow}})
+    pv.save(made, tmp_path / "model.safetensors")
+    loaded = pv.load(tmp_path / "model.safetensors")
+    torch.manual_seed(0)
+    before = made.loss(X)
+    torch.manual_seed(0)
+    assert torch.equal(loaded.loss(X), before)
