@@ -96,7 +96,8 @@ def fit(
         mask: of x's shape, true where x is observed.
         validation: held-out data: x, (x, y) or (x, y, mask), a Dataset or a DataLoader. Its
             ELBO is recorded after each epoch, and the weights of the best epoch are kept.
-        objective: any `pyro.infer.ELBO` but those of torch.jit; `objectives.TraceELBO()` by default.
+        objective: any `pyro.infer.ELBO` but those of torch.jit; by default
+            `objectives.TraceELBO()`.
         epochs: passes over the data.
         batch_size: B; the last batch may be smaller. A DataLoader has its own.
         learning_rate: the optimizer's, or a function of the fraction of training done, in [0, 1].
