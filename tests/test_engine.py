@@ -28,6 +28,7 @@ from pyrovae.handlers import own_store
 from pyrovae.networks import Given, Joined, OneHot, mlp
 from pyrovae.programs import GivenGlobal, HierarchicalVAE, Labels, SemiSupervisedVAE
 from pyrovae.terms import terms_of
+from pyrovae.training.constants import Constants, Copies
 from pyrovae.training.plan import engine_for
 from pyrovae.training.recording import CannotRecord, recorded, substituted
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
@@ -431,6 +432,65 @@ class PythonCounter(nn.Module):
         return features / (1 + self.calls)
 
 
+class Schedule:
+    """A plain object with a number."""
+
+    def __init__(self):
+        self.factor = 1.0
+
+
+HELD = {
+    "a tensor": lambda: torch.tensor(1.0),
+    "a tensor's data": lambda: torch.tensor(1.0),
+    "another tensor": lambda: torch.tensor(1.0),
+    "a list": lambda: [1.0],
+    "a dict in a tuple": lambda: ({"factor": 1.0},),
+    "a tensor in a list": lambda: [torch.tensor(1.0)],
+    "an array": lambda: np.ones(1, dtype="float32"),
+    "an object": Schedule,
+}
+
+
+class Weakened(nn.Module):
+    """Features over a number that is held in a kind of attribute, and that `grow` makes larger."""
+
+    def __init__(self, kind, *, grows=False):
+        super().__init__()
+        self.kind, self.grows, self.held = kind, grows, HELD[kind]()
+
+    def forward(self, features):
+        if self.grows and self.training:
+            self.grow()
+        return features / self.factor()
+
+    def factor(self):
+        match self.kind:
+            case "a list" | "a tensor in a list":
+                return self.held[0]
+            case "a dict in a tuple":
+                return self.held[0]["factor"]
+            case "an array":
+                return torch.from_numpy(self.held.copy())
+            case "an object":
+                return self.held.factor
+        return self.held
+
+    def grow(self):
+        match self.kind:
+            case "a tensor" | "an array":
+                self.held *= 1.5
+            case "a tensor's data":
+                self.held.data.mul_(1.5)
+            case "another tensor":
+                self.held = self.held * 1.5
+            case "a list" | "a tensor in a list":
+                self.held[0] = self.held[0] * 1.5
+            case "a dict in a tuple":
+                self.held[0]["factor"] *= 1.5
+            case "an object":
+                self.held.factor *= 1.5
+
+
 def hooked():
     vae = small_vae()
     vae.encoder[0].register_forward_hook(lambda module, inputs, output: 1.5 * output)
@@ -586,6 +646,64 @@ def test_a_callback_that_changes_a_plain_attribute_is_seen(tmp_path):
     assert fitted(make, tmp_path / "b", compile="graph", **settings)[1] == expected
     without = fitted(make, tmp_path / "c", compile="handlers", epochs=7, batch_size=N)[1]
     assert without != expected
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_a_callback_that_changes_what_an_attribute_holds_is_seen(kind, tmp_path):
+    """The graph has it as a constant, whatever the attribute is."""
+
+    def grow(program, record):
+        program.encoder[1].extra.grow()
+
+    make = custom(normed, lambda: Weakened(kind))
+    settings = {"callbacks": [grow], "epochs": 3, "batch_size": N}
+    expected = fitted(make, tmp_path / "a", compile="handlers", **settings)[1]
+    said, got, _ = fitted(make, tmp_path / "b", compile="graph", **settings)
+    assert got == expected
+    assert said == "handlers: held of a Weakened changes, and a graph has it as a constant"
+
+
+def test_parts_whose_attributes_stay_as_they_are_are_recorded(tmp_path):
+    make = custom(normed, lambda: nn.Sequential(*map(Weakened, HELD)))
+    check_same(make, tmp_path, batch_size=N)
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_a_part_that_changes_what_its_attribute_holds_is_not_recorded(kind, tmp_path):
+    """The recording's own change is undone, so that the handlers go on from the same value."""
+    make = custom(normed, lambda: Weakened(kind, grows=True))
+    check_same(
+        make,
+        tmp_path,
+        engine="handlers: held of a Weakened changes, and a graph has it as a constant",
+        batch_size=N,
+    )
+
+
+def test_constants_are_any_objects():
+    """What cannot be hashed, compared, read as numbers or followed to its end is looked at too."""
+    part = nn.Linear(2, 2)
+    part.own, part.nothing, part.nan = [part.weight], None, float("nan")
+    part.loop, part.sparse, part.words = [[]], torch.eye(2).to_sparse(), {"a", "b"}
+    part.loop[0].append(part.loop)
+    part.wide, part.fixed = torch.ones(1).expand(3), np.ones(2)
+    part.fixed.flags.writeable = False
+    part.objects, part.module, part.nested = np.array([object()]), np, {1: (b"b", 1j, {2.0})}
+    constants, copies = Constants(part), Copies(part)
+    with torch.no_grad():
+        part.weight += 1.0  # an input of the graph, wherever it is held
+    assert constants.change() is None
+    part.nested[1][2].add(3.0)
+    assert "nested of a Linear changes" in constants.change()
+    copies.put_back()
+    assert constants.change() is None
+    for change in (lambda: delattr(part, "nan"), lambda: setattr(part, "new", True)):
+        change()
+        assert constants.change()
+        copies.put_back()
+        assert constants.change() is None
+    part.module = Schedule()
+    assert constants.change().startswith("module of")
 
 
 def test_a_callback_that_freezes_a_part_is_seen(tmp_path):

@@ -22,6 +22,7 @@ from pyrovae.batches import Batch
 from pyrovae.handlers import RandomStream
 from pyrovae.objectives import Objective
 from pyrovae.terms import ElboTerms
+from pyrovae.training.constants import Constants, Copies
 from pyrovae.training.losses import (
     HandlerLoss,
     Outcome,
@@ -68,7 +69,7 @@ class GraphLoss:
     def __call__(self, batch: Batch) -> Outcome:
         self.by_handlers.look_at(batch)
         if self.is_doubtful and self.graphs:
-            self._look(changed_since(self.python, self.by_handlers.program))
+            self._look(self.constants.change())
         self.is_doubtful = False
         graph = None if self.is_refused else self._graph(batch)
         if graph is None:
@@ -99,9 +100,14 @@ class GraphLoss:
         if key not in self.graphs and self._is_worthwhile(key, len(batch.x)):
             has_gradient: list[bool] = []
             function = partial(self._flat, batch, has_gradient)
+            program = self.by_handlers.program
+            self.constants, copies = Constants(program), Copies(program)
             try:
                 graph = recorded(function, *self._inputs(batch), fixed=self.others)
+                if change := self.constants.change():
+                    raise CannotRecord(change)
             except CannotRecord as error:
+                copies.put_back()
                 return self._look(str(error))
             is_compiled = self.is_compiled and len(batch.x) == self.full_size
             of = self._compiled(graph, batch) if is_compiled else self._replayed(graph, batch)
@@ -137,7 +143,6 @@ class GraphLoss:
         self.objective.given_weights = {name: next(given) for name in self.objective.weights()}
         batch = Batch(*(None if t is None else next(given) for t in like))
         new = dict(zip(map(id, [*self.trainable, *self.others]), [*leaves, *others], strict=True))
-        self.python = python_state(self.by_handlers.program)
         # out of reach, because a number that changes would be recorded as a constant
         progress = vars(self.objective).pop("progress")
         try:
@@ -145,11 +150,6 @@ class GraphLoss:
                 loss, terms = self.by_handlers.differentiable(batch)
         finally:
             self.objective.given_weights, self.objective.progress = {}, progress
-            change = changed_since(self.python, self.by_handlers.program)
-            for holder, name, value in self.python if change else ():
-                setattr(holder, name, value)
-        if change:
-            raise CannotRecord(change)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         has_gradient[:] = [g is not None for g in gradients]
         found = list(in_own_memory((g for g in gradients if g is not None), inputs))
@@ -181,32 +181,6 @@ class _Graph(NamedTuple):
 
     of: Callable[..., list[Tensor]]
     has_gradient: list[bool]
-
-
-def python_state(module: nn.Module) -> list[tuple[Any, str, Any]]:
-    """(holder, name, value) of the plain values of all submodules: constants of a graph.
-
-    Example:
-        >>> dropout = nn.Dropout(0.2)
-        >>> [name for _, name, value in python_state(dropout) if value == 0.2]
-        ['p']
-    """
-    values = [(m, n, v) for m in module.modules() for n, v in vars(m).items() if _is_plain(v)]
-    return values + [(p, "requires_grad", p.requires_grad) for p in module.parameters()]
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def changed_since(values: list[tuple[Any, str, Any]], module: nn.Module) -> str | None:
-    """Which of the values of `python_state` is another one now, in words; None for none."""
-    before = set(values)
-    changed = [(m, n) for m, n, v in python_state(module) if (m, n, v) not in before]
-    if not changed:
-        return None
-    holder, name = changed[0]
-    return f"{name} of a {type(holder).__name__} changes, and a graph has it as a constant"
 
 
 def in_own_memory(gradients: Iterable[Tensor], inputs: Iterable[Tensor]) -> Iterator[Tensor]:
