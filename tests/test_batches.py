@@ -905,6 +905,21 @@ def test_a_dataset_may_tell_its_fingerprint():
     assert {n for n in prints[0] if prints[0][n] != prints[2][n]} == {"grey sha256"}
 
 
+@pytest.mark.parametrize("data", [Rowwise(counts()), Stream(counts())], ids=["map-style", "stream"])
+def test_a_batch_that_is_none_is_no_end_of_the_data(data):
+    """The rows after it would be left out, and N would be told without them."""
+
+    def without_row_12(rows):
+        kept = [torch.from_numpy(row) for row in rows if row[-1] != 12]
+        return torch.stack(kept) if len(kept) == len(rows) else None
+
+    loader = DataLoader(data, batch_size=B, collate_fn=without_row_12)
+    with pytest.raises(DataError, match=r"batch 3 of the DataLoader is None.*\n.*collate_fn"):
+        list(as_batches(program(), loader, batch_size=B).epoch(shuffle=False))
+    with pytest.raises(DataError, match=r"batch 3 of the DataLoader is None"):
+        list(StreamBatches(program(), loader).epoch(shuffle=False, skip=3))
+
+
 def test_fit_trains_on_a_stream_and_leaves_it_as_it_was_when_refused():
     vae = program()
     history = pv.fit(vae, Stream(counts()), epochs=2, batch_size=B, progress=False)

@@ -12,7 +12,6 @@ none, unless the Dataset has a method `fingerprint` of its own that gives a flat
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import count
 from typing import Any
 
 from torch import nn
@@ -101,10 +100,7 @@ class LoaderBatches:
 
     def _checked(self, items: Iterator[Any], num_batches: int, num_data: int) -> Iterator[Batch]:
         """The batches that are left of a pass of which some have been given."""
-        for number in count(num_batches + 1):
-            item = next(items, None)
-            if item is None:
-                break
+        for number, item in enumerate(items, num_batches + 1):
             given = batch_of(item)
             try:
                 batch = Batch(*self.door(*given))
@@ -121,6 +117,13 @@ class LoaderBatches:
         try:
             for item in self.loader:
                 number += 1
+                if item is None:
+                    raise DataError(
+                        f"batch {number} of the {self.name} is None, but a batch is x, (x, y) or "
+                        "(x, y, mask): it cannot be told how many data were left out.\n"
+                        "Let collate_fn leave bad items out of their batch and give the others, "
+                        "or leave them out of the Dataset."
+                    )
                 yield item
         except (DataError, ConfigError, MemoryError):
             raise
