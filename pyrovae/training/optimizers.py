@@ -20,6 +20,7 @@ from pyrovae.errors import ConfigError
 
 # what a scheduler's constructor calls the length of the training, in epochs
 LENGTHS = ("T_max", "total_steps", "total_iters")
+SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 
 
 def optimizer_of(
@@ -33,7 +34,8 @@ def optimizer_of(
         learning_rate: given to it as `lr`.
 
     Raises:
-        ConfigError: an unknown name, or what is called gives no Optimizer.
+        ConfigError: an unknown name; what is called gives no Optimizer, or one that cannot step
+            from dense gradients alone, such as LBFGS.
 
     Example:
         >>> weights = [torch.nn.Parameter(torch.ones(2))]
@@ -41,7 +43,7 @@ def optimizer_of(
         'AdamW'
     """
     parameters = list(parameters)
-    make = _named(choice, torch.optim, Optimizer, "optimizer")
+    make = _named(choice, torch.optim, (Optimizer,), "optimizer")
     options = {"fused": True} if _takes(make, "fused") and not _holds_option(make, "fused") else {}
     try:
         optimizer = _called(make, parameters, lr=learning_rate, **options)
@@ -52,7 +54,23 @@ def optimizer_of(
             f"optimizer gave a {type(optimizer).__name__}, but it must give a torch optimizer.\n"
             "Write a class, such as torch.optim.AdamW, or functools.partial(AdamW, …)."
         )
+    _check_step(optimizer)
     return optimizer
+
+
+def _check_step(optimizer: Optimizer) -> None:
+    """ConfigError unless it can step from the dense gradients of one batch."""
+    why = ""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        why = "needs a closure that evaluates the loss anew, and here a batch's loss comes once"
+    elif isinstance(optimizer, torch.optim.SparseAdam):
+        why = "takes sparse gradients only, and those of the loss are dense"
+    if why:
+        raise ConfigError(
+            f"optimizer is {type(optimizer).__name__}, but it {why}.\n"
+            "Write optimizer='Adam', or another of torch.optim that steps from a gradient."
+        )
 
 
 def scheduler_of(
@@ -76,7 +94,7 @@ def scheduler_of(
     """
     if choice is None:
         return None
-    make = _named(choice, lr_scheduler, object, "scheduler")
+    make = _named(choice, lr_scheduler, SCHEDULERS, "scheduler")
     lengths = {n: epochs for n in LENGTHS if _takes(make, n) and not _holds_option(make, n)}
     scheduler = _called(make, optimizer, **lengths)
     if not all(hasattr(scheduler, name) for name in ("step", "state_dict", "load_state_dict")):
@@ -87,18 +105,20 @@ def scheduler_of(
     return scheduler
 
 
-def _named(choice: Any, module: Any, base: type, what: str) -> Callable[..., Any]:
+def _named(choice: Any, module: Any, bases: tuple[type, ...], what: str) -> Callable[..., Any]:
     if callable(choice):
         return choice
-    classes = {n: c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base)}
-    names = sorted(n for n in classes if not n.startswith("_") and classes[n] is not base)
+    found = {n: c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, bases)}
+    names = sorted(n for n in found if not n.startswith("_") and found[n] is not bases[0])
     if isinstance(choice, str) and choice in names:
-        return classes[choice]
-    near = difflib.get_close_matches(str(choice), names, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+        return found[choice]
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(choice).lower(), by_lower, n=1, cutoff=0.4)
+    example = by_lower[near[0]] if near else names[0]
+    hint = f" Did you mean {example!r}?" if near else ""
     raise ConfigError(
         f"{what} = {choice!r}, but it must be a class or a function, or a name in "
-        f"{module.__name__}.{hint}\nOptions: functools.partial({names[0]}, …)."
+        f"{module.__name__}.{hint}\nOptions: functools.partial({example}, …)."
     )
 
 
@@ -117,6 +137,8 @@ def _called(make: Callable, *args: Any, **options: Any) -> Any:
     try:
         return make(*args, **options)
     except (TypeError, ValueError) as error:
+        while isinstance(make, partial):
+            make = make.func
         name = getattr(make, "__name__", type(make).__name__)
         raise ConfigError(
             f"{name}: {error}.\nGive its options with functools.partial({name}, …)."
