@@ -769,3 +769,47 @@ def test_b35_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_o
     with pytest.warns(UserWarning, match=r"column \(2,\) of x is constant"):
         history = pv.fit(vae, x, epochs=30, learning_rate=1e-2)
     assert all(math.isfinite(v) for v in history["elbo"])
+
+
+EACH = torch.ones(4)
+SCALES_THAT_FALL = {
+    "Normal, each": lambda: pv.likelihoods.Normal(4, EACH, learn_scale=True),
+    "Normal of one number": lambda: pv.likelihoods.Normal(1, learn_scale=True),
+    "StudentT, each": lambda: pv.likelihoods.StudentT(4, scale=EACH),
+    "HeteroscedasticNormal": lambda: pv.likelihoods.HeteroscedasticNormal(4),
+}
+SCALES_THAT_STAY = {
+    "Normal, one for all": lambda: pv.likelihoods.Normal(4, learn_scale=True),
+    "Normal, fixed": lambda: pv.likelihoods.Normal(4, EACH),
+    "Normal, frozen": lambda: pv.likelihoods.Normal(4, EACH, learn_scale=True).requires_grad_(
+        False
+    ),
+    "StudentT, one for all": lambda: pv.likelihoods.StudentT(4),
+    "Poisson": lambda: pv.likelihoods.Poisson(4),
+}
+
+
+def fit_to_a_constant_column(head):
+    size = head.event_shape.numel()
+    vae = pv.build((size,), latent_dim=2, hidden=(8,), seed=0)
+    network = pv.networks.mlp(2, head.num_features, hidden=(8,))
+    vae = pv.VAE(vae.prior, vae.encoder, nn.Sequential(network, head))
+    x = torch.poisson(torch.full((50, size), 3.0), generator=torch.Generator().manual_seed(0))
+    x[:, size // 2] = 3.0
+    pv.fit(vae, x, epochs=1)
+
+
+@pytest.mark.parametrize("name", SCALES_THAT_FALL)
+def test_b35_a_scale_of_each_number_falls_where_that_is_constant(name):
+    head = SCALES_THAT_FALL[name]()
+    assert head.learns_scale_per_cell
+    with pytest.warns(UserWarning, match=r"column \(\d,\) of x is constant \(1 are\)"):
+        fit_to_a_constant_column(head)
+
+
+@pytest.mark.parametrize("name", SCALES_THAT_STAY)
+def test_b35_a_shared_or_fixed_scale_does_not_fall(name):
+    """Warnings are errors."""
+    head = SCALES_THAT_STAY[name]()
+    assert not getattr(head, "learns_scale_per_cell", False)
+    fit_to_a_constant_column(head)

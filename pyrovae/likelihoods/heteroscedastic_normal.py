@@ -39,6 +39,11 @@ class HeteroscedasticNormal(nn.Module):
         self.event_shape = as_event_shape(event_shape)
         self.num_features = 2 * self.event_shape.numel()
 
+    @property
+    def learns_scale_per_cell(self) -> bool:
+        """True: each x_j has a σ_j(z) of its own, which falls to 1e-5 for a constant x_j."""
+        return True
+
     def forward(self, features: Tensor) -> dist.Distribution:
         loc, raw_scale = split_features(features, self.event_shape, 2)
         return dist.Normal(loc, positive(raw_scale)).to_event(len(self.event_shape))

@@ -51,6 +51,20 @@ def held_positive(head: nn.Module, name: str) -> Tensor:
     return getattr(head, f"fixed_{name}") if raw is None else positive(raw)
 
 
+def is_learned_per_cell(head: nn.Module, name: str) -> bool:
+    """Whether each number of a datum has its own, and these are trained.
+
+    Example:
+        >>> head = nn.Module()
+        >>> head.event_shape = torch.Size([3])
+        >>> hold_positive(head, "scale", torch.ones(3), is_learned=True)
+        >>> is_learned_per_cell(head, "scale")
+        True
+    """
+    raw = getattr(head, f"raw_{name}", None)
+    return raw is not None and raw.requires_grad and raw.numel() == head.event_shape.numel()
+
+
 def how_held(head: nn.Module, name: str) -> str:
     """A few words for `extra_repr`: whether it is learned, and its shape."""
     how = "learned" if hasattr(head, f"raw_{name}") else "fixed"

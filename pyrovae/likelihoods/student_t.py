@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from pyrovae import densities
 from pyrovae.errors import ConfigError
 from pyrovae.heads import MIN_SCALE, as_event_shape, split_features
-from pyrovae.likelihoods.own_positive import held_positive, hold_positive, how_held
+from pyrovae.likelihoods.own_positive import (
+    held_positive,
+    hold_positive,
+    how_held,
+    is_learned_per_cell,
+)
 
 
 class StudentT(nn.Module):
@@ -72,6 +77,11 @@ class StudentT(nn.Module):
     def scale(self) -> Tensor:
         """s, of shape () or event_shape, in the units of x."""
         return held_positive(self, "scale")
+
+    @property
+    def learns_scale_per_cell(self) -> bool:
+        """Whether each x_j has a learned s_j of its own, which falls to 1e-5 for a constant x_j."""
+        return is_learned_per_cell(self, "scale")
 
     def forward(self, features: Tensor) -> dist.Distribution:
         (loc,) = split_features(features, self.event_shape)

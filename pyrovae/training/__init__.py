@@ -395,8 +395,8 @@ def _warn_of_surprises(program: nn.Module, data: Any) -> None:
     decoder = getattr(program, "decoder", None)
     if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
         warnings.warn("the decoder has no trainable parameter: p(x|z) stays as it is", stacklevel=3)
-    names = [] if decoder is None else [name for name, _ in decoder.named_parameters()]
-    learns_scale = any(name.endswith("raw_scale") for name in names)
+    heads = () if decoder is None else decoder.modules()
+    learns_scale = any(getattr(head, "learns_scale_per_cell", False) for head in heads)
     if learns_scale and data.preloaded is not None and data.num_data > 1:
         x = data.preloaded.x
         is_constant = (x == x[:1]).all(0)
