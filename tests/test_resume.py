@@ -575,6 +575,14 @@ def test_f14_other_data_are_refused_and_may_be_allowed(name, tmp_path):
     assert again.changes == ["data changed after step 4"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_f14_a_mask_of_numpy_or_of_torch_is_one_mask(dtype, tmp_path):
+    mask = (torch.arange(N * 4).reshape(N, 4) % 5 > 0).to(dtype)
+    whole = fit(tmp_path / "whole", mask=mask)
+    stopped(tmp_path / "run", 4, mask=mask.numpy())
+    assert fit(tmp_path / "run", mask=mask) == whole
+
+
 @pytest.mark.parametrize("change", [edited, lambda x: x.flip(0)], ids=["edited", "reordered"])
 def test_f14_a_file_that_was_replaced_is_refused(change, tmp_path):
     """Of the same size, at the same path, within the process that remembers the first look."""

@@ -73,10 +73,15 @@ class ArrayBatches:
         for name, column, dtype in zip(Batch._fields, self.data, self.dtypes, strict=True):
             if column is not None:
                 facts[f"{name} shape"] = list(column.shape)
-                facts[f"{name} dtype"] = str(column.dtype if dtype is None else dtype)
+                facts[f"{name} dtype"] = _name(column.dtype if dtype is None else dtype)
                 facts[f"{name} sha256"] = sha256(column)
         return facts
 
     def fingerprint(self) -> dict[str, Any]:
         """Shape, the caller's dtype, and SHA-256 of the numbers as the program takes them."""
         return dict(self._fingerprint)
+
+
+def _name(dtype: Any) -> str:
+    """One name for a dtype of NumPy's and the same one of torch's."""
+    return f"torch.{str(dtype).removeprefix('torch.')}"
