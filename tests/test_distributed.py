@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -84,12 +85,31 @@ def still_hierarchical(seed=0):
     return pv.programs.HierarchicalVAE(*parts).double()
 
 
+class WithSpare(nn.Module):
+    """A part beside a parameter that nobody uses: it has no gradient."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.spare = part, nn.Parameter(torch.ones(2))
+
+    def forward(self, z):
+        return self.part(z)
+
+
+def with_spare(seed=0):
+    vae = still_vae(seed)
+    return pv.VAE(vae.prior, vae.encoder, WithSpare(vae.decoder)).double()
+
+
+DECAYING = {"optimizer": partial(torch.optim.SGD, weight_decay=0.5)}
+
 CASES = {
     "one odd batch": (still_vae, {"batch_size": 13, "epochs": 1}),
     "a last batch of one": (still_vae, {"batch_size": 4}),
     "accumulate, clip": (still_vae, {"batch_size": 4, "accumulate": 2, "clip_norm": 0.1}),
     "graph": (still_vae, {"batch_size": 4, "compile": "graph"}),
     "averaged weights": (still_vae, {"batch_size": 5, "average": 0.9}),
+    "a parameter without gradient": (with_spare, {"batch_size": 4} | DECAYING),
     "global latents": (still_hierarchical, {"batch_size": 4}),
 }
 

@@ -407,6 +407,20 @@ def test_the_last_group_of_an_epoch_is_not_carried_into_the_next():
     assert updates == [3, 4, 7, 8, 11, 12]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("compile", ["handlers", "graph"])
+def test_a_parameter_without_gradient_does_not_decay(accumulate, compile):
+    """To an optimizer with weight decay a gradient of 0 is another thing than none."""
+    vae = small_vae()
+    vae.decoder.spare = nn.Parameter(torch.ones(2))
+    before = copy.deepcopy(dict(vae.named_parameters()))
+    optimizer = functools.partial(torch.optim.AdamW, weight_decay=1.0)
+    settings = {"learning_rate": 0.01, "accumulate": accumulate, "compile": compile}
+    pv.fit(vae, bits(), optimizer=optimizer, epochs=2, batch_size=10, **settings)
+    still = [n for n, p in vae.named_parameters() if torch.equal(p, before[n])]
+    assert still == ["decoder.spare"]
+
+
 # The moving average.
 
 

@@ -195,30 +195,43 @@ class _Update(PyroOptim):
 
 
 class _Held:
-    """Gradients of several batches or processes, as sums over their data."""
+    """Gradients of several batches or processes, as sums over their data.
+
+    A parameter that none of them gives a gradient has none, as after a single batch: to an
+    optimizer with weight decay or momentum a gradient of zeros is another thing.
+    """
 
     def __init__(self, parameters: list[nn.Parameter]):
         self.parameters = parameters
         self.sums: list[Tensor] = []
+        self.is_given: list[float] = []
         self.count = self.num_batches = 0
 
     def add(self, size: int) -> None:
         """Take in the gradients of a batch's mean loss."""
-        means = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         if not self.sums:
             self.sums = [torch.zeros_like(p) for p in self.parameters]
-        if size:
-            torch._foreach_add_(self.sums, means, alpha=size)
+            self.is_given = [0.0] * len(self.sums)
+        found = [i for i, p in enumerate(self.parameters) if size and p.grad is not None]
+        for i in found:
+            self.is_given[i] = 1.0
+        if found:
+            means = [self.parameters[i].grad for i in found]
+            torch._foreach_add_([self.sums[i] for i in found], means, alpha=size)
         self.count, self.num_batches = self.count + size, self.num_batches + 1
 
     def give_mean(self, group: Group | None, *, is_diverged: bool = False) -> None:
         """Leave the gradients of the mean over all data in `.grad`, and begin again."""
         count = self.count
         if group:
-            count = group.summed(self.sums, count, is_diverged=is_diverged)
+            is_given = self.sums[0].new_tensor(self.is_given)
+            count = group.summed([*self.sums, is_given], count, is_diverged=is_diverged)
+            self.is_given = is_given.tolist()
         torch._foreach_div_(self.sums, max(count, 1))
-        for parameter, gradient in zip(self.parameters, self.sums, strict=True):
-            parameter.grad = gradient
+        for parameter, gradient, given in zip(
+            self.parameters, self.sums, self.is_given, strict=True
+        ):
+            parameter.grad = gradient if given else None
         self.sums, self.count, self.num_batches = [], 0, 0
 
 
