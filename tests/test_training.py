@@ -761,6 +761,13 @@ def test_b44_a_model_that_shares_an_encoder_trains_exactly():
     assert weights(first.decoder) == other
 
 
+def test_the_progress_bar_of_a_resumed_run_counts_all_its_epochs(tmp_path, capsys):
+    for epochs, progress in [(2, False), (5, True)]:
+        settings = {"run_dir": tmp_path, "resume": True, "progress": progress}
+        pv.fit(small_vae(), bits(), epochs=epochs, **settings)
+    assert " 5/5 " in f" {capsys.readouterr().err} "
+
+
 def test_b35_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_of():
     likelihood = {"name": "Normal", "scale": torch.ones(4), "learn_scale": True}
     vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood=likelihood, seed=0)

@@ -24,7 +24,7 @@ def progress_bar(epochs: int, progress: bool | None) -> Iterator[Callable[[Epoch
     columns = (MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=epochs)
-        yield lambda record: bar.update(task, advance=1, description=_one_line(record))
+        yield lambda record: bar.update(task, completed=record.epoch, description=_one_line(record))
 
 
 def _one_line(record: Epoch) -> str:
