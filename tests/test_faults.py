@@ -36,6 +36,7 @@ from pyrovae.checkpoint.models import _Budget
 from pyrovae.checkpoint.tensors import tensor_file
 from pyrovae.errors import (
     CheckpointError,
+    ConfigError,
     CorruptCheckpoint,
     RunLocked,
     StateMismatch,
@@ -390,6 +391,29 @@ def test_a_damaged_step_does_not_count_as_one_of_two_that_are_kept(tmp_path):
     with RunFolder(tmp_path, resume=True) as run:
         run.save_step(3, {})
         assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000001", "step-00000003"]
+
+
+UNREADABLE = {
+    "bytes": lambda: {"text": "x" * 2**22},
+    "brackets": lambda: [[]] * 100_001,
+    "names of tensors": lambda: {f"{i:0900}": torch.zeros(()) for i in range(4500)},
+    "many tensors": lambda: [[torch.zeros(())] for _ in range(35_000)],
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_would_not_be_read_again_is_not_written(name, tmp_path):
+    """The steps before would be removed for it."""
+    run_of_two(tmp_path)
+    before = contents(tmp_path)
+    with RunFolder(tmp_path, resume=True) as run:
+        with pytest.raises(ConfigError, match=r"could not be loaded again.\nNothing was written"):
+            run.save_step(3, UNREADABLE[name]())
+        assert run.newest_complete().step == 2
+    after = contents(tmp_path)
+    assert {f: c for f, c in after.items() if f.name != "lock"} == {
+        f: c for f, c in before.items() if f.name != "lock"
+    }
 
 
 def flipped(data, bit):

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import pyrovae as pv
+from pyrovae.checkpoint import RunFolder
 from pyrovae.errors import ConfigError
-from pyrovae.training import recorder
+from pyrovae.training import History, recorder
 
 X = torch.randint(2, (37, 4), generator=torch.Generator().manual_seed(0)).float()
 SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "progress": False}
@@ -73,6 +74,30 @@ def test_the_rows_looked_at_are_from_first_to_last(num_data, rows):
     looked_at.look_at(recorder.Batch(x))
     assert looked_at.rows.x[-1] == 1
     assert len(looked_at.rows.x) == min(num_data, 500)
+
+
+FLIGHT = [
+    {"step": n, "rate": 0.1 * n, "active_units": n % 3, "kl_per_dimension": [1 / n, 1e-9] * 256}
+    for n in range(1, 701)
+]
+FLIGHT[7] |= {"rate": math.nan}
+
+
+@pytest.mark.parametrize("records", [FLIGHT, FLIGHT[:1], [], [{"a": 1}, {"b": [1, None]}]])
+def test_records_come_back_from_a_checkpoint_however_many_there_are(records, tmp_path):
+    """700 of 512 dimensions would be 4.8 MB of JSON, more than is read again."""
+    history, found = History(flight=records), History()
+    with RunFolder(tmp_path) as run:
+        path = run.save_step(1, history.state())
+        found.load(run.newest_complete().state)
+    assert repr(found.flight) == repr(records)  # the types, too, and NaN
+    assert (path / "state.json").stat().st_size < 2000
+
+
+def test_records_of_early_checkpoints_are_read():
+    found = History()
+    found.load(History().state() | {"flight": FLIGHT[:2]})
+    assert found.flight == FLIGHT[:2]
 
 
 def test_a_record_is_what_the_diagnostics_say_of_the_weights_at_that_step():

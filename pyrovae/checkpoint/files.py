@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrovae.checks import shortened
-from pyrovae.errors import CheckpointError, CorruptCheckpoint
+from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint
 
 try:
     import fcntl
@@ -187,6 +187,32 @@ def json_bytes(value: Any, **options: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), **options).encode("ascii")
 
 
+def readable_json(value: Any, name: str) -> bytes:
+    """Compact JSON that `parse_json` will take.
+
+    Args:
+        value: to be written.
+        name: what an error calls it.
+
+    Raises:
+        ConfigError: it has more bytes or brackets than are read again.
+
+    Example:
+        >>> readable_json({"a": [1, None]}, "the state")
+        b'{"a":[1,null]}'
+    """
+    data = json_bytes(value)
+    size, containers = _size(data)
+    if size > MAX_JSON or containers > MAX_CONTAINERS:
+        raise ConfigError(
+            f"{name} would take {size:,} bytes and {containers:,} brackets of JSON, but no more "
+            f"than {MAX_JSON:,} and {MAX_CONTAINERS:,} are read: it could not be loaded again.\n"
+            "Nothing was written; what was saved before is unchanged. Keep long lists of numbers "
+            "as tensors or arrays, and fewer parts."
+        )
+    return data
+
+
 def parse_json(data: bytes | bytearray, path: Path) -> Any:
     """The value of a JSON text from a file that may be hostile.
 
@@ -197,7 +223,7 @@ def parse_json(data: bytes | bytearray, path: Path) -> Any:
         >>> parse_json(b'{"a": [1, null]}', Path("x"))
         {'a': [1, None]}
     """
-    size, containers = len(data), data.count(b"{") + data.count(b"[")
+    size, containers = _size(data)
     if size > MAX_JSON or containers > MAX_CONTAINERS:
         raise CorruptCheckpoint(
             f"{path}: its JSON has {size:,} bytes and {containers:,} brackets, more than any that "
@@ -211,6 +237,11 @@ def parse_json(data: bytes | bytearray, path: Path) -> Any:
     except ValueError as error:
         reason = shortened(error, 120)
         raise CorruptCheckpoint(f"{path}: its JSON cannot be read ({reason}).", path) from None
+
+
+def _size(data: bytes | bytearray) -> tuple[int, int]:
+    """Bytes and brackets, those inside of texts included."""
+    return len(data), data.count(b"{") + data.count(b"[")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from pyrovae.checkpoint.files import (
     opened,
     parse_json,
     read_exactly,
+    readable_json,
     sealed,
     sha256,
     write_new,
@@ -145,7 +146,8 @@ class RunFolder:
 
         Raises:
             CheckpointError: it cannot be written; the steps that there are stay as they are.
-            ConfigError: the state holds something that no checkpoint can (see `pack`).
+            ConfigError: the state holds something that no checkpoint can (see `pack`), or more
+                beside its tensors than would be read again; nothing is written or removed.
         """
         step = whole_number(step, "step", 0)
         if self._lock is None:
@@ -264,7 +266,8 @@ class RunFolder:
 def _files(step: int, state: Any, is_diverged: bool) -> dict[str, bytes]:
     """The files of a step, by name; the manifest last."""
     tensors, plain = pack(state)
-    files = {TENSORS: tensor_file(tensors, {"kind": "step"}), STATE: json_bytes(plain)}
+    text = readable_json(plain, "the state of the run beside its tensors")
+    files = {TENSORS: tensor_file(tensors, {"kind": "step"}), STATE: text}
     manifest = {
         "format": FORMAT,
         "pyrovae": pyrovae.__version__,

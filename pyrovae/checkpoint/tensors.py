@@ -27,6 +27,7 @@ from pyrovae.checkpoint.files import (
     json_bytes,
     parse_json,
     read_exactly,
+    readable_json,
     sealed,
     sha256,
 )
@@ -112,10 +113,11 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
     # a header of our own: the library writes its metadata in another order each time
     digest = sha256(memoryview(data)[end:])
     metadata = {"pyrovae": text, "data_sha256": digest, "seal": NO_SEAL}
-    header = json_bytes({"__metadata__": metadata, **json.loads(data[8:end])})
+    entries = json.loads(data[8:end])
+    header = readable_json(
+        {"__metadata__": metadata, **entries}, f"the header of {len(tensors):,} tensors"
+    )
     header += b" " * (-len(header) % 8)
-    if len(header) > MAX_JSON:
-        raise ConfigError(f"{len(tensors):,} tensors need a header of {len(header):,} bytes.")
     return sealed(len(header).to_bytes(8, "little") + header) + data[end:]
 
 

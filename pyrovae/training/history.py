@@ -95,12 +95,40 @@ class History:
         return cls(records, seed=seed, best_epoch=len(records))
 
     def state(self) -> dict[str, Any]:
-        """As `checkpoint.pack` takes it, each float bit for bit."""
+        """As `checkpoint.pack` takes it, each float bit for bit; what grows, as tensors."""
         rows = [[math.nan if v is None else float(v) for v in epoch] for epoch in self.epochs]
         table = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(Epoch._fields))
-        return {**vars(self), "epochs": table, "collapse": None}
+        return {**vars(self), "epochs": table, "flight": _columns(self.flight), "collapse": None}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take the place of the history that `state` was made from."""
         rows = [[None if math.isnan(v) else v for v in row] for row in state["epochs"].tolist()]
-        vars(self).update(state, epochs=[Epoch(int(row[0]), *row[1:]) for row in rows])
+        epochs = [Epoch(int(row[0]), *row[1:]) for row in rows]
+        vars(self).update(state, epochs=epochs, flight=_records(state["flight"]))
+
+
+def _columns(records: list[dict[str, Any]]) -> Any:
+    """Records of the same names as one column a name; other ones as they are.
+
+    A list of numbers for each of many steps would soon be more JSON than a checkpoint may have.
+    """
+    if not records or any(record.keys() != records[0].keys() for record in records):
+        return records
+    return {name: _column([record[name] for record in records]) for name in records[0]}
+
+
+def _column(values: list[Any]) -> Any:
+    """A tensor of whole numbers or of floats, or of lists of them; other values as they are."""
+    sizes = {len(value) if isinstance(value, list) else None for value in values}
+    rows = values if None not in sizes else [values]
+    types = {type(number) for row in rows for number in row} if len(sizes) == 1 else set()
+    dtype = {(int,): torch.int64, (float,): torch.float64}.get(tuple(types))
+    return values if dtype is None else torch.tensor(values, dtype=dtype)
+
+
+def _records(columns: Any) -> list[dict[str, Any]]:
+    """The records of `_columns`; early checkpoints of 0.1.0 hold records themselves."""
+    if not isinstance(columns, dict):
+        return columns
+    lists = [c.tolist() if isinstance(c, torch.Tensor) else c for c in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
