@@ -226,6 +226,34 @@ def test_resume_and_save_every_need_a_folder(settings):
         pv.fit(small_vae(), bits(), **settings)
 
 
+def test_save_every_waits_for_the_update_that_a_batch_is_part_of(tmp_path):
+    """Of epochs of 10 batches, whose last two wait for the epoch's end."""
+    seen = []
+
+    def look(_, record):
+        seen.append(sorted(path.name for path in tmp_path.glob("step-*"))[-1])
+
+    settings = {"batch_size": 4, "accumulate": 4, "callbacks": [look]}
+    fit(tmp_path, save_every=10, **settings)
+    assert seen == ["step-00000010", "step-00000020", "step-00000030"]
+    seen.clear()
+    fit(tmp_path / "run", save_every=9, **settings)  # batches 9 and 27 wait
+    assert [p.name for p in sorted((tmp_path / "run").glob("step-*"))] == [
+        "step-00000028",
+        "step-00000030",
+    ]
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_ctrl_c_while_gradients_wait_ends_after_their_update(step, tmp_path):
+    """Of epochs of 4 batches, the updates are after the third and the fourth."""
+    settings = RUNS["accumulate"]
+    stopped(tmp_path, step, **settings)
+    (path,) = tmp_path.glob("step-*")
+    assert path.name == f"step-{(3, 3, 3, 4)[(step - 1) % 4] + 4 * ((step - 1) // 4):08d}"
+    assert fit(tmp_path, **settings) == uninterrupted("accumulate")
+
+
 # F2: kill -9.
 
 

@@ -119,7 +119,8 @@ def fit(
             weights are the program's own.
         run_dir: a folder for checkpoints, history.csv and model.safetensors; None writes nothing.
         resume: go on from the newest complete checkpoint in run_dir, bit for bit.
-        save_every: steps between checkpoints; None saves at the end of epochs, every 30 s or so.
+        save_every: batches between checkpoints, each after the update that the last of them is
+            part of; None saves at the end of epochs, every 30 s or so.
         allow_data_change: resume on other data than the run began with; the history notes it.
         diagnostics_every: steps between records of rate, distortion, active units, mutual
             information, KL per dimension and the gradient's signal to noise in `History.flight`.
@@ -137,7 +138,8 @@ def fit(
             the step, and the message says where.
         CheckpointError: run_dir cannot be written, or its checkpoints cannot be read;
             `StateMismatch` where the run began with other data, program or settings.
-        KeyboardInterrupt: Ctrl-C, at the end of a step; with a run_dir, after a checkpoint.
+        KeyboardInterrupt: Ctrl-C, at the end of an update (of `accumulate` batches); with a
+            run_dir, after a checkpoint.
         WorkerLost: of several processes (launched by torchrun), another one ended.
 
     Example:
@@ -244,7 +246,8 @@ def _train(
             keeper.begin()
             loop.after_step.append(keeper.after_step)
             loop.after_epoch.insert(0, keeper.after_epoch)
-        loop.after_step.append(lambda _: check())
+        # not while gradients wait for an update: no checkpoint could be written
+        loop.after_step.append(lambda loop: check() if loop.steps.is_between_updates else None)
         loop.after_epoch.append(lambda _, record: check())
         try:
             loop.run()

@@ -36,6 +36,9 @@ class Keeper:
         loop: whose state is written.
         facts: flat records of this call by name: "settings", "data", "program", "machine".
         save_every: steps between checkpoints; None at the ends of epochs, 30 s or more apart.
+
+    Attributes:
+        is_due: whether a checkpoint is to be written as soon as no gradients wait.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Keeper:
         self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
         self.log = CSV(run.path / "history.csv")
         self.saved_at, self.saved_place = time.monotonic(), (0, 0)
+        self.is_due = False
 
     def begin(self) -> None:
         """Write history.csv afresh, with the epochs that a resumed run has already."""
@@ -123,15 +127,17 @@ class Keeper:
         return changes
 
     def after_step(self, loop: Loop) -> None:
-        """Save where `save_every` says so."""
+        """Save where `save_every` says so, or at the next update."""
         if self.save_every and loop.steps.num_steps % self.save_every == 0:
+            self.is_due = True
+        if self.is_due:
             self.save()
 
     def after_epoch(self, loop: Loop, record: Epoch) -> None:
-        """Add a line to history.csv; save where time has passed."""
+        """Add a line to history.csv; save where that is due, or time has passed."""
         if self._is_writer:
             self.log(loop.scored, record)
-        if not self.save_every and self._is_time():
+        if self.is_due or (not self.save_every and self._is_time()):
             self.save()
 
     def _is_time(self) -> bool:
@@ -146,9 +152,12 @@ class Keeper:
     def save(self, *, is_diverged: bool = False) -> Path | None:
         """Write a checkpoint of this moment, unless it is written or gradients wait."""
         step, place = self.loop.steps.num_steps, self._place
-        is_due = place != self.saved_place and self.loop.steps.is_between_updates
-        if not is_due and not is_diverged:
-            return None
+        if not is_diverged:
+            if not self.loop.steps.is_between_updates:
+                return None
+            self.is_due = False
+            if place == self.saved_place:
+                return None
         state = {
             "loop": self.loop.state(),
             "facts": self.facts,
