@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
-from pyrovae import objectives
+from pyrovae import guides, likelihoods, objectives, priors
 from pyrovae.batches import LoaderBatches
 from pyrovae.checkpoint.runs import RunFolder
 from pyrovae.errors import (
@@ -35,8 +35,11 @@ from pyrovae.errors import (
     RunLocked,
     StateMismatch,
 )
+from pyrovae.networks import mlp
+from pyrovae.training.keeper import modules_of
 from pyrovae.training.steps import Steps
-from tests.test_engine import N, bits, digest, final_state, small_vae, with_dropout
+from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
+from tests.test_engine import N, bits, digest, final_state, generators, small_vae, with_dropout
 from tests.test_faults import contents, in_child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
@@ -677,6 +680,86 @@ def test_f15_other_settings_are_refused_by_name(change, match, tmp_path):
     assert len(str(caught.value).splitlines()) <= 6
     assert {f: c for f, c in contents(tmp_path).items() if f.name != "lock"} == before
     assert fit(tmp_path) == uninterrupted("plain")
+
+
+def with_guide(guide=guides.DiagonalNormal, likelihood=likelihoods.Bernoulli, p=0.1, hidden=(6,)):
+    """Programs with the same shapes, whatever the arguments but `hidden`."""
+    torch.manual_seed(0)
+    guide, likelihood = guide(2), likelihood(4)
+    encoder = nn.Sequential(mlp(4, guide.num_features, hidden=hidden), nn.Dropout(p), guide)
+    decoder = nn.Sequential(mlp(2, likelihood.num_features, hidden=hidden), likelihood)
+    return pv.VAE(priors.StandardNormal(2), encoder, decoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"guide": guides.Laplace}, "encoder.2 was DiagonalNormal(latent_dim=2), is Laplace(lat"),
+        ({"likelihood": likelihoods.ContinuousBernoulli}, "is ContinuousBernoulli(event_shape=(4"),
+        ({"p": 0.2}, "encoder.1 was Dropout(p=0.1, inplace=False), is Dropout(p=0.2, inplace"),
+    ],
+)
+def test_f15_parts_of_the_same_shapes_are_told_apart(change, match, tmp_path):
+    stopped(tmp_path / "run", 3, make=with_guide)
+    program = with_guide(**change)
+    before = digest(dict(program.state_dict()))
+    with pytest.raises(StateMismatch, match="the program changed since") as caught:
+        fit(tmp_path / "run", make=lambda: program)
+    assert match in str(caught.value).replace("'", "")
+    assert digest(dict(program.state_dict())) == before
+    whole = fit(tmp_path / "whole", make=with_guide)
+    assert fit(tmp_path / "run", make=with_guide) == whole
+
+
+def test_another_version_may_describe_its_modules_otherwise(tmp_path, monkeypatch):
+    stopped(tmp_path, 3, make=with_guide)
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    monkeypatch.setattr(nn.Dropout, "extra_repr", lambda self: f"{self.p} of 1")
+    with pytest.raises(StateMismatch, match=r"encoder.2 was 'DiagonalNormal', is 'Laplace'"):
+        fit(tmp_path, make=lambda: with_guide(guides.Laplace))
+    with pytest.warns(UserWarning, match=r"\(torch 2.* not guaranteed"):
+        fit(tmp_path, make=with_guide)
+
+
+class Told(nn.Module):
+    """Says what it has learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def extra_repr(self):
+        return f"weight={self.weight:.3g}"
+
+
+class Plain(nn.Module):
+    """Says a function, which has another address in each process, and draws for it."""
+
+    def extra_repr(self):
+        return f"{halves}" + " drawn" * len(torch.rand(1))
+
+
+FAMILIES = {"prior": PRIORS, "guide": GUIDES, "likelihood": LIKELIHOODS}
+UNDER_CONTRACT = [(family, name) for family in FAMILIES for name in FAMILIES[family]]
+
+
+@pytest.mark.parametrize(("family", "name"), UNDER_CONTRACT)
+def test_what_a_part_is_does_not_change_in_training(family, name):
+    part = FAMILIES[family][name].make()
+    before, state = modules_of(part), generators()
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.mul_(0.7).add_(0.1)
+    assert modules_of(part) == before
+    assert generators() == state
+    assert before["program"].startswith(type(part).__name__)
+
+
+def test_settings_that_depend_on_values_are_left_out():
+    said, state = modules_of(nn.Sequential(Told(), Plain())), generators()
+    assert (said["0"], said["1"]) == ("Told", "Plain(<function halves> drawn)")
+    assert modules_of(nn.Sequential(Told(), Plain())) == said
+    assert generators() == state
 
 
 def halves(epoch):

@@ -381,13 +381,21 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any], *, name: str, fix
     keys = [*now, *(key for key in then if key not in now)]
     changed = [key for key in keys if then.get(key) != now.get(key)]
     if changed:
-        lines = [
-            f"{key} was {shortened(then.get(key))}, is {shortened(now.get(key))}" for key in changed
-        ]
+        lines = [f"{key} {_was_is(then.get(key), now.get(key))}" for key in changed]
         rest = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
         raise StateMismatch(
             f"{name} changed since the checkpoint: {'; '.join(lines[:4])}{rest}.\n{fix}"
         )
+
+
+def _was_is(then: Any, now: Any) -> str:
+    """Both values; of long ones the part where they differ."""
+    then, now = str(then), str(now)
+    pairs = enumerate(zip(then, now, strict=False))
+    skip = next((i for i, (a, b) in pairs if a != b), 0) - 20
+    if max(len(then), len(now)) > 60 and skip > 0:
+        then, now = "…" + then[skip:], "…" + now[skip:]
+    return f"was {shortened(then)}, is {shortened(now)}"
 
 
 def restore_stream(stream: RandomStream, state: Any) -> None:

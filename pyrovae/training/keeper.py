@@ -11,14 +11,19 @@ number of threads or version of torch, it goes on with a warning: not bit for bi
 
 import copy
 import platform
+import re
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
+from torch import nn
 
+import pyrovae
 from pyrovae.checkpoint import RunFolder, check_unchanged, save
+from pyrovae.handlers import RandomStream
 from pyrovae.loggers import CSV
 from pyrovae.objectives import Objective
 from pyrovae.training.history import Epoch
@@ -26,6 +31,7 @@ from pyrovae.training.loop import Loop
 
 SECONDS_BETWEEN = 30.0  # at the least, where save_every is None
 CHANGEABLE = ("epochs", "patience", "learning_rate")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function, another one each time
 
 
 class Keeper:
@@ -34,7 +40,8 @@ class Keeper:
     Args:
         run: the folder, locked.
         loop: whose state is written.
-        facts: flat records of this call by name: "settings", "data", "program", "machine".
+        facts: flat records of this call by name: "settings", "data", "program", "modules",
+            "machine". What an earlier release did not record is not compared.
         save_every: steps between checkpoints; None at the ends of epochs, 30 s or more apart.
 
     Attributes:
@@ -106,6 +113,10 @@ class Keeper:
             )
         fix = "Give the run's own settings, or another run_dir."
         check_unchanged(then["program"], now["program"], name="the program", fix=fix)
+        modules = then.get("modules", now["modules"]), now["modules"]
+        if any(then["machine"].get(k) != now["machine"][k] for k in ("torch", "pyrovae")):
+            modules = map(_classes, modules)  # each version may describe its modules otherwise
+        check_unchanged(*modules, name="the program", fix=fix)
         fixed = [
             {k: v for k, v in f.items() if k not in CHANGEABLE}
             for f in (then["settings"], now["settings"])
@@ -115,10 +126,9 @@ class Keeper:
             old, new = then["settings"][name], now["settings"][name]
             if old != new:
                 changes.append(f"{name} was {old}, is {new}")
-        if then["machine"] != now["machine"]:
-            was = ", ".join(
-                f"{k} {v}" for k, v in then["machine"].items() if now["machine"].get(k) != v
-            )
+        elsewhere = {k: v for k, v in then["machine"].items() if now["machine"].get(k, v) != v}
+        if elsewhere:
+            was = ", ".join(f"{k} {v}" for k, v in elsewhere.items())
             warnings.warn(
                 f"the run began elsewhere ({was}): it goes on, but bitwise equality with an "
                 "uninterrupted run is not guaranteed.",
@@ -199,14 +209,58 @@ def facts_of(program: Any, plan: Any, objective: Any, data: Any) -> dict[str, di
     return {
         "settings": plan.record | _objective_facts(objective),
         "program": {"class": type(program).__name__, **sizes},
+        "modules": modules_of(program),
         "data": data.fingerprint(),
         "machine": {
             "torch": torch.__version__,
+            "pyrovae": pyrovae.__version__,
             "threads": torch.get_num_threads(),
             "device": next((p.device.type for p in program.parameters()), "cpu"),
             "processor": platform.machine(),
         },
     }
+
+
+def modules_of(program: nn.Module) -> dict[str, str]:
+    """What each module is, by name: its class, and its settings as far as it tells them.
+
+    Parts of the same shapes can be different densities. The settings are `extra_repr`; where that
+    depends on values of parameters or buffers, which training changes, only the class is told.
+
+    Example:
+        >>> modules_of(nn.Sequential(nn.Dropout(0.2)))
+        {'program': 'Sequential()', '0': 'Dropout(p=0.2, inplace=False)'}
+    """
+    bare = _without_values(program)
+    # flows of zuko draw for their extra_repr; distributions would look at values that are not there
+    with RandomStream(0), pyro.validation_enabled(False):
+        return {
+            name or "program": type(module).__qualname__ + _settings(module, bare.get(name))
+            for name, module in program.named_modules()
+        }
+
+
+def _without_values(program: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a copy whose tensors have shapes, but no values; none if it has no copy."""
+    tensors = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in program.parameters()}
+    tensors |= {id(b): b.to("meta") for b in program.buffers()}
+    try:
+        return dict(copy.deepcopy(program, tensors).named_modules())
+    except Exception:  # of a part that cannot be copied
+        return {}
+
+
+def _settings(module: nn.Module, bare: nn.Module | None) -> str:
+    try:
+        text = module.extra_repr()
+        is_fixed = bare is not None and bare.extra_repr() == text
+    except Exception:  # it asked for a value
+        return ""
+    return f"({ADDRESS.sub('', text)})" if is_fixed else ""
+
+
+def _classes(modules: dict[str, str]) -> dict[str, str]:
+    return {name: text.partition("(")[0] for name, text in modules.items()}
 
 
 def _objective_facts(objective: Any) -> dict[str, Any]:
