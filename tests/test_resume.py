@@ -614,6 +614,47 @@ def test_f14_a_mask_of_numpy_or_of_torch_is_one_mask(dtype, tmp_path):
     assert fit(tmp_path / "run", mask=mask) == whole
 
 
+OTHER_VALIDATION = {
+    "edited": (bits(9, seed=2), bits(9, seed=3), "x sha256 was"),
+    "fewer": (bits(9, seed=2), bits(8, seed=2), r"x shape was \[9, 4\], is \[8, 4\]"),
+    "dropped": (bits(9, seed=2), None, "is given was True, is False"),
+    "added": (None, bits(9, seed=2), "is given was False, is True"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VALIDATION)
+def test_f14_other_validation_data_are_refused_and_may_be_allowed(name, tmp_path):
+    """ELBOs of other data cannot tell which epoch is best: that begins anew."""
+    then, now, match = OTHER_VALIDATION[name]
+    settings = {"learning_rate": 0.1, "epochs": 6, "patience": None}
+    stopped(tmp_path, 10, validation=then, **settings)  # in the third epoch
+    with pytest.raises(StateMismatch, match="validation data changed since the ch") as caught:
+        fit(tmp_path, validation=now, **settings)
+    assert re.search(match, str(caught.value).replace("'", ""))
+    assert caught.match("best epoch will be one of those to come")
+    options = SETTINGS | settings | {"run_dir": tmp_path, "resume": True, "validation": now}
+    program = small_vae()
+    history = pv.fit(program, bits(), allow_data_change=True, **options)
+    assert history.changes == ["validation data changed after step 10"]
+    scores = history["validation_elbo"]
+    best = 6 if now is None else scores.index(max(scores[2:]), 2) + 1
+    assert history.best_epoch == best
+    again = pv.fit(small_vae(), bits(), **options)  # now they are the run's own
+    assert (again.best_epoch, again.changes) == (best, history.changes)
+
+
+def test_f14_a_finished_run_whose_validation_data_are_dropped_keeps_its_last_weights(tmp_path):
+    settings = SETTINGS | {"learning_rate": 0.3, "epochs": 4, "run_dir": tmp_path}
+    best = pv.fit(small_vae(), bits(), validation=1 - bits(), patience=None, **settings).best_epoch
+    assert best < 4
+    program = small_vae()
+    history = pv.fit(program, bits(), resume=True, allow_data_change=True, **settings)
+    assert history.best_epoch == 4
+    with RunFolder(tmp_path, resume=True) as run:
+        last = run.newest_complete().state["loop"]["program"]
+    assert digest(dict(program.state_dict())) == digest(last)
+
+
 @pytest.mark.parametrize("change", [edited, lambda x: x.flip(0)], ids=["edited", "reordered"])
 def test_f14_a_file_that_was_replaced_is_refused(change, tmp_path):
     """Of the same size, at the same path, within the process that remembers the first look."""

@@ -121,7 +121,9 @@ def fit(
         resume: go on from the newest complete checkpoint in run_dir, bit for bit.
         save_every: batches between checkpoints, each after the update that the last of them is
             part of; None saves at the end of epochs, every 30 s or so.
-        allow_data_change: resume on other data than the run began with; the history notes it.
+        allow_data_change: resume on other data than the run began with, for training or
+            validation; the history notes it. With other validation data, none included, the best
+            epoch is one of those that follow.
         diagnostics_every: steps between records of rate, distortion, active units, mutual
             information, KL per dimension and the gradient's signal to noise in `History.flight`.
         callbacks: called as callback(program, record) after each epoch, outside the run's
@@ -180,6 +182,7 @@ def fit(
         generators = stack.enter_context(_own_generators(plan.seed, x, validation))
         with RandomStream(plan.seed):
             data = as_batches(program, x, y, mask, batch_size=plan.batch_size)
+        with RandomStream(plan.seed):  # its order does not depend on what the training data are
             held_out = _held_out(program, validation, plan.batch_size)
         if group:
             group.check_same(facts_of(program, plan, objective, data))
@@ -207,7 +210,9 @@ def fit(
         keeper = None
         if folder:
             folder = SharedFolder(folder, group) if group else folder
-            facts = facts_of(program, plan, objective, data)
+            facts = facts_of(program, plan, objective, data, held_out)
+            if group:  # which evaluates its own validation data
+                facts["validation"] = group.from_first(facts["validation"])
             facts["machine"]["processes"] = group.size if group else 1
             keeper = Keeper(stack.enter_context(folder), loop, facts, save_every=save_every)
         recorder = Recorder(program, losses, plan.seed)

@@ -40,8 +40,8 @@ class Keeper:
     Args:
         run: the folder, locked.
         loop: whose state is written.
-        facts: flat records of this call by name: "settings", "data", "program", "modules",
-            "machine". What an earlier release did not record is not compared.
+        facts: flat records of this call by name: "settings", "data", "validation", "program",
+            "modules", "machine". What an earlier release did not record is not compared.
         save_every: steps between checkpoints; None at the ends of epochs, 30 s or more apart.
 
     Attributes:
@@ -81,6 +81,8 @@ class Keeper:
         state, history = found.state, self.loop.history
         changes = self._compare(state["facts"], allow_data_change, found.step)
         self.loop.restore(state["loop"])
+        if self._is_other("validation", state["facts"]):
+            self.loop.forget_best()
         history.changes += changes
         self._change_rate(state["facts"]["settings"]["learning_rate"])
         self.saved_place = self._place
@@ -100,17 +102,7 @@ class Keeper:
             scheduler.base_lrs = [new] * len(scheduler.base_lrs)
 
     def _compare(self, then: dict[str, Any], allow_data_change: bool, step: int) -> list[str]:
-        now, changes = self.facts, []
-        now = now | {"data": _known_then(then["data"], now["data"])}
-        if allow_data_change and then["data"] != now["data"]:
-            changes.append(f"data changed after step {step}")
-        else:
-            check_unchanged(
-                then["data"],
-                now["data"],
-                name="training data",
-                fix="Pass allow_data_change=True to go on all the same; the history will say so.",
-            )
+        now, changes = self.facts, self._compare_data(then, allow_data_change, step)
         fix = "Give the run's own settings, or another run_dir."
         check_unchanged(then["program"], now["program"], name="the program", fix=fix)
         modules = then.get("modules", now["modules"]), now["modules"]
@@ -135,6 +127,30 @@ class Keeper:
                 stacklevel=4,
             )
         return changes
+
+    def _compare_data(self, then: dict[str, Any], allow_data_change: bool, step: int) -> list[str]:
+        if allow_data_change:
+            names = {"data": "data", "validation": "validation data"}
+            return [
+                f"{name} changed after step {step}"
+                for key, name in names.items()
+                if self._is_other(key, then)
+            ]
+        fix = "Pass allow_data_change=True to go on all the same; the history will say so"
+        check_unchanged(*self._pair("data", then), name="training data", fix=f"{fix}.")
+        fix += ",\nand the best epoch will be one of those to come."
+        check_unchanged(*self._pair("validation", then), name="validation data", fix=fix)
+        return []
+
+    def _is_other(self, name: str, then: dict[str, Any]) -> bool:
+        before, now = self._pair(name, then)
+        return before != now
+
+    def _pair(self, name: str, then: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The facts of some data then and now, as far as they were recorded then."""
+        now = self.facts[name]
+        before = then.get(name, now)
+        return before, _known_then(before, now)
 
     def after_step(self, loop: Loop) -> None:
         """Save where `save_every` says so, or at the next update."""
@@ -203,14 +219,18 @@ def _known_then(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {name: fact for name, fact in now.items() if name in then}
 
 
-def facts_of(program: Any, plan: Any, objective: Any, data: Any) -> dict[str, dict[str, Any]]:
+def facts_of(
+    program: Any, plan: Any, objective: Any, data: Any, held_out: Any = None
+) -> dict[str, dict[str, Any]]:
     """What must be the same when a run is resumed, as flat records by name."""
+    validation = {} if held_out is None else held_out.fingerprint()
     sizes = {n: str(tuple(t.shape)) for n, t in program.state_dict().items()}
     return {
         "settings": plan.record | _objective_facts(objective),
         "program": {"class": type(program).__name__, **sizes},
         "modules": modules_of(program),
         "data": data.fingerprint(),
+        "validation": {"is given": held_out is not None} | validation,
         "machine": {
             "torch": torch.__version__,
             "pyrovae": pyrovae.__version__,

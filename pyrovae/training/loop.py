@@ -102,6 +102,12 @@ class Loop:
         if self.scored is not self.program:
             self.program.load_state_dict(self.scored.state_dict())
 
+    def forget_best(self) -> None:
+        """Begin anew to look for the best epoch: ELBOs of other data say nothing of it."""
+        if self.best:
+            self.best = Best(self.scored, self.plan.patience)
+        self.history.best_epoch = self.epoch - 1
+
     @property
     def is_exhausted(self) -> bool:
         return self.best is not None and self.best.waited >= self.plan.patience
