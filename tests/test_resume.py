@@ -110,6 +110,16 @@ def mapped(folder):
     return np.load(path, mmap_mode="r")
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Data that do not say how many they are."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
 RUNS = {
     "plain": {},
     "dropout": {"make": with_dropout},
@@ -124,6 +134,11 @@ RUNS = {
     "rate": {"learning_rate": lambda progress: 0.01 * (1 - progress)},
     "clip, another optimizer": {"clip_norm": 0.1, "optimizer": "NAdam"},
     "accumulate": {"accumulate": 3, "make": with_dropout},
+    "stream": {
+        "x": lambda: Stream(bits()),
+        "learning_rate": lambda progress: 0.01 * (1 - progress),
+        "validation": Stream(bits(5, seed=3)),
+    },
     "patience": {"validation": bits(5, seed=3), "patience": 1, "learning_rate": 0.3, "epochs": 9},
     "loader": {"x": loader, "make": with_dropout},
     "beta": {"objective": objectives.BetaELBO(objectives.cyclical(2))},
@@ -141,7 +156,8 @@ def uninterrupted(name, folder_of=None):
 
 
 AROUND = [3, 4, 5]  # before, at and after the ragged batch
-SOONEST = [(name, step) for name in RUNS for step in ([5] if name == "graph" else AROUND)]
+LATER = {"graph": [5], "stream": [3, 4, 6, 7]}  # a stream tells its length by its first epoch
+SOONEST = [(name, step) for name in RUNS for step in LATER.get(name, AROUND)]
 
 
 @pytest.mark.parametrize(("name", "step"), SOONEST)

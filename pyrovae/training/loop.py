@@ -216,7 +216,7 @@ class Loop:
             "epoch": self.epoch,
             "index": self.index,
             "num_steps": self.steps.num_steps,
-            "num_data": self.data.num_data,
+            "sizes": [_sizes_of(source) for source in self._sources],
             "history": self.history.state(),
             "first_batch": looked_at and tuple(looked_at),
             "seconds": self.seconds,
@@ -250,13 +250,20 @@ class Loop:
         self.epoch, self.index = state["epoch"], state["index"]
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
-        # checkpoints of 0.1.0 may have neither
+        # early checkpoints of 0.1.0 have none of these three
+        for source, sizes in zip(self._sources, state.get("sizes", ()), strict=False):
+            _tell_sizes(source, sizes)
         self.spikes.load(own.get("spikes", {}))
         if state.get("first_batch"):
             device = next(self.program.parameters()).device
             moved = (None if t is None else t.to(device) for t in state["first_batch"])
             self.first_batch = Batch(*moved)
         self.start = time.perf_counter() - state["seconds"]
+
+    @property
+    def _sources(self) -> list[Any]:
+        """The training batches, of all processes, and the held-out ones."""
+        return [self.data.batches if self.steps.group else self.data, self.held_out]
 
     def _own(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """This process's part of a state; they may have been more or fewer when it was saved."""
@@ -267,6 +274,19 @@ class Loop:
         left = ranks[size:] if rank == 0 else []
         sums = torch.stack([part["sums"] for part in (ranks[rank], *left)]).sum(0)
         return ranks[rank] | {"sums": sums}
+
+
+def _sizes_of(source: Any) -> tuple[int | None, int | None]:
+    return (None, None) if source is None else (source.num_data, source.num_batches)
+
+
+def _tell_sizes(source: Any, sizes: tuple[int | None, int | None]) -> None:
+    """What a stream had told of its length by its first epoch, and cannot tell again before."""
+    if source is None:
+        return
+    for name, size in zip(("num_data", "num_batches"), sizes, strict=True):
+        if getattr(source, name) is None:
+            setattr(source, name, size)
 
 
 class Best:
