@@ -847,6 +847,50 @@ def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
     assert group["lr"] == pytest.approx(2e-2 * (1 if scheduler is None else 0.125), rel=1e-12)
 
 
+def two_parts(epochs):
+    """A scheduler of two, the second from epoch 1 to the end."""
+    schedulers = torch.optim.lr_scheduler
+
+    def make(optimizer):
+        parts = schedulers.ConstantLR(optimizer), schedulers.LinearLR(optimizer, total_iters=epochs)
+        return schedulers.SequentialLR(optimizer, [*parts], [1])
+
+    return make
+
+
+ONE_CYCLE = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01)
+WITH_LENGTH = {
+    "CosineAnnealingLR": (lambda _: "CosineAnnealingLR", "T_max was 3, is 6"),
+    "OneCycleLR": (lambda _: ONE_CYCLE, "total_steps was 3, is 6"),
+    "of parts": (two_parts, "total_iters of part 2 was 3, is 6"),
+}
+
+
+@pytest.mark.parametrize("name", WITH_LENGTH)
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, of SequentialLR
+def test_f15_other_epochs_are_refused_where_they_are_the_length_of_a_schedule(name, tmp_path):
+    make, match = WITH_LENGTH[name]
+    stopped(tmp_path, 6, scheduler=make(3))
+    program = small_vae()
+    before = digest(dict(program.state_dict()))
+    with pytest.raises(StateMismatch, match=r"(?s)length changed.*Give epochs=3, or") as caught:
+        fit(tmp_path, make=lambda: program, scheduler=make(6), epochs=6)
+    assert match in str(caught.value).replace("'", "")
+    assert digest(dict(program.state_dict())) == before
+    whole = fit(tmp_path / "whole", scheduler=make(3))
+    assert fit(tmp_path, scheduler=make(3)) == whole
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [None, STEP_LR, functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=6)],
+)
+def test_f15_other_epochs_are_allowed_where_a_schedule_does_not_depend_on_them(scheduler, tmp_path):
+    fit(tmp_path / "run", scheduler=scheduler)
+    whole = fit(tmp_path / "whole", scheduler=scheduler, epochs=6)
+    assert fit(tmp_path / "run", scheduler=scheduler, epochs=6) == whole
+
+
 # F16 and F18: folders.
 
 

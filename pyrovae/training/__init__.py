@@ -118,7 +118,9 @@ def fit(
         seed: of shuffling and all draws; None takes a fresh one and records it. The initial
             weights are the program's own.
         run_dir: a folder for checkpoints, history.csv and model.safetensors; None writes nothing.
-        resume: go on from the newest complete checkpoint in run_dir, bit for bit.
+        resume: go on from the newest complete checkpoint in run_dir, bit for bit. Other epochs,
+            patience and learning_rate are allowed and noted in the history; other epochs not
+            where they are the length of the scheduler.
         save_every: batches between checkpoints, each after the update that the last of them is
             part of; None saves at the end of epochs, every 30 s or so.
         allow_data_change: resume on other data than the run began with, for training or

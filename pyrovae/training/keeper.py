@@ -5,7 +5,8 @@
     run_dir/model.safetensors   the finished model, for `pyrovae.load`
 
 A run is resumed only on the data and with the settings that it began with; epochs, patience and
-the learning rate may be changed, which the history notes. On another machine, or with another
+the learning rate may be changed, which the history notes: epochs not where the scheduler's length
+is made of them. On another machine, or with another
 number of threads or version of torch, it goes on with a warning: not bit for bit then.
 """
 
@@ -28,9 +29,11 @@ from pyrovae.loggers import CSV
 from pyrovae.objectives import Objective
 from pyrovae.training.history import Epoch
 from pyrovae.training.loop import Loop
+from pyrovae.training.optimizers import LENGTHS
 
 SECONDS_BETWEEN = 30.0  # at the least, where save_every is None
 CHANGEABLE = ("epochs", "patience", "learning_rate")
+LENGTHS_IN_STATES = (*LENGTHS, "_milestones")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function, another one each time
 
 
@@ -80,6 +83,7 @@ class Keeper:
             return None
         state, history = found.state, self.loop.history
         changes = self._compare(state["facts"], allow_data_change, found.step)
+        self._compare_schedule(state["loop"]["scheduler"], state["facts"]["settings"]["epochs"])
         self.loop.restore(state["loop"])
         if self._is_other("validation", state["facts"]):
             self.loop.forget_best()
@@ -152,6 +156,18 @@ class Keeper:
         before = then.get(name, now)
         return before, _known_then(before, now)
 
+    def _compare_schedule(self, then: Any, epochs: int) -> None:
+        """Its state brings its old length back, so with other epochs it would end elsewhere."""
+        scheduler = self.loop.scheduler
+        check_unchanged(
+            _lengths(then),
+            _lengths(scheduler and scheduler.state_dict()),
+            name="the scheduler's length",
+            fix="Its learning rates so far were those of the old length, so it can have no other "
+            f"one now.\nGive epochs={epochs}, or begin anew in another run_dir. There, "
+            "scheduler=partial(…, T_max=…) has a length of its own, and epochs may be changed.",
+        )
+
     def after_step(self, loop: Loop) -> None:
         """Save where `save_every` says so, or at the next update."""
         if self.save_every and loop.steps.num_steps % self.save_every == 0:
@@ -210,6 +226,16 @@ class Keeper:
         self.loop.keep()
         if self._is_writer:
             save(self.loop.program, self.run.path / "model.safetensors")
+
+
+def _lengths(state: Any) -> dict[str, Any]:
+    """What says how long a scheduler is, in its state or in those of its parts."""
+    if not isinstance(state, dict):
+        return {}
+    found = {name.strip("_"): value for name, value in state.items() if name in LENGTHS_IN_STATES}
+    for number, part in enumerate(state.get("_schedulers", ()), 1):
+        found |= {f"{name} of part {number}": value for name, value in _lengths(part).items()}
+    return found
 
 
 def _known_then(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
