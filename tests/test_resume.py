@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -845,6 +846,48 @@ def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
     with RunFolder(tmp_path, resume=True) as run:
         (group,) = run.newest_complete().state["loop"]["optimizer"]["param_groups"]
     assert group["lr"] == pytest.approx(2e-2 * (1 if scheduler is None else 0.125), rel=1e-12)
+
+
+@pytest.mark.parametrize(("then", "now"), [("handlers", "graph"), ("graph", "handlers")])
+def test_another_engine_of_the_same_numbers_is_taken_and_noted(then, now, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 0)
+    stopped(tmp_path, 6, compile=then)
+    program = small_vae()
+    settings = SETTINGS | {"run_dir": tmp_path, "resume": True, "compile": now}
+    history = pv.fit(program, bits(), **settings)
+    assert (history.engine, history.changes) == (now, [f"compile was {then}, is {now}"])
+    assert outcome(program, history, tmp_path) == uninterrupted("plain")
+
+
+def test_auto_keeps_the_engine_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 0)
+    stopped(tmp_path, 6, compile="graph")  # "auto" would not, for 12 steps
+    settings = SETTINGS | {"run_dir": tmp_path, "resume": True, "compile": "auto"}
+    history = pv.fit(small_vae(), bits(), **settings)
+    assert (history.engine, history.changes) == ("graph", [])
+
+
+@pytest.mark.parametrize(("then", "now"), [("handlers", "inductor"), ("inductor", "graph")])
+def test_an_engine_of_other_numbers_is_refused(then, now, tmp_path, monkeypatch):
+    stopped(tmp_path, 6)
+    with RunFolder(tmp_path, resume=True) as run:
+        step, state, _ = run.newest_complete()
+        run.save_step(step, state | {"engine": then})  # without the compiler's seconds
+    program = small_vae()
+    before = digest(dict(program.state_dict()))
+    match = f"compile was '{then}', is '{now}'.*\nWrite compile='{then}' or 'auto'"
+    with pytest.raises(StateMismatch, match=match):
+        fit(tmp_path, make=lambda: program, compile=now)
+    assert digest(dict(program.state_dict())) == before
+
+
+@pytest.mark.parametrize("asked", ["graph", "inductor"])
+def test_an_engine_that_was_refused_is_no_change(asked, tmp_path):
+    """Of Pyro's own objectives no record is made."""
+    settings = {"objective": Trace_ELBO(), "compile": asked}
+    stopped(tmp_path, 6, **settings)
+    settings = SETTINGS | settings | {"run_dir": tmp_path, "resume": True}
+    assert pv.fit(small_vae(), bits(), **settings).changes == []
 
 
 def two_parts(epochs):

@@ -24,12 +24,14 @@ from torch import nn
 
 import pyrovae
 from pyrovae.checkpoint import RunFolder, check_unchanged, save
+from pyrovae.errors import StateMismatch
 from pyrovae.handlers import RandomStream
 from pyrovae.loggers import CSV
 from pyrovae.objectives import Objective
 from pyrovae.training.history import Epoch
 from pyrovae.training.loop import Loop
 from pyrovae.training.optimizers import LENGTHS
+from pyrovae.training.plan import HANDLERS, INDUCTOR
 
 SECONDS_BETWEEN = 30.0  # at the least, where save_every is None
 CHANGEABLE = ("epochs", "patience", "learning_rate")
@@ -70,13 +72,13 @@ class Keeper:
             self.log.begin(Epoch._fields, self.loop.history.epochs)
 
     def resume(self, *, allow_data_change: bool) -> str | None:
-        """Put the newest complete checkpoint back; the engine that it was made with.
+        """Put the newest complete checkpoint back; the engine to go on with.
 
         Returns:
             The name of the engine, or None where the folder has no checkpoint.
 
         Raises:
-            StateMismatch: data, program or settings differ from those of the run.
+            StateMismatch: data, program, settings or engine differ from those of the run.
         """
         found = self.run.newest_complete()
         if found is None:
@@ -84,13 +86,28 @@ class Keeper:
         state, history = found.state, self.loop.history
         changes = self._compare(state["facts"], allow_data_change, found.step)
         self._compare_schedule(state["loop"]["scheduler"], state["facts"]["settings"]["epochs"])
+        engine = self._engine(state["engine"], changes)
         self.loop.restore(state["loop"])
         if self._is_other("validation", state["facts"]):
             self.loop.forget_best()
         history.changes += changes
         self._change_rate(state["facts"]["settings"]["learning_rate"])
         self.saved_place = self._place
-        return state["engine"]
+        return engine
+
+    def _engine(self, then: str, changes: list[str]) -> str:
+        """The run's own; another one that is asked for where it gives the same numbers."""
+        (used, _, refusal), asked = then.partition(":"), self.loop.plan.compile
+        if asked in ("auto", used) or (refusal and asked != HANDLERS):
+            return used
+        if INDUCTOR in (used, asked):
+            raise StateMismatch(
+                f"compile was {used!r}, is {asked!r}: these are equal to rounding only, so the run "
+                "would not be the one that it began as.\n"
+                f"Write compile={used!r} or 'auto' to go on with it, or give another run_dir."
+            )
+        changes.append(f"compile was {used}, is {asked}")
+        return asked
 
     def _change_rate(self, old: Any) -> None:
         """The newly asked learning rate: the optimizer's state brought the old one back."""
