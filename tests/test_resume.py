@@ -997,17 +997,33 @@ def test_f18_a_second_run_in_the_folder_is_refused_at_once(tmp_path):
 # F20: another machine.
 
 
-def test_f20_another_number_of_threads_is_warned_of(tmp_path):
+@pytest.fixture
+def two_threads():
+    """Call it to have two threads for the rest of the test."""
+    before = torch.get_num_threads()
+    yield functools.partial(torch.set_num_threads, 2)
+    torch.set_num_threads(before)
+
+
+def test_f20_another_number_of_threads_is_warned_of(tmp_path, monkeypatch, two_threads):
+    """In the caller's line."""
+    monkeypatch.setattr("pyrovae.handlers.SMALL_STEP", 0)
     stopped(tmp_path, 6)
-    torch.set_num_threads(2)
-    try:
-        with pytest.warns(UserWarning, match=r"\(threads 1\).*bitwise equality.* not guaranteed"):
-            history = pv.fit(small_vae(), bits(), run_dir=tmp_path, resume=True, **SETTINGS)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+    two_threads()
+    match = r"\(threads in use 1\).*bitwise equality.* not guaranteed"
+    with pytest.warns(UserWarning, match=match) as said:
+        history = pv.fit(small_vae(), bits(), run_dir=tmp_path, resume=True, **SETTINGS)
+    assert [warning.filename for warning in said] == [__file__]
+    assert torch.get_num_threads() == 2
     whole = pv.fit(small_vae(), bits(), **SETTINGS)
     assert history["elbo"] == pytest.approx(whole["elbo"], abs=1e-4)
+
+
+def test_f20_threads_that_a_small_model_does_not_use_are_none_of_its_own(tmp_path, two_threads):
+    """Warnings are errors here."""
+    stopped(tmp_path, 6)
+    two_threads()
+    assert fit(tmp_path) == uninterrupted("plain")
 
 
 def test_f20_another_version_of_torch_is_warned_of(tmp_path, monkeypatch):

@@ -25,11 +25,12 @@ from torch import nn
 import pyrovae
 from pyrovae.checkpoint import RunFolder, check_unchanged, save
 from pyrovae.errors import StateMismatch
-from pyrovae.handlers import RandomStream
+from pyrovae.handlers import RandomStream, threads_for
 from pyrovae.loggers import CSV
 from pyrovae.objectives import Objective
 from pyrovae.training.history import Epoch
 from pyrovae.training.loop import Loop
+from pyrovae.training.losses import trainable
 from pyrovae.training.optimizers import LENGTHS
 from pyrovae.training.plan import HANDLERS, INDUCTOR
 
@@ -145,7 +146,7 @@ class Keeper:
             warnings.warn(
                 f"the run began elsewhere ({was}): it goes on, but bitwise equality with an "
                 "uninterrupted run is not guaranteed.",
-                stacklevel=4,
+                stacklevel=5,  # who called fit
             )
         return changes
 
@@ -267,6 +268,9 @@ def facts_of(
 ) -> dict[str, dict[str, Any]]:
     """What must be the same when a run is resumed, as flat records by name."""
     validation = {} if held_out is None else held_out.fingerprint()
+    size = sum(p.numel() for p in trainable(program))
+    with threads_for(size * data.batch_size):
+        threads = torch.get_num_threads()
     sizes = {n: str(tuple(t.shape)) for n, t in program.state_dict().items()}
     return {
         "settings": plan.record | _objective_facts(objective),
@@ -277,7 +281,7 @@ def facts_of(
         "machine": {
             "torch": torch.__version__,
             "pyrovae": pyrovae.__version__,
-            "threads": torch.get_num_threads(),
+            "threads in use": threads,
             "device": next((p.device.type for p in program.parameters()), "cpu"),
             "processor": platform.machine(),
         },
