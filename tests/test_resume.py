@@ -7,6 +7,7 @@ the run that goes on from its folder ends with the H of one that nothing interru
 
 import functools
 import json
+import math
 import os
 import random
 import re
@@ -37,6 +38,7 @@ from pyrovae.errors import (
     StateMismatch,
 )
 from pyrovae.networks import mlp
+from pyrovae.training import loop
 from pyrovae.training.keeper import modules_of
 from pyrovae.training.steps import Steps
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
@@ -462,6 +464,27 @@ def test_f10_a_resumed_run_warns_as_the_whole_one_would(step, tmp_path):
         found = warned(tmp_path / "run")
     assert found + warned(tmp_path / "run") == whole
     assert len(whole) == 1
+
+
+def test_a_validation_elbo_that_is_no_number_is_not_best_and_stays_one(tmp_path, monkeypatch):
+    """None is an epoch without validation."""
+    found = iter([math.nan, -3.0, math.nan, -4.0])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: (next(found), 1.0, math.nan))
+    settings = {"validation": bits(5), "patience": None, "epochs": 4}
+    stopped(tmp_path, 6, **settings)
+    history = pv.fit(small_vae(), bits(), run_dir=tmp_path, resume=True, **SETTINGS | settings)
+    assert str(history["validation_elbo"]) == "[nan, -3.0, nan, -4.0]"
+    assert str(history["validation_kl"]) == "[nan, nan, nan, nan]"
+    assert history.best_epoch == 2
+
+
+@pytest.mark.parametrize("elbo", [math.nan, -math.inf])
+def test_without_a_finite_validation_elbo_the_last_weights_are_kept(elbo, monkeypatch):
+    last, kept = small_vae(), small_vae()
+    pv.fit(last, bits(), **SETTINGS)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: (elbo, 1.0, 1.0))
+    assert pv.fit(kept, bits(), validation=bits(5), **SETTINGS).best_epoch == 3
+    assert digest(dict(kept.state_dict())) == digest(dict(last.state_dict()))
 
 
 def test_the_recorder_looks_at_the_same_rows_after_resuming(tmp_path):

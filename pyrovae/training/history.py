@@ -43,7 +43,8 @@ class History:
         epochs: the records, in order.
         num_data: N, the data seen in an epoch.
         seed: that of the run; a fresh one when None was asked for.
-        best_epoch: the epoch whose weights were kept; the last one without validation data.
+        best_epoch: the epoch whose weights were kept; the last one without validation data, or
+            where no validation ELBO was a number.
         stopped_early: whether patience ran out before the planned number of epochs.
         bound_on: what each elbo is a bound on: "log p(x)", or "log p(x) of the relaxed model" where
             latents are relaxed ones (`priors.RelaxedBernoulli`).
@@ -98,11 +99,16 @@ class History:
         """As `checkpoint.pack` takes it, each float bit for bit; what grows, as tensors."""
         rows = [[math.nan if v is None else float(v) for v in epoch] for epoch in self.epochs]
         table = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(Epoch._fields))
-        return {**vars(self), "epochs": table, "flight": _columns(self.flight), "collapse": None}
+        is_none = torch.tensor([[v is None for v in epoch] for epoch in self.epochs])
+        own = {"epochs": table, "is_none": is_none.reshape(table.shape), "collapse": None}
+        return {**vars(self), **own, "flight": _columns(self.flight)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take the place of the history that `state` was made from."""
-        rows = [[None if math.isnan(v) else v for v in row] for row in state["epochs"].tolist()]
+        state, table = dict(state), state["epochs"]
+        is_none = state.pop("is_none", torch.isnan(table))  # as early checkpoints of 0.1.0 have it
+        pairs = zip(table.tolist(), is_none.tolist(), strict=True)
+        rows = [[None if n else v for v, n in zip(*pair, strict=True)] for pair in pairs]
         epochs = [Epoch(int(row[0]), *row[1:]) for row in rows]
         vars(self).update(state, epochs=epochs, flight=_records(state["flight"]))
 

@@ -68,7 +68,7 @@ class Loop:
         self.generators = list(generators)
         self.after_step: list[Callable[[Loop], None]] = []
         self.after_epoch: list[Callable[[Loop, Epoch], None]] = []
-        self.best = Best(self.scored, plan.patience) if held_out is not None else None
+        self.best = Best(self.scored) if held_out is not None else None
         self.spikes = Spikes()
         self.first_batch: Any = None  # for a look at data that are not in memory
         self.epoch, self.index = 1, 0  # the next batch to take
@@ -105,7 +105,7 @@ class Loop:
     def forget_best(self) -> None:
         """Begin anew to look for the best epoch: ELBOs of other data say nothing of it."""
         if self.best:
-            self.best = Best(self.scored, self.plan.patience)
+            self.best = Best(self.scored)
         self.history.best_epoch = self.epoch - 1
 
     @property
@@ -290,21 +290,28 @@ def _tell_sizes(source: Any, sizes: tuple[int | None, int | None]) -> None:
 
 
 class Best:
-    """The weights of the epoch with the highest validation ELBO, and how long ago it was."""
+    """The weights of the epoch with the highest validation ELBO, and how long ago it was.
 
-    def __init__(self, program: nn.Module, patience: float):
+    NaN and −∞ are never the highest; as long as there is no other, the epoch whose weights are
+    kept is the last one.
+
+    Args:
+        program: whose weights are kept.
+    """
+
+    def __init__(self, program: nn.Module):
         self.program = program
         self.elbo, self.epoch, self.waited = -math.inf, 0, 0
         self.weights: dict[str, Tensor] = {}
 
     def update(self, record: Epoch) -> int:
-        """Take in an epoch; the number of the best one so far."""
+        """Take in an epoch; the number of the one whose weights would be kept."""
         if record.validation_elbo > self.elbo:
             self.elbo, self.epoch, self.waited = record.validation_elbo, record.epoch, 0
             self.weights = {n: t.clone() for n, t in self.program.state_dict().items()}
         else:
             self.waited += 1
-        return self.epoch
+        return self.epoch or record.epoch
 
     def restore(self) -> None:
         """Put the best weights back."""
