@@ -70,7 +70,7 @@ class Checkpoint(NamedTuple):
     """A complete step of a run.
 
     Attributes:
-        step: how many optimizer steps had been made.
+        step: how many batches had been taken; several may share an update.
         state: what `save_step` was given.
         path: its folder.
     """
@@ -137,7 +137,7 @@ class RunFolder:
         """Write the state after a step, atomically, then remove steps that are no longer kept.
 
         Args:
-            step: how many optimizer steps have been made, ≥ 0.
+            step: how many batches have been taken, ≥ 0; several may share an update.
             state: nested dicts, lists and tuples of tensors, arrays, numbers and texts.
             is_diverged: for looking at: it is never resumed from.
 

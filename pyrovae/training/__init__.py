@@ -105,7 +105,8 @@ def fit(
         scheduler: a name in `torch.optim.lr_scheduler`, a class, or a function
             optimizer → scheduler; stepped after each epoch. A length that it asks for is epochs.
         clip_norm: largest global norm of the gradient of the mean loss; None does not clip.
-        accumulate: batches that share an update, by the mean over all their data.
+        accumulate: batches that share an update, by the mean over all their data; each of them
+            counts as a step.
         average: decay in (0, 1) of a moving average of the weights, which is then what is
             evaluated and kept; None keeps the weights themselves.
         patience: epochs without a better validation ELBO before training stops; None never stops.
@@ -140,8 +141,8 @@ def fit(
     Raises:
         DataError: the data do not fit the program; raised before anything changes.
         ConfigError: an argument or the program cannot work; likewise.
-        DivergenceError: loss or gradient is not finite; the parameters are those before
-            the step, and the message says where.
+        DivergenceError: loss or gradient is not finite; the parameters are those of the last
+            update before, and the message says where.
         CheckpointError: run_dir cannot be written, or its checkpoints cannot be read;
             `StateMismatch` where the run began with other data, program or settings.
         KeyboardInterrupt: Ctrl-C, at the end of an update (of `accumulate` batches); with a
