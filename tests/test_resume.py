@@ -995,6 +995,36 @@ def test_f16_a_folder_that_cannot_be_written_to_is_refused_before_step_1(tmp_pat
     assert fit(tmp_path / " a b  c" / "run 1 ") == uninterrupted("plain")
 
 
+class Remembering(torch.optim.lr_scheduler.LambdaLR):
+    """Keeps in its state what would have to be pickled."""
+
+    def state_dict(self):
+        return super().state_dict() | {"lambdas": self.lr_lambdas}
+
+
+def with_complex_buffer():
+    vae = small_vae()
+    vae.register_buffer("phase", torch.ones(2, dtype=torch.complex64))
+    return vae
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (
+            {"scheduler": functools.partial(Remembering, lr_lambda=halves)},
+            "loop/scheduler/lambdas/0 is a function, but a checkpoint holds",
+        ),
+        ({"make": with_complex_buffer}, "loop/program/phase is a tensor of torch.complex64"),
+    ],
+)
+def test_a_state_that_no_checkpoint_holds_is_refused_before_step_1(settings, match, tmp_path):
+    """Not at the first checkpoint, after 30 seconds or more."""
+    with at_step(1, lambda _: pytest.fail("trained")), pytest.raises(ConfigError, match=match):
+        fit(tmp_path, **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
 def test_f16_a_history_that_cannot_be_written_is_no_silent_loss(tmp_path):
     (tmp_path / "history.csv").mkdir()
     program = small_vae()

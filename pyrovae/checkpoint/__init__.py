@@ -13,13 +13,20 @@ apart, `models` and `runs` are the two uses.
 """
 
 from pyrovae.checkpoint.models import load, save
-from pyrovae.checkpoint.runs import Checkpoint, RunFolder, check_unchanged, restore_stream
+from pyrovae.checkpoint.runs import (
+    Checkpoint,
+    RunFolder,
+    check_savable,
+    check_unchanged,
+    restore_stream,
+)
 from pyrovae.checkpoint.trees import check_like, pack, unpack
 
 __all__ = [
     "Checkpoint",
     "RunFolder",
     "check_like",
+    "check_savable",
     "check_unchanged",
     "load",
     "pack",

@@ -46,6 +46,7 @@ from pyrovae.checkpoint.files import (
 from pyrovae.checkpoint.tensors import (
     FORMAT,
     check_format,
+    check_tensors,
     read_header,
     read_tensors,
     tensor_file,
@@ -62,6 +63,7 @@ from pyrovae.errors import (
 from pyrovae.handlers import RandomStream
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+STATE_NAME = "the state of the run beside its tensors"
 _NAME = re.compile(r"(step|diverged)-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 _LEFTOVER = re.compile(rf"(?:{_NAME.pattern}|\..*)\.tmp")
 
@@ -263,10 +265,21 @@ class RunFolder:
                 os.unlink(entry.path)
 
 
+def check_savable(state: Any) -> None:
+    """ConfigError where `RunFolder.save_step` would refuse the state; nothing is written.
+
+    Example:
+        >>> check_savable({"epoch": 3})
+    """
+    tensors, plain = pack(state)
+    check_tensors(tensors)
+    readable_json(plain, STATE_NAME)
+
+
 def _files(step: int, state: Any, is_diverged: bool) -> dict[str, bytes]:
     """The files of a step, by name; the manifest last."""
     tensors, plain = pack(state)
-    text = readable_json(plain, "the state of the run beside its tensors")
+    text = readable_json(plain, STATE_NAME)
     files = {TENSORS: tensor_file(tensors, {"kind": "step"}), STATE: text}
     manifest = {
         "format": FORMAT,

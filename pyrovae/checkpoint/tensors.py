@@ -95,14 +95,7 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
         >>> safetensors.torch.load(data)
         {'w': tensor([0., 0.])}
     """
-    for name, tensor in tensors.items():
-        check_name(name)
-        if tensor.layout is not torch.strided or tensor.dtype not in DTYPES.values():
-            kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
-            raise ConfigError(
-                f"{name} is a tensor of {kind}, which a tensor file cannot hold.\n"
-                "Keep dense tensors of real numbers, for example torch.view_as_real(…)."
-            )
+    check_tensors(tensors)
     plain = {name: _plain(tensor) for name, tensor in tensors.items()}
     about = {"format": FORMAT, "pyrovae": pyrovae.__version__, "torch": torch.__version__}
     text = json_bytes(about | description).decode()
@@ -119,6 +112,22 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
     )
     header += b" " * (-len(header) % 8)
     return sealed(len(header).to_bytes(8, "little") + header) + data[end:]
+
+
+def check_tensors(tensors: dict[str, Tensor]) -> None:
+    """ConfigError unless a tensor file can hold all of them.
+
+    Example:
+        >>> check_tensors({"w": torch.zeros(2)})
+    """
+    for name, tensor in tensors.items():
+        check_name(name)
+        if tensor.layout is not torch.strided or tensor.dtype not in DTYPES.values():
+            kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+            raise ConfigError(
+                f"{name} is a tensor of {kind}, which a tensor file cannot hold.\n"
+                "Keep dense tensors of real numbers, for example torch.view_as_real(…)."
+            )
 
 
 def _plain(tensor: Tensor) -> Tensor:

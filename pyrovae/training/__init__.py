@@ -140,7 +140,8 @@ def fit(
 
     Raises:
         DataError: the data do not fit the program; raised before anything changes.
-        ConfigError: an argument or the program cannot work; likewise.
+        ConfigError: an argument or the program cannot work, or with run_dir a checkpoint cannot
+            hold the state of one; likewise.
         DivergenceError: loss or gradient is not finite; the parameters are those of the last
             update before, and the message says where.
         CheckpointError: run_dir cannot be written, or its checkpoints cannot be read;
@@ -238,7 +239,10 @@ def _train(
     progress: bool | None,
 ) -> None:
     """Run the loop with all that watches it."""
-    engine = keeper.resume(allow_data_change=allow_data_change) if keeper else None
+    engine = None
+    if keeper:
+        keeper.check()
+        engine = keeper.resume(allow_data_change=allow_data_change)
     plan, size = loop.plan, sum(p.numel() for p in losses.parameters)
     if loop.data.preloaded:  # each step frees its gradients; where data are large, memory is dear
         keep_freed_memory(losses.parameters[0].device)

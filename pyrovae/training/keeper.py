@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import pyrovae
-from pyrovae.checkpoint import RunFolder, check_unchanged, save
+from pyrovae.checkpoint import RunFolder, check_savable, check_unchanged, save
 from pyrovae.errors import StateMismatch
 from pyrovae.handlers import RandomStream, threads_for
 from pyrovae.loggers import CSV
@@ -66,6 +66,13 @@ class Keeper:
         self.log = CSV(run.path / "history.csv")
         self.saved_at, self.saved_place = time.monotonic(), (0, 0)
         self.is_due = False
+
+    def check(self) -> None:
+        """ConfigError where no checkpoint can hold the state of this run, before it begins.
+
+        What an optimizer makes at its first update is not seen yet.
+        """
+        check_savable(self._state())
 
     def begin(self) -> None:
         """Write history.csv afresh, with the epochs that a resumed run has already."""
@@ -218,15 +225,14 @@ class Keeper:
             self.is_due = False
             if place == self.saved_place:
                 return None
-        state = {
-            "loop": self.loop.state(),
-            "facts": self.facts,
-            "engine": self.loop.history.engine,
-        }
-        path = self.run.save_step(step, state, is_diverged=is_diverged)
+        path = self.run.save_step(step, self._state(), is_diverged=is_diverged)
         if not is_diverged:
             self.saved_at, self.saved_place = time.monotonic(), place
         return path
+
+    def _state(self) -> dict[str, Any]:
+        engine = self.loop.history.engine
+        return {"loop": self.loop.state(), "facts": self.facts, "engine": engine}
 
     @property
     def _place(self) -> tuple[int, int]:
