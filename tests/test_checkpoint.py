@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import safetensors
 import safetensors.torch
@@ -741,3 +742,42 @@ def test_nothing_is_said_when_all_is_well(tmp_path, capsys):
             run.newest_complete()
     assert capsys.readouterr() == ("", "")
     assert os.listdir(tmp_path / "run") != []
+
+
+def test_empty_arrays_of_several_shapes_come_back():
+    """Each becomes a tensor that nobody else holds: the next one may get its id."""
+    shapes = [(0, 3), (0, 5), (2, 0), (0,)]
+    back = unpack(*pack([np.zeros(shape, dtype="float32") for shape in shapes]))
+    assert [array.shape for array in back] == shapes
+
+
+def a_laplace_prior():
+    laplace = lambda loc, scale: dist.Laplace(loc, scale).to_event(1)  # noqa: E731
+    return pv.priors.Fixed(laplace, loc=torch.zeros(2), scale=torch.ones(2))
+
+
+OTHER_PARTS = {
+    "guide": ({"guide": "Laplace"}, r"encoder\.1 is a Laplace in the model, but .?DiagonalNormal"),
+    "likelihood": ({"likelihood": "ContinuousBernoulli"}, r"decoder\.1 is a ContinuousBernoulli"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PARTS)
+def test_numbers_of_another_part_are_refused(name, tmp_path):
+    """Names, shapes and dtypes are the same; the densities are not."""
+    settings, match = OTHER_PARTS[name]
+    path = pv.save(pv.build((4,), hidden=(8,)), tmp_path / "a.safetensors")
+    other = pv.build((4,), hidden=(8,), **settings)
+    before = {n: t.clone() for n, t in other.state_dict().items()}
+    with pytest.raises(StateMismatch, match=match):
+        pv.load(path, into=other)
+    assert all(torch.equal(t, before[n]) for n, t in other.state_dict().items())
+
+
+def test_numbers_of_a_part_of_ones_own_are_refused_by_ours(tmp_path):
+    like = pv.build((4,), hidden=(8,))
+    saved = pv.VAE(a_laplace_prior(), like.encoder, like.decoder)
+    path = pv.save(saved, tmp_path / "a.safetensors")
+    with pytest.raises(StateMismatch, match="prior is a StandardNormal in the model, but"):
+        pv.load(path, into=like)
+    assert pv.load(path, into=pv.VAE(a_laplace_prior(), like.encoder, like.decoder))

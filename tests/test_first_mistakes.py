@@ -107,6 +107,10 @@ MISTAKES = {
         lambda: pv.fit(build(), X, validation=pv.datasets.digits()),
         r"validation is a Data of \d[\s\S]*data\.test",
     ),
+    "an iterator for validation": (
+        lambda: pv.fit(build(), X, validation=iter([X])),
+        "^in validation: x is a list_iterator",
+    ),
     "one width": (lambda: build(hidden=100), r"Write hidden=\(100,\)"),
     "a class for a prior": (
         lambda: vae(prior=pv.priors.StandardNormal),

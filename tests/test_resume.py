@@ -869,6 +869,8 @@ def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
     with RunFolder(tmp_path, resume=True) as run:
         (group,) = run.newest_complete().state["loop"]["optimizer"]["param_groups"]
     assert group["lr"] == pytest.approx(2e-2 * (1 if scheduler is None else 0.125), rel=1e-12)
+    again = pv.fit(small_vae(), bits(), learning_rate=1e-3, resume=True, **settings)
+    assert again.changes == [*history.changes, "learning_rate was 0.02, is 0.001"]
 
 
 @pytest.mark.parametrize(("then", "now"), [("handlers", "graph"), ("graph", "handlers")])

@@ -85,6 +85,7 @@ def save(vae: nn.Module, path: Any) -> Path:
         "frozen": [
             n for n, t in held.items() if isinstance(t, nn.Parameter) and not t.requires_grad
         ],
+        "parts": parts_of(vae),
     }
     description |= _recipe(vae, tensors, aliases)
     write_atomically(path, tensor_file(tensors, description))
@@ -167,6 +168,18 @@ def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
             first[key] = name
             tensors[name] = value.detach()
     return tensors, aliases
+
+
+def parts_of(module: nn.Module) -> dict[str, str]:
+    """The submodules that are public parts of pyrovae: name → the part's name.
+
+    Example:
+        >>> parts_of(nn.Sequential(nn.Linear(2, 4), guides.DiagonalNormal(2)))
+        {'1': 'DiagonalNormal'}
+    """
+    classes = {getattr(f, n): n for f in (priors, guides, likelihoods) for n in f.__all__}
+    found = ((name, classes.get(type(part))) for name, part in module.named_modules())
+    return {name: part for name, part in found if part}
 
 
 def has_nan(tensor: Tensor) -> bool:
@@ -315,8 +328,26 @@ def _as_stored(vae: nn.Module, header: Header) -> None:
             state[name].requires_grad_(False)
 
 
+def _check_parts(vae: nn.Module, header: Header) -> None:
+    """StateMismatch where a part of pyrovae has another one's numbers; those fit, and mislead.
+
+    A class of the caller's own may have been renamed, so it takes what it is given.
+    """
+    stored = header.description.get("parts")
+    if not isinstance(stored, dict):
+        return  # written before 0.1.0 noted them
+    for name, part in parts_of(vae).items():
+        if stored.get(name) != part:
+            was = shortened(stored[name]) if name in stored else "a part of its own"
+            raise StateMismatch(
+                f"{name} is a {part} in the model, but {was} in the file: the numbers may have the "
+                "same shapes, and mean another density.\nMake a model of the parts that were saved."
+            )
+
+
 def _check_fit(vae: nn.Module, header: Header) -> None:
     """StateMismatch unless the model has the file's names, shapes, dtypes and shared tensors."""
+    _check_parts(vae, header)
     held, aliases = named_tensors(vae)
     stored, stored_aliases = header.entries, header.description["aliases"]
     check_keys({**stored, **stored_aliases}, {**held, **aliases}, "the model")

@@ -51,6 +51,7 @@ class _Packer:
     def __init__(self) -> None:
         self.tensors: Tensors = {}
         self.names: dict[Any, str] = {}
+        self.alive: list[Tensor] = []  # a freed one's id and memory are given to the next
 
     def plain(self, node: Any, path: str) -> Any:
         if node is None or isinstance(node, bool | int | float | str):
@@ -92,6 +93,7 @@ class _Packer:
                 path += "~"
             check_name(path)
             self.tensors[path], self.names[key] = tensor.detach(), path
+            self.alive.append(tensor)
         return self.names[key]
 
 

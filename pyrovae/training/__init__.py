@@ -443,8 +443,8 @@ def _held_out(program: nn.Module, validation: Any, batch_size: int) -> Any:
         )
     try:
         return as_batches(program, *parts, batch_size=max(batch_size, 1024))
-    except DataError as error:
-        raise DataError(f"in validation: {error}") from None
+    except (DataError, ConfigError) as error:
+        raise type(error)(f"in validation: {error}") from None
 
 
 @contextmanager

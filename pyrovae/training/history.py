@@ -35,7 +35,7 @@ class Epoch(NamedTuple):
     learning_rate: float | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What `fit` recorded: one `Epoch` each, by index, or a column by its name.
 
@@ -59,6 +59,8 @@ class History:
         >>> history.epochs.append(Epoch(1, -2.0, 1.5, 0.5, None, None, None, 0.1))
         >>> history[-1].elbo, history["kl"]
         (-2.0, [0.5])
+        >>> history
+        History(1 epochs of 5: ELBO -2)
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -71,6 +73,18 @@ class History:
     changes: list[str] = field(default_factory=list)
     flight: list[dict[str, Any]] = field(default_factory=list)
     collapse: Any = None
+
+    def __repr__(self) -> str:
+        if not self.epochs:
+            return "History(0 epochs)"
+        last = self.epochs[-1]
+        held_out = last.validation_elbo
+        best = (
+            "" if held_out is None else f", held out {held_out:.4g}, best epoch {self.best_epoch}"
+        )
+        return (
+            f"History({len(self.epochs)} epochs of {self.num_data:,}: ELBO {last.elbo:.4g}{best})"
+        )
 
     def __len__(self) -> int:
         return len(self.epochs)

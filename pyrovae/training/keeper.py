@@ -125,8 +125,8 @@ class Keeper:
         is_plain = scheduler is None or isinstance(old, list)
         for group in self.loop.steps.optimizer.param_groups:
             # a schedule goes on from where it is, in proportion
-            group["lr"] = new if is_plain else group["lr"] * (new / old)
-            group["initial_lr"] = new
+            for name in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:
+                group[name] = new if is_plain or group[name] == old else group[name] * (new / old)
         if hasattr(scheduler, "base_lrs"):
             scheduler.base_lrs = [new] * len(scheduler.base_lrs)
 
