@@ -10,19 +10,23 @@ import re
 from typing import Any
 
 
-class _Refusal(ValueError):
-    """A message without the table of shapes that Pyro's tracing appends as it raises it again."""
-
-    def __init__(self, message: str = ""):
-        super().__init__(re.split(r"\n *Trace Shapes:", message)[0])
-
-
-class DataError(_Refusal):
+class DataError(ValueError):
     """The data cannot be what the model describes (shape, dtype, support, NaN)."""
 
+    def __init__(self, message: str = ""):
+        super().__init__(_without_shapes(message))
 
-class ConfigError(_Refusal):
+
+class ConfigError(ValueError):
     """An argument, or a combination of parts, cannot work whatever the data."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(_without_shapes(message))
+
+
+def _without_shapes(message: str) -> str:
+    """The message without the table that Pyro's tracing appends as it raises an error again."""
+    return re.split(r"\n *Trace Shapes:", message)[0]
 
 
 class DivergenceError(FloatingPointError):

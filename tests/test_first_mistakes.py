@@ -170,6 +170,17 @@ def test_a_mistake_is_named_in_six_lines(case):
     assert len(str(caught.value).splitlines()) <= 6
 
 
+def test_models_with_and_without_covariates_are_compared_on_the_same_data():
+    by_hand = Given(Part(lambda weight, z, y: joined_by_cat(weight, z, y.expand(*z.shape[:-1], 2))))
+    models = {"with": vae(decoder=by_hand), "without": vae()}
+    found = pv.diagnostics.compare_priors(models, X, Y, num_samples=50)
+    assert torch.equal(
+        found.log_px["without"], pv.log_evidence(models["without"], X, num_samples=50).log_px
+    )
+    with pytest.raises(DataError, match="no part of this VAE sees covariates"):
+        pv.diagnostics.compare_priors({"without": vae()}, X, Y, num_samples=50)
+
+
 def test_the_same_done_right():
     by_hand = Given(Part(lambda weight, z, y: joined_by_cat(weight, z, y.expand(*z.shape[:-1], 2))))
     history = pv.fit(vae(decoder=by_hand, prior=Given(Part(prior_of_y))), X, Y, epochs=1)

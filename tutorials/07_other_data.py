@@ -105,7 +105,8 @@ cells = {
     "NB without sizes": cell_model(pv.likelihoods.NegativeBinomial(num_genes), sees_size=False),
 }
 for vae in cells.values():
-    pv.fit(vae, counts[train], size[train], epochs=epochs, batch_size=64, learning_rate=1e-2)
+    sizes = size[train] if vae.sees_covariates else None
+    pv.fit(vae, counts[train], sizes, epochs=epochs, batch_size=64, learning_rate=1e-2)
     vae.requires_grad_(False)
 
 found = pv.diagnostics.compare_priors(cells, counts[test], size[test], num_samples=draws)
@@ -115,7 +116,7 @@ for row in found.rows:
 
 truth = torch.cat([true_z, true_size.log()[:, None]], 1)[test]
 for name, vae in cells.items():
-    code = vae.encode(counts[test], size[test]).mean
+    code = vae.encode(counts[test], size[test] if vae.sees_covariates else None).mean
     design = torch.cat([code, code**2, code.prod(1, keepdim=True), torch.ones(len(code), 1)], 1)
     left = truth - design @ torch.linalg.lstsq(design, truth).solution
     r2 = 1 - left.var(0) / truth.var(0)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pyrovae.admission import sees_covariates
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo
 from pyrovae.errors import ConfigError
@@ -106,7 +107,7 @@ def compare_priors(
         models: name → program, all of them densities of the same x: the same data, in the same
             units, with a likelihood of the same kind (discrete or continuous).
         x: (N, *event), held-out data; N ≥ 2 for errors.
-        y: (N, …), covariates.
+        y: (N, …), covariates, for those of the models that see them.
         mask: of x's shape, true where x is observed.
         method: of log p(x), as for `log_evidence`.
         num_samples: draws per datum, for log p(x).
@@ -138,13 +139,16 @@ def compare_priors(
             'Write compare_priors({"normal": vae, "vamp": other}, x).'
         )
     options |= {"method": method, "num_samples": num_samples, "seed": seed}
-    evidence = {name: log_evidence(m, x, y, mask, **options) for name, m in models.items()}
+    blind = {name for name, m in models.items() if not sees_covariates(m)}
+    blind = blind if len(blind) < len(models) else set()  # then y is a mistake, and is refused
+    data = {name: (x, None if name in blind else y, mask) for name in models}
+    evidence = {name: log_evidence(m, *data[name], **options) for name, m in models.items()}
     order = sorted(models, key=lambda name: -evidence[name].log_px.mean().item())
     best = evidence[order[0]].log_px
     rows = []
     for rank, name in enumerate(order):
         found = evidence[name]
-        parts = decompose_elbo(models[name], x, y, mask, seed=seed)
+        parts = decompose_elbo(models[name], *data[name], seed=seed)
         rows.append(
             ComparedModel(
                 name,
