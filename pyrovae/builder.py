@@ -56,7 +56,8 @@ def build(
         network: "mlp", "gated_mlp", "residual_mlp" or "conv".
         hidden: the encoder's hidden widths; the decoder has them in reverse.
         data: (N, *event), training data that parts may start from: the decoder's bias at their
-            mean, a VampPrior's pseudo-inputs at some of them.
+            mean, a VampPrior's pseudo-inputs at 500 of them; {"name": "VampPrior",
+            "pseudo_inputs": x[:50]} takes others.
         seed: of the initial weights; None draws them from the global generator.
 
     Returns:
@@ -80,7 +81,7 @@ def build(
             f"Write hidden=({hidden},)."
         )
     as_latent_shape(latent_dim)
-    data = None if data is None else as_tensor(data)
+    data = None if data is None else as_tensor(data, "data")
     known: dict[str, Callable[[], Any]] = {
         "latent_dim": lambda: latent_dim,
         "event_shape": lambda: tuple(event_shape),

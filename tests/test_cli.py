@@ -101,6 +101,12 @@ class TestImportsNothingHeavy:
         assert " torch" not in done.stderr
 
 
+def test_a_file_that_is_not_there_is_named():
+    result = pyrovae("fit", "--data", "nofile.npy")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: nofile.npy: No such file or directory.\n"
+
+
 class TestHelp:
     def test_tells_what_a_vae_is_with_its_equation(self):
         text = words(pyrovae("--help").output)

@@ -2,6 +2,7 @@
 
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 from pyro.infer import JitTrace_ELBO
 from torch import nn
@@ -110,6 +111,14 @@ MISTAKES = {
     "an iterator for validation": (
         lambda: pv.fit(build(), X, validation=iter([X])),
         "^in validation: x is a list_iterator",
+    ),
+    "validation without y": (
+        lambda: pv.fit(vae(prior=Given(Part(prior_of_y))), X, Y, validation=X),
+        r"covariates y, but validation without[\s\S]*\(x_test, y_test\)",
+    ),
+    "sparse data to build from": (
+        lambda: build(data=scipy.sparse.csr_array(X.numpy())),
+        "data is a sparse",
     ),
     "one width": (lambda: build(hidden=100), r"Write hidden=\(100,\)"),
     "a class for a prior": (

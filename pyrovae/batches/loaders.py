@@ -70,11 +70,17 @@ class LoaderBatches:
     def _count(self) -> None:
         hashes: dict[str, Any] = {}
         sizes = []
-        for batch in self._checked(self._items(), 0, 0):
-            sizes.append(len(batch.x))
-            for name, column in batch._asdict().items():
-                if column is not None:
-                    hashes.setdefault(name, hashlib.sha256()).update(as_bytes(column))
+        try:
+            for batch in self._checked(self._items(), 0, 0):
+                sizes.append(len(batch.x))
+                for name, column in batch._asdict().items():
+                    if column is not None:
+                        hashes.setdefault(name, hashlib.sha256()).update(as_bytes(column))
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # of a killed worker torch tells by a signal, wherever Python then is
+            raise self._failure(len(sizes) + 1, error) from error
         self.digests = {f"{name} sha256": digest.hexdigest() for name, digest in hashes.items()}
         self.num_data, self.num_batches = sum(sizes), len(sizes)
         self.batch_size = max(sizes)
@@ -128,11 +134,13 @@ class LoaderBatches:
         except (DataError, ConfigError, MemoryError):
             raise
         except Exception as error:
-            raise DataError(
-                f"the {self.name} failed to give batch {number + 1}: "
-                f"{_in_one_line(error)}\nThe error above this one says where; the parameters are "
-                "as after the last step."
-            ) from error
+            raise self._failure(number + 1, error) from error
+
+    def _failure(self, number: int, error: Exception) -> DataError:
+        return DataError(
+            f"the {self.name} failed to give batch {number}: {_in_one_line(error)}\n"
+            "The error above this one says where; the parameters are as after the last step."
+        )
 
     def _end(self, num_batches: int, num_data: int) -> None:
         """DataError unless an epoch gave some data, and as many as the one before."""

@@ -69,7 +69,9 @@ def errors_as_exit_codes() -> Iterator[None]:
         WorkerLost,
         OSError,
     ) as error:
-        typer.echo(f"Error: {error}", err=True)
+        is_of_a_file = isinstance(error, OSError) and error.filename
+        text = f"{error.filename}: {error.strerror}." if is_of_a_file else error
+        typer.echo(f"Error: {text}", err=True)
         raise typer.Exit(1 if isinstance(error, DivergenceError | WorkerLost) else 2) from None
     except KeyboardInterrupt as interrupt:
         typer.echo(" ".join(["Interrupted.", *map(str, interrupt.args)]), err=True)

@@ -82,14 +82,14 @@ def fit_command(
             "afresh each epoch. none: as they are, the default for other likelihoods.",
         ),
     ] = None,
-    prior: Annotated[str, Option(metavar="NAME", help="p(z): a name in pyrovae.priors.")] = (
-        "StandardNormal"
-    ),
-    guide: Annotated[str, Option(metavar="NAME", help="q(z|x): a name in pyrovae.guides.")] = (
-        "DiagonalNormal"
-    ),
+    prior: Annotated[
+        str, Option(metavar="NAME", help="p(z): a name in pyrovae.priors; ? lists them.")
+    ] = ("StandardNormal"),
+    guide: Annotated[
+        str, Option(metavar="NAME", help="q(z|x): a name in pyrovae.guides; likewise.")
+    ] = ("DiagonalNormal"),
     likelihood: Annotated[
-        str, Option(metavar="NAME", help="p(x|z): a name in pyrovae.likelihoods.")
+        str, Option(metavar="NAME", help="p(x|z): a name in pyrovae.likelihoods; likewise.")
     ] = "Bernoulli",
     network: Annotated[
         str, Option(metavar="NAME", help="mlp, gated_mlp, residual_mlp or conv.")

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from pyrovae.admission import trace_once
 from pyrovae.batches import as_batches
@@ -90,8 +90,8 @@ def fit(
         program: a `VAE`, or any module with Pyro's `model(x, y=None, mask=None)` and `guide` of
             the same arguments: a plate "data" over the rows of x, and in the model a site "x",
             observed.
-        x: (N, *event) as a tensor, array, memory-mapped array, sparse counts or data frame; or
-            a torch Dataset or DataLoader of x, (x, y) or (x, y, mask).
+        x: (N, *event) as a tensor, array, memory-mapped array, scipy.sparse matrix or data frame;
+            or a torch Dataset or DataLoader of x, (x, y) or (x, y, mask).
         y: (N, …), covariates for the parts wrapped in `networks.Given`.
         mask: of x's shape, true where x is observed.
         validation: held-out data: x, (x, y) or (x, y, mask), a Dataset or a DataLoader. Its
@@ -189,7 +189,7 @@ def fit(
         with RandomStream(plan.seed):
             data = as_batches(program, x, y, mask, batch_size=plan.batch_size)
         with RandomStream(plan.seed):  # its order does not depend on what the training data are
-            held_out = _held_out(program, validation, plan.batch_size)
+            held_out = _held_out(program, validation, plan.batch_size, y)
         if group:
             group.check_same(facts_of(program, plan, objective, data))
             group.equalise(tensors_of(program))
@@ -426,7 +426,7 @@ def _warn_of_surprises(program: nn.Module, data: Any) -> None:
             )
 
 
-def _held_out(program: nn.Module, validation: Any, batch_size: int) -> Any:
+def _held_out(program: nn.Module, validation: Any, batch_size: int, y: Any) -> Any:
     if validation is None:
         return None
     if isinstance(validation, int | float):
@@ -440,6 +440,12 @@ def _held_out(program: nn.Module, validation: Any, batch_size: int) -> Any:
         raise DataError(
             f"validation is a {kind} of {len(parts)}, but it is x, (x, y) or (x, y, mask).\n"
             "Pass the held-out split of a data set, such as data.test."
+        )
+    is_bare = not isinstance(validation, Dataset | DataLoader) and parts[1:2] in ((), (None,))
+    if y is not None and is_bare and getattr(program, "sees_covariates", False):
+        raise DataError(
+            "x comes with covariates y, but validation without: its ELBO would be of p(x|z) at no "
+            "y.\nWrite validation=(x_test, y_test)."
         )
     try:
         return as_batches(program, *parts, batch_size=max(batch_size, 1024))
