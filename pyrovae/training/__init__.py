@@ -2,51 +2,55 @@
 
     θ, φ ← Adam on  (1/B) Σ_{i in batch} l_i,    l_i = −ELBO_i in nats
 
-`plan` checks the settings, `losses` gives a batch's loss and gradients and `graphs` the same from a
-recorded step, `steps` makes the updates, `loop` goes over epochs and batches, `keeper` writes and
-resumes, `recorder` looks at the latent space, `interrupts` lets Ctrl-C wait for a step's end,
-`distributed` joins several processes. What is reported is always the β = 1 ELBO with its two terms,
-as sums over the data of an epoch divided by their number, whatever the objective.
+`plan` checks the settings and `door` the other arguments; `losses` gives a batch's loss and
+gradients and `graphs` the same from a recorded step; `steps` makes the updates, `loop` goes over
+epochs and batches, `keeper` writes and resumes, `recorder` looks at the latent space, `interrupts`
+lets Ctrl-C wait for a step's end, `distributed` joins several processes. What is reported is always
+the β = 1 ELBO with its two terms, as sums over the data of an epoch divided by their number,
+whatever the objective.
 
 `fit` leaves behind the trained parameters and nothing else: generators, Pyro's parameter
 store, signal handlers and the module's train/eval mode are afterwards as they were.
 """
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep
+from pyro.infer import ELBO
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from pyrovae.admission import trace_once
 from pyrovae.batches import as_batches
-from pyrovae.checkpoint import RunFolder
-from pyrovae.checks import whole_number
-from pyrovae.errors import ConfigError, DataError, DivergenceError
+from pyrovae.errors import DivergenceError
 from pyrovae.evidence.memory import keep_freed_memory
 from pyrovae.handlers import RandomStream, threads_for
-from pyrovae.objectives import TraceELBO
-from pyrovae.terms import bound_on, is_local
 from pyrovae.training.distributed import processes
+from pyrovae.training.door import (
+    check_watchers,
+    checked_objective,
+    held_out_batches,
+    loss_settings,
+    move,
+    own_generators,
+    run_folder,
+    warn_of_surprises,
+)
 from pyrovae.training.graphs import GraphLoss
 from pyrovae.training.history import Epoch, History
 from pyrovae.training.interrupts import Interrupts
 from pyrovae.training.keeper import Keeper, facts_of
 from pyrovae.training.loop import Loop, evaluate
-from pyrovae.training.losses import HandlerLoss, Settings, tensors_of, trainable
+from pyrovae.training.losses import HandlerLoss, tensors_of, trainable
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
 from pyrovae.training.plan import HANDLERS, INDUCTOR, Plan, engine_for
 from pyrovae.training.progress import progress_bar
-from pyrovae.training.recorder import Recorder, check_recordable
+from pyrovae.training.recorder import Recorder
 from pyrovae.training.shares import Sharded, SharedFolder
 from pyrovae.training.steps import Steps
 
@@ -172,35 +176,32 @@ def fit(
         compile=compile,
         seed=seed,
     )
-    objective = _checked(program, objective)
+    objective = checked_objective(program, objective)
     made = optimizer_of(plan.optimizer, trainable(program), plan.rate(0.0))
     schedule = scheduler_of(plan.scheduler, made, plan.epochs)
-    folder = _run_folder(run_dir, resume=resume, save_every=save_every)
-    if callable(callbacks):
-        raise ConfigError("callbacks is a function, but it holds several.\nWrite callbacks=[…].")
-    if diagnostics_every is not None:
-        whole_number(diagnostics_every, "diagnostics_every", 1)
+    folder = run_folder(run_dir, resume=resume, save_every=save_every)
+    check_watchers(callbacks, diagnostics_every)
     with ExitStack() as stack:
         group = stack.enter_context(processes(program, device))
         if group:
             plan = replace(plan, patience=patience, seed=group.from_first(plan.seed))
-        _move(program, device)
-        generators = stack.enter_context(_own_generators(plan.seed, x, validation))
+        move(program, device)
+        generators = stack.enter_context(own_generators(plan.seed, x, validation))
         with RandomStream(plan.seed):
             data = as_batches(program, x, y, mask, batch_size=plan.batch_size)
         with RandomStream(plan.seed):  # its order does not depend on what the training data are
-            held_out = _held_out(program, validation, plan.batch_size, y)
+            held_out = held_out_batches(program, validation, plan.batch_size, y)
         if group:
             group.check_same(facts_of(program, plan, objective, data))
             group.equalise(tensors_of(program))
             data = Sharded(data, group, group.order(plan.seed))
         history = History(num_data=data.num_data, seed=plan.seed)
-        settings_of = partial(_loss_settings, program, objective, plan, data, history)
+        settings_of = partial(loss_settings, program, objective, plan, data, history)
         losses = HandlerLoss(
             program, objective, partial(settings_of, is_recorded=bool(diagnostics_every))
         )
         if group is None or group.is_first:
-            _warn_of_surprises(program, data)
+            warn_of_surprises(program, data)
         loop = Loop(
             program,
             Steps(program, losses, made, **plan.of_steps, group=group),
@@ -315,156 +316,3 @@ def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
     graphs = GraphLoss(losses, is_compiled=is_compiled, full_size=full_size, on_refusal=refused)
     loop.after_epoch.append(graphs.doubt)
     return graphs
-
-
-def _checked(program: nn.Module, objective: ELBO | None) -> ELBO:
-    """A copy of the objective, after what can be said of program and objective alone."""
-    is_class, parts = isinstance(program, type), ("parameters", "model", "guide")
-    if is_class or not all(callable(getattr(program, name, None)) for name in parts):
-        what = f"the class {program.__name__}" if is_class else f"a {type(program).__name__}"
-        raise ConfigError(
-            f"program is {what}, but fit takes a module with .model and .guide."
-            "\nWrite pv.fit(vae, x), with vae = pv.VAE(prior, encoder, decoder)."
-        )
-    if not trainable(program):
-        raise ConfigError(
-            "the program has no trainable parameter, so there is nothing to fit.\n"
-            "Set requires_grad_(True) on the parts to train."
-        )
-    objective = TraceELBO() if objective is None else objective
-    if not isinstance(objective, ELBO):
-        is_class = isinstance(objective, type)
-        what = f"the class {objective.__name__}" if is_class else f"a {type(objective).__name__}"
-        raise ConfigError(
-            f"objective is {what}, but it must be an object, a pyro.infer.ELBO.\n"
-            "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
-        )
-    if type(objective).__name__.startswith("Jit"):
-        raise ConfigError(
-            f"objective is a {type(objective).__name__}, which torch.jit traces for one batch size "
-            "and without a mask.\nGive the objective without Jit, or one of pyrovae.objectives: "
-            "fit records its step itself, compile='graph'."
-        )
-    # a copy, because Pyro's objectives remember the plate nesting of the first model they see
-    return copy.copy(objective)
-
-
-def _loss_settings(
-    program: nn.Module,
-    objective: ELBO,
-    plan: Plan,
-    data: Any,
-    history: History,
-    batch: Any,
-    *,
-    is_recorded: bool,
-) -> Settings:
-    """What the loss depends on; a look at the program tells whether it has global latents.
-
-    Before the first update, so that what a recorder cannot look at is refused here.
-    """
-    traces = trace_once(program, *(None if t is None else t[:1] for t in batch))
-    history.bound_on, guide_trace = bound_on(*traces), traces[1]
-    has_globals = not all(is_local(site) for _, site in guide_trace.iter_stochastic_nodes())
-    if has_globals and isinstance(objective, RenyiELBO | ReweightedWakeSleep):
-        raise ConfigError(
-            f"{type(objective).__name__} puts the minibatch scale inside its log-sum-exp, "
-            "so with latents outside the plate 'data' it is no bound.\n"
-            "Use objectives.TraceELBO() or objectives.BetaELBO(beta)."
-        )
-    if has_globals and data.num_data is None:
-        raise ConfigError(
-            "the program has latents outside the plate 'data', whose minibatch scale N / B needs "
-            "the number of data, but this stream does not say it.\nPass a map-style Dataset."
-        )
-    if is_recorded:
-        check_recordable(program, batch)
-    return Settings(data.num_data or 1, has_globals, plan.precision == "bf16")
-
-
-def _run_folder(run_dir: Any, *, resume: bool, save_every: int | None) -> RunFolder | None:
-    if save_every is not None:
-        whole_number(save_every, "save_every", 1)
-    if run_dir is not None:
-        return RunFolder(run_dir, resume=resume)
-    if resume or save_every:
-        raise ConfigError(
-            "resume and save_every are of a run folder, but run_dir is None: nothing is kept.\n"
-            "Write run_dir='runs/first', resume=True."
-        )
-    return None
-
-
-def _move(program: nn.Module, device: str | torch.device | None) -> None:
-    if device is None:
-        return
-    try:
-        program.to(torch.empty(0, device=device).device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"device = {device!r} cannot be used: {first_line}.\nWrite device='cpu', or None."
-        ) from None
-
-
-def _warn_of_surprises(program: nn.Module, data: Any) -> None:
-    """Warn of what trains well and is still not what most people mean."""
-    decoder = getattr(program, "decoder", None)
-    if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
-        warnings.warn("the decoder has no trainable parameter: p(x|z) stays as it is", stacklevel=3)
-    heads = () if decoder is None else decoder.modules()
-    learns_scale = any(getattr(head, "learns_scale_per_cell", False) for head in heads)
-    if learns_scale and data.preloaded is not None and data.num_data > 1:
-        x = data.preloaded.x
-        is_constant = (x == x[:1]).all(0)
-        if is_constant.any():
-            first = tuple(int(i) for i in is_constant.nonzero()[0])
-            warnings.warn(
-                f"column {first} of x is constant ({int(is_constant.sum()):,} are): its learned "
-                "scale falls to the floor of 1e-5, and log p(x) rises without meaning. Drop it.",
-                stacklevel=3,
-            )
-
-
-def _held_out(program: nn.Module, validation: Any, batch_size: int, y: Any) -> Any:
-    if validation is None:
-        return None
-    if isinstance(validation, int | float):
-        raise ConfigError(
-            f"validation = {validation}, but it is held-out data, not a fraction of x.\n"
-            "Split x first: validation=x[:1000], and fit on x[1000:]."
-        )
-    parts = validation if isinstance(validation, tuple) else (validation,)
-    if len(parts) > 3:
-        kind = type(validation).__name__
-        raise DataError(
-            f"validation is a {kind} of {len(parts)}, but it is x, (x, y) or (x, y, mask).\n"
-            "Pass the held-out split of a data set, such as data.test."
-        )
-    is_bare = not isinstance(validation, Dataset | DataLoader) and parts[1:2] in ((), (None,))
-    if y is not None and is_bare and getattr(program, "sees_covariates", False):
-        raise DataError(
-            "x comes with covariates y, but validation without: its ELBO would be of p(x|z) at no "
-            "y.\nWrite validation=(x_test, y_test)."
-        )
-    try:
-        return as_batches(program, *parts, batch_size=max(batch_size, 1024))
-    except (DataError, ConfigError) as error:
-        raise type(error)(f"in validation: {error}") from None
-
-
-@contextmanager
-def _own_generators(seed: int, *sources: Any) -> Iterator[list[torch.Generator]]:
-    """Seed the generators that DataLoaders hold, and give them back as they were."""
-    loaders = [s for s in sources if isinstance(s, DataLoader)]
-    samplers = [s for x in loaders for s in (x.sampler, getattr(x.batch_sampler, "sampler", None))]
-    held = [getattr(holder, "generator", None) for holder in loaders + samplers]
-    generators = list(dict.fromkeys(g for g in held if isinstance(g, torch.Generator)))
-    states = [g.get_state() for g in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(seed)
-        yield generators
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
