@@ -13,20 +13,20 @@ from typing import Any
 class DataError(ValueError):
     """The data cannot be what the model describes (shape, dtype, support, NaN)."""
 
-    def __init__(self, message: str = ""):
-        super().__init__(_without_shapes(message))
+    def __init__(self, *args: Any):
+        super().__init__(*map(_without_shapes, args))
 
 
 class ConfigError(ValueError):
     """An argument, or a combination of parts, cannot work whatever the data."""
 
-    def __init__(self, message: str = ""):
-        super().__init__(_without_shapes(message))
+    def __init__(self, *args: Any):
+        super().__init__(*map(_without_shapes, args))
 
 
-def _without_shapes(message: str) -> str:
+def _without_shapes(message: Any) -> Any:
     """The message without the table that Pyro's tracing appends as it raises an error again."""
-    return re.split(r"\n *Trace Shapes:", message)[0]
+    return re.split(r"\n *Trace Shapes:", message)[0] if isinstance(message, str) else message
 
 
 class DivergenceError(FloatingPointError):

@@ -100,8 +100,13 @@ class VAE(nn.Module):
 
     @property
     def sees_covariates(self) -> bool:
-        """Whether a part is wrapped in `networks.Given`, so that y means something."""
-        return any(isinstance(part, Given) for part in (self.prior, self.encoder, self.decoder))
+        """Whether y means something: a part is wrapped in `networks.Given`.
+
+        A subclass with a model or guide of its own may see it there.
+        """
+        is_own = type(self).model is not VAE.model or type(self).guide is not VAE.guide
+        parts = (self.prior, self.encoder, self.decoder)
+        return is_own or any(isinstance(part, Given) for part in parts)
 
     def check_parts(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
         """ConfigError unless the parts keep their contract on these two rows; see `parts`."""

@@ -4,6 +4,7 @@ A recorded step gives the handlers' numbers bit for bit, on the same draws: weig
 and all that a checkpoint holds. What no record can repeat is left to the handlers.
 """
 
+import collections
 import hashlib
 import math
 import random
@@ -661,6 +662,46 @@ def test_a_callback_that_changes_what_an_attribute_holds_is_seen(kind, tmp_path)
     said, got, _ = fitted(make, tmp_path / "b", compile="graph", **settings)
     assert got == expected
     assert said == "handlers: held of a Weakened changes, and a graph has it as a constant"
+
+
+class Unwritable(dict):
+    """As a configuration is kept: no key changes, and a name is asked for."""
+
+    def __init__(self, name, **settings):
+        super().__init__(**settings)
+
+    def refuse(self, *args):
+        raise TypeError("immutable")
+
+    __setitem__ = update = pop = clear = copy = refuse
+
+
+@pytest.mark.parametrize(("grows", "engine"), [(False, "graph"), (True, "handlers")])
+def test_a_dict_that_forbids_writing_is_an_attribute_like_others(grows, engine, tmp_path):
+    def configured():
+        part = Weakened("a list", grows=grows)
+        part.config = Unwritable("first", width=3)
+        return part
+
+    settings = {"compile": "graph", "batch_size": N}
+    said = fitted(custom(normed, configured), tmp_path, **settings)[0]
+    assert said.partition(":")[0] == engine
+
+
+def test_what_a_recording_changed_is_put_back():
+    part = nn.Identity()
+    part.counts, part.order = collections.Counter(a=1), collections.OrderedDict(b=1, a=2)
+    part.seen, part.last = {1, 2}, collections.deque([1], maxlen=3)
+    copies = Copies(part)
+    part.counts["a"] += 1
+    part.order["c"] = 3
+    part.order.move_to_end("b")
+    part.seen.add(5)
+    part.last.append(2)
+    copies.put_back()
+    assert part.counts == {"a": 1}
+    assert list(part.order.items()) == [("b", 1), ("a", 2)]
+    assert (part.seen, list(part.last), part.last.maxlen) == ({1, 2}, [1], 3)
 
 
 def test_parts_whose_attributes_stay_as_they_are_are_recorded(tmp_path):

@@ -1,5 +1,7 @@
 """What people get wrong at first, in their parts and arguments: named, with a way out."""
 
+import pickle
+
 import pyro.distributions as dist
 import pytest
 import scipy.sparse
@@ -9,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import pyrovae as pv
-from pyrovae.errors import ConfigError, DataError
+from pyrovae.errors import ConfigError, DataError, DivergenceError
 from pyrovae.networks import Given, Joined, OneHot, mlp
 
 X = torch.randint(2, (40, 6), generator=torch.Generator().manual_seed(0)).float()
@@ -177,6 +179,43 @@ def test_a_mistake_is_named_in_six_lines(case):
     with pytest.raises((ConfigError, DataError), match=match) as caught:
         make()
     assert len(str(caught.value).splitlines()) <= 6
+
+
+class OfOnesOwn(pv.VAE):
+    """A model that sees y without a part that is Given it."""
+
+    def model(self, x, y=None, mask=None):
+        self.seen = None if y is None else tuple(y.shape)
+        super().model(x, y, mask)
+
+
+def test_a_vae_with_a_model_of_its_own_may_see_covariates():
+    of = build()
+    own = OfOnesOwn(of.prior, of.encoder, of.decoder)
+    for x, y in ((X, Y), (TensorDataset(X, Y), None)):
+        pv.fit(own, x, y, epochs=1, batch_size=40)
+        assert own.seen == (40, 2)
+
+
+def test_a_part_that_may_do_without_covariates_diverges_as_others_do():
+    """Not an error of y: the step is named, and the parameters are those before."""
+    calls = []
+
+    def fails(weight, z, y=None):
+        calls.append(torch.is_grad_enabled())
+        loc = z[..., :1] * weight[0] if sum(calls) < 3 else z[..., :1] * torch.nan
+        return dist.Normal(loc.expand(*z.shape[:-1], 6), 1.0).to_event(1)
+
+    with pytest.raises(DivergenceError, match="at step 3"):
+        pv.fit(vae(decoder=Given(Part(fails))), X, epochs=9, batch_size=40, compile="handlers")
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError])
+def test_errors_take_what_value_errors_take(kind):
+    assert kind().args == ()
+    assert kind("a", 2).args == ("a", 2)
+    assert isinstance(kind(KeyError("a")).args[0], KeyError)
+    assert pickle.loads(pickle.dumps(kind("a"))).args == ("a",)
 
 
 def test_models_with_and_without_covariates_are_compared_on_the_same_data():

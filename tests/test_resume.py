@@ -37,9 +37,9 @@ from pyrovae.errors import (
     RunLocked,
     StateMismatch,
 )
-from pyrovae.networks import mlp
+from pyrovae.networks import Given, mlp
 from pyrovae.training import loop
-from pyrovae.training.keeper import modules_of
+from pyrovae.training.keeper import _as_told_now, modules_of
 from pyrovae.training.steps import Steps
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 from tests.test_engine import N, bits, digest, final_state, generators, small_vae, with_dropout
@@ -652,6 +652,15 @@ def test_f14_a_mask_of_numpy_or_of_torch_is_one_mask(dtype, tmp_path):
     whole = fit(tmp_path / "whole", mask=mask)
     stopped(tmp_path / "run", 4, mask=mask.numpy())
     assert fit(tmp_path / "run", mask=mask) == whole
+
+
+def test_facts_of_early_runs_are_read_in_todays_words():
+    then = {"mask dtype": "bool", "x dtype": "torch.float32", "y sha256": "1f", "y shape": [3]}
+    told = {"mask dtype": "torch.bool", "x dtype": "torch.float32"}
+    assert _as_told_now(then, small_vae()) == told
+    conditional = small_vae()
+    conditional.encoder = Given(conditional.encoder)
+    assert _as_told_now(then, conditional) == told | {"y sha256": "1f", "y shape": [3]}
 
 
 OTHER_VALIDATION = {

@@ -630,6 +630,38 @@ def test_running_statistics_are_those_before_the_step_that_failed(fault, at):
     assert vae.encoder[1].num_batches_tracked == at - 1
 
 
+class Tracked(nn.Module):
+    """Keeps a moving mean of its input in a buffer, in place or anew."""
+
+    def __init__(self, is_new):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.is_new = is_new
+
+    def forward(self, features):
+        if self.training:
+            mean = 0.9 * self.mean + 0.1 * features.detach().mean(0)
+            if self.is_new:
+                self.mean = mean
+            else:
+                self.mean.copy_(mean)
+        return features
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_buffer_of_ones_own_is_that_before_the_step_that_failed(is_new):
+    def tracked(fault):
+        vae = faulty_vae(fault, 4)
+        vae.encoder = nn.Sequential(vae.encoder[0], Tracked(is_new), vae.encoder[1])
+        return vae
+
+    snapshots = steps_of(tracked(torch.clone), None)
+    vae = tracked(NaNBackward.apply)
+    with pytest.raises(DivergenceError, match="at step 4"):
+        pv.fit(vae, bits(), batch_size=8, epochs=2)
+    assert weights(vae) == snapshots[3]
+
+
 def test_an_objective_of_pyros_moves_running_statistics_once_a_step():
     """The traces drawn for the report are a second pass over the batch."""
     vae = normalised(small_vae())

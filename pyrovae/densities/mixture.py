@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-SMALL = 2**9  # K · D: up to here the array costs no more than a decoder's layers
+SMALL = 2**6  # K · D: up to here the array costs little for any number of points
 
 
 class Mixture(dist.MixtureSameFamily):

@@ -56,10 +56,8 @@ class Given(nn.Module):
     def forward(self, *args: Tensor | None):
         try:
             return self.part(*args)
-        except (ConfigError, DataError):
-            raise
-        except Exception as error:
-            if args[-1] is not None:
+        except (TypeError, AttributeError) as error:  # what None gives rise to
+            if not args or args[-1] is not None:
                 raise
             reason = str(error).strip().partition("\n")[0][:200]
             raise ConfigError(

@@ -1,6 +1,6 @@
 """Buffers as they were: running statistics move in the forward pass, whatever comes of a step."""
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 
@@ -9,6 +9,7 @@ class BuffersBefore:
 
     Buffers that nobody wrote to since, such as masks and constants, cost a look each. Running
     statistics are always taken to be written to: torch changes them without counting a version.
+    A part of one's own that writes through `.data` is not seen.
 
     Example:
         >>> import torch
@@ -21,24 +22,38 @@ class BuffersBefore:
     """
 
     def __init__(self, module: nn.Module):
-        norms = [m for m in module.modules() if isinstance(m, _NormBase)]
-        self.statistics = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
-        self.buffers = list(module.buffers())
+        modules = list(module.modules())
+        norms = [m._buffers for m in modules if isinstance(m, _NormBase)]
+        self.statistics = {id(buffers) for buffers in norms}
+        self.places = [
+            (m._buffers, n) for m in modules for n, b in m._buffers.items() if b is not None
+        ]
+        self.buffers = [buffers[name] for buffers, name in self.places]
         self.copies = [buffer.detach().clone() for buffer in self.buffers]
         self.versions = [buffer._version for buffer in self.buffers]
 
     def take_again(self) -> None:
         """From here on these values are the ones before."""
-        for i in self._written():
-            self.copies[i].copy_(self.buffers[i].detach())
-            self.versions[i] = self.buffers[i]._version
+        for i, buffer in self._written():
+            if buffer is self.buffers[i]:
+                self.copies[i].copy_(buffer.detach())
+            else:
+                self.buffers[i], self.copies[i] = buffer, buffer.detach().clone()
+            self.versions[i] = buffer._version
 
     def put_back(self) -> None:
-        """Give the buffers the values of the copies."""
-        for i in self._written():
-            self.buffers[i].detach().copy_(self.copies[i])
-            self.versions[i] = self.buffers[i]._version
+        """Give the module its buffers with the values of the copies."""
+        for i, _ in self._written():
+            (buffers, name), buffer = self.places[i], self.buffers[i]
+            buffers[name] = buffer
+            buffer.detach().copy_(self.copies[i])
+            self.versions[i] = buffer._version
 
-    def _written(self) -> list[int]:
-        found = enumerate(zip(self.buffers, self.versions, strict=True))
-        return [i for i, (b, v) in found if b._version != v or id(b) in self.statistics]
+    def _written(self) -> list[tuple[int, Tensor]]:
+        found = []
+        for i, (buffers, name) in enumerate(self.places):
+            buffer = buffers.get(name)
+            is_same = buffer is self.buffers[i] and buffer._version == self.versions[i]
+            if buffer is not None and (not is_same or id(buffers) in self.statistics):
+                found.append((i, buffer))
+        return found

@@ -11,8 +11,9 @@ Nothing is looked at in a step. Closures, globals and attributes of classes are 
 """
 
 import hashlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -92,20 +93,34 @@ class Copies:
 
 
 def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value.copy()
+    """A copy of the plain kind: a subclass may make its own otherwise."""
+    if isinstance(value, ARRAYS):
+        return value.detach().clone() if isinstance(value, Tensor) else value.copy()
+    return _plain(value)(value)
+
+
+def _plain(value: Any) -> type:
+    kinds = (OrderedDict, dict, set, list, deque)
+    return next(kind for kind in kinds if isinstance(value, kind))
 
 
 def _put_back(value: Any, copy: Any) -> None:
     if isinstance(value, ARRAYS):
         if _contents(value) != _contents(copy):  # some cannot be written into
             value[...] = copy
-    elif isinstance(value, dict):
-        for name in value.keys() - copy.keys():
-            del value[name]
-        value.update(copy)
-    else:
-        value.clear()
-        (value.update if isinstance(value, set) else value.extend)(copy)
+        return
+    kind = _plain(value)
+    if not _holds_the_same(kind(value), copy):  # some forbid writing
+        kind.clear(value)
+        (kind.update if kind in (OrderedDict, dict, set) else kind.extend)(value, copy)
+
+
+def _holds_the_same(one: Any, other: Any) -> bool:
+    if isinstance(one, set):
+        return one == other
+    if isinstance(one, dict):
+        one, other = (list(chain(*value.items())) for value in (one, other))
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _attributes(program: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
@@ -141,6 +156,8 @@ def _within(value: Any, above: tuple[int, ...] = ()) -> Iterator[Any]:
     parts: Any = ()
     if isinstance(value, dict):
         parts = (part for item in value.items() for part in item)
+    elif isinstance(value, set | frozenset):
+        parts = sorted(value, key=repr)  # whose own order is by chance
     elif isinstance(value, CONTAINERS):
         parts = value
     elif _is_object(value):

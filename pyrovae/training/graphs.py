@@ -101,7 +101,10 @@ class GraphLoss:
             has_gradient: list[bool] = []
             function = partial(self._flat, batch, has_gradient)
             program = self.by_handlers.program
-            self.constants, copies = Constants(program), Copies(program)
+            try:
+                self.constants, copies = Constants(program), Copies(program)
+            except Exception as error:
+                return self._look(f"an attribute cannot be looked at ({first_line(error)})")
             try:
                 graph = recorded(function, *self._inputs(batch), fixed=self.others)
                 if change := self.constants.change():

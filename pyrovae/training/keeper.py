@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 import pyrovae
+from pyrovae.admission import sees_covariates
 from pyrovae.checkpoint import RunFolder, check_savable, check_unchanged, save
 from pyrovae.errors import StateMismatch
 from pyrovae.handlers import RandomStream, threads_for
@@ -178,7 +179,7 @@ class Keeper:
     def _pair(self, name: str, then: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The facts of some data then and now, as far as they were recorded then."""
         now = self.facts[name]
-        before = then.get(name, now)
+        before = _as_told_now(then.get(name, now), self.loop.program)
         return before, _known_then(before, now)
 
     def _compare_schedule(self, then: Any, epochs: int) -> None:
@@ -260,6 +261,19 @@ def _lengths(state: Any) -> dict[str, Any]:
     for number, part in enumerate(state.get("_schedulers", ()), 1):
         found |= {f"{name} of part {number}": value for name, value in _lengths(part).items()}
     return found
+
+
+def _as_told_now(then: dict[str, Any], program: Any) -> dict[str, Any]:
+    """Facts of data in today's words.
+
+    Early runs of 0.1.0 named NumPy's dtypes otherwise, and took in labels that no part sees.
+    """
+    is_blind = not sees_covariates(program)
+    told = {n: fact for n, fact in then.items() if not (is_blind and n.startswith("y "))}
+    dtypes = {
+        n: f"torch.{str(told[n]).removeprefix('torch.')}" for n in told if n.endswith("dtype")
+    }
+    return told | dtypes
 
 
 def _known_then(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

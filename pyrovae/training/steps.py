@@ -101,6 +101,7 @@ class Steps:
                 raise
             # told in the all-reduce, so that all processes stop at the same update
             self.failure, self.outcome = self.failure or error, _nothing()
+            self.buffers.put_back()
         if self.held:
             self.held.add(len(batch.x))
         return self.outcome.loss
