@@ -27,8 +27,12 @@ from torch.utils.data import (
 )
 
 import pyrovae as pv
+from pyrovae.batches import Batch
 from pyrovae.errors import ConfigError, DivergenceError
+from pyrovae.handlers import own_store
 from pyrovae.networks import Given
+from pyrovae.training.losses import HandlerLoss, Settings
+from pyrovae.training.steps import Steps
 
 
 def small_vae(seed=0):
@@ -628,6 +632,31 @@ def test_running_statistics_are_those_before_the_step_that_failed(fault, at):
         pv.fit(vae, bits(), batch_size=8, epochs=2)
     assert weights(vae) == snapshots[at - 1]
     assert vae.encoder[1].num_batches_tracked == at - 1
+
+
+class OneOfTwo:
+    """A process of a group whose other one adds nothing."""
+
+    rank, size, diverged = 0, 2, ()
+
+    def summed(self, sums, count, is_diverged=False):
+        self.diverged = (0,) if is_diverged else ()
+        return count
+
+
+def test_a_batch_that_fails_before_its_update_leaves_no_running_statistics():
+    """In a group the error waits for the update, and more batches come before it."""
+    vae = normalised(small_vae())
+    loss = HandlerLoss(vae, pv.objectives.TraceELBO(), lambda batch: Settings(20))
+    adam = torch.optim.Adam(vae.parameters())
+    steps = Steps(vae, loss, adam, accumulate=2, group=OneOfTwo())
+    good, bad = Batch(bits(), None, None), Batch(bits() * torch.nan, None, None)
+    with own_store(), pyro.validation_enabled(False):
+        for batch in (good, good, bad):
+            steps.take(batch, "here")
+        with pytest.raises(DivergenceError):
+            steps.take(good, "here")
+    assert torch.isfinite(vae.encoder[1].running_mean).all()
 
 
 class Tracked(nn.Module):
