@@ -7,7 +7,6 @@ says by its argument names what it wants to know: latent_dim, event_shape, encod
 pseudo_inputs. What was built remembers its specification, plain enough for JSON.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import guides, likelihoods, priors
-from pyrovae.checks import as_tensor, seed_number
+from pyrovae.checks import as_tensor, nearest, seed_number
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import RandomStream
 from pyrovae.heads import as_event_shape, as_latent_shape
@@ -175,7 +174,6 @@ def _checked_name(kind: str, name: str, names: Iterable[str]) -> str:
     names = list(names)
     if name in names:
         return name
-    lowered = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.4)
-    hint = f"\nDid you mean {lowered[near[0]]!r}?" if near else ""
+    near = nearest(name, names)
+    hint = f"\nDid you mean {near!r}?" if near else ""
     raise ConfigError(f"{name!r} is not one of {kind}: {', '.join(names)}.{hint}")

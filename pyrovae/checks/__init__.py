@@ -12,7 +12,7 @@ What a program expects of its data is found out in `pyrovae.admission`.
 from pyrovae.checks.containers import as_mask, as_tensor, check_mask
 from pyrovae.checks.paths import as_path, shortened
 from pyrovae.checks.rows import MappedRows, Rows, SparseRows, as_rows
-from pyrovae.checks.settings import real_number, seed_number, whole_number
+from pyrovae.checks.settings import nearest, real_number, seed_number, whole_number
 from pyrovae.checks.values import (
     check_event_shape,
     check_finite,
@@ -35,6 +35,7 @@ __all__ = [
     "check_precision",
     "check_values",
     "elementwise",
+    "nearest",
     "real_number",
     "seed_number",
     "shortened",

@@ -1,7 +1,9 @@
 """Checks of settings: counts, rates, seeds."""
 
+import difflib
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,18 @@ def real_number(value: Any, name: str, *, above: float = -math.inf, least: float
         bound = f" > {above:g}" if above > -math.inf else f" ≥ {least:g}"
         raise ConfigError(f"{name} = {value!r}, but it must be a finite number{bound}.")
     return float(value)
+
+
+def nearest(name: Any, names: Iterable[str]) -> str | None:
+    """The name that a misspelt one may mean, in whatever case; None where none is near.
+
+    Example:
+        >>> nearest("vampprio", ["StandardNormal", "VampPrior"])
+        'VampPrior'
+    """
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.4)
+    return by_lower[near[0]] if near else None
 
 
 def seed_number(seed: int | None) -> int:

@@ -26,6 +26,9 @@ from pyrovae.errors import ConfigError
 __all__ = ["FlowDistribution", "autoregressive", "coupling", "spline"]
 
 
+Flow = Callable[[int, int], nn.Module]  # (D, size of the context) → zuko flow
+
+
 class FlowDistribution(RemembersDraw, TorchDistribution):
     """The density of z = f(u), u ~ base: log p(z) = log base(u) − log |det ∂f/∂u|, in nats.
 
@@ -172,7 +175,7 @@ def spline(
     return _near_identity(flow(features, context, **options))
 
 
-def flow_named(flow: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def flow_named(flow: str | Flow) -> Flow:
     """The function that makes a flow, by its name in this file; any other function as it is.
 
     Raises:

@@ -1,16 +1,12 @@
 """A conditional normalizing flow as the guide."""
 
-from collections.abc import Callable
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
-from pyrovae.densities.flows import FlowDistribution, flow_named, located
+from pyrovae.densities.flows import Flow, FlowDistribution, flow_named, located
 from pyrovae.heads import as_latent_shape, positive, split_features
-
-Flow = Callable[[int, int], nn.Module]
 
 
 class FlowGuide(nn.Module):

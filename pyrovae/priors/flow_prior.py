@@ -1,14 +1,10 @@
 """A normalizing flow as the prior."""
 
-from collections.abc import Callable
-
 import pyro.distributions as dist
 from torch import nn
 
-from pyrovae.densities.flows import FlowDistribution, flow_named
+from pyrovae.densities.flows import Flow, FlowDistribution, flow_named
 from pyrovae.heads import as_latent_shape
-
-Flow = Callable[[int, int], nn.Module]
 
 
 class FlowPrior(nn.Module):

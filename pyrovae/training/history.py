@@ -78,13 +78,10 @@ class History:
         if not self.epochs:
             return "History(0 epochs)"
         last = self.epochs[-1]
-        held_out = last.validation_elbo
-        best = (
-            "" if held_out is None else f", held out {held_out:.4g}, best epoch {self.best_epoch}"
-        )
-        return (
-            f"History({len(self.epochs)} epochs of {self.num_data:,}: ELBO {last.elbo:.4g}{best})"
-        )
+        text = f"{len(self.epochs)} epochs of {self.num_data:,}: ELBO {last.elbo:.4g}"
+        if last.validation_elbo is not None:
+            text += f", held out {last.validation_elbo:.4g}, best epoch {self.best_epoch}"
+        return f"History({text})"
 
     def __len__(self) -> int:
         return len(self.epochs)

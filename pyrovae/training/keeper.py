@@ -5,9 +5,9 @@
     run_dir/model.safetensors   the finished model, for `pyrovae.load`
 
 A run is resumed only on the data and with the settings that it began with; epochs, patience and
-the learning rate may be changed, which the history notes: epochs not where the scheduler's length
-is made of them. On another machine, or with another
-number of threads or version of torch, it goes on with a warning: not bit for bit then.
+the learning rate may be changed, which the history notes; epochs not where the scheduler's length
+is made of them. On another machine, or with another number of threads or version of torch, it
+goes on with a warning: not bit for bit then.
 """
 
 import copy

@@ -77,7 +77,7 @@ class HandlerLoss:
         self, program: nn.Module, objective: ELBO, settings_of: Callable[[Batch], Settings]
     ):
         self.program, self.objective, self.settings_of = program, objective, settings_of
-        self.parameters = trainable(program)
+        self.parameters, self.buffers = trainable(program), BuffersBefore(program)
         self.settings: Settings | None = None
 
     def look_at(self, batch: Batch) -> None:
@@ -113,10 +113,10 @@ class HandlerLoss:
             self.objective.loss_and_grads(model, guide, *batch)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.settings.divisor(size))
-        buffers = BuffersBefore(self.program)  # this batch has moved running statistics once
+        self.buffers.take_again()  # this batch has moved running statistics once
         with torch.no_grad(), self._precision():
             terms = terms_of(draw_traces(model, guide, *batch), size)
-        buffers.put_back()
+        self.buffers.put_back()
         if self.settings.is_bfloat16:
             check_float32(terms)
         # the ELBO, because Pyro's own value may be no number (TraceTailAdaptive_ELBO: inf)

@@ -7,7 +7,6 @@ A name is looked up in `torch.optim` and nowhere else. An optimizer holds all pa
 once and takes torch's fused kernel where it has one for the parameters' device.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
+from pyrovae.checks import nearest
 from pyrovae.errors import ConfigError
 
 # what a scheduler's constructor calls the length of the training, in epochs
@@ -112,13 +112,11 @@ def _named(choice: Any, module: Any, bases: tuple[type, ...], what: str) -> Call
     names = sorted(n for n in found if not n.startswith("_") and found[n] is not bases[0])
     if isinstance(choice, str) and choice in names:
         return found[choice]
-    by_lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(str(choice).lower(), by_lower, n=1, cutoff=0.4)
-    example = by_lower[near[0]] if near else names[0]
-    hint = f" Did you mean {example!r}?" if near else ""
+    near = nearest(choice, names)
+    hint = f" Did you mean {near!r}?" if near else ""
     raise ConfigError(
         f"{what} = {choice!r}, but it must be a class or a function, or a name in "
-        f"{module.__name__}.{hint}\nOptions: functools.partial({example}, …)."
+        f"{module.__name__}.{hint}\nOptions: functools.partial({near or names[0]}, …)."
     )
 
 
