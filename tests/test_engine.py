@@ -9,6 +9,7 @@ import hashlib
 import math
 import random
 import shutil
+from functools import partial
 
 import numpy as np
 import pyro
@@ -17,6 +18,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
+from torch._dynamo.utils import counters
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, objectives, priors
@@ -897,6 +899,34 @@ def test_the_compiled_graph_equals_the_graph_to_rounding(name, tmp_path):
 def test_the_compiled_graph_gives_each_gradient_its_own_memory(tmp_path):
     settings = {"clip_norm": 0.01, "optimizer": "SGD", "learning_rate": 0.01}
     check_compiled(tmp_path, 1e-5, shifted, **settings)
+
+
+class Scaled(nn.Linear):
+    """Its factor is no parameter and no buffer: a constant of the graph."""
+
+    def __init__(self, factor):
+        torch.manual_seed(0)
+        super().__init__(2, 4)
+        self.factor = [torch.full((4,), factor)]
+
+    def forward(self, z):
+        return super().forward(z) * self.factor[0]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch itself
+def test_a_graph_compiled_before_is_found_again_and_keeps_its_own_constants(tmp_path):
+    def program(factor):
+        vae = small_vae()
+        vae.decoder[0] = Scaled(factor)
+        return vae
+
+    settings = {"optimizer": "SGD", "learning_rate": 0.01}
+    check_compiled(tmp_path / "1", 1e-5, partial(program, 1.0), **settings)
+    before = counters["aot_autograd"]["autograd_cache_hit"]
+    check_compiled(tmp_path / "2", 1e-5, partial(program, 5.0), **settings)
+    assert counters["aot_autograd"]["autograd_cache_hit"] == before + 1
 
 
 # Networks in bfloat16, densities in float32.

@@ -161,10 +161,16 @@ class GraphLoss:
 
 
 def _by_inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable:
-    from torch import _inductor  # takes a moment to import
+    from torch import _inductor  # these take a moment to import
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    # the compiler looks into its cache of earlier runs only where a tracing context has shapes
+    fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     # not by torch.compile, whose look at the arguments costs as much as a small step
-    return _inductor.compile(graph, inputs, options={"fallback_random": True})
+    with tracing(TracingContext(fake)):
+        return _inductor.compile(graph, inputs, options={"fallback_random": True})
 
 
 def _by_cuda_graphs(graph: GraphModule, inputs: list[Tensor]) -> Callable:
