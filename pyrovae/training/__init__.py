@@ -118,8 +118,9 @@ def fit(
             evaluation stay in float32.
         compile: "handlers" runs Pyro's handlers each step; "graph" records the step once and
             replays it, the same numbers bit for bit; "inductor" compiles the record, equal to
-            rounding; "auto" chooses by model size and planned steps, and keeps the engine of a run
-            that is resumed. There "handlers" and "graph" may replace each other, which the history
+            rounding, and torch keeps what it compiled for later runs (in TORCHINDUCTOR_CACHE_DIR);
+            "auto" chooses by model size and planned steps, and keeps the engine of a run that is
+            resumed. There "handlers" and "graph" may replace each other, which the history
             notes; "inductor" cannot be left or taken up.
         device: where to train: the program is moved there, and stays; None leaves it.
         seed: of shuffling and all draws; None takes a fresh one and records it. The initial
