@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyrovae as pv
+from pyrovae.densities import flows
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("pdoc", reason="needs pyrovae[docs]")
@@ -62,3 +63,6 @@ def test_every_public_name_has_an_entry(pages):
     for module in modules:
         public = getattr(pv, module).__all__ if hasattr(getattr(pv, module), "__all__") else []
         assert not [name for name in public if name not in by_name[module]], module
+    for name in flows.__all__:
+        assert name in by_name["flows"]
+    assert "CountDecoder" in by_name["count_decoder"]

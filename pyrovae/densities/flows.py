@@ -23,7 +23,7 @@ from torch.distributions import AffineTransform, Distribution, Transform, constr
 from pyrovae.densities.drawn import RemembersDraw
 from pyrovae.errors import ConfigError
 
-__all__ = ["FlowDistribution", "autoregressive", "coupling", "spline"]
+__all__ = ["autoregressive", "coupling", "spline"]
 
 
 Flow = Callable[[int, int], nn.Module]  # (D, size of the context) → zuko flow

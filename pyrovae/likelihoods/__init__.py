@@ -16,7 +16,7 @@ flat output is folded back into it. Log-densities are in nats, summed over the e
     counts with a given total      Multinomial
 
 All but the last factorise over the numbers of a datum, so they take a `mask`. Count
-likelihoods also take the size of each datum: see `CountDecoder`.
+likelihoods also take the size of each datum: `pyrovae.likelihoods.count_decoder`.
 
 A density of reals tells as `learns_scale_per_cell` whether each number of a datum has a learned
 scale of its own: `fit` then warns of columns that are constant. A head of yours may tell it too.
