@@ -919,11 +919,13 @@ def test_an_engine_of_other_numbers_is_refused(then, now, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("asked", ["graph", "inductor"])
 def test_an_engine_that_was_refused_is_no_change(asked, tmp_path):
-    """Of Pyro's own objectives no record is made."""
+    """Of Pyro's own objectives no record is made; the history goes on saying why."""
     settings = {"objective": Trace_ELBO(), "compile": asked}
     stopped(tmp_path, 6, **settings)
     settings = SETTINGS | settings | {"run_dir": tmp_path, "resume": True}
-    assert pv.fit(small_vae(), bits(), **settings).changes == []
+    history = pv.fit(small_vae(), bits(), **settings)
+    assert history.changes == []
+    assert history.engine == "handlers: Trace_ELBO is one of Pyro's own objectives"
 
 
 def two_parts(epochs):

@@ -248,7 +248,7 @@ def _train(
     plan, size = loop.plan, sum(p.numel() for p in losses.parameters)
     if loop.data.preloaded:  # each step frees its gradients; where data are large, memory is dear
         keep_freed_memory(losses.parameters[0].device)
-    loop.steps.loss = _engine((engine or plan.compile).partition(":")[0], losses, loop)
+    loop.steps.loss = _engine(engine or plan.compile, losses, loop)
     work = size * loop.data.batch_size
     group = loop.steps.group
     if group and not group.is_first:
@@ -299,21 +299,23 @@ def _sound_the_alarm(loop: Loop, recorder: Recorder) -> None:
 
 
 def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
-    """The loss by the engine of a choice; noted in the history."""
+    """The loss by the engine of a choice; noted in the history, with why another was refused."""
     steps_per_epoch = math.inf if loop.data.num_batches is None else loop.data.num_batches
     size = sum(p.numel() for p in losses.parameters)
     if choice == "auto":
         choice = engine_for(size, loop.data.batch_size, loop.plan.epochs * steps_per_epoch)
     loop.history.engine = choice
-    if choice == HANDLERS:
+    name = choice.partition(":")[0]
+    if name == HANDLERS:
         return losses
-    is_compiled = choice == INDUCTOR
 
     def refused(why: str, engine: str) -> None:
         loop.history.engine = f"{engine}: {why}"
 
     group, full_size = loop.steps.group, loop.data.batch_size
     full_size = group.share(full_size) if group else full_size
-    graphs = GraphLoss(losses, is_compiled=is_compiled, full_size=full_size, on_refusal=refused)
+    graphs = GraphLoss(
+        losses, is_compiled=name == INDUCTOR, full_size=full_size, on_refusal=refused
+    )
     loop.after_epoch.append(graphs.doubt)
     return graphs

@@ -84,7 +84,7 @@ class Keeper:
         """Put the newest complete checkpoint back; the engine to go on with.
 
         Returns:
-            The name of the engine, or None where the folder has no checkpoint.
+            The name of the engine, with why another was refused; None without a checkpoint.
 
         Raises:
             StateMismatch: data, program, settings or engine differ from those of the run.
@@ -108,7 +108,7 @@ class Keeper:
         """The run's own; another one that is asked for where it gives the same numbers."""
         (used, _, refusal), asked = then.partition(":"), self.loop.plan.compile
         if asked in ("auto", used) or (refusal and asked != HANDLERS):
-            return used
+            return then
         if INDUCTOR in (used, asked):
             raise StateMismatch(
                 f"compile was {used!r}, is {asked!r}: these are equal to rounding only, so the run "
