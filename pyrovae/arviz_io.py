@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import pyrovae
 from pyrovae.admission import admit
 from pyrovae.batches import Batch
-from pyrovae.checks import as_tensor, seed_number, whole_number
+from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
 from pyrovae.diagnostics.draws import diagnosing, joined
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.evidence.joint import joint_of
@@ -248,7 +248,7 @@ def predictive_to_arviz(
         )
     arrays = _of_draws({name: value[None] for name, value in samples.items()}, shared)
     if "x" in samples and _is_one_data_set(samples["x"], x):
-        warnings.warn(_NOT_PREDICTIVE, stacklevel=2)
+        warn_caller(_NOT_PREDICTIVE)
         del arrays["x"]
     latents = {name: value for name, value in arrays.items() if name != "x"}
     groups: dict[str, Variables] = {group: latents} if latents else {}

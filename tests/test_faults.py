@@ -360,8 +360,9 @@ def test_f4_a_cut_file_makes_the_run_fall_back_with_one_warning(file, tmp_path):
         assert f"step-00000002/{file}" in str(said[0].message)
         assert "Using" in str(said[0].message)
     (newest / file).unlink()
-    with RunFolder(tmp_path, resume=True) as run, pytest.warns(UserWarning, match="Using"):
+    with RunFolder(tmp_path, resume=True) as run, pytest.warns(UserWarning, match="Using") as said:
         assert run.newest_complete().step == 1
+    assert said[0].filename == __file__
 
 
 def test_f4_a_cut_model_is_refused(tmp_path):

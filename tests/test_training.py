@@ -834,8 +834,9 @@ def test_b35_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_o
     vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood=likelihood, seed=0)
     x = torch.randn(50, 4)
     x[:, 2] = 3.0
-    with pytest.warns(UserWarning, match=r"column \(2,\) of x is constant"):
+    with pytest.warns(UserWarning, match=r"column \(2,\) of x is constant") as said:
         history = pv.fit(vae, x, epochs=30, learning_rate=1e-2)
+    assert said[0].filename == __file__
     assert all(math.isfinite(v) for v in history["elbo"])
 
 

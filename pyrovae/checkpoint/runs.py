@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import socket
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -52,7 +51,7 @@ from pyrovae.checkpoint.tensors import (
     tensor_file,
 )
 from pyrovae.checkpoint.trees import check_like, pack, unpack
-from pyrovae.checks import as_path, shortened, whole_number
+from pyrovae.checks import as_path, shortened, warn_caller, whole_number
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
@@ -192,7 +191,7 @@ class RunFolder:
                 continue
             self._good.add(path.name)
             if damage:
-                warnings.warn(f"{damage}\nUsing {path} instead.", stacklevel=2)
+                warn_caller(f"{damage}\nUsing {path} instead.")
             return checkpoint
         if damage:
             raise damage

@@ -20,6 +20,7 @@ from pyrovae.checks.values import (
     check_values,
     elementwise,
 )
+from pyrovae.checks.warning import warn_caller
 
 __all__ = [
     "MappedRows",
@@ -39,5 +40,6 @@ __all__ = [
     "real_number",
     "seed_number",
     "shortened",
+    "warn_caller",
     "whole_number",
 ]

@@ -14,7 +14,6 @@ store, signal handlers and the module's train/eval mode are afterwards as they w
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +26,7 @@ from pyro.infer import ELBO
 from torch import nn
 
 from pyrovae.batches import as_batches
+from pyrovae.checks import warn_caller
 from pyrovae.errors import DivergenceError
 from pyrovae.evidence.memory import keep_freed_memory
 from pyrovae.handlers import RandomStream, threads_for
@@ -295,7 +295,7 @@ def _sound_the_alarm(loop: Loop, recorder: Recorder) -> None:
     recorder.look_at(rows)
     loop.history.collapse = recorder.collapse()
     if loop.history.collapse and loop.history.collapse.collapsed and loop.steps.num_steps >= 500:
-        warnings.warn(loop.history.collapse.message, stacklevel=3)
+        warn_caller(loop.history.collapse.message)
 
 
 def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:

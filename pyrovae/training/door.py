@@ -4,7 +4,6 @@ Each function serves `fit` once, and refuses what cannot work in words.
 """
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from pyrovae.admission import trace_once
 from pyrovae.batches import as_batches
 from pyrovae.checkpoint import RunFolder
-from pyrovae.checks import whole_number
+from pyrovae.checks import warn_caller, whole_number
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.objectives import TraceELBO
 from pyrovae.terms import bound_on, is_local
@@ -131,7 +130,7 @@ def warn_of_surprises(program: nn.Module, data: Any) -> None:
     """Warn of what trains well and is still not what most people mean."""
     decoder = getattr(program, "decoder", None)
     if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
-        warnings.warn("the decoder has no trainable parameter: p(x|z) stays as it is", stacklevel=3)
+        warn_caller("the decoder has no trainable parameter: p(x|z) stays as it is")
     heads = () if decoder is None else decoder.modules()
     learns_scale = any(getattr(head, "learns_scale_per_cell", False) for head in heads)
     if learns_scale and data.preloaded is not None and data.num_data > 1:
@@ -139,10 +138,9 @@ def warn_of_surprises(program: nn.Module, data: Any) -> None:
         is_constant = (x == x[:1]).all(0)
         if is_constant.any():
             first = tuple(int(i) for i in is_constant.nonzero()[0])
-            warnings.warn(
+            warn_caller(
                 f"column {first} of x is constant ({int(is_constant.sum()):,} are): its learned "
-                "scale falls to the floor of 1e-5, and log p(x) rises without meaning. Drop it.",
-                stacklevel=3,
+                "scale falls to the floor of 1e-5, and log p(x) rises without meaning. Drop it."
             )
 
 

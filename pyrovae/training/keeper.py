@@ -14,7 +14,6 @@ import copy
 import platform
 import re
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import nn
 import pyrovae
 from pyrovae.admission import sees_covariates
 from pyrovae.checkpoint import RunFolder, check_savable, check_unchanged, save
+from pyrovae.checks import warn_caller
 from pyrovae.errors import StateMismatch
 from pyrovae.handlers import RandomStream, threads_for
 from pyrovae.loggers import CSV
@@ -151,10 +151,9 @@ class Keeper:
         elsewhere = {k: v for k, v in then["machine"].items() if now["machine"].get(k, v) != v}
         if elsewhere:
             was = ", ".join(f"{k} {v}" for k, v in elsewhere.items())
-            warnings.warn(
+            warn_caller(
                 f"the run began elsewhere ({was}): it goes on, but bitwise equality with an "
-                "uninterrupted run is not guaranteed.",
-                stacklevel=5,  # who called fit
+                "uninterrupted run is not guaranteed."
             )
         return changes
 

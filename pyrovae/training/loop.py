@@ -9,7 +9,6 @@ again, skips the batches that were taken, and then restores the stream of the mo
 
 import math
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrovae.batches import Batch
 from pyrovae.checkpoint import check_like, restore_stream
+from pyrovae.checks import warn_caller
 from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store
 from pyrovae.terms import draw_traces, terms_of
 from pyrovae.training.history import Epoch, History
@@ -348,11 +348,10 @@ class Spikes:
             low, high = min(self.recent), max(self.recent)
             if loss - high > 20 * (high - low) + abs(high):
                 self.has_warned = True
-                warnings.warn(
+                warn_caller(
                     f"the loss leapt to {loss:.4g} nats per datum at {where}, from at most "
                     f"{high:.4g} in the {len(self.recent)} batches before.\nTry a smaller "
-                    "learning rate or clip_norm=100, and look for an outlier in x.",
-                    stacklevel=2,
+                    "learning rate or clip_norm=100, and look for an outlier in x."
                 )
         self.recent.append(loss)
 

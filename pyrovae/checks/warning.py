@@ -1,0 +1,21 @@
+"""Warnings that name the line of the caller's own code."""
+
+import sys
+import warnings
+
+LIBRARIES = {"pyrovae", "pyro", "torch", "contextlib"}
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the innermost line that is in none of the libraries: the one to be changed.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True, action="always") as said:
+        ...     warn_caller("look here")
+        >>> said[0].message
+        UserWarning('look here')
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
