@@ -14,6 +14,7 @@ Data that come in batches pass a `Door`, which runs the program at the first one
 """
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +34,7 @@ from pyrovae.checks import (
     check_precision,
     check_values,
 )
-from pyrovae.compatibility import check_densities, plate_errors_explained
+from pyrovae.compatibility import check_densities, plate_errors_explained, support_of
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import RandomStream, evaluation
 
@@ -94,10 +95,44 @@ def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Non
             raise ConfigError(f"the latent {name!r} is in the {where} only; SVI needs it in both.")
         p, q = model_sites[name]["fn"].event_shape, guide_sites[name]["fn"].event_shape
         if p != q:
+            advice = "Give prior and encoder the same latent_dim."
+            if len(p) != len(q):
+                advice = f"End the one with .to_event({max(len(p), len(q))}), as the other does."
             raise ConfigError(
                 f"p({name}) is over shape {tuple(p)}, but q({name}|x) is over {tuple(q)}; the KL "
-                "between them does not exist.\nGive prior and encoder the same latent_dim."
+                f"between them does not exist.\n{advice}"
             )
+
+
+def check_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """ConfigError unless x is in the plate "data", and p and q of each latent count alike."""
+    if not is_local(observed_site(model_trace)):
+        raise ConfigError(
+            "the site 'x' is not inside a plate 'data', so its rows are not told from each other: "
+            "there is no log p(x|z) of a datum.\n"
+            "Write with pyro.plate('data', len(x)): around the sites of a datum, in the guide too."
+        )
+    for name, p in model_trace.iter_stochastic_nodes():
+        q = guide_trace.nodes[name]
+        if is_local(p) != is_local(q):
+            inside, outside = ("model", "guide") if is_local(p) else ("guide", "model")
+            raise ConfigError(
+                f"the latent {name!r} is inside the plate 'data' in the {inside}, but not in the "
+                f"{outside}: one has a draw for each datum, the other one for all.\n"
+                f"Write with pyro.plate('data', len(x)): around it in the {outside} as well."
+            )
+        scales = float(torch.as_tensor(p["scale"]).max()), float(torch.as_tensor(q["scale"]).max())
+        if not math.isclose(*scales, rel_tol=1e-6):
+            raise ConfigError(
+                f"log p({name}) is scaled by another factor in the model than log q({name}|x) in "
+                "the guide, so what is trained would be no bound.\n"
+                "Give both the same plate, pyro.plate('data', len(x)): fit scales batches itself."
+            )
+
+
+def is_local(site: dict) -> bool:
+    """Whether a traced site stands inside the plate "data"."""
+    return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def observed_site(model_trace: poutine.Trace) -> dict:
@@ -109,6 +144,20 @@ def observed_site(model_trace: poutine.Trace) -> dict:
             "Name the data's site 'x': pyro.sample('x', p_x, obs=x)."
         )
     return site
+
+
+def is_discrete(program: nn.Module, x: Any, y: Any = None, mask: Any = None) -> bool | None:
+    """Whether p(x|z) is a probability rather than a density; None where its support is not told.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> is_discrete(pv.build((2,), latent_dim=1), torch.ones(3, 2))
+        True
+    """
+    batch = admit(program, x, y, mask)
+    model_trace, _ = trace_once(program, *map(_two_rows, batch))
+    support = support_of(observed_site(model_trace)["fn"])
+    return None if support is None else bool(support.is_discrete)
 
 
 def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
@@ -193,6 +242,7 @@ class Door:
         self, x: Any, y: Any = None, mask: Any = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if not sees_covariates(self.program):
+            check_is_no_mask(y, x)
             y = None  # labels that a Dataset gives with each image
         x, y, mask = as_batch(self.program, x, y, mask, is_whole=False)
         shapes = (None if y is None else tuple(y.shape[1:]), mask is not None)
@@ -255,6 +305,7 @@ def first_look(
     with plate_errors_explained():
         traces = trace_once(program, *first)
     check_latents(*traces)
+    check_plates(*traces)
     check_parameters(program, *traces)
     return traces
 
@@ -310,6 +361,16 @@ def check_is_seen(program: nn.Module) -> None:
             "y was given, but no part of this VAE sees covariates: they would change nothing.\n"
             "Wrap the part that is to see them, networks.Given(part). For a mask write mask=…, and "
             "(x, None, mask) in validation."
+        )
+
+
+def check_is_no_mask(y: Any, x: Any) -> None:
+    """DataError for a mask in the place of covariates that would be left out."""
+    if getattr(y, "dtype", None) in (torch.bool, bool) and y.shape == getattr(x, "shape", None):
+        raise DataError(
+            "each datum comes as (x, y) with a y that looks like a mask: bool, and of x's shape. "
+            "No part of this VAE sees covariates, so it would be left out.\n"
+            "Give a datum as {'x': x, 'mask': mask}."
         )
 
 

@@ -94,6 +94,11 @@ def refit_prior(
         ('LearnedNormal', 'StandardNormal')
     """
     refuse_unless_vae(vae, "refit_prior")
+    if not isinstance(prior, nn.Module):
+        raise ConfigError(
+            f"prior is a {type(prior).__name__}, but refit_prior starts from a prior itself.\n"
+            "Write priors.GaussianMixture(latent_dim), or another of pv.priors."
+        )
     num_samples, seed = whole_number(num_samples, "num_samples", 1), seed_number(seed)
     old = vae
     vae, prior = copy.deepcopy((vae, prior))  # together, so that a shared encoder stays shared
@@ -105,6 +110,12 @@ def refit_prior(
             "Give a prior that learns, such as priors.GaussianMixture(latent_dim)."
         )
     codes = _codes(old, (x, y, mask), num_samples, seed)
+    event_shape = tuple(prior(*given(codes[1], prior)).event_shape)
+    if event_shape != (expected := tuple(codes[0].shape[1:])):
+        raise ConfigError(
+            f"prior is over shape {event_shape}, but the latents of this VAE have shape {expected}."
+            f"\nGive the {type(prior).__name__} the VAE's latent_dim."
+        )
     held_out = None
     if validation is not None:
         held_out = validation if isinstance(validation, tuple | list) else (validation,)

@@ -22,7 +22,7 @@ from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
+from pyrovae.admission import admit, is_local
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import RandomStream, evaluation
@@ -121,11 +121,6 @@ def terms_of(traces: Traces, num_data: int) -> ElboTerms:
 
 def _sites(trace: poutine.Trace):
     return [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
-
-
-def is_local(site: dict) -> bool:
-    """Whether a traced site stands inside the plate "data"."""
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def _local_and_global(

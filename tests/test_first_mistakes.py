@@ -2,13 +2,15 @@
 
 import pickle
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
 from pyro.infer import JitTrace_ELBO
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae.errors import ConfigError, DataError, DivergenceError
@@ -248,3 +250,127 @@ def test_flows_by_name_are_saved_with_the_model(family, flow, tmp_path):
     before = made.loss(X)
     torch.manual_seed(0)
     assert torch.equal(loaded.loss(X), before)
+
+
+# Programs of one's own.
+
+
+class Own(nn.Module):
+    """A model and a guide; `wrong` says what is wrong with them."""
+
+    def __init__(self, wrong=""):
+        super().__init__()
+        of = build()
+        self.encoder, self.decoder, self.wrong = of.encoder, of.decoder, wrong
+
+    def model(self, x, y=None, mask=None):
+        name = "batch" if self.wrong == "name" else "data"
+        sizes = {"size": 400, "subsample": x} if self.wrong == "scale" else {"size": len(x)}
+        with pyro.plate(name, **sizes):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", self.decoder(z), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        q = self.encoder(x)
+        if self.wrong == "event":
+            q = q.base_dist
+        if self.wrong == "no plate":
+            return pyro.sample("z", q)
+        with pyro.plate("batch" if self.wrong == "name" else "data", len(x)):
+            return pyro.sample("z", q)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ("name", r"site 'x' is not inside a plate 'data'.*\n.*pyro.plate\('data', len\(x\)\)"),
+        ("no plate", r"'z' is inside the plate 'data' in the model, but not in the guide"),
+        ("scale", r"log p\(z\) is scaled by another factor in the model"),
+        ("event", r"is over shape \(2,\), but q\(z\|x\) is over \(\).*\n.*\.to_event\(1\)"),
+    ],
+)
+@pytest.mark.parametrize("use", [pv.fit, pv.elbo_terms, pv.log_evidence])
+def test_plates_and_events_of_a_program_of_ones_own(wrong, match, use):
+    use(Own(), X, **{"epochs": 1} if use is pv.fit else {})
+    with pytest.raises(ConfigError, match=match):
+        use(Own(wrong), X)
+
+
+# A mask where labels stand.
+
+
+def test_a_data_set_of_masks_in_the_place_of_labels():
+    mask = X > 0
+    with pytest.raises(DataError, match=r"looks like a mask.*\n.*\{'x': x, 'mask': mask\}"):
+        pv.fit(build(), TensorDataset(X, mask))
+    rows = [{"x": x, "mask": m} for x, m in zip(X, mask, strict=True)]
+    pv.fit(build(), DataLoader(rows, 10), epochs=1)
+    pv.fit(build(), TensorDataset(X, X[:, 0] > 0), epochs=1)  # labels
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: pv.objectives.linear_warmup(10), "fraction = 10, .* share of the training"),
+        (lambda: pv.objectives.cosine_warmup(10), "fraction = 10, .* share of the training"),
+        (lambda: pv.objectives.cyclical(4, rise=2), "rise = 2, .* share of a cycle"),
+    ],
+)
+def test_a_warm_up_in_epochs(make, match):
+    with pytest.raises(ConfigError, match=match):
+        make()
+
+
+def weights():
+    return [nn.Parameter(torch.zeros(2))]
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ({"optimizer": pyro.optim.ClippedAdam({"lr": 1e-3})}, "ClippedAdam"),
+        ({"optimizer": torch.optim.SGD(weights(), 0.1)}, "SGD"),
+        ({"scheduler": ExponentialLR(torch.optim.SGD(weights()), 0.9)}, "ExponentialLR"),
+    ],
+)
+def test_an_optimizer_that_is_made_already(setting, name):
+    with pytest.raises(ConfigError, match=rf"made already.*\n.*partial\({name}, …\)"):
+        pv.fit(build(), X, **setting)
+
+
+# Priors and comparisons.
+
+
+@pytest.mark.parametrize(
+    ("prior", "match"),
+    [
+        ("GaussianMixture", r"prior is a str.*\n.*priors\.GaussianMixture"),
+        (
+            pv.priors.GaussianMixture(3),
+            r"over shape \(3,\), but the latents .* \(2,\).*\n.*latent_dim",
+        ),
+    ],
+)
+def test_a_prior_that_cannot_be_refitted(prior, match):
+    with pytest.raises(ConfigError, match=match):
+        pv.refit_prior(build(), X, prior)
+
+
+def test_a_probability_against_a_density():
+    models = {"bits": build(), "reals": build(likelihood="Normal")}
+    match = "'bits' gives x a probability, 'reals' a density"
+    with pytest.raises(ConfigError, match=match):
+        pv.diagnostics.compare_priors(models, X, num_samples=30)
+
+
+@pytest.mark.parametrize("likelihood", ["NegativeBinomial", "Poisson"])
+def test_bdmc_of_a_model_with_covariates(likelihood):
+    vae = build(likelihood=likelihood)
+    sandwich = pv.evidence.bdmc(vae, 3, torch.ones(3), num_temperatures=20)
+    assert sandwich.lower.shape == (3,)
+    assert abs(sandwich.gap) < 0.5
+    with pytest.raises(DataError, match="y has shape"):
+        pv.evidence.bdmc(vae, 3, torch.ones(2))

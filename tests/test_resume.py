@@ -1168,6 +1168,19 @@ def test_f22_a_callback_that_raises_leaves_the_state_intact(tmp_path):
     assert fit(tmp_path, save_every=1) == uninterrupted("plain")
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_f22_what_a_callback_raises_loses_no_epoch(error, tmp_path):
+    def broken(program, record):
+        if record.epoch == 2:
+            raise error("mine")
+
+    with pytest.raises(error, match="mine"):
+        fit(tmp_path, callbacks=[broken])
+    with RunFolder(tmp_path, resume=True) as run:
+        assert run.newest_complete().state["loop"]["epoch"] == 3
+    assert fit(tmp_path) == uninterrupted("plain")
+
+
 def test_history_csv_is_whole_after_every_interruption(tmp_path):
     for step in (3, 6, 11):
         stopped(tmp_path, step)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pyrovae.admission import sees_covariates
+from pyrovae.admission import is_discrete, sees_covariates
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo
 from pyrovae.errors import ConfigError
@@ -119,7 +119,7 @@ def compare_priors(
 
     Raises:
         DataError: x does not fit a program.
-        ConfigError: no model, or what `log_evidence` refuses.
+        ConfigError: no model; likelihoods of both kinds; or what `log_evidence` refuses.
 
     References:
         Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
@@ -142,6 +142,7 @@ def compare_priors(
     blind = {name for name, m in models.items() if not sees_covariates(m)}
     blind = blind if len(blind) < len(models) else set()  # then y is a mistake, and is refused
     data = {name: (x, None if name in blind else y, mask) for name in models}
+    _check_kinds({name: is_discrete(m, *data[name]) for name, m in models.items()})
     evidence = {name: log_evidence(m, *data[name], **options) for name, m in models.items()}
     order = sorted(models, key=lambda name: -evidence[name].log_px.mean().item())
     best = evidence[order[0]].log_px
@@ -165,3 +166,14 @@ def compare_priors(
             )
         )
     return Comparison(tuple(rows), {name: evidence[name].log_px for name in order})
+
+
+def _check_kinds(kinds: dict[str, bool | None]) -> None:
+    """ConfigError where some likelihoods are probabilities and others densities."""
+    of = {kind: next((n for n, k in kinds.items() if k is kind), None) for kind in (True, False)}
+    if None not in of.values():
+        raise ConfigError(
+            f"{of[True]!r} gives x a probability, {of[False]!r} a density per unit of x, so the "
+            "difference of their log p(x) says nothing of which is better.\n"
+            "Compare models whose likelihoods are all discrete, or all continuous."
+        )

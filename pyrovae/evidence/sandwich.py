@@ -117,7 +117,7 @@ def bdmc(
             f"bdmc simulates z ~ p(z), x ~ p(x|z) from the parts of a VAE, but this is a "
             f"{type(vae).__name__}.\nWrite log_evidence(…, method='ais') for its lower bound."
         )
-    y = as_covariates(y, torch.empty(n, 1), vae)
+    y = as_covariates(y, n, vae)
     with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
         z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
         x = vae.decoder(z, *given(y, vae.decoder)).sample()

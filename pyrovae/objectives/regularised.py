@@ -136,7 +136,7 @@ def linear_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
         >>> [linear_warmup(0.5)(t) for t in (0.0, 0.25, 0.5, 1.0)]
         [0.0, 0.5, 1.0, 1.0]
     """
-    fraction = real_number(fraction, "fraction", above=0.0)
+    fraction = _share(fraction, "fraction", "the training")
     return lambda progress: beta * min(1.0, progress / fraction)
 
 
@@ -162,5 +162,15 @@ def cyclical(cycles: int = 4, *, rise: float = 0.5, beta: float = 1.0) -> Schedu
         [0.0, 0.5, 1.0, 1.0, 0.0]
     """
     cycles = whole_number(cycles, "cycles", 1)
-    ramp = linear_warmup(rise, beta=beta)
+    ramp = linear_warmup(_share(rise, "rise", "a cycle"), beta=beta)
     return lambda progress: beta if progress >= 1.0 else ramp(progress * cycles % 1.0)
+
+
+def _share(value: float, name: str, whole: str) -> float:
+    value = real_number(value, name, above=0.0)
+    if value > 1.0:
+        raise ConfigError(
+            f"{name} = {value:g}, but it is a share of {whole}, in (0, 1]: β would never reach its "
+            f"value.\nFor 10 epochs of 100 write {name}=0.1."
+        )
+    return value

@@ -257,7 +257,7 @@ def _train(
         check = group.agreed(interrupts) if group else interrupts.check
         loop.after_epoch.append(lambda _, record: show(record))
         for callback in callbacks:
-            loop.after_epoch.append(lambda _, record, call=callback: call(loop.scored, record))
+            loop.after_epoch.append(partial(_call, callback, keeper))
         if keeper:
             keeper.begin()
             loop.after_step.append(keeper.after_step)
@@ -279,6 +279,16 @@ def _train(
         keeper.finish()
     else:
         loop.keep()
+
+
+def _call(callback: Callable, keeper: Keeper | None, loop: Loop, record: Epoch) -> None:
+    """Tell a callback of an epoch, which is not lost when the callback raises."""
+    try:
+        callback(loop.scored, record)
+    except BaseException:
+        if keeper and loop.steps.group is None:  # else all processes would have to save
+            keeper.save()
+        raise
 
 
 def _record(recorder: Recorder, every: int, loop: Loop) -> None:

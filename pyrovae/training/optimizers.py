@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
 from torch.optim import Optimizer, lr_scheduler
 
 from pyrovae.checks import nearest
@@ -106,6 +107,13 @@ def scheduler_of(
 
 
 def _named(choice: Any, module: Any, bases: tuple[type, ...], what: str) -> Callable[..., Any]:
+    if isinstance(choice, (*bases, PyroOptim)):
+        name = getattr(choice, "pt_optim_constructor", type(choice)).__name__
+        raise ConfigError(
+            f"{what} is a {type(choice).__name__} that is made already, but fit makes its own, for "
+            f"the parameters of the program.\nGive the class {name}, or with options "
+            f"functools.partial({name}, …); the learning rate is fit's learning_rate."
+        )
     if callable(choice):
         return choice
     found = {n: c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, bases)}
