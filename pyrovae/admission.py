@@ -307,7 +307,34 @@ def first_look(
     check_latents(*traces)
     check_plates(*traces)
     check_parameters(program, *traces)
+    if is_whole and isinstance(mask, Tensor) and not hasattr(program, "check_parts"):
+        check_mask_is_seen(program, x, y, mask, traces[0])
     return traces
+
+
+def check_mask_is_seen(
+    program: nn.Module, x: Tensor, y: Tensor | None, mask: Tensor, model_trace: poutine.Trace
+) -> None:
+    """ConfigError where log p(x|z) of a program of one's own is the same without the mask."""
+    row = (~mask.flatten(1).all(1)).nonzero()[:1, 0].repeat(2)
+    if not len(row):
+        return
+    seen = mask[row]
+    x = like_parameters(x[row], program)
+    with quietly(program):  # hidden cells may be NaN: a draw is in the support
+        x = torch.where(seen.to(x.device), x, model_trace.nodes["x"]["fn"].sample())
+    log_prob = []
+    for each in (seen, torch.ones_like(seen)):
+        site = observed_site(trace_once(program, x, None if y is None else y[row], each)[0])
+        counted = torch.as_tensor(True if site["mask"] is None else site["mask"], device=x.device)
+        log_prob.append(torch.where(counted, site["fn"].log_prob(site["value"]), 0.0))
+    if torch.equal(*log_prob):
+        raise ConfigError(
+            f"mask was given, but the model of this {type(program).__name__} does not use it: log "
+            "p(x|z) is the same without it, and hidden cells would count as data.\n"
+            "From pyrovae.vae, write pyro.sample('x', observed_only(p_x, mask), obs=fill(x, mask, "
+            "p_x.support)), and give the encoder fill(x, mask)."
+        )
 
 
 def check_signatures(program: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrovae as pv
 from pyrovae.errors import ConfigError, DataError, DivergenceError
 from pyrovae.networks import Given, Joined, OneHot, mlp
+from pyrovae.vae import fill, observed_only
 
 X = torch.randint(2, (40, 6), generator=torch.Generator().manual_seed(0)).float()
 Y = torch.rand(40, 2, generator=torch.Generator().manual_seed(1))
@@ -268,10 +269,14 @@ class Own(nn.Module):
         sizes = {"size": 400, "subsample": x} if self.wrong == "scale" else {"size": len(x)}
         with pyro.plate(name, **sizes):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", self.decoder(z), obs=x)
+            if "masks" in self.wrong:
+                p_x = self.decoder(z)
+                pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
+            else:
+                pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x, y=None, mask=None):
-        q = self.encoder(x)
+        q = self.encoder(fill(x, mask))
         if self.wrong == "event":
             q = q.base_dist
         if self.wrong == "no plate":
@@ -294,6 +299,17 @@ def test_plates_and_events_of_a_program_of_ones_own(wrong, match, use):
     use(Own(), X, **{"epochs": 1} if use is pv.fit else {})
     with pytest.raises(ConfigError, match=match):
         use(Own(wrong), X)
+
+
+@pytest.mark.parametrize("use", [pv.fit, pv.elbo_terms, pv.log_evidence])
+@pytest.mark.parametrize("hidden", [torch.nan, 0.0])
+def test_a_program_of_ones_own_that_does_not_use_the_mask(use, hidden):
+    mask = torch.arange(240).reshape(40, 6) % 7 > 0
+    x = X.masked_fill(~mask, hidden)
+    with pytest.raises(ConfigError, match=r"model of this Own does not use it.*\n.*observed_only"):
+        use(Own(), x, mask=mask)
+    use(Own("nothing: it masks"), x, mask=mask)
+    use(Own(), X, mask=mask | True)  # all observed
 
 
 # A mask where labels stand.
