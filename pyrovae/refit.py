@@ -27,6 +27,7 @@ from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.draws import diagnosing, over_draws, read_latents, refuse_unless_vae
 from pyrovae.diagnostics.estimate import mean_of
 from pyrovae.errors import ConfigError
+from pyrovae.handlers import evaluation
 from pyrovae.networks import given
 from pyrovae.training import History, fit
 from pyrovae.vae import VAE, register
@@ -110,7 +111,8 @@ def refit_prior(
             "Give a prior that learns, such as priors.GaussianMixture(latent_dim)."
         )
     codes = _codes(old, (x, y, mask), num_samples, seed)
-    event_shape = tuple(prior(*given(codes[1], prior)).event_shape)
+    with evaluation(prior):
+        event_shape = tuple(prior(*given(codes[1], prior)).event_shape)
     if event_shape != (expected := tuple(codes[0].shape[1:])):
         raise ConfigError(
             f"prior is over shape {event_shape}, but the latents of this VAE have shape {expected}."

@@ -88,6 +88,12 @@ class TestParetoK:
 
 
 class TestGaps:
+    def test_the_draws_asked_for_are_those_of_log_px(self):
+        vae, x = pv.build((4,), latent_dim=2, seed=0), torch.ones(3, 4)
+        settings = {"method": "iwae", "num_samples": 300}
+        gaps = diagnostics.inference_gaps(vae, x, num_steps=2, **settings)
+        assert torch.equal(gaps.log_px, pv.log_evidence(vae, x, **settings).log_px)
+
     def test_exact_guide_has_none(self):
         truth = LinearGaussian()
         x = truth.sample(6)

@@ -261,6 +261,16 @@ def test_a_budget_for_less_than_one_draw_is_an_error():
     assert chunk_of(10, 10, 100, 100, what="draws").draws == 1
 
 
+@pytest.mark.parametrize("method", ["iwae", "ais"])
+def test_the_default_budget_is_no_limit(method, monkeypatch):
+    vae, x = pv.build((784,), latent_dim=2, seed=0), torch.ones(2, 784)
+    settings = {"method": method, "num_samples": 3}
+    expected = pv.log_evidence(vae, x, memory_budget=2**30, **settings).log_px
+    monkeypatch.setattr("pyrovae.evidence.memory.CPU_BUDGET", 1000)
+    found = pv.log_evidence(vae, x, **settings).log_px
+    assert (found - expected).abs().max() < 5
+
+
 def test_a_full_gpu_halves_the_chunk(monkeypatch):
     vae = pv.build((3,), latent_dim=1, seed=0)
     sizes = spied(monkeypatch, fails=2)

@@ -380,6 +380,8 @@ def test_a_probability_against_a_density():
     match = "'bits' gives x a probability, 'reals' a density"
     with pytest.raises(ConfigError, match=match):
         pv.diagnostics.compare_priors(models, X, num_samples=30)
+    with pytest.raises(ConfigError, match="models is a VAE, but a comparison needs names"):
+        pv.diagnostics.compare_priors(build(), X)
 
 
 @pytest.mark.parametrize("likelihood", ["NegativeBinomial", "Poisson"])

@@ -295,6 +295,17 @@ def test_bernoulli_starts_at_the_pixel_means(name, float64):
     assert torch.allclose(last_bias(decoder), expected, atol=1e-9)
 
 
+def test_discretized_logistic_starts_inside_where_a_pixel_is_constant(float64):
+    """At 0.001, not at an underflow: 8 bits of grey would cost thousands of nats there."""
+    x = torch.randint(17, (50, 3)) / 16
+    x[:, 0], x[:, 1] = 0.0, 1.0
+    likelihood = {"name": "DiscretizedLogistic", "num_levels": 17}
+    vae = pv.build((3,), latent_dim=2, likelihood=likelihood, data=x, seed=0)
+    bias = vae.decoder[0][-1].bias[:3]
+    assert bias.abs().max() < 10
+    assert vae.decode(torch.zeros(1, 2)).log_prob(torch.full((1, 3), 1 / 16)) > -30
+
+
 def test_normal_starts_at_the_means(float64):
     x = torch.randn(50, 3) * 0.1 + torch.tensor([-5e4, 0.0, 3.0])
     decoder = start_at_mean(decoder_for(pv.likelihoods.Normal(3)), x)

@@ -100,9 +100,19 @@ class TestKlWeight:
         vae = pv.VAE(pv.priors.StandardNormal(2), Gaussian(0.0, 1.0), Gaussian(0.0, 1.0))
         assert math.isnan(kl_weight(vae, torch.randn(200, 2)).value)
 
-    def test_is_undefined_for_discrete_codes(self):
-        vae = pv.build((4,), prior="Bernoulli", guide="Bernoulli", seed=0)
-        assert math.isnan(kl_weight(vae, torch.ones(20, 4)).value)
+    @pytest.mark.parametrize(
+        ("prior", "guide"),
+        [
+            ("Bernoulli", "Bernoulli"),
+            ("RelaxedBernoulli", "RelaxedBernoulli"),
+            ("HypersphericalUniform", "PowerSpherical"),
+        ],
+    )
+    def test_is_undefined_for_codes_that_are_not_of_the_real_line(self, prior, guide):
+        vae = pv.build((4,), prior=prior, guide=guide, latent_dim=3, seed=0)
+        x = torch.randn(200, 4).sign().clamp(0)
+        pv.fit(vae, x, epochs=30, learning_rate=1e-2)
+        assert math.isnan(kl_weight(vae, x).value)
 
     def test_takes_a_flow(self):
         vae = pv.build((4,), guide="FlowGuide", seed=0)

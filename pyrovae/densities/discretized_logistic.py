@@ -12,6 +12,7 @@ class _GreyLevels(constraints.Constraint):
     """{0, 1/(K − 1), …, 1}, to the rounding of float32."""
 
     is_discrete = True
+    lower_bound, upper_bound = 0.0, 1.0
 
     def __init__(self, num_levels: int):
         self.num_levels = num_levels

@@ -21,7 +21,7 @@ from pyrovae.admission import is_discrete, sees_covariates
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo
 from pyrovae.errors import ConfigError
-from pyrovae.evidence import log_evidence
+from pyrovae.evidence import DEFAULT_SAMPLES, log_evidence
 from pyrovae.pareto import pareto_k_threshold
 
 
@@ -97,7 +97,7 @@ def compare_priors(
     mask: Any = None,
     *,
     method: str = "iwae",
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     seed: int | None = 0,
     **options: Any,
 ) -> Comparison:
@@ -110,7 +110,7 @@ def compare_priors(
         y: (N, …), covariates, for those of the models that see them.
         mask: of x's shape, true where x is observed.
         method: of log p(x), as for `log_evidence`.
-        num_samples: draws per datum, for log p(x).
+        num_samples: for log p(x), as for `log_evidence`.
         seed: of the draws; None takes a fresh one for each model.
         **options: further ones of `log_evidence`; not `num_data`, since rows must be the same.
 
@@ -134,10 +134,12 @@ def compare_priors(
     """
     if not isinstance(models, Mapping) or not models or "num_data" in options:
         raise ConfigError(
-            f"models is a {type(models).__name__} with {len(models)} entries, but a comparison "
-            "needs names and programs on the same rows (so no num_data).\n"
+            f"models is a {type(models).__name__}, but a comparison needs names and programs, one "
+            "at least, on the same rows (so no num_data).\n"
             'Write compare_priors({"normal": vae, "vamp": other}, x).'
         )
+    if num_samples is None:
+        num_samples = DEFAULT_SAMPLES.get(method, 1)
     options |= {"method": method, "num_samples": num_samples, "seed": seed}
     blind = {name for name, m in models.items() if not sees_covariates(m)}
     blind = blind if len(blind) < len(models) else set()  # then y is a mistake, and is refused

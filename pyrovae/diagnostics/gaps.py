@@ -172,7 +172,9 @@ def inference_gaps(
     log_px, elbo, best_elbo = found["log_px"], found["elbo"], found["best_elbo"]
     error, k = found["approximation_std_error"], found["pareto_k"]
     if method != "refined":
-        evidence = log_evidence(vae, *batch, method=method, seed=seed, memory_budget=memory_budget)
+        draws = num_samples if method == "iwae" else None
+        options = {"num_samples": draws, "seed": seed, "memory_budget": memory_budget}
+        evidence = log_evidence(vae, *batch, method=method, **options)
         log_px, k = evidence.log_px, evidence.pareto_k
         error = torch.hypot(evidence.std_error, found["best_elbo_std_error"])  # other draws
     gaps = log_px - best_elbo, best_elbo - elbo

@@ -98,6 +98,9 @@ def budget_in_bytes(memory_budget: int | None, device: torch.device) -> int:
 def chunk_of(num_draws: int, num_data: int, cost: int, budget: int, *, what: str) -> Chunk:
     """How many draws of how many data fit into the budget.
 
+    A default budget is what is fast, not what there is: one draw of one datum is taken all the
+    same where it needs more.
+
     Args:
         num_draws: K.
         num_data: N.
@@ -106,15 +109,17 @@ def chunk_of(num_draws: int, num_data: int, cost: int, budget: int, *, what: str
         what: the kind of draws, for the error.
 
     Raises:
-        MemoryError: not even one draw of one datum fits.
+        MemoryError: not even one draw of one datum fits into a budget of the caller's own.
 
     Example:
         >>> chunk_of(5000, 100, 1000, 10**6, what="draws")
         Chunk(draws=1000, rows=1)
         >>> chunk_of(50, 100, 1000, 10**6, what="draws")
         Chunk(draws=50, rows=20)
+        >>> chunk_of(50, 100, 2 * CPU_BUDGET, CPU_BUDGET, what="draws")
+        Chunk(draws=1, rows=1)
     """
-    pairs = budget // cost
+    pairs = budget // cost or int(budget in (CPU_BUDGET, GPU_BUDGET))
     if not pairs:
         raise MemoryError(
             f"K = {num_draws:,} {what} for each of {num_data:,} data: even a chunk of 1 draw of 1 "

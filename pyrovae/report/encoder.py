@@ -8,7 +8,7 @@ Shrink q(z|x) about its mean m(x): z_s = m + s (z − m). At s = 1 the two terms
 An encoder that minimises reconstruction + β KL, and can scale all its posteriors at once, is
 where a = β b on average over its training data. So β̂ = mean(a) / mean(b): 1 for an encoder
 trained on the ELBO, β for one of a β-VAE, whatever the decoder and the data. With all of z
-collapsed to the prior b is 0 and β̂ says nothing; discrete latents have no s.
+collapsed to the prior b is 0 and β̂ says nothing; latents outside ℝ^D have no s.
 
 References:
     beta-VAE, Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl
@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, constraints
 
 from pyrovae.admission import admit
 from pyrovae.batches import Batch
+from pyrovae.compatibility import support_of
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.draws import diagnosing
 from pyrovae.evidence.joint import VAEJoint
@@ -41,8 +43,8 @@ def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Esti
         seed: of the draws.
 
     Returns:
-        Estimate, without unit; NaN where the latents are discrete, the densities have no gradient,
-        or b is not told from 0 (collapse).
+        Estimate, without unit; NaN where the latents are not of ℝ^D (shrunk about their mean, they
+        would leave a sphere), or b is not told from 0 (collapse).
 
     Raises:
         DataError: x does not fit the model.
@@ -83,11 +85,9 @@ def ratio(a: Tensor, b: Tensor) -> Estimate:
 
 
 def _slopes(joint: VAEJoint, num_samples: int) -> Tensor | None:
-    """a and b, (2, n), means over draws; None where z is discrete."""
+    """a and b, (2, n), means over draws; None where z is not of ℝ^D."""
     q = joint.guide
-    if getattr(q.support, "is_discrete", False) or getattr(
-        joint.prior.support, "is_discrete", False
-    ):
+    if not (_is_real(q) and _is_real(joint.prior)):
         return None
     z = q.sample((num_samples,))
     try:
@@ -102,6 +102,15 @@ def _slopes(joint: VAEJoint, num_samples: int) -> Tensor | None:
     return torch.stack([-by_likelihood, z.shape[-1] + by_prior]).detach()
 
 
+def _is_real(density: Distribution) -> bool:
+    support = support_of(density)
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is None or isinstance(support, type(constraints.real))
+
+
 def _gradient(term: Tensor, z: Tensor) -> Tensor:
+    if not term.requires_grad:
+        return torch.zeros_like(z)
     (slope,) = torch.autograd.grad(term.sum(), z, allow_unused=True)
     return torch.zeros_like(z) if slope is None else slope
