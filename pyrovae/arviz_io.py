@@ -11,6 +11,7 @@
     log_prior              z (chain, draw, datum), log p(z), nats
     sample_stats           log_guide, log_weight (chain, draw, datum), nats;
                            pareto_k, elbo (datum): those of the guide, from as many draws
+                           (without log_weight and pareto_k where data share a latent)
 
 The container is an `arviz.InferenceData` under arviz < 1 and an `xarray.DataTree` from 1 on;
 the datasets are the same. This is the only file that imports arviz and xarray, when called.
@@ -324,18 +325,23 @@ def _by_site(flat: Tensor, like: Arrays) -> Arrays:
 def _scored_groups(
     found: Arrays, guide_log_weights: Tensor, shared: Collection[str]
 ) -> dict[str, Variables]:
-    """Groups with densities; k̂ and ELBO are the guide's, whatever the draws (S, N)."""
+    """Groups with densities; k̂ and ELBO are the guide's, whatever the draws (S, N).
+
+    No weights of single data where latents are shared: these weight all data together.
+    """
     latents = _latents(found)
-    of_latents = next(iter(latents)) if len(latents) == 1 else "latents"
+    local = [name for name in latents if name not in shared]
+    of_latents = local[0] if len(local) == 1 else "latents"
+    weights = {"log_weight": (DRAWS, _log_weights(found))}
+    weights["pareto_k"] = (DATA, pareto_k(guide_log_weights))
     return {
         "posterior": _of_draws(latents, shared),
         "log_likelihood": _of_draws({"x": found["log_likelihood"]}),
         "log_prior": _of_draws({of_latents: found["log_prior"]}),
         "sample_stats": {
             "log_guide": (DRAWS, found["log_guide"]),
-            "log_weight": (DRAWS, _log_weights(found)),
-            "pareto_k": (DATA, pareto_k(guide_log_weights)),
             "elbo": (DATA, guide_log_weights.mean(0)),
+            **({} if shared else weights),
         },
     }
 

@@ -160,6 +160,9 @@ class TestGroups:
         assert data["posterior"]["w"].dims == ("chain", "draw", "w_dim_0")
         assert data["prior"]["w"].shape == (1, 7, 3)
         assert data["posterior"]["z"].shape == (1, 7, 5, 2)
+        # log p(w) − log q(w) belongs to no datum, so that there are no weights of one
+        assert not {"log_weight", "pareto_k"} & set(data["sample_stats"])
+        assert list(data["log_prior"]) == ["z"]
         with pytest.raises(ConfigError, match="outside the plate"):
             to_arviz(program, torch.ones(5, 6), posterior="sir")
 

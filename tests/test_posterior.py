@@ -419,3 +419,7 @@ def test_r_hat_and_ess_say_what_they_should():
     assert ((bulk_ess(slow) > 120) & (bulk_ess(slow) < 350)).all()
     assert split_r_hat(white[:, :5]).isnan().all()
     assert bulk_ess(torch.zeros(2, 100, 1)).isnan().all()
+    stuck = torch.arange(4.0)[:, None, None].expand(4, 100, 1)
+    assert split_r_hat(stuck).isinf().all()
+    assert bulk_ess(stuck) < 5
+    assert {f(white).dtype for f in (split_r_hat, bulk_ess)} == {torch.float64}

@@ -80,7 +80,6 @@ class Calibration(NamedTuple):
         bad = (~self.is_calibrated).nonzero()[:, 0].tolist()
         where = f"dimensions {', '.join(map(str, bad[:10]))}" if bad else "no dimension"
         excess = float((self.expected_coverage - self.coverage_levels).mean())
-        side = "overconfident (too narrow or off)" if excess < 0 else "too wide"
         if excess < 0:
             side = f"{-100 * excess:.1f} points less than they claim (overconfident)"
         else:

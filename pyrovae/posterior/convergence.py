@@ -31,7 +31,7 @@ def split_r_hat(draws: Tensor) -> Tensor:
         draws: (C, S, *rest).
 
     Returns:
-        rest, float64; NaN for fewer than 10 draws or chains that never move.
+        rest, float64; NaN for fewer than 10 draws, or where all draws are equal.
 
     References:
         Vehtari et al., 2021, https://arxiv.org/abs/1903.08008
@@ -55,7 +55,7 @@ def bulk_ess(draws: Tensor) -> Tensor:
         draws: (C, S, *rest).
 
     Returns:
-        rest, float64; NaN for fewer than 10 draws or chains that never move.
+        rest, float64; NaN for fewer than 10 draws, or where all draws are equal.
 
     References:
         Vehtari et al., 2021, https://arxiv.org/abs/1903.08008
@@ -81,7 +81,7 @@ def _normal_scores(draws: Tensor) -> Tensor:
     ordered = columns.sort(-1).values
     below = torch.searchsorted(ordered, columns)
     up_to = torch.searchsorted(ordered, columns, right=True)
-    rank = (below + up_to + 1) / 2
+    rank = (below + up_to + 1).double() / 2
     scores = torch.special.ndtri((rank - 0.375) / (columns.shape[-1] + 0.25))
     return scores.movedim(-1, 0).reshape(draws.shape)
 
