@@ -125,7 +125,7 @@ def refit_prior(
     flags = {p: p.requires_grad for p in prior.parameters()}
     for parameter in flags:
         parameter.requires_grad_(id(parameter) not in frozen and flags[parameter])
-    scored = _codes(old, held_out or (x, y, mask), num_samples, seed + 1)
+    scored = _codes(old, held_out or (x, y, mask), num_samples, (seed + 1) % 2**64)
     stop = None if held_out is None else scored
     history = fit(density, *codes, validation=stop, seed=seed, **options)
     for parameter, flag in flags.items():

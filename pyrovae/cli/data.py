@@ -82,7 +82,7 @@ def grey_images(path: str) -> tuple[Any, bool]:
 
     x = pv.datasets.from_file(path)
     x = x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x  # one grey channel
-    is_bytes = x.dtype == torch.uint8 and bool(x.max() > 1)
+    is_bytes = x.dtype == torch.uint8 and bool((x > 1).any())
     return (x.float() / 255 if is_bytes else x.float()), is_bytes
 
 
