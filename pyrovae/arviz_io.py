@@ -332,8 +332,12 @@ def _scored_groups(
     latents = _latents(found)
     local = [name for name in latents if name not in shared]
     of_latents = local[0] if len(local) == 1 else "latents"
-    weights = {"log_weight": (DRAWS, _log_weights(found))}
-    weights["pareto_k"] = (DATA, pareto_k(guide_log_weights))
+    weights = {}
+    if not shared:
+        weights = {
+            "log_weight": (DRAWS, _log_weights(found)),
+            "pareto_k": (DATA, pareto_k(guide_log_weights)),
+        }
     return {
         "posterior": _of_draws(latents, shared),
         "log_likelihood": _of_draws({"x": found["log_likelihood"]}),
@@ -341,7 +345,7 @@ def _scored_groups(
         "sample_stats": {
             "log_guide": (DRAWS, found["log_guide"]),
             "elbo": (DATA, guide_log_weights.mean(0)),
-            **({} if shared else weights),
+            **weights,
         },
     }
 

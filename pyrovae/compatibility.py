@@ -131,7 +131,7 @@ def check_supports(p: Distribution, q: Distribution, name: str) -> None:
     p_support, q_support = support_of(p), support_of(q)
     if p_support is None or q_support is None:
         return
-    p_coordinate, q_coordinate = _coordinate(p_support), _coordinate(q_support)
+    p_coordinate, q_coordinate = coordinate_of(p_support), coordinate_of(q_support)
     if repr(p_coordinate) == repr(q_coordinate):
         return
     where = ""
@@ -204,7 +204,7 @@ def _outside(p: constraints.Constraint, q: constraints.Constraint) -> str:
     return ""
 
 
-def _coordinate(support: constraints.Constraint) -> Any:
+def coordinate_of(support: constraints.Constraint) -> Any:
     """What the support asks of one coordinate, or of the vector where it ties them together."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint

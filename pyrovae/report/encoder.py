@@ -25,7 +25,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae.admission import admit
 from pyrovae.batches import Batch
-from pyrovae.compatibility import support_of
+from pyrovae.compatibility import coordinate_of, support_of
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.draws import diagnosing
 from pyrovae.evidence.joint import VAEJoint
@@ -104,9 +104,7 @@ def _slopes(joint: VAEJoint, num_samples: int) -> Tensor | None:
 
 def _is_real(density: Distribution) -> bool:
     support = support_of(density)
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is None or isinstance(support, type(constraints.real))
+    return support is None or coordinate_of(support) is constraints.real
 
 
 def _gradient(term: Tensor, z: Tensor) -> Tensor:
