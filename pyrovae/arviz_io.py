@@ -483,8 +483,11 @@ def _event_dims(name: str, num: int) -> list[str]:
 
 
 def _attributes(**facts: Any) -> dict[str, Any]:
-    libraries = {"pyro": "pyro-ppl", "torch": "torch", "arviz": "arviz"}
-    versions = {f"{name}_version": version(package) for name, package in libraries.items()}
+    versions = {
+        "pyro_version": pyro.__version__,
+        "torch_version": str(torch.__version__),  # a str, which netCDF can hold, with the build
+        "arviz_version": version("arviz"),
+    }
     own = {"inference_library": "pyrovae", "inference_library_version": pyrovae.__version__}
     return own | versions | facts
 
