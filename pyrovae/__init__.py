@@ -9,6 +9,8 @@ imported when they are first used, so `import pyrovae` does not import torch.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pyrovae._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pyrovae import (
         datasets,
@@ -28,15 +30,15 @@ if TYPE_CHECKING:
     )
     from pyrovae.arviz_io import history_to_arviz, predictive_to_arviz, to_arviz
     from pyrovae.builder import build
-    from pyrovae.checkpoint import load, save
+    from pyrovae.core.terms import elbo_terms
     from pyrovae.evidence import log_evidence
-    from pyrovae.imputation import impute
-    from pyrovae.refit import refit_prior
-    from pyrovae.terms import elbo_terms
-    from pyrovae.training import History, fit
+    from pyrovae.history import History
+    from pyrovae.model_file import load, save
+    from pyrovae.posterior.imputation import impute
+    from pyrovae.training import fit
+    from pyrovae.training.refit import refit_prior
     from pyrovae.vae import VAE
 
-__version__ = "0.1.0"
 
 __all__ = [
     "VAE",
@@ -70,17 +72,17 @@ __all__ = [
 
 _HOME = {
     "VAE": "vae",
-    "History": "training",
+    "History": "history",
     "build": "builder",
-    "elbo_terms": "terms",
+    "elbo_terms": "core.terms",
     "fit": "training",
-    "impute": "imputation",
+    "impute": "posterior.imputation",
     "history_to_arviz": "arviz_io",
-    "load": "checkpoint",
+    "load": "model_file",
     "log_evidence": "evidence",
     "predictive_to_arviz": "arviz_io",
-    "refit_prior": "refit",
-    "save": "checkpoint",
+    "refit_prior": "training.refit",
+    "save": "model_file",
     "to_arviz": "arviz_io",
 }
 

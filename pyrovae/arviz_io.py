@@ -34,18 +34,18 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-import pyrovae
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
+from pyrovae import _version
 from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
-from pyrovae.diagnostics.draws import diagnosing, joined
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, first_row, row_batches
+from pyrovae.core.draws import diagnosing, joined
+from pyrovae.core.joint import joint_of
+from pyrovae.core.pareto import pareto_k
+from pyrovae.core.terms import draw_traces, is_local, terms_of
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.evidence.joint import joint_of
-from pyrovae.evidence.memory import budget_in_bytes, bytes_per_draw, first_row, row_batches
-from pyrovae.pareto import pareto_k
+from pyrovae.history import History
 from pyrovae.posterior import hmc, sir
-from pyrovae.terms import draw_traces, is_local, terms_of
-from pyrovae.training import History
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -488,7 +488,7 @@ def _attributes(**facts: Any) -> dict[str, Any]:
         "torch_version": str(torch.__version__),  # a str, which netCDF can hold, with the build
         "arviz_version": version("arviz"),
     }
-    own = {"inference_library": "pyrovae", "inference_library_version": pyrovae.__version__}
+    own = {"inference_library": "pyrovae", "inference_library_version": _version.__version__}
     return own | versions | facts
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pyrovae import guides, likelihoods, priors
 from pyrovae.checks import as_tensor, nearest, seed_number
 from pyrovae.errors import ConfigError
-from pyrovae.handlers import RandomStream
 from pyrovae.heads import as_event_shape, as_latent_shape
 from pyrovae.networks import NETWORKS, Given, features_of, start_at_mean
+from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import VAE
 
 NUM_PSEUDO_INPUTS = 500  # Tomczak & Welling 2018

@@ -17,9 +17,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
 from pyrovae.checks import as_tensor, check_event_shape, real_number
 from pyrovae.checks.places import at, first_true
+from pyrovae.contract.validation import admit
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.heads import as_event_shape, split_features

@@ -21,12 +21,13 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
-from pyrovae.admission import admit, as_covariates, like_parameters
 from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_number, whole_number
+from pyrovae.contract.parts import check_parts
+from pyrovae.contract.validation import admit, as_covariates, like_parameters
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.handlers import evaluation
 from pyrovae.networks import Given, given
-from pyrovae.parts import check_parts
+from pyrovae.runtime.random_stream import RandomStream
 
 
 class LossTerms(NamedTuple):

@@ -15,22 +15,22 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import pyrovae as pv
-from pyrovae.admission import admit
-from pyrovae.batches import (
+from pyrovae.checks import places
+from pyrovae.contract.validation import admit
+from pyrovae.data import (
     ArrayBatches,
     LoaderBatches,
     MappedBatches,
     SparseBatches,
     StreamBatches,
     as_batches,
-    inspection,
+    columns,
     tables,
 )
-from pyrovae.batches.orders import BlockOrder
-from pyrovae.checks import places
+from pyrovae.data.orders import BlockOrder
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.handlers import RandomStream
 from pyrovae.networks import Given
+from pyrovae.runtime.random_stream import RandomStream
 
 N, D, B = 23, 4, 5
 
@@ -138,7 +138,7 @@ def small_windows(monkeypatch):
     """Windows of two batches made of blocks of three rows, as a large file has many of."""
     monkeypatch.setattr(tables, "BLOCK_BYTES", 3 * (4 * D + 8))
     monkeypatch.setattr(tables, "WINDOW_BYTES", 2 * B * (4 * D + 8))
-    monkeypatch.setattr(inspection, "NUMBERS_AT_A_TIME", 3 * D)
+    monkeypatch.setattr(columns, "NUMBERS_AT_A_TIME", 3 * D)
 
 
 def epoch(source, shuffle=True, skip=0, seed=1):
@@ -455,7 +455,7 @@ def test_a_sparse_array_of_one_dimension_is_refused():
 
 
 def test_sparse_counts_with_few_cells_are_not_filled_in_to_be_checked(monkeypatch):
-    monkeypatch.setattr(inspection.Columns, "_pass", lambda self: pytest.fail("filled in"))
+    monkeypatch.setattr(columns.Columns, "_pass", lambda self: pytest.fail("filled in"))
     as_batches(program(), scipy.sparse.csr_array(counts()), batch_size=B)
     with pytest.raises(BaseException, match="filled in"):
         as_batches(program(), scipy.sparse.csr_array(counts() / 2), batch_size=B)
@@ -464,8 +464,8 @@ def test_sparse_counts_with_few_cells_are_not_filled_in_to_be_checked(monkeypatc
 @pytest.fixture
 def passes(monkeypatch):
     """How many passes over data were made, as a list that grows."""
-    made, true_pass = [], inspection.Columns._pass
-    monkeypatch.setattr(inspection.Columns, "_pass", lambda self: made.append(1) or true_pass(self))
+    made, true_pass = [], columns.Columns._pass
+    monkeypatch.setattr(columns.Columns, "_pass", lambda self: made.append(1) or true_pass(self))
     return made
 
 

@@ -19,18 +19,6 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, networks, priors
-from pyrovae.checkpoint import (
-    RunFolder,
-    check_like,
-    check_unchanged,
-    load,
-    pack,
-    restore_stream,
-    save,
-    unpack,
-)
-from pyrovae.checkpoint.files import json_bytes, parse_json
-from pyrovae.checkpoint.tensors import DTYPES, FORMAT, tensor_file
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
@@ -40,7 +28,12 @@ from pyrovae.errors import (
     UnsafeFormat,
     VersionMismatch,
 )
-from pyrovae.handlers import RandomStream
+from pyrovae.model_file import load, save
+from pyrovae.runtime.files import json_bytes, parse_json
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.run_folder import RunFolder, check_unchanged, restore_stream
+from pyrovae.runtime.state_tree import check_like, pack, unpack
+from pyrovae.runtime.tensor_file import DTYPES, FORMAT, tensor_file
 from tests.compat.freeze import log_p
 
 
@@ -336,11 +329,11 @@ def test_trap_28_saving_over_a_file_that_is_still_mapped_does_not_change_the_map
 
 
 def test_a_file_of_a_later_format_names_both_versions(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyrovae.checkpoint.tensors.FORMAT", FORMAT + 1)
-    monkeypatch.setattr(pv, "__version__", "9.9.9")
+    monkeypatch.setattr("pyrovae.runtime.tensor_file.FORMAT", FORMAT + 1)
+    monkeypatch.setattr("pyrovae._version.__version__", "9.9.9")
     path = save(small_vae(), tmp_path / "vae")
     with RunFolder(tmp_path / "run") as run:
-        monkeypatch.setattr("pyrovae.checkpoint.runs.FORMAT", FORMAT + 1)
+        monkeypatch.setattr("pyrovae.runtime.run_folder.FORMAT", FORMAT + 1)
         run.save_step(1, {})
     monkeypatch.undo()
     with pytest.raises(VersionMismatch, match=rf"format {FORMAT + 1}.*'9\.9\.9'.*{pv.__version__}"):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributions import constraints
 
 import pyrovae as pv
-from pyrovae.admission import check_latents, trace_once
-from pyrovae.compatibility import check_densities, check_supports, plate_errors_explained
+from pyrovae.contract.densities import check_densities, check_supports, plate_errors_explained
+from pyrovae.contract.validation import check_latents, trace_once
 from pyrovae.errors import ConfigError
 
 

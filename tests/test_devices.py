@@ -14,9 +14,10 @@ from test_contracts import all_parts, features_for
 
 import pyrovae as pv
 from pyrovae import objectives
-from pyrovae.batches import Batch
-from pyrovae.handlers import RandomStream, own_store
-from pyrovae.training.losses import HandlerLoss, Settings
+from pyrovae.data import Batch
+from pyrovae.handlers import own_store
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.training.eager import HandlerLoss, Settings
 
 OBJECTIVES = {
     "TraceELBO": objectives.TraceELBO(2),

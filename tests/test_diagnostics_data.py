@@ -16,7 +16,7 @@ from pyrovae.diagnostics.aggregate import _ks, _p_value, _permuted
 from pyrovae.diagnostics.features import uniform_p_value
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.networks import mlp
-from pyrovae.refit import refit_prior
+from pyrovae.training.refit import refit_prior
 from tests.oracles import AffineEncoder, ExactEncoder, LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")

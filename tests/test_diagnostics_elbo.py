@@ -10,7 +10,8 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae import diagnostics, guides, likelihoods, priors
-from pyrovae.batches import Batch
+from pyrovae.core.draws import diagnosing
+from pyrovae.data import Batch
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.by_dimension import split_kl
 from pyrovae.errors import ConfigError, DataError
@@ -86,7 +87,7 @@ class TestSurgery:
 
     def test_parts_add_up_on_the_same_draws(self):
         vae, x = wave()
-        with diagnostics.draws.diagnosing(vae, 0):
+        with diagnosing(vae, 0):
             information, _, marginal = diagnostics.surgery.surgery(
                 vae, Batch(x), num_aggregate=60, memory_budget=None
             )

@@ -28,11 +28,11 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
-from pyrovae.batches import as_batches
+from pyrovae.data import as_batches
 from pyrovae.errors import ConfigError, DivergenceError, WorkerLost
-from pyrovae.training import distributed
-from pyrovae.training.distributed import is_first, processes
-from pyrovae.training.shares import Sharded
+from pyrovae.runtime import process_group
+from pyrovae.runtime.process_group import is_first, processes
+from pyrovae.training.sharding import Sharded
 
 TIMEOUT = 20.0  # seconds for which processes wait for each other here
 
@@ -251,7 +251,7 @@ def task_error(rank, folder):
 
 
 def task_late(rank, folder):
-    os.environ["PYROVAE_TIMEOUT"], distributed.PATIENCE = "3", 0.5
+    os.environ["PYROVAE_TIMEOUT"], process_group.PATIENCE = "3", 0.5
     program = at_forward(small_vae(), 9, lambda _: time.sleep(8)) if rank == 1 else small_vae()
     with pytest.raises(WorkerLost) as caught:
         run(folder / "late", program=program)

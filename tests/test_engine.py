@@ -22,18 +22,18 @@ from torch._dynamo.utils import counters
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, objectives, priors
-from pyrovae.checkpoint import pack
-from pyrovae.checkpoint.files import json_bytes
-from pyrovae.checkpoint.runs import RunFolder
-from pyrovae.checkpoint.tensors import tensor_file
+from pyrovae.core.terms import terms_of
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import own_store
 from pyrovae.networks import Given, Joined, OneHot, mlp
 from pyrovae.programs import GivenGlobal, HierarchicalVAE, Labels, SemiSupervisedVAE
-from pyrovae.terms import terms_of
-from pyrovae.training.constants import Constants, Copies
+from pyrovae.runtime.files import json_bytes
+from pyrovae.runtime.guards import Constants, Copies
+from pyrovae.runtime.run_folder import RunFolder
+from pyrovae.runtime.state_tree import pack
+from pyrovae.runtime.tensor_file import tensor_file
+from pyrovae.runtime.tracing import CannotRecord, recorded, substituted
 from pyrovae.training.plan import engine_for
-from pyrovae.training.recording import CannotRecord, recorded, substituted
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 
 N = 37
@@ -41,7 +41,7 @@ N = 37
 
 @pytest.fixture(autouse=True)
 def every_size_is_recorded(monkeypatch):
-    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 0)
+    monkeypatch.setattr("pyrovae.training.traced.REPAID", 0)
 
 
 def bits(n=N, width=4, seed=0):
@@ -595,7 +595,7 @@ def test_a_step_of_more_than_3000_operations_is_not_recorded(tmp_path):
 
 @pytest.mark.parametrize("limit", [1, 150])  # in the guide, in the gradient
 def test_recording_can_stop_anywhere(limit, tmp_path, monkeypatch):
-    monkeypatch.setattr("pyrovae.training.recording.MAX_NODES", limit)
+    monkeypatch.setattr("pyrovae.runtime.tracing.MAX_NODES", limit)
     check_same(with_dropout, tmp_path, engine=f"handlers: it has more than {limit} operations")
 
 
@@ -607,8 +607,8 @@ def test_the_smaller_batch_at_the_end_is_recorded_when_it_has_come_often(tmp_pat
         recordings.append(len(inputs[-1]))
         return recorded(function, *inputs, **options)
 
-    monkeypatch.setattr("pyrovae.training.graphs.recorded", counted)
-    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 2)
+    monkeypatch.setattr("pyrovae.training.traced.recorded", counted)
+    monkeypatch.setattr("pyrovae.training.traced.REPAID", 2)
     check_same(small_vae, tmp_path, epochs=2)
     assert recordings == [10]
     check_same(small_vae, tmp_path / "longer", epochs=4)

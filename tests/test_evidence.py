@@ -15,16 +15,18 @@ from pyro import poutine
 from torch import nn
 
 import pyrovae as pv
-from pyrovae import hamiltonian
-from pyrovae.batches import Batch
+from pyrovae.core import hamiltonian
+from pyrovae.core.chunking import bytes_per_draw, chunk_of
+from pyrovae.core.importance import WeightSums
+from pyrovae.core.joint import ProgramJoint, Unconstrained, VAEJoint, joint_of
+from pyrovae.core.pareto import pareto_k
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import annealing, bdmc
-from pyrovae.evidence.joint import ProgramJoint, Unconstrained, VAEJoint, joint_of
-from pyrovae.evidence.memory import bytes_per_draw, chunk_of
-from pyrovae.evidence.record import WeightSums
-from pyrovae.handlers import RandomStream, data_scale, evaluation
-from pyrovae.pareto import pareto_k
+from pyrovae.evidence.record import estimated
+from pyrovae.handlers import data_scale, evaluation
 from pyrovae.programs import HierarchicalVAE
+from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import register
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -173,7 +175,7 @@ def test_streaming_reduction_is_the_plain_one(chunk):
     sums = WeightSums(1000)
     for part in log_w.split(chunk):
         sums.add(part)
-    found = sums.evidence()
+    found = estimated(sums)
     exact = log_w.logsumexp(0) - math.log(1000)
     torch.testing.assert_close(found.log_px, exact, rtol=1e-12, atol=1e-12)
     w = log_w.softmax(0)
@@ -182,13 +184,13 @@ def test_streaming_reduction_is_the_plain_one(chunk):
     torch.testing.assert_close(found.std_error, variance.sqrt(), rtol=1e-9, atol=0)
     torch.testing.assert_close(found.pareto_k, pareto_k(log_w), rtol=1e-12, atol=0)
     sums.add(log_w[:1])  # negative control: one draw counted twice
-    assert (sums.evidence().log_px - exact).abs().max() > 1e-6
+    assert (estimated(sums).log_px - exact).abs().max() > 1e-6
 
 
 def test_weights_of_zero():
     sums = WeightSums(100)
     sums.add(torch.full((100, 1), -math.inf))
-    found = sums.evidence()
+    found = estimated(sums)
     assert found.log_px.item() == -math.inf
     assert found.std_error.item() == math.inf
     assert found.ess.item() == 0.0
@@ -266,7 +268,7 @@ def test_the_default_budget_is_no_limit(method, monkeypatch):
     vae, x = pv.build((784,), latent_dim=2, seed=0), torch.ones(2, 784)
     settings = {"method": method, "num_samples": 3}
     expected = pv.log_evidence(vae, x, memory_budget=2**30, **settings).log_px
-    monkeypatch.setattr("pyrovae.evidence.memory.CPU_BUDGET", 1000)
+    monkeypatch.setattr("pyrovae.core.chunking.CPU_BUDGET", 1000)
     found = pv.log_evidence(vae, x, **settings).log_px
     assert (found - expected).abs().max() < 5
 

@@ -30,10 +30,6 @@ import torch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.checkpoint import RunFolder, load, pack, restore_stream, save
-from pyrovae.checkpoint.files import NO_SEAL, json_bytes, sealed, sha256
-from pyrovae.checkpoint.models import _Budget
-from pyrovae.checkpoint.tensors import tensor_file
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
@@ -42,7 +38,12 @@ from pyrovae.errors import (
     StateMismatch,
     UnsafeFormat,
 )
-from pyrovae.handlers import RandomStream
+from pyrovae.model_file import _Budget, load, save
+from pyrovae.runtime.files import NO_SEAL, json_bytes, sealed, sha256
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.run_folder import RunFolder, restore_stream
+from pyrovae.runtime.state_tree import pack
+from pyrovae.runtime.tensor_file import tensor_file
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 

@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 import pyrovae as pv
 from pyrovae.errors import ConfigError
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
-from pyrovae.training.steps import Steps
+from pyrovae.training.step import Steps
 
 N = 37
 SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "handlers"}

@@ -4,9 +4,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyrovae.core.chunking import bytes_per_draw
 from pyrovae.densities import mixture
 from pyrovae.densities.mixture import Mixture
-from pyrovae.evidence.memory import bytes_per_draw
 
 
 def large(dtype: torch.dtype, *, num_components: int = 500, latent_dim: int = 40):

@@ -15,8 +15,9 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyrovae as pv
-import pyrovae.terms
+import pyrovae.core.terms
 from pyrovae import objectives
+from pyrovae.core.terms import terms_of
 from pyrovae.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -143,7 +144,7 @@ def test_the_comparison_sees_a_biased_gradient():
 
     class BiasedSTL(objectives.DReG):
         def surrogate(self, traces, num_data):
-            terms = pv.terms.terms_of(traces, num_data)
+            terms = terms_of(traces, num_data)
             z = traces.guide.nodes["z"]["value"]
             (d_guide,) = torch.autograd.grad(terms.log_guide.sum(), z, retain_graph=True)
             log_joint = terms.log_prior + terms.log_likelihood

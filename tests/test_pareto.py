@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
+from pyrovae.core.pareto import pareto_k, pareto_k_threshold, tail_size
 from pyrovae.errors import ConfigError
-from pyrovae.pareto import pareto_k, pareto_k_threshold, tail_size
 
 
 def normal_log_weights(s: float, big_s: float, num_samples: int, num_data: int) -> torch.Tensor:

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 import pyrovae
 from pyrovae import plots
+from pyrovae.core.pareto import pareto_k_threshold
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.pareto import pareto_k_threshold
-from pyrovae.training import Epoch, History
+from pyrovae.history import Epoch, History
 
 X = np.random.default_rng(0).uniform(size=(7, 5, 4))
 CODES = np.random.default_rng(1).normal(size=(40, 5))

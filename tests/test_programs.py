@@ -13,6 +13,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanFie
 from torch import nn
 
 import pyrovae as pv
+from pyrovae.core.terms import draw_traces, terms_of
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import data_scale
 from pyrovae.networks import Given, Joined, OneHot, mlp, start_at_mean
@@ -25,7 +26,6 @@ from pyrovae.programs import (
     certain,
     partly_known,
 )
-from pyrovae.terms import draw_traces, terms_of
 
 
 def summed_out() -> TraceEnum_ELBO:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.checkpoint import RunFolder
 from pyrovae.errors import ConfigError
-from pyrovae.training import History, recorder
+from pyrovae.history import History
+from pyrovae.runtime.run_folder import RunFolder
+from pyrovae.training import monitor as recorder
 
 X = torch.randint(2, (37, 4), generator=torch.Generator().manual_seed(0)).float()
 SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "progress": False}

@@ -28,19 +28,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, objectives, priors
-from pyrovae.batches import LoaderBatches
-from pyrovae.checkpoint.runs import RunFolder
-from pyrovae.errors import (
-    CheckpointError,
-    ConfigError,
-    DivergenceError,
-    RunLocked,
-    StateMismatch,
-)
+from pyrovae.data import LoaderBatches
+from pyrovae.errors import CheckpointError, ConfigError, DivergenceError, RunLocked, StateMismatch
 from pyrovae.networks import Given, mlp
+from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.training import loop
-from pyrovae.training.keeper import _as_told_now, modules_of
-from pyrovae.training.steps import Steps
+from pyrovae.training.checkpointer import _as_told_now, modules_of
+from pyrovae.training.step import Steps
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 from tests.test_engine import N, bits, digest, final_state, generators, small_vae, with_dropout
 from tests.test_faults import contents, in_child
@@ -886,7 +880,7 @@ def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
 
 @pytest.mark.parametrize(("then", "now"), [("handlers", "graph"), ("graph", "handlers")])
 def test_another_engine_of_the_same_numbers_is_taken_and_noted(then, now, tmp_path, monkeypatch):
-    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 0)
+    monkeypatch.setattr("pyrovae.training.traced.REPAID", 0)
     stopped(tmp_path, 6, compile=then)
     program = small_vae()
     settings = SETTINGS | {"run_dir": tmp_path, "resume": True, "compile": now}
@@ -896,7 +890,7 @@ def test_another_engine_of_the_same_numbers_is_taken_and_noted(then, now, tmp_pa
 
 
 def test_auto_keeps_the_engine_of_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyrovae.training.graphs.REPAID", 0)
+    monkeypatch.setattr("pyrovae.training.traced.REPAID", 0)
     stopped(tmp_path, 6, compile="graph")  # "auto" would not, for 12 steps
     settings = SETTINGS | {"run_dir": tmp_path, "resume": True, "compile": "auto"}
     history = pv.fit(small_vae(), bits(), **settings)
@@ -1075,7 +1069,7 @@ def two_threads():
 
 def test_f20_another_number_of_threads_is_warned_of(tmp_path, monkeypatch, two_threads):
     """In the caller's line."""
-    monkeypatch.setattr("pyrovae.handlers.SMALL_STEP", 0)
+    monkeypatch.setattr("pyrovae.runtime.threads.SMALL_STEP", 0)
     stopped(tmp_path, 6)
     two_threads()
     match = r"\(threads in use 1\).*bitwise equality.* not guaranteed"

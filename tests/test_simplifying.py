@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pyrovae.handlers import RandomStream
-from pyrovae.training.graphs import in_own_memory
-from pyrovae.training.recording import recorded
-from pyrovae.training.simplifying import simplified
+from pyrovae.runtime.graph_passes import simplified
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.tracing import recorded
+from pyrovae.training.traced import in_own_memory
 
 X, Y = torch.arange(6.0).reshape(2, 3), torch.tensor([[1.5, -2.0, 0.25]])
 

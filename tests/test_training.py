@@ -27,12 +27,12 @@ from torch.utils.data import (
 )
 
 import pyrovae as pv
-from pyrovae.batches import Batch
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError, DivergenceError
 from pyrovae.handlers import own_store
 from pyrovae.networks import Given
-from pyrovae.training.losses import HandlerLoss, Settings
-from pyrovae.training.steps import Steps
+from pyrovae.training.eager import HandlerLoss, Settings
+from pyrovae.training.step import Steps
 
 
 def small_vae(seed=0):

@@ -6,13 +6,12 @@ They look at all of the data, in chunks, whether it is a tensor or `Rows` of a f
 sparse matrix; they are plain `if`s, so `python -O` keeps
 them. Nothing is ever repaired: no scaling, clipping or binarising happens here.
 
-What a program expects of its data is found out in `pyrovae.admission`.
+What a program expects of its data is found out in `pyrovae.contract.validation`.
 """
 
-from pyrovae.checks.containers import as_mask, as_tensor, check_mask
 from pyrovae.checks.paths import as_path, shortened
-from pyrovae.checks.rows import MappedRows, Rows, SparseRows, as_rows
 from pyrovae.checks.settings import nearest, real_number, seed_number, whole_number
+from pyrovae.checks.tensors import as_mask, as_tensor, check_mask
 from pyrovae.checks.values import (
     check_event_shape,
     check_finite,
@@ -23,12 +22,8 @@ from pyrovae.checks.values import (
 from pyrovae.checks.warning import warn_caller
 
 __all__ = [
-    "MappedRows",
-    "Rows",
-    "SparseRows",
     "as_mask",
     "as_path",
-    "as_rows",
     "as_tensor",
     "check_event_shape",
     "check_finite",

@@ -8,11 +8,10 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae.checks.places import Counter, at, chunks
-from pyrovae.checks.rows import Rows
 from pyrovae.errors import DataError
 
 
-def check_event_shape(x: Tensor | Rows, event_shape: torch.Size) -> None:
+def check_event_shape(x: Any, event_shape: torch.Size) -> None:
     """DataError unless x is (N, *event_shape).
 
     Example:
@@ -36,7 +35,7 @@ def check_event_shape(x: Tensor | Rows, event_shape: torch.Size) -> None:
     raise DataError(message)
 
 
-def check_values(x: Tensor | Rows, p_x: Distribution, mask: Tensor | Rows | None = None) -> None:
+def check_values(x: Any, p_x: Distribution, mask: Any = None) -> None:
     """DataError unless x is finite and inside the support of p(x|z), in every observed cell.
 
     Args:
@@ -119,7 +118,7 @@ def elementwise(p_x: Distribution) -> Distribution:
     return p_x
 
 
-def check_finite(x: Tensor | Rows, mask: Tensor | Rows | None = None, name: str = "x") -> None:
+def check_finite(x: Any, mask: Any = None, name: str = "x") -> None:
     """DataError unless every observed number is finite.
 
     Example:
@@ -148,9 +147,9 @@ def check_finite(x: Tensor | Rows, mask: Tensor | Rows | None = None, name: str 
 
 
 def check_precision(
-    x: Tensor | Rows,
+    x: Any,
     dtype: torch.dtype,
-    mask: Tensor | Rows | None = None,
+    mask: Any = None,
     *,
     p_x: Distribution | None = None,
 ) -> None:
@@ -188,13 +187,13 @@ def check_precision(
         )
 
 
-def _is_within(x: Tensor | Rows, bound: float) -> bool:
+def _is_within(x: Any, bound: float) -> bool:
     """Whether |x| ≤ bound everywhere, in one pass; False where NaN stands."""
     low, high = _ends(x)
     return -bound <= low and high <= bound
 
 
-def _ends(x: Tensor | Rows) -> tuple[float, float]:
+def _ends(x: Any) -> tuple[float, float]:
     """The smallest and the largest number of x; NaN where it holds one."""
     # torch orders no wide unsigned integers
     is_ordered = x.is_floating_point() or x.element_size() == 1
@@ -203,7 +202,7 @@ def _ends(x: Tensor | Rows) -> tuple[float, float]:
     return both[:, 0].min().item(), both[:, 1].max().item()
 
 
-def _outside_support(x: Tensor | Rows, bad: Counter, p_x: Distribution, support: Any) -> str:
+def _outside_support(x: Any, bad: Counter, p_x: Distribution, support: Any) -> str:
     base = elementwise(p_x)
     low, high = _ends(x)
     value = f"{x[bad.first].item():.6g}" if x[bad.first].dim() == 0 else "a row"

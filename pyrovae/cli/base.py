@@ -16,13 +16,7 @@ from typing import Any
 
 import typer
 
-from pyrovae.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DivergenceError,
-    WorkerLost,
-)
+from pyrovae.errors import CheckpointError, ConfigError, DataError, DivergenceError, WorkerLost
 
 
 class App(typer.Typer):

@@ -59,8 +59,8 @@ def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> di
     """The numbers of `pyrovae evaluate`, nats per datum where nothing else is said."""
     import torch
 
+    from pyrovae.core.pareto import pareto_k_threshold
     from pyrovae.diagnostics.estimate import mean_of
-    from pyrovae.pareto import pareto_k_threshold
 
     x = run.data.test
     if num_data is not None and num_data < len(x):

@@ -195,7 +195,7 @@ def settings_of(folder: Path) -> Settings:
 def run(settings: Settings, *, resumed: Path | None = None) -> None:
     """Train, score and draw as the settings say, and show what came out."""
     from pyrovae.checks import seed_number
-    from pyrovae.training.distributed import is_first
+    from pyrovae.runtime.process_group import is_first
 
     start = time.perf_counter()
     seed = seed_number(settings.seed)
@@ -262,7 +262,7 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def run_folder(out: Path | None, name: str, *, is_resumed: bool) -> Iterator[Path]:
     """A folder for the run's files, removed again when the block fails before a checkpoint."""
-    from pyrovae.training.distributed import is_first
+    from pyrovae.runtime.process_group import is_first
 
     folder = out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
     if is_resumed or not is_first():
@@ -289,7 +289,8 @@ def pictures(vae: Any, data: Images, history: Any, seed: int, prior: str) -> dic
     """File name → figure; images only where a datum is one."""
     import torch
 
-    from pyrovae.handlers import RandomStream, evaluation
+    from pyrovae.handlers import evaluation
+    from pyrovae.runtime.random_stream import RandomStream
 
     with RandomStream(seed), evaluation(vae):
         rows = torch.randperm(len(data.test))[:3000]  # more points hide each other

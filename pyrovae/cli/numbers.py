@@ -20,8 +20,8 @@ TERMS = {
 
 def bound_on(vae: Any, x: Any) -> str:
     """What the ELBO is a bound on: "log p(x)", or "log p(x) of the relaxed model"."""
-    from pyrovae import terms
-    from pyrovae.admission import trace_once
+    from pyrovae.contract.validation import trace_once
+    from pyrovae.core import terms
 
     return terms.bound_on(*trace_once(vae, x[:1]))
 

@@ -41,7 +41,8 @@ def sample_command(
     """
     with errors_as_exit_codes():
         from pyrovae.checks import seed_number
-        from pyrovae.handlers import RandomStream, evaluation
+        from pyrovae.handlers import evaluation
+        from pyrovae.runtime.random_stream import RandomStream
 
         is_picture = out_path(out, (".png", ".npz")).suffix.lower() == ".png"
         run = open_run(folder, with_data=False)
@@ -128,7 +129,8 @@ def codes(vae: Any, x: Any, mask: Any, *, num_draws: int, seed: int) -> tuple[di
         seed: of the draws.
     """
     from pyrovae.checks import seed_number
-    from pyrovae.handlers import RandomStream, evaluation
+    from pyrovae.handlers import evaluation
+    from pyrovae.runtime.random_stream import RandomStream
 
     with RandomStream(seed_number(seed)), evaluation(vae):
         q = vae.encode(x, mask=mask)

@@ -14,30 +14,21 @@
 
 All are pure functions of a program and data, in eval mode, with a seed of their own; they
 give records of named arrays, in nats per datum unless a name says otherwise. `refit_prior`,
-which trains, is in `pyrovae.refit`.
+which trains, is in `pyrovae.training.refit`.
 """
 
+from pyrovae.core.terms import ElboTerms, elbo_terms
 from pyrovae.diagnostics.aggregate import AggregateTest, aggregate_test
-from pyrovae.diagnostics.collapse import (
-    ActiveUnits,
-    Collapse,
-    active_units,
-    collapsed_dimensions,
-)
+from pyrovae.diagnostics.collapse import ActiveUnits, Collapse, active_units, collapsed_dimensions
 from pyrovae.diagnostics.comparison import ComparedModel, Comparison, compare_priors
 from pyrovae.diagnostics.estimate import Estimate
 from pyrovae.diagnostics.features import FeatureCheck, feature_check
 from pyrovae.diagnostics.gaps import InferenceGaps, inference_gaps
 from pyrovae.diagnostics.predictive import PredictiveCheck, posterior_check, prior_check
 from pyrovae.diagnostics.reliability import Reliability, escalate, pareto_k
-from pyrovae.diagnostics.sensitivity import (
-    PriorSensitivity,
-    power_sensitivity,
-    prior_sensitivity,
-)
+from pyrovae.diagnostics.sensitivity import PriorSensitivity, power_sensitivity, prior_sensitivity
 from pyrovae.diagnostics.simulation import Calibration, calibration
 from pyrovae.diagnostics.surgery import Decomposition, decompose_elbo
-from pyrovae.terms import ElboTerms, elbo_terms
 
 __all__ = [
     "ActiveUnits",

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import whole_number
-from pyrovae.diagnostics.draws import diagnosing, latent_names
+from pyrovae.contract.validation import admit
+from pyrovae.core.draws import diagnosing, latent_names
+from pyrovae.core.joint import flat, joint_of
+from pyrovae.data import Batch
 from pyrovae.errors import DataError
-from pyrovae.evidence.joint import flat, joint_of
 
 
 class AggregateTest(NamedTuple):

@@ -19,10 +19,10 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from pyrovae.core.draws import Arrays, local_latents
+from pyrovae.core.terms import Traces, terms_of
 from pyrovae.densities.discrete import BernoulliVector
-from pyrovae.diagnostics.draws import Arrays, local_latents
 from pyrovae.errors import ConfigError
-from pyrovae.terms import Traces, terms_of
 
 
 def read_kl(traces: Traces, num_data: int) -> Arrays:

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import real_number, whole_number
+from pyrovae.contract.validation import admit
+from pyrovae.core.draws import Arrays, diagnosing, latent_names, over_draws, read_latents
+from pyrovae.core.terms import Traces
+from pyrovae.data import Batch
 from pyrovae.diagnostics.by_dimension import read_kl, read_means
-from pyrovae.diagnostics.draws import Arrays, diagnosing, latent_names, over_draws, read_latents
 from pyrovae.errors import DataError
-from pyrovae.terms import Traces
 
 ACTIVE = 0.01  # Burda et al. 2016, appendix C
 

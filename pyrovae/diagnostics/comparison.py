@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pyrovae.admission import is_discrete, sees_covariates
+from pyrovae.contract.validation import is_discrete, sees_covariates
+from pyrovae.core.pareto import pareto_k_threshold
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import DEFAULT_SAMPLES, log_evidence
-from pyrovae.pareto import pareto_k_threshold
 
 
 class ComparedModel(NamedTuple):

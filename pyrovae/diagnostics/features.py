@@ -28,16 +28,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import whole_number
-from pyrovae.diagnostics.draws import diagnosing, joined, refuse_unless_vae
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.core.draws import diagnosing, joined, refuse_unless_vae
+from pyrovae.core.joint import VAEJoint
+from pyrovae.core.pareto import pareto_k, pareto_k_threshold
+from pyrovae.data import Batch
 from pyrovae.diagnostics.reliability import MIN_DRAWS
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.joint import VAEJoint
-from pyrovae.evidence.memory import budget_in_bytes, row_batches
 from pyrovae.networks import given
-from pyrovae.pareto import pareto_k, pareto_k_threshold
 from pyrovae.vae import fill
 
 ARRAYS = 12  # of shape (S, n, J) that are alive at once

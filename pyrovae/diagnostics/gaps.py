@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.diagnostics.draws import (
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, first_row, row_batches
+from pyrovae.core.draws import (
     Arrays,
     diagnosing,
     joined,
@@ -33,13 +33,13 @@ from pyrovae.diagnostics.draws import (
     refuse_unless_vae,
     sizes,
 )
+from pyrovae.core.joint import VAEJoint
+from pyrovae.core.pareto import pareto_k
+from pyrovae.data import Batch
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.evidence import log_evidence
-from pyrovae.evidence.joint import VAEJoint
-from pyrovae.evidence.memory import budget_in_bytes, bytes_per_draw, first_row, row_batches
-from pyrovae.handlers import RandomStream
-from pyrovae.pareto import pareto_k
 from pyrovae.posterior import refine
+from pyrovae.runtime.random_stream import RandomStream
 
 ROWS = 256  # data that are refined together
 NEGLIGIBLE = 0.05  # nats: a gap that no one would train for

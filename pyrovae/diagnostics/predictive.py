@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import whole_number
-from pyrovae.diagnostics.draws import diagnosing, replicated
+from pyrovae.contract.validation import admit
+from pyrovae.core.draws import diagnosing, replicated
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 
 Statistic = Callable[[Tensor], Any]

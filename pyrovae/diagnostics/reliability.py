@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import as_tensor, seed_number, whole_number
+from pyrovae.core.pareto import pareto_k_threshold
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import log_evidence
-from pyrovae.handlers import RandomStream
-from pyrovae.pareto import pareto_k_threshold
 from pyrovae.posterior import Posterior, hmc, refine, sir
+from pyrovae.runtime.random_stream import RandomStream
 
 MIN_DRAWS = 21  # fewer leave k̂ undefined
 

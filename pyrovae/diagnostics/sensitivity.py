@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import real_number, whole_number
-from pyrovae.diagnostics.draws import (
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import first_row, row_batches
+from pyrovae.core.draws import (
     Arrays,
     diagnosing,
     joined,
@@ -37,10 +37,10 @@ from pyrovae.diagnostics.draws import (
     read_latents,
     read_terms,
 )
-from pyrovae.evidence.joint import joint_of
-from pyrovae.evidence.memory import first_row, row_batches
-from pyrovae.pareto import pareto_k
-from pyrovae.terms import Traces
+from pyrovae.core.joint import joint_of
+from pyrovae.core.pareto import pareto_k
+from pyrovae.core.terms import Traces
+from pyrovae.data import Batch
 
 SENSITIVE = 0.05  # Kallioinen et al. 2023
 ROWS = 64

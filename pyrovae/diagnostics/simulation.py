@@ -28,13 +28,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import as_covariates
-from pyrovae.batches import Batch
 from pyrovae.checks import real_number, whole_number
-from pyrovae.diagnostics.draws import diagnosing, joined, refuse_unless_vae, sizes
+from pyrovae.contract.validation import as_covariates
+from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.core.draws import diagnosing, joined, refuse_unless_vae, sizes
+from pyrovae.core.joint import VAEJoint
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.joint import VAEJoint
-from pyrovae.evidence.memory import budget_in_bytes, row_batches
 from pyrovae.networks import given
 
 NUM_NULL = 1000  # simulated sets of uniform ranks behind the band

@@ -23,22 +23,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import whole_number
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import budget_in_bytes, first_row, row_batches
+from pyrovae.core.draws import Arrays, diagnosing, latent_names, over_draws, read_terms
+from pyrovae.core.joint import is_plain_vae, joint_of
+from pyrovae.core.terms import Traces, draw_traces, is_local, terms_of
+from pyrovae.data import Batch
 from pyrovae.diagnostics.by_dimension import read_kl
-from pyrovae.diagnostics.draws import (
-    Arrays,
-    diagnosing,
-    latent_names,
-    over_draws,
-    read_terms,
-)
 from pyrovae.diagnostics.estimate import Estimate, mean_of
-from pyrovae.evidence.joint import is_plain_vae, joint_of
-from pyrovae.evidence.memory import budget_in_bytes, bytes_of, first_row, row_batches
 from pyrovae.networks import given
-from pyrovae.terms import Traces, draw_traces, is_local, terms_of
+from pyrovae.runtime.memory import bytes_of
 
 
 class Decomposition(NamedTuple):

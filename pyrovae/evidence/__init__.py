@@ -20,18 +20,19 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import budget_in_bytes
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import Annealing, annealed_evidence
 from pyrovae.evidence.enumeration import enumerated_evidence
 from pyrovae.evidence.importance import importance_evidence
-from pyrovae.evidence.memory import budget_in_bytes
 from pyrovae.evidence.quadrature import grid_evidence
 from pyrovae.evidence.record import Evidence, exact
 from pyrovae.evidence.sandwich import Sandwich, bdmc
-from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.handlers import evaluation
+from pyrovae.runtime.random_stream import RandomStream
 
 __all__ = ["Evidence", "Sandwich", "bdmc", "log_evidence"]
 

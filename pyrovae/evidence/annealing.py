@@ -29,20 +29,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.batches import Batch
 from pyrovae.checks import whole_number
+from pyrovae.core.chunking import Chunk, bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.core.hamiltonian import Kernel, Tempered, adapted, point_at, transition
+from pyrovae.core.importance import WeightSums
+from pyrovae.core.joint import Unconstrained, joint_of
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.joint import Unconstrained, joint_of
-from pyrovae.evidence.memory import (
-    Chunk,
-    bytes_per_draw,
-    chunk_of,
-    first_row,
-    keep_freed_memory,
-    row_batches,
-)
-from pyrovae.evidence.record import Evidence, WeightSums, joined
-from pyrovae.hamiltonian import Kernel, Tempered, adapted, point_at, transition
+from pyrovae.evidence.record import Evidence, estimated, joined
+from pyrovae.runtime.memory import keep_freed_memory
 
 STEEPNESS = 4.0  # of the sigmoidal schedule: most temperatures near the ends
 PILOT_CHAINS = 8
@@ -164,7 +159,7 @@ def summed(log_weights: Tensor) -> Evidence:
     """The record of (S, N) log-weights."""
     sums = WeightSums(len(log_weights))
     sums.add(log_weights)
-    return sums.evidence()
+    return estimated(sums)
 
 
 def tempered(density: Unconstrained, how: Annealing) -> Tempered:

@@ -9,10 +9,10 @@ each, in chunks of a byte budget.
 import torch
 from torch import Tensor, nn
 
-from pyrovae.batches import Batch
+from pyrovae.core.chunking import bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.core.joint import VAEJoint, is_plain_vae
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.joint import VAEJoint, is_plain_vae
-from pyrovae.evidence.memory import bytes_per_draw, chunk_of, first_row, row_batches
 from pyrovae.evidence.record import Evidence, exact
 
 

@@ -10,19 +10,14 @@ References:
     https://arxiv.org/abs/1509.00519
 """
 
-import torch
 from torch import nn
 
-from pyrovae.batches import Batch
-from pyrovae.evidence.joint import ProgramJoint, VAEJoint, joint_of
-from pyrovae.evidence.memory import (
-    bytes_per_draw,
-    chunk_of,
-    first_row,
-    keep_freed_memory,
-    row_batches,
-)
-from pyrovae.evidence.record import Evidence, WeightSums, joined
+from pyrovae.core.chunking import bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.core.importance import WeightSums, weighted_chunks
+from pyrovae.core.joint import joint_of
+from pyrovae.data import Batch
+from pyrovae.evidence.record import Evidence, estimated, joined
+from pyrovae.runtime.memory import keep_freed_memory
 
 
 def importance_evidence(
@@ -48,37 +43,5 @@ def importance_evidence(
         sums = WeightSums(num_samples)
         for _, log_weights in weighted_chunks(joint_of(program, rows), num_samples, chunk.draws):
             sums.add(log_weights)
-        parts.append(sums.evidence())
+        parts.append(estimated(sums))
     return joined(parts)
-
-
-def weighted_chunks(joint: VAEJoint | ProgramJoint, num_samples: int, chunk: int):
-    """(z, log w) in chunks of at most so many draws; a chunk halves when a GPU is full.
-
-    Args:
-        joint: the program at some data.
-        num_samples: K, the draws in all.
-        chunk: the most at a time.
-
-    Yields:
-        z by site, (S, N, *event), and log w, (S, N), nats.
-
-    Raises:
-        MemoryError: a GPU has no room for one draw.
-    """
-    left = num_samples
-    while left:
-        size = min(chunk, left)
-        try:
-            drawn = joint.weighted_draws(size)
-        except torch.OutOfMemoryError as full:
-            if size == 1:
-                raise MemoryError(
-                    f"K = {num_samples:,} draws in chunks of 1: the device has no memory for one "
-                    f"draw of {len(joint.batch.x):,} data ({str(full)[:120]}).\n"
-                    "Write a smaller memory_budget, in bytes."
-                ) from None
-            chunk = size // 2
-            continue
-        left -= size
-        yield drawn

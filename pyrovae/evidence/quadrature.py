@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyrovae.batches import Batch
+from pyrovae.core.joint import is_plain_vae
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.joint import is_plain_vae
 from pyrovae.networks import given
 from pyrovae.vae import fill, observed_only
 

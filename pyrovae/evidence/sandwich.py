@@ -19,22 +19,16 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit, as_covariates
-from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
+from pyrovae.contract.validation import admit, as_covariates
+from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.core.joint import Unconstrained, is_plain_vae, joint_of
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.annealing import (
-    Annealing,
-    backward,
-    forward,
-    pilot,
-    rows_at_a_time,
-    summed,
-)
-from pyrovae.evidence.joint import Unconstrained, is_plain_vae, joint_of
-from pyrovae.evidence.memory import budget_in_bytes, row_batches
-from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.evidence.annealing import Annealing, backward, forward, pilot, rows_at_a_time, summed
+from pyrovae.handlers import evaluation
 from pyrovae.networks import given
+from pyrovae.runtime.random_stream import RandomStream
 
 
 class Sandwich(NamedTuple):

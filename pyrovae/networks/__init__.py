@@ -19,15 +19,7 @@ from torch import nn
 
 from pyrovae.networks.conv import Bias, conv_decoder, conv_encoder
 from pyrovae.networks.covariates import Given, Joined, OneHot, given, side_by_side
-from pyrovae.networks.dense import (
-    Dense,
-    GatedDense,
-    Residual,
-    gated_mlp,
-    mlp,
-    residual_mlp,
-    stack,
-)
+from pyrovae.networks.dense import Dense, GatedDense, Residual, gated_mlp, mlp, residual_mlp, stack
 from pyrovae.networks.folding import Folded
 from pyrovae.networks.start import features_of, start_at_mean
 

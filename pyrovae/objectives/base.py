@@ -12,8 +12,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyrovae.checks import whole_number
+from pyrovae.core.terms import Traces, draw_traces, is_local
 from pyrovae.errors import ConfigError
-from pyrovae.terms import Traces, draw_traces, is_local
 
 
 class Objective(ELBO):
@@ -35,7 +35,7 @@ class Objective(ELBO):
         >>> class Reconstruction(Objective):
         ...     def surrogate(self, traces, num_data):
         ...         return -terms_of(traces, num_data).log_likelihood.sum(-1).mean()
-        >>> from pyrovae.terms import terms_of
+        >>> from pyrovae.core.terms import terms_of
         >>> import pyrovae as pv, torch
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> len(pv.fit(vae, torch.ones(3, 2), objective=Reconstruction(), epochs=2))

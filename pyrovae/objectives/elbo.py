@@ -5,13 +5,8 @@ from pyro.infer.trace_elbo import _compute_log_r
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrovae.objectives.base import (
-    Objective,
-    is_reparameterised,
-    scaled_total,
-    with_gradient_of,
-)
-from pyrovae.terms import Traces, is_local, terms_of
+from pyrovae.core.terms import Traces, is_local, terms_of
+from pyrovae.objectives.base import Objective, is_reparameterised, scaled_total, with_gradient_of
 
 
 class TraceELBO(Objective):
@@ -34,7 +29,8 @@ class TraceELBO(Objective):
         >>> from pyro.infer import Trace_ELBO
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> x = torch.ones(5, 2)
-        >>> from pyrovae.handlers import RandomStream, own_store
+        >>> from pyrovae.runtime.random_stream import RandomStream
+        >>> from pyrovae.handlers import own_store
         >>> with RandomStream(0), own_store():
         ...     ours = TraceELBO().loss(vae.model, vae.guide, x)
         >>> with RandomStream(0), own_store():
@@ -58,7 +54,7 @@ def score_function_loss(traces: Traces) -> Tensor:
 
     Example:
         >>> import pyrovae as pv, torch
-        >>> from pyrovae.terms import draw_traces
+        >>> from pyrovae.core.terms import draw_traces
         >>> vae = pv.build((2,), latent_dim=3, prior="Bernoulli", guide="Bernoulli", seed=0)
         >>> with pv.handlers.own_store():
         ...     traces = draw_traces(vae.model, vae.guide, torch.ones(5, 2))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.checks import real_number, whole_number
+from pyrovae.core.terms import Traces, terms_of
 from pyrovae.errors import ConfigError
 from pyrovae.objectives.base import Objective, scaled_total, with_gradient_of
-from pyrovae.terms import Traces, terms_of
 
 
 class IWAE(Objective):

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyrovae.checks import real_number, whole_number
+from pyrovae.core.terms import Traces, terms_of
 from pyrovae.errors import ConfigError
 from pyrovae.objectives.base import Objective, scaled_total
-from pyrovae.terms import Traces, terms_of
 
 Schedule = Callable[[float], float]
 

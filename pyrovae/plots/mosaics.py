@@ -8,13 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pyrovae.errors import DataError
-from pyrovae.plots.inputs import (
-    as_axis,
-    as_finite,
-    as_images,
-    some_names,
-    whole_columns,
-)
+from pyrovae.plots.inputs import as_axis, as_finite, as_images, some_names, whole_columns
 from pyrovae.plots.style import every, own_axes
 
 MOST_TICKS = 10  # numbers written along an axis

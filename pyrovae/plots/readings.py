@@ -12,7 +12,7 @@ from pyrovae.plots.inputs import as_array, as_finite, as_real, record_with, some
 from pyrovae.plots.style import BLUE, COLORS, ORANGE, RED, dot_area, dress, own_axes
 
 MOST_NAMES = 40  # bars with a name each
-THRESHOLD = 0.7  # of k̂ for many draws: pyrovae.pareto
+THRESHOLD = 0.7  # of k̂ for many draws: pyrovae.core.pareto
 ERRORS = 2  # standard errors that a bar reaches, to either side
 
 
@@ -189,7 +189,7 @@ def pareto_k(
 def _threshold(k: Any, num_samples: int | None) -> float:
     if num_samples is None:
         return float(getattr(k, "threshold", THRESHOLD))
-    from pyrovae.pareto import pareto_k_threshold  # needs torch, which this package does not
+    from pyrovae.core.pareto import pareto_k_threshold  # needs torch, which this package does not
 
     return pareto_k_threshold(num_samples)
 

@@ -13,12 +13,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
+from pyrovae.contract.validation import admit
+from pyrovae.data import Batch
 from pyrovae.evidence.quadrature import Cells, Settled, refined, settled_cells
-from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.handlers import evaluation
 from pyrovae.posterior.record import Posterior
+from pyrovae.runtime.random_stream import RandomStream
 
 FINE = 0.15  # h in units of the posterior's standard deviation: h²/12 = 0.19 % of its variance
 MAX_CUTS = 3

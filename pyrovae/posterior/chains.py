@@ -3,7 +3,7 @@
 Chains start from the guide. Scales and step sizes are adapted in warm-up: first with the
 guide's standard deviations as scales, then with those of the chains themselves; after it
 they are frozen and the kernel leaves p(z|x) exactly as it is. Moves happen in coordinates u
-on the real line, z = T(u) (`evidence.joint.Unconstrained`).
+on the real line, z = T(u) (`core.joint.Unconstrained`).
 """
 
 import math
@@ -13,16 +13,17 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.core.hamiltonian import Kernel, Point, adapted, point_at, transition
+from pyrovae.core.joint import Unconstrained, flat, joint_of
+from pyrovae.data import Batch
 from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
-from pyrovae.evidence.joint import Unconstrained, flat, joint_of
-from pyrovae.evidence.memory import budget_in_bytes, row_batches
-from pyrovae.hamiltonian import Kernel, Point, adapted, point_at, transition
-from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.handlers import evaluation
 from pyrovae.posterior.convergence import bulk_ess, split_r_hat
 from pyrovae.posterior.record import Posterior
+from pyrovae.runtime.random_stream import RandomStream
 
 GAIN_POWER = 0.6  # of the stochastic approximation: the gain falls as t^-0.6
 

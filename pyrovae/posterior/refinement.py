@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 from torch.nn.functional import normalize
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import real_number, seed_number, whole_number
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.core.joint import VAEJoint, is_plain_vae
+from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
-from pyrovae.evidence.joint import VAEJoint, is_plain_vae
-from pyrovae.evidence.memory import budget_in_bytes, row_batches
-from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.handlers import evaluation
+from pyrovae.runtime.random_stream import RandomStream
 
 CHECK_DRAWS = 100  # of the ELBO before and after
 

@@ -12,21 +12,16 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.evidence.importance import weighted_chunks
-from pyrovae.evidence.joint import ProgramJoint, VAEJoint, flat, joint_of
-from pyrovae.evidence.memory import (
-    budget_in_bytes,
-    bytes_per_draw,
-    chunk_of,
-    first_row,
-    row_batches,
-)
-from pyrovae.handlers import RandomStream, evaluation
-from pyrovae.pareto import pareto_k
+from pyrovae.contract.validation import admit
+from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.core.importance import weighted_chunks
+from pyrovae.core.joint import ProgramJoint, VAEJoint, flat, joint_of
+from pyrovae.core.pareto import pareto_k
+from pyrovae.data import Batch
+from pyrovae.handlers import evaluation
 from pyrovae.posterior.record import Posterior
+from pyrovae.runtime.random_stream import RandomStream
 
 
 def sir(

@@ -9,8 +9,8 @@ damage, not fraud.
 from pathlib import Path
 from typing import Any
 
-from pyrovae.checkpoint.files import parse_json, sha256
 from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint, VersionMismatch
+from pyrovae.runtime.files import parse_json, sha256
 
 FORMAT = 1
 CARD, MODEL = "summary.json", "model.safetensors"

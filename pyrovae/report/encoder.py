@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrovae.admission import admit
-from pyrovae.batches import Batch
-from pyrovae.compatibility import coordinate_of, support_of
+from pyrovae.contract.densities import coordinate_of, support_of
+from pyrovae.contract.validation import admit
+from pyrovae.core.draws import diagnosing
+from pyrovae.core.joint import VAEJoint
+from pyrovae.data import Batch
 from pyrovae.diagnostics import Estimate
-from pyrovae.diagnostics.draws import diagnosing
-from pyrovae.evidence.joint import VAEJoint
 
 ROWS = 500  # data at a time
 

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from pyrovae import plots
 from pyrovae.diagnostics import Reliability
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.handlers import evaluation
 from pyrovae.report.findings import Findings
 from pyrovae.report.graph import model_graph
+from pyrovae.runtime.random_stream import RandomStream
 
 NUM_WORST = 20
 NUM_CODES = 1000

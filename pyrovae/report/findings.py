@@ -18,14 +18,14 @@ from torch import Tensor
 
 import pyrovae.diagnostics as diagnostics
 from pyrovae.checks import whole_number
+from pyrovae.core.pareto import pareto_k_threshold
+from pyrovae.core.terms import elbo_terms
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.estimate import mean_of
 from pyrovae.errors import ConfigError, DivergenceError
 from pyrovae.evidence import Evidence, log_evidence
 from pyrovae.objectives import BetaELBO
-from pyrovae.pareto import pareto_k_threshold
 from pyrovae.report.encoder import kl_weight
-from pyrovae.terms import elbo_terms
 from pyrovae.training import fit
 
 MORE_STEPS = 500

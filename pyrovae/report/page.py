@@ -10,11 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pyrovae.admission import trace_once
+from pyrovae.contract.validation import trace_once
+from pyrovae.core.terms import bound_on
 from pyrovae.report.figures import Picture, worst_data
 from pyrovae.report.findings import Findings
 from pyrovae.report.verdicts import Verdict, problems
-from pyrovae.terms import bound_on
 
 MARKS = {"fine": "✓ fine", "look": "! worth a look", "problem": "✗ problem", "unknown": "? unknown"}
 TERMS = {

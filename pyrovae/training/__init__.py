@@ -25,13 +25,26 @@ import torch
 from pyro.infer import ELBO
 from torch import nn
 
-from pyrovae.batches import as_batches
 from pyrovae.checks import warn_caller
+from pyrovae.data import as_batches
 from pyrovae.errors import DivergenceError
-from pyrovae.evidence.memory import keep_freed_memory
-from pyrovae.handlers import RandomStream, threads_for
-from pyrovae.training.distributed import processes
-from pyrovae.training.door import (
+from pyrovae.history import Epoch, History
+from pyrovae.runtime.memory import keep_freed_memory
+from pyrovae.runtime.process_group import processes
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.signals import Interrupts
+from pyrovae.runtime.threads import threads_for
+from pyrovae.training.checkpointer import Keeper, facts_of
+from pyrovae.training.eager import HandlerLoss, tensors_of, trainable
+from pyrovae.training.loop import Loop, evaluate
+from pyrovae.training.monitor import Recorder
+from pyrovae.training.optimizers import optimizer_of, scheduler_of
+from pyrovae.training.plan import HANDLERS, INDUCTOR, Plan, engine_for
+from pyrovae.training.progress import progress_bar
+from pyrovae.training.sharding import Sharded, SharedFolder
+from pyrovae.training.step import Steps
+from pyrovae.training.traced import GraphLoss
+from pyrovae.training.validation import (
     check_watchers,
     checked_objective,
     held_out_batches,
@@ -41,18 +54,6 @@ from pyrovae.training.door import (
     run_folder,
     warn_of_surprises,
 )
-from pyrovae.training.graphs import GraphLoss
-from pyrovae.training.history import Epoch, History
-from pyrovae.training.interrupts import Interrupts
-from pyrovae.training.keeper import Keeper, facts_of
-from pyrovae.training.loop import Loop, evaluate
-from pyrovae.training.losses import HandlerLoss, tensors_of, trainable
-from pyrovae.training.optimizers import optimizer_of, scheduler_of
-from pyrovae.training.plan import HANDLERS, INDUCTOR, Plan, engine_for
-from pyrovae.training.progress import progress_bar
-from pyrovae.training.recorder import Recorder
-from pyrovae.training.shares import Sharded, SharedFolder
-from pyrovae.training.steps import Steps
 
 __all__ = ["Epoch", "History", "evaluate", "fit"]
 

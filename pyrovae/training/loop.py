@@ -18,15 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pyrovae.batches import Batch
-from pyrovae.checkpoint import check_like, restore_stream
 from pyrovae.checks import warn_caller
-from pyrovae.handlers import RandomStream, evaluation, module_mode, own_store
-from pyrovae.terms import draw_traces, terms_of
-from pyrovae.training.history import Epoch, History
-from pyrovae.training.losses import loss_sums
+from pyrovae.core.terms import draw_traces, terms_of
+from pyrovae.data import Batch
+from pyrovae.handlers import evaluation, own_store
+from pyrovae.history import Epoch, History
+from pyrovae.runtime.modes import module_mode
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.run_folder import restore_stream
+from pyrovae.runtime.state_tree import check_like
+from pyrovae.training.eager import loss_sums
 from pyrovae.training.plan import Plan
-from pyrovae.training.steps import Steps
+from pyrovae.training.step import Steps
 
 
 class Loop:
@@ -198,7 +201,7 @@ class Loop:
     # What a checkpoint holds.
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as `checkpoint.pack` takes it."""
+        """All that the rest of the run depends on, as `runtime.state_tree.pack` takes it."""
         averaged, group = self.steps.averaged, self.steps.group
         own = {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
         looked_at = None if self.data.preloaded else self.first_batch
@@ -319,7 +322,7 @@ class Best:
             self.program.load_state_dict(self.weights)
 
     def state(self) -> dict[str, Any]:
-        """As `checkpoint.pack` takes it."""
+        """As `runtime.state_tree.pack` takes it."""
         return {name: getattr(self, name) for name in ("elbo", "epoch", "waited", "weights")}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -356,7 +359,7 @@ class Spikes:
         self.recent.append(loss)
 
     def state(self) -> dict[str, Any]:
-        """As `checkpoint.pack` takes it."""
+        """As `runtime.state_tree.pack` takes it."""
         return {"recent": list(self.recent), "has_warned": self.has_warned}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -376,7 +379,7 @@ def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, fl
 
     Args:
         program: with `.model` and `.guide`.
-        data: as `pyrovae.batches.as_batches` gives them.
+        data: as `pyrovae.data.as_batches` gives them.
         seed: of the draws.
 
     Returns:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pyrovae.training.history import Epoch
+from pyrovae.history import Epoch
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import pyrovae as pv
-from pyrovae.training.steps import Steps
+from pyrovae.training.step import Steps
 
 
 def anonymous() -> int:

@@ -19,13 +19,13 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import pyrovae as pv
-from pyrovae.batches import ArrayBatches
+from pyrovae.data import ArrayBatches
 from pyrovae.handlers import own_store
 from pyrovae.objectives import TraceELBO
-from pyrovae.training.graphs import GraphLoss
-from pyrovae.training.losses import HandlerLoss, Settings
+from pyrovae.training.eager import HandlerLoss, Settings
 from pyrovae.training.optimizers import optimizer_of
-from pyrovae.training.steps import Steps
+from pyrovae.training.step import Steps
+from pyrovae.training.traced import GraphLoss
 
 SIZES = {
     "mnist": {"num_data": 60_000, "event": 784, "hidden": 400, "latent": 50},

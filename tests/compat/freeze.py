@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.checkpoint import save
-from pyrovae.training import Epoch
+from pyrovae.history import Epoch
+from pyrovae.model_file import save
 
 FOLDER = Path(__file__).parent
 BUILD = {"event_shape": 4, "latent_dim": 2, "hidden": [5], "prior": "VampPrior"}

@@ -1,0 +1,250 @@
+"""Whether a program's densities are densities, and prior and guide fit each other.
+
+Three things that no gradient can repair, found on the traces of one datum:
+
+1. a parameter outside its range (a scale ≤ 0, a probability > 1, NaN),
+2. draws outside the density's own support, or a log-density that is NaN or not one number
+   a datum,
+3. a guide with mass where the prior has none: KL(q ‖ p) = ∫ q log (q / p) dz = ∞.
+
+Only latents are drawn, and only a few times: what goes wrong at other data or other
+draws is for the guard in training to find. Shapes of events are compared in
+`pyrovae.contract.validation`.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.utils import lazy_property
+
+from pyrovae.errors import ConfigError
+from pyrovae.runtime.random_stream import RandomStream
+
+NUM_DRAWS = 16
+PROBES = (-1e4, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 1e4)  # of the supports of coordinates
+
+
+def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """ConfigError unless every site's density is one, and each q(z|x) lies within its p(z).
+
+    Args:
+        model_trace: of the model on the first datum, without subsample sites.
+        guide_trace: of the guide on it; the latents' event shapes agree already.
+
+    Raises:
+        ConfigError: says which part, what it gave, and what to write instead.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1)
+        >>> from pyrovae.contract.validation import trace_once
+        >>> check_densities(*trace_once(vae, torch.ones(1, 2)))
+    """
+    with RandomStream(0), torch.no_grad(), pyro.validation_enabled(False):
+        for name, site in guide_trace.iter_stochastic_nodes():
+            check_density(site["fn"], f"the encoder's q({name}|x)")
+        for name, site in model_trace.iter_stochastic_nodes():
+            check_density(site["fn"], f"the prior p({name})")
+            check_supports(site["fn"], guide_trace.nodes[name]["fn"], name)
+        for name in model_trace.observation_nodes:
+            check_parameters_of(model_trace.nodes[name]["fn"], f"the decoder's p({name}|z)")
+
+
+def check_density(density: Distribution, what: str) -> None:
+    """ConfigError unless parameters, draws and their log-densities are as they should be.
+
+    Args:
+        density: of one latent site.
+        what: what the message calls it.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> check_density(dist.Normal(torch.zeros(1, 2), 1.0).to_event(1), "the prior p(z)")
+    """
+    check_parameters_of(density, what)
+    draws = density.sample(torch.Size([NUM_DRAWS]))
+    support = support_of(density)
+    if support is not None and not support.check(draws).all():
+        raise ConfigError(
+            f"{what}, a {_name(density)}, draws values outside its own support, {support}: its "
+            "sampler and its density disagree.\nCorrect `sample`, or declare the right `support`."
+        )
+    log_prob = density.log_prob(draws)
+    expected = (NUM_DRAWS, *density.batch_shape)
+    if tuple(log_prob.shape) != expected:
+        raise ConfigError(
+            f"{what}, a {_name(density)}, gives a log_prob of shape {tuple(log_prob.shape)} for "
+            f"draws of shape {tuple(draws.shape)}, but it must be one number a draw: {expected}.\n"
+            "Sum over the latent dimensions: .to_event(1), or log_prob(...).sum(-1)."
+        )
+    if log_prob.isnan().any():
+        raise ConfigError(
+            f"{what}, a {_name(density)}, gives log_prob = nan at {int(log_prob.isnan().sum())} of "
+            f"{log_prob.numel()} of its own draws: every loss would be nan.\nLook for a scale that "
+            "is 0 or negative, a logarithm of 0, or nan in its parameters."
+        )
+
+
+def check_parameters_of(density: Distribution, what: str) -> None:
+    """ConfigError when a parameter of the density is outside the range that torch declares.
+
+    Example:
+        >>> check_parameters_of(torch.distributions.Poisson(torch.ones(2)), "the decoder's p(x|z)")
+    """
+    base = _innermost(density)
+    for name, constraint in _arg_constraints(base).items():
+        is_derived = isinstance(getattr(type(base), name, None), lazy_property)
+        if constraints.is_dependent(constraint) or (is_derived and name not in vars(base)):
+            continue
+        value = getattr(base, name)
+        good = constraint.check(value)
+        if not good.all():
+            raise ConfigError(
+                f"{what} is a {_name(density)} with {name} = {_first_bad(value, good)}, but {name} "
+                f"must satisfy {constraint}.\nMap the network's output into that range (for a "
+                "scale heads.positive, for a probability logits=), or end in one of our heads."
+            )
+
+
+def check_supports(p: Distribution, q: Distribution, name: str) -> None:
+    """ConfigError when q(z|x) has mass where p(z) has none, so that their KL is infinite.
+
+    Supports of coordinates (intervals, whole numbers) are compared point by point; those
+    that tie coordinates to each other (simplex, sphere) must be the same kind.
+
+    Args:
+        p: the prior's density of a site.
+        q: the guide's.
+        name: the site's name.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> check_supports(dist.Normal(0.0, 1.0), dist.Uniform(0.0, 1.0), "z")
+    """
+    p_support, q_support = support_of(p), support_of(q)
+    if p_support is None or q_support is None:
+        return
+    p_coordinate, q_coordinate = coordinate_of(p_support), coordinate_of(q_support)
+    if repr(p_coordinate) == repr(q_coordinate):
+        return
+    where = ""
+    if not p_coordinate.event_dim and not q_coordinate.event_dim:
+        where = _outside(p_coordinate, q_coordinate)
+        if p_coordinate.is_discrete == q_coordinate.is_discrete and not where:
+            return
+    raise ConfigError(
+        f"the prior p({name}) lives on {_in_words(p_coordinate)}, but the encoder's q({name}|x) on "
+        f"{_in_words(q_coordinate)}{where}: KL(q ‖ p) is infinite, or is none at all.\n"
+        f"Give {name} a guide with the prior's support{_such_as('guides', p_coordinate)}, or a "
+        f"prior with the guide's{_such_as('priors', q_coordinate)}."
+    )
+
+
+def support_of(density: Distribution) -> constraints.Constraint | None:
+    """The density's support, or None where it declares none.
+
+    Example:
+        >>> support_of(torch.distributions.Normal(0.0, 1.0))
+        Real()
+    """
+    try:
+        support = density.support
+    except NotImplementedError:
+        return None
+    return None if support is None or constraints.is_dependent(support) else support
+
+
+@contextmanager
+def plate_errors_explained() -> Iterator[None]:
+    """Turn Pyro's error for a part with too many batch dimensions into a ConfigError.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> with plate_errors_explained(), pyro.plate("data", 3):
+        ...     pyro.sample("z", dist.Normal(torch.zeros(3, 2), 1.0))
+        Traceback (most recent call last):
+            ...
+        pyrovae.errors.ConfigError: the density of 'z' has batch size 2 ...
+    """
+    pattern = r"Shape mismatch inside plate\('(.*)'\) at site (\S+) dim (-?\d+), (\d+) vs (\d+)"
+    try:
+        yield
+    except ValueError as error:
+        found = re.search(pattern, str(error))
+        if not found:
+            raise
+        plate, site, dim, rows, size = found.groups()
+        raise ConfigError(
+            f"the density of {site!r} has batch size {size} at dimension {dim}, but the plate "
+            f"{plate!r} holds {rows} there: each number would be a datum of its own.\n"
+            "Declare what is within a datum as event dimensions: end the part with .to_event(1)."
+        ) from None
+
+
+def _arg_constraints(density: Distribution) -> dict[str, constraints.Constraint]:
+    try:
+        return density.arg_constraints
+    except NotImplementedError:  # a user's own may declare none
+        return {}
+
+
+def _outside(p: constraints.Constraint, q: constraints.Constraint) -> str:
+    """', at … for example', where q's coordinate reaches and p's does not; else nothing."""
+    for probe in PROBES:
+        value = torch.tensor(probe)
+        if (q.check(value) & ~p.check(value)).any():
+            return f" (at {probe:g}, for example)"
+    return ""
+
+
+def coordinate_of(support: constraints.Constraint) -> Any:
+    """What the support asks of one coordinate, or of the vector where it ties them together."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+# support of a coordinate → in words, and parts of ours that have it
+WORDS = {
+    "Real": ("the real numbers", {"guides": "DiagonalNormal", "priors": "StandardNormal"}),
+    "Boolean": ("{0, 1}", {"guides": "Bernoulli", "priors": "Bernoulli"}),
+    "OneHotBlocks": ("one-hot vectors", {"guides": "Categorical", "priors": "Categorical"}),
+    "Sphere": ("the unit sphere", {"guides": "PowerSpherical", "priors": "HypersphericalUniform"}),
+}
+
+
+def _in_words(support: constraints.Constraint) -> str:
+    return WORDS.get(_kind(support), (str(support), {}))[0]
+
+
+def _such_as(family: str, support: constraints.Constraint) -> str:
+    part = WORDS.get(_kind(support), ("", {}))[1].get(family)
+    return f" ({family}.{part})" if part else ""
+
+
+def _kind(support: constraints.Constraint) -> str:
+    return type(support).__name__.strip("_")
+
+
+def _innermost(density: Distribution) -> Distribution:
+    while hasattr(density, "base_dist"):
+        density = density.base_dist
+    return density
+
+
+def _name(density: Distribution) -> str:
+    return type(_innermost(density)).__name__
+
+
+def _first_bad(value: Tensor, good: Tensor) -> str:
+    if good.shape != value.shape:
+        return "an array"
+    bad = value[~good]
+    return f"{bad[0].item():.6g}" + (f" and {len(bad) - 1} more like it" if len(bad) > 1 else "")

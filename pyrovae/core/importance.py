@@ -1,0 +1,91 @@
+"""Importance weights, drawn in chunks and summed up without being kept.
+
+    log p̂ = log (1/K) Σ_k w_k,    ESS = (Σ w)² / Σ w²
+    std_error² = Var(w) / (K w̄²) = (K / ESS − 1) / (K − 1)          (delta method)
+
+Weights arrive in chunks and are not kept, except for the largest M + 1 of each datum, which
+k̂ needs. Sums are of exponentials shifted by a running maximum, in float64.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyrovae.core.joint import ProgramJoint, VAEJoint
+from pyrovae.core.pareto import pareto_k_of_largest, tail_size
+
+
+def weighted_chunks(joint: VAEJoint | ProgramJoint, num_samples: int, chunk: int):
+    """(z, log w) in chunks of at most so many draws; a chunk halves when a GPU is full.
+
+    Args:
+        joint: the program at some data.
+        num_samples: K, the draws in all.
+        chunk: the most at a time.
+
+    Yields:
+        z by site, (S, N, *event), and log w, (S, N), nats.
+
+    Raises:
+        MemoryError: a GPU has no room for one draw.
+    """
+    left = num_samples
+    while left:
+        size = min(chunk, left)
+        try:
+            drawn = joint.weighted_draws(size)
+        except torch.OutOfMemoryError as full:
+            if size == 1:
+                raise MemoryError(
+                    f"K = {num_samples:,} draws in chunks of 1: the device has no memory for one "
+                    f"draw of {len(joint.batch.x):,} data ({str(full)[:120]}).\n"
+                    "Write a smaller memory_budget, in bytes."
+                ) from None
+            chunk = size // 2
+            continue
+        left -= size
+        yield drawn
+
+
+class WeightSums:
+    """Running sums over importance weights, chunk by chunk of draws.
+
+    Args:
+        num_samples: K, the draws in all.
+
+    Example:
+        >>> log_w = torch.randn(100, 3, dtype=torch.float64)
+        >>> sums = WeightSums(100)
+        >>> for chunk in log_w.split(30):
+        ...     sums.add(chunk)
+        >>> torch.allclose(sums.estimates()[0], log_w.logsumexp(0) - math.log(100), rtol=1e-12)
+        True
+    """
+
+    def __init__(self, num_samples: int):
+        self.num_samples = num_samples
+        self.num_largest = min(tail_size(num_samples) + 1, num_samples)
+        self.log_sum: Tensor | None = None  # of w
+        self.log_sum_squares: Tensor | None = None  # of w²
+        self.largest: Tensor | None = None  # (≤ M + 1, N), sorted downwards
+
+    def add(self, log_weights: Tensor) -> None:
+        """Count these (S, N) log-weights."""
+        new = log_weights.double()
+        sums = new.logsumexp(0), (2 * new).logsumexp(0)
+        if self.largest is None:
+            self.log_sum, self.log_sum_squares = sums
+        else:
+            self.log_sum = torch.logaddexp(self.log_sum, sums[0])
+            self.log_sum_squares = torch.logaddexp(self.log_sum_squares, sums[1])
+            new = torch.cat([self.largest, new])
+        self.largest = new.topk(min(self.num_largest, len(new)), 0).values
+
+    def estimates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """log p̂, its standard error, ESS and k̂, (N,) each, once all K are counted."""
+        k = self.num_samples
+        log_px = self.log_sum - math.log(k)
+        ess = (2 * self.log_sum - self.log_sum_squares).exp().nan_to_num(nan=0.0).clamp(max=k)
+        variance = (k / ess - 1).clamp(min=0) / (k - 1) if k > 1 else torch.full_like(ess, math.inf)
+        return log_px, variance.sqrt(), ess, pareto_k_of_largest(self.largest)

@@ -1,0 +1,233 @@
+"""A program at fixed data, as functions of its latents: p(z), p(x|z) and q(z|x), per datum.
+
+    terms(z) → log p(z), log p(x|z)      log_guide(z) → log q(z|x)      (S, N) each, nats
+    draw_prior(S), draw_guide(S) → z     weighted_draws(S) → z, log w
+
+z is a dict of sites, each (S, N, *event). Two classes with this one interface: `VAEJoint`
+calls the three parts directly, and the encoder once however many draws are asked for;
+`ProgramJoint` runs any other program under Pyro's handlers, whose local sites may depend on
+each other. Latents outside the plate "data" are refused: log p(x_i | w) is not a number of
+datum i alone.
+
+`Unconstrained` is the same in coordinates u on the real line, which Hamiltonian moves need:
+
+    z = T(u),   log p_u(u) = log p(T(u)) + log |det ∂T/∂u|,   T = biject_to(support of p(z))
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from pyrovae.core.terms import draw_traces, is_local, terms_of
+from pyrovae.data import Batch
+from pyrovae.errors import ConfigError
+from pyrovae.networks import given
+from pyrovae.vae import VAE, fill, observed_only
+
+Latents = dict[str, Tensor]
+
+
+def joint_of(program: nn.Module, batch: Batch) -> "VAEJoint | ProgramJoint":
+    """The program at these data.
+
+    Args:
+        program: in eval mode, inside a parameter store of its own.
+        batch: checked data.
+
+    Raises:
+        ConfigError: the program has latents outside the plate "data".
+    """
+    return VAEJoint(program, batch) if is_plain_vae(program) else ProgramJoint(program, batch)
+
+
+def is_plain_vae(program: nn.Module) -> bool:
+    """Whether the program is `VAE.model` and `VAE.guide`, so that its parts say everything."""
+    kind = type(program)
+    return isinstance(program, VAE) and (kind.model, kind.guide) == (VAE.model, VAE.guide)
+
+
+class VAEJoint:
+    """p(z), p(x|z), q(z|x) of a `VAE` at fixed data; the encoder has run once."""
+
+    def __init__(self, vae: VAE, batch: Batch):
+        x, y, mask = batch
+        self.decoder, self.batch = vae.decoder, batch
+        self.prior = vae.prior(*given(y, vae.prior))
+        self.guide = vae.encoder(fill(x, mask), *given(y, vae.encoder))
+        self.supports = {"z": self.prior.support}
+
+    def terms(self, z: Latents) -> tuple[Tensor, Tensor]:
+        """log p(z) and log p(x|z) at z (S, N, D): (S, N) each."""
+        x, y, mask = self.batch
+        p_x = self.decoder(z["z"], *given(y, self.decoder))
+        log_likelihood = observed_only(p_x, mask).log_prob(fill(x, mask, p_x.support))
+        return self.prior.log_prob(z["z"]), log_likelihood
+
+    def log_guide(self, z: Latents) -> Tensor:
+        return self.guide.log_prob(z["z"])
+
+    def draw_prior(self, num_samples: int) -> Latents:
+        batch_shape = (len(self.batch.x),)
+        return {"z": self.prior.expand(batch_shape).sample((num_samples,))}
+
+    def draw_guide(self, num_samples: int) -> Latents:
+        return {"z": self.guide.sample((num_samples,))}
+
+    def weighted_draws(self, num_samples: int) -> tuple[Latents, Tensor]:
+        """z ~ q(z|x) and log w = log p(x, z) − log q(z|x), (S, N)."""
+        z = self.draw_guide(num_samples)
+        log_prior, log_likelihood = self.terms(z)
+        return z, log_likelihood + log_prior - self.log_guide(z)
+
+
+class ProgramJoint:
+    """The same of any program with one plate "data", by traces."""
+
+    def __init__(self, program: nn.Module, batch: Batch):
+        self.program, self.batch = program, batch
+        trace = draw_traces(program.model, program.guide, *batch).model
+        sites = dict(trace.iter_stochastic_nodes())
+        outside = [n for n, site in sites.items() if not is_local(site)]
+        if outside:
+            raise ConfigError(
+                f"the latent {outside[0]!r} stands outside the plate 'data': all data share it, so "
+                "log p(x) is no sum over data and has no estimate for each.\n"
+                "elbo_terms(…).total_elbo bounds the evidence of all data together."
+            )
+        self.supports = {n: site["fn"].support for n, site in sites.items()}
+
+    def terms(self, z: Latents) -> tuple[Tensor, Tensor]:
+        terms = self._replayed(self.program.model, z)
+        return terms.log_prior, terms.log_likelihood
+
+    def log_guide(self, z: Latents) -> Tensor:
+        return self._replayed(self.program.guide, z).log_prior
+
+    def draw_prior(self, num_samples: int) -> Latents:
+        return self._terms(self.program.model, _nothing, num_samples).latents
+
+    def draw_guide(self, num_samples: int) -> Latents:
+        drawn = self._terms(self.program.guide, _nothing, num_samples).latents
+        return {name: drawn[name] for name in self.supports}
+
+    def weighted_draws(self, num_samples: int) -> tuple[Latents, Tensor]:
+        terms = self._terms(self.program.model, self.program.guide, num_samples)
+        return terms.latents, terms.log_weights
+
+    def _replayed(self, program: Callable, z: Latents) -> Any:
+        num_samples, num_data = next(iter(z.values())).shape[:2]
+
+        def at_z(*batch: Tensor | None) -> None:
+            with pyro.plate("data", num_data, dim=-1):
+                for name, value in z.items():
+                    value = value if num_samples > 1 else value[0]
+                    pyro.sample(name, dist.Delta(value, event_dim=self.supports[name].event_dim))
+
+        return self._terms(program, at_z, num_samples)
+
+    def _terms(self, model: Callable, guide: Callable, num_samples: int) -> Any:
+        traces = draw_traces(model, guide, *self.batch, num_samples=num_samples)
+        return terms_of(traces, len(self.batch.x))
+
+
+def _nothing(*batch: Tensor | None) -> None:
+    """A guide without sites: the model draws its own."""
+
+
+class Site(NamedTuple):
+    """A latent as a stretch of u.
+
+    Attributes:
+        transform: T, from the real line to the support of p(z).
+        shape: of one unconstrained value.
+    """
+
+    transform: Any
+    shape: torch.Size
+
+
+class Unconstrained:
+    """p and q of a program at fixed data over u (S, N, D), z = T(u); D over all sites together.
+
+    Args:
+        joint: as `joint_of` gives it.
+        method: what asks, for the error.
+
+    Raises:
+        ConfigError: a latent is discrete, or its support has no map from the real line.
+    """
+
+    def __init__(self, joint: VAEJoint | ProgramJoint, *, method: str):
+        self.joint = joint
+        transforms = {n: _transform(n, s, method) for n, s in joint.supports.items()}
+        one = joint.draw_prior(1)
+        self.sites = {n: Site(t, t.inv(one[n]).shape[2:]) for n, t in transforms.items()}
+
+    def latents(self, u: Tensor) -> Latents:
+        """z = T(u), by site."""
+        sizes = [site.shape.numel() for site in self.sites.values()]
+        return {
+            name: site.transform(part.reshape(*u.shape[:2], *site.shape))
+            for (name, site), part in zip(self.sites.items(), u.split(sizes, -1), strict=True)
+        }
+
+    def coordinates(self, z: Latents) -> Tensor:
+        """u = T⁻¹(z), (S, N, D)."""
+        return flat({name: site.transform.inv(z[name]) for name, site in self.sites.items()})
+
+    def terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log p_u(u) and log p(x|T(u)), (S, N) each, nats."""
+        z = self.latents(u)
+        log_prior, log_likelihood = self.joint.terms(z)
+        return log_prior + self._log_jacobian(u, z), log_likelihood
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """log q_u(u|x), (S, N), nats."""
+        z = self.latents(u)
+        return self.joint.log_guide(z) + self._log_jacobian(u, z)
+
+    def draw_prior(self, num_samples: int) -> Tensor:
+        return self.coordinates(self.joint.draw_prior(num_samples))
+
+    def draw_guide(self, num_samples: int) -> Tensor:
+        return self.coordinates(self.joint.draw_guide(num_samples))
+
+    def _log_jacobian(self, u: Tensor, z: Latents) -> Tensor:
+        sizes = [site.shape.numel() for site in self.sites.values()]
+        total = torch.zeros_like(u[..., 0])
+        for (name, site), part in zip(self.sites.items(), u.split(sizes, -1), strict=True):
+            part = part.reshape(*u.shape[:2], *site.shape)
+            log_det = site.transform.log_abs_det_jacobian(part, z[name])
+            total = total + log_det.reshape(*u.shape[:2], -1).sum(-1)
+        return total
+
+
+def flat(latents: Latents) -> Tensor:
+    """All sites side by side, (S, N, D), in the order of the model.
+
+    Example:
+        >>> flat({"a": torch.zeros(4, 3), "b": torch.zeros(4, 3, 2, 2)}).shape
+        torch.Size([4, 3, 5])
+    """
+    return torch.cat([value.reshape(*value.shape[:2], -1) for value in latents.values()], -1)
+
+
+def _transform(name: str, support: Any, method: str) -> Any:
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    if not support.is_discrete:
+        try:
+            return biject_to(support)
+        except NotImplementedError:
+            pass
+    kind = "discrete" if support.is_discrete else "not mapped from the real line"
+    raise ConfigError(
+        f"{method} moves latents along gradients on the real line, but the support of {name!r}, "
+        f"{support}, is {kind}.\n"
+        "For few discrete values write method='enumerate', else method='iwae' or posterior.sir."
+    )

@@ -1,0 +1,216 @@
+"""The one primitive: the terms of the ELBO, per draw and per datum.
+
+For draws z^(s) ~ q(z|x_i) of any program (model, guide), in nats:
+
+    log_prior       log p(z)       (S, N)
+    log_likelihood  log p(x_i|z)   (S, N)
+    log_guide       log q(z|x_i)   (S, N)
+
+and for latents outside the plate "data" (global ones) the two (S,) sums beside them.
+The ELBO, its two halves and the log-weights log w = log p(x, z) − log q(z|x) are short
+functions of these arrays; so are all bounds and diagnostics. Per datum first, averages
+last. Handlers that scale a plate (minibatches) leave no trace here: whoever needs the
+scale multiplies outside the log-sum-exp.
+"""
+
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor, nn
+
+from pyrovae.checks import seed_number, whole_number
+from pyrovae.contract.validation import admit, is_local
+from pyrovae.errors import ConfigError
+from pyrovae.handlers import evaluation
+from pyrovae.runtime.random_stream import RandomStream
+
+
+class ElboTerms(NamedTuple):
+    """The terms of the ELBO at S draws from the guide for N data, in nats.
+
+    Attributes:
+        log_prior: (S, N), log p(z), summed over the local latents.
+        log_likelihood: (S, N), log p(x|z).
+        log_guide: (S, N), log q(z|x).
+        global_log_prior: (S,), log p of the latents outside the plate "data"; 0 without any.
+        global_log_guide: (S,), log q of these.
+        latents: site name → its draws, (S, N, *event) or (S, *event) for a global one.
+    """
+
+    log_prior: Tensor
+    log_likelihood: Tensor
+    log_guide: Tensor
+    global_log_prior: Tensor
+    global_log_guide: Tensor
+    latents: dict[str, Tensor]
+
+    @property
+    def kl(self) -> Tensor:
+        """(S, N), log q(z|x) − log p(z): its mean over draws is the KL to the prior, in nats."""
+        return self.log_guide - self.log_prior
+
+    @property
+    def log_weights(self) -> Tensor:
+        """(S, N), log w = log p(x, z) − log q(z|x), in nats: its mean over draws is the ELBO."""
+        return self.log_likelihood - self.kl
+
+    @property
+    def total_elbo(self) -> Tensor:
+        """(S,), the ELBO of all N data and the global latents, in nats; higher is better."""
+        return self.log_weights.sum(-1) + self.global_log_prior - self.global_log_guide
+
+
+class Traces(NamedTuple):
+    """A guide's trace, and the model's replayed against it, log-probabilities computed."""
+
+    model: poutine.Trace
+    guide: poutine.Trace
+
+
+def draw_traces(
+    model: Any, guide: Any, *args: Any, num_samples: int = 1, detach: bool = False, **kwargs: Any
+) -> Traces:
+    """Trace guide and model at `num_samples` draws, vectorised over a plate "particles".
+
+    The plate stands at dim −2, outside "data": sites get shape (S, B, *event), and (1, B, …)
+    is left as (B, …) for a single draw. Gradients flow, through the draws too unless `detach`;
+    handlers around it apply.
+    """
+    if num_samples > 1:
+        model, guide = _with_particles(model, num_samples), _with_particles(guide, num_samples)
+    return Traces(*get_importance_trace("flat", 2, model, guide, args, kwargs, detach))
+
+
+def _with_particles(program: Any, num_samples: int) -> Any:
+    def vectorised(*args: Any, **kwargs: Any) -> Any:
+        with pyro.plate("particles", num_samples, dim=-2):
+            return program(*args, **kwargs)
+
+    return vectorised
+
+
+def terms_of(traces: Traces, num_data: int) -> ElboTerms:
+    """The terms of the ELBO from a pair of traces, unscaled.
+
+    Args:
+        traces: as `draw_traces` gives them.
+        num_data: N, the size of the plate "data".
+
+    Returns:
+        ElboTerms, differentiable where the traces are.
+    """
+    model_latents = {n: s for n, s in _sites(traces.model) if not s["is_observed"]}
+    observed = {n: s for n, s in _sites(traces.model) if s["is_observed"]}
+    guide_latents = {n: s for n, s in _sites(traces.guide) if not s["is_observed"]}
+    device = next((s["unscaled_log_prob"].device for _, s in _sites(traces.model)), None)
+    split = partial(_local_and_global, num_data=num_data, device=device)
+    log_prior, global_log_prior = split(model_latents)
+    log_likelihood, _ = split(observed)
+    log_guide, global_log_guide = split(guide_latents)
+    arrays = (log_prior, log_likelihood, log_guide, global_log_prior, global_log_guide)
+    num_samples = max(len(a) for a in arrays)
+    expanded = [a.expand(num_samples, *a.shape[1:]) for a in arrays]
+    latents = {
+        n: s["value"] if num_samples > 1 else s["value"][None] for n, s in model_latents.items()
+    }
+    return ElboTerms(*expanded, latents)
+
+
+def _sites(trace: poutine.Trace):
+    return [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
+
+
+def _local_and_global(
+    sites: dict[str, dict], *, num_data: int, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    """The summed log-densities of sites inside the plate, (S, N), and outside, (S,)."""
+    local, global_ = [], []
+    for name, site in sites.items():
+        log_prob = site["unscaled_log_prob"]
+        if site["mask"] is not None:
+            log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
+        if is_local(site):
+            local.append(_as_rows(log_prob, name, num_data))
+        elif log_prob.dim() <= 2:
+            global_.append(log_prob.reshape(-1))
+    # no `sum` from a tensor of zeros: each operation is one of a training step
+    total = reduce(torch.add, local) if local else torch.zeros(1, num_data, device=device)
+    return total, reduce(torch.add, global_) if global_ else torch.zeros(1, device=device)
+
+
+def _as_rows(log_prob: Tensor, name: str, num_data: int) -> Tensor:
+    if log_prob.dim() > 2 or log_prob.shape[-1:] != (num_data,):
+        raise ConfigError(
+            f"the log-density of site {name!r} has shape {tuple(log_prob.shape)}, but it needs one "
+            f"number for each of {num_data} data: the plate 'data' must be the rightmost one.\n"
+            "Declare what is within a datum as event dimensions: .to_event(k)."
+        )
+    return log_prob if log_prob.dim() == 2 else log_prob[None]
+
+
+def bound_on(*traces: poutine.Trace) -> str:
+    """What the ELBO of a program is a bound on: "log p(x)", or that of its relaxed model.
+
+    A density with the attribute `is_relaxed` stands for a discrete one. Its ELBO bounds the
+    evidence of the continuous model, and says nothing of that of the discrete one.
+
+    Args:
+        traces: of model and guide.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> from pyrovae.contract.validation import trace_once
+        >>> part = "RelaxedBernoulli"
+        >>> vae = pv.build((2,), latent_dim=1, prior=part, guide=part, seed=0)
+        >>> bound_on(*trace_once(vae, torch.ones(1, 2)))
+        'log p(x) of the relaxed model'
+    """
+    latents = (s for trace in traces for _, s in trace.iter_stochastic_nodes())
+    is_relaxed = any(getattr(s["fn"], "is_relaxed", False) for s in latents)
+    return "log p(x) of the relaxed model" if is_relaxed else "log p(x)"
+
+
+def elbo_terms(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    num_samples: int = 1,
+    seed: int | None = 0,
+) -> ElboTerms:
+    """The terms of the ELBO at draws z ~ q(z|x), in eval mode and without gradients.
+
+    Discrete sites are drawn like the others; nothing is enumerated.
+
+    Args:
+        program: a module with `.model` and `.guide` over one plate "data".
+        x: (N, *event).
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        num_samples: S, draws per datum; all at once, so memory grows with S · N.
+        seed: of the draws; None takes a fresh one.
+
+    Returns:
+        ElboTerms, arrays (S, N), in nats.
+
+    Raises:
+        DataError: x does not fit the program.
+        ConfigError: num_samples or seed is no such number, or the program's plates differ.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> terms = elbo_terms(vae, torch.ones(5, 2), num_samples=3)
+        >>> terms.log_weights.shape, terms.latents["z"].shape
+        (torch.Size([3, 5]), torch.Size([3, 5, 1]))
+    """
+    num_samples = whole_number(num_samples, "num_samples", 1)
+    batch = admit(program, x, y, mask)
+    with RandomStream(seed_number(seed)), evaluation(program):
+        traces = draw_traces(program.model, program.guide, *batch, num_samples=num_samples)
+        return terms_of(traces, len(batch[0]))

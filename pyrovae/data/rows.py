@@ -1,0 +1,181 @@
+"""Data that stay where they are, a file or a sparse matrix, and are read some rows at a time.
+
+`Rows` gives the checks what they ask of a tensor (shape, dtype, slices of rows), so that a
+check written for tensors looks at a 20 GB file too, and names the same place in the same words.
+Nothing is ever written back.
+"""
+
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.checks.tensors import as_tensor
+from pyrovae.errors import DataError
+
+
+class Rows:
+    """(N, *event) numbers, read as dense tensors: rows[3:9] is (6, *event), rows[3, 4] a number.
+
+    Attributes:
+        shape: (N, *event).
+        dtype: of the tensors that it gives.
+    """
+
+    def __init__(self, shape: tuple[int, ...], empty: np.ndarray, name: str):
+        none = as_tensor(empty, name)  # no numbers, but the error of a dtype that is no number's
+        self.shape, self.dtype, self._native = torch.Size(shape), none.dtype, none.numpy().dtype
+
+    def _read(self, place: slice | np.ndarray) -> np.ndarray:
+        """Rows as a new dense array in the dtype of `self.dtype`."""
+        raise NotImplementedError
+
+    def __getitem__(self, place: slice | tuple[int, ...]) -> Tensor:
+        if isinstance(place, slice):
+            return torch.from_numpy(self._read(place))
+        return self[place[0] : place[0] + 1][(0, *place[1:])]
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """The rows that `index` names, in its order; dim is 0."""
+        return torch.from_numpy(self._read(index.numpy()))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def element_size(self) -> int:
+        return self.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+
+class MappedRows(Rows):
+    """Rows of a `numpy.memmap`, or of any array over one: only what is asked for is read.
+
+    Args:
+        array: (N, *event), of any dtype of numbers, byte order and strides.
+        name: what the caller calls it, for messages.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile() as file:
+        ...     mapped = np.memmap(file, "u1", "w+", shape=(5, 2))
+        ...     mapped[:] = np.arange(10).reshape(5, 2)
+        ...     MappedRows(mapped)[1:3]
+        tensor([[2, 3],
+                [4, 5]], dtype=torch.uint8)
+    """
+
+    def __init__(self, array: np.ndarray, name: str = "x"):
+        super().__init__(array.shape, np.zeros((0, *array.shape[1:]), array.dtype), name)
+        self.file = mapped_file(array)
+        self._array = np.asarray(array)
+
+    def _read(self, place: slice | np.ndarray) -> np.ndarray:
+        return np.array(self._array[place], self._native, order="C")
+
+    def read_into(self, out: Tensor, place: slice) -> None:
+        """Rows copied into a tensor of their shape and of `self.dtype`, without another copy."""
+        out.numpy()[:] = self._array[place]
+
+    @property
+    def num_file_bytes(self) -> int | None:
+        """Size of the file, header included; None where it has no name any more."""
+        status = self._status()
+        return status and status.st_size
+
+    def facts(self) -> tuple | None:
+        """What tells this part of this file, unchanged, from all others; None where nothing can.
+
+        A map that can be written to may change without a trace in the file's times.
+        """
+        status = self._status()
+        if self.file.mode != "r" or status is None:
+            return None
+        there = self._array.ctypes.data - self.file.ctypes.data + self.file.offset
+        identity = (os.path.realpath(self.file.filename), status.st_dev, status.st_ino)
+        times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        layout = (there, self._array.dtype.str, tuple(self.shape), self._array.strides)
+        return *identity, *times, *layout
+
+    def _status(self) -> os.stat_result | None:
+        try:
+            return os.stat(self.file.filename)
+        except (OSError, TypeError):  # deleted, or a temporary file without a name
+            return None
+
+
+class SparseRows(Rows):
+    """Rows of a scipy sparse matrix or array of any format, kept as compressed sparse rows.
+
+    Args:
+        matrix: (N, D); one in canonical CSR format is kept as it is, without a copy.
+        name: what the caller calls it, for messages.
+
+    Raises:
+        DataError: it has not two dimensions.
+
+    Example:
+        >>> import scipy.sparse
+        >>> SparseRows(scipy.sparse.eye_array(3, 2, format="coo"))[1:3]
+        tensor([[0., 1.],
+                [0., 0.]], dtype=torch.float64)
+    """
+
+    def __init__(self, matrix: Any, name: str = "x"):
+        if len(matrix.shape) != 2:
+            raise DataError(
+                f"{name} is a sparse array of shape {tuple(matrix.shape)}, but data are (N, D), one"
+                f" datum a row.\nReshape it: {name}.reshape(-1, D)."
+            )
+        super().__init__(matrix.shape, np.zeros((0, matrix.shape[1]), matrix.dtype), name)
+        self.matrix = matrix.tocsr()
+        if not self.matrix.has_canonical_format:  # a cell stored twice is the sum of both
+            self.matrix = self.matrix.copy()
+            self.matrix.sum_duplicates()
+
+    def _read(self, place: slice | np.ndarray) -> np.ndarray:
+        return self.matrix[place].toarray().astype(self._native, order="C", copy=False)
+
+
+def mapped_file(array: Any) -> np.memmap | None:
+    """The `numpy.memmap` that an array looks into, or None where it is in memory.
+
+    Example:
+        >>> mapped_file(np.zeros(3)) is None
+        True
+    """
+    owner = None
+    while isinstance(array, np.ndarray):
+        owner, array = array, array.base
+    return owner if isinstance(owner, np.memmap) and isinstance(array, mmap.mmap) else None
+
+
+def as_rows(value: Any, name: str = "x") -> Tensor | Rows:
+    """`value` as `Rows` where it is memory-mapped or sparse, else as a tensor (`as_tensor`).
+
+    Args:
+        value: the data, in any container.
+        name: what the caller calls it, for messages.
+
+    Raises:
+        DataError: no array of numbers.
+
+    Example:
+        >>> as_rows([[1, 2]])
+        tensor([[1, 2]])
+    """
+    if mapped_file(value) is not None and np.ndim(value):
+        return MappedRows(value, name)
+    if hasattr(value, "tocsr"):
+        return SparseRows(value, name)
+    return as_tensor(value, name)

@@ -1,0 +1,151 @@
+"""What `fit` recorded."""
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Epoch(NamedTuple):
+    """One epoch's record; all in nats per datum, ELBO = −(reconstruction + kl).
+
+    Attributes:
+        epoch: its number, from 1.
+        elbo: mean over the training data, each scored when its batch was taken; higher is better.
+        reconstruction: −log p(x|z) of it; lower is better.
+        kl: KL(q(z|x) ‖ p(z)) of it, at the same draws.
+        validation_elbo: after the epoch, in eval mode; None without validation data.
+        validation_reconstruction: −log p(x|z) of it.
+        validation_kl: the KL of it.
+        seconds: wall-clock time since `fit` began, that of interrupted runs included.
+        learning_rate: of the epoch's last step.
+    """
+
+    epoch: int
+    elbo: float
+    reconstruction: float
+    kl: float
+    validation_elbo: float | None
+    validation_reconstruction: float | None
+    validation_kl: float | None
+    seconds: float
+    learning_rate: float | None = None
+
+
+@dataclass(repr=False)
+class History:
+    """What `fit` recorded: one `Epoch` each, by index, or a column by its name.
+
+    Attributes:
+        epochs: the records, in order.
+        num_data: N, the data seen in an epoch.
+        seed: that of the run; a fresh one when None was asked for.
+        best_epoch: the epoch whose weights were kept; the last one without validation data, or
+            where no validation ELBO was a number.
+        stopped_early: whether patience ran out before the planned number of epochs.
+        bound_on: what each elbo is a bound on: "log p(x)", or "log p(x) of the relaxed model" where
+            latents are relaxed ones (`priors.RelaxedBernoulli`).
+        engine: how steps were computed: "handlers", "graph" or "inductor", and why not otherwise.
+        changes: what was changed when the run was resumed, if anything, in words.
+        collapse: `diagnostics.Collapse` at the end of training: which latent dimensions say nothing
+            of x. After 500 steps or more it is warned of.
+        flight: what the flight recorder kept, one record each `diagnostics_every` steps.
+
+    Example:
+        >>> history = History(num_data=5, seed=0)
+        >>> history.epochs.append(Epoch(1, -2.0, 1.5, 0.5, None, None, None, 0.1))
+        >>> history[-1].elbo, history["kl"]
+        (-2.0, [0.5])
+        >>> history
+        History(1 epochs of 5: ELBO -2)
+    """
+
+    epochs: list[Epoch] = field(default_factory=list)
+    num_data: int = 0
+    seed: int = 0
+    best_epoch: int = 0
+    stopped_early: bool = False
+    bound_on: str = "log p(x)"
+    engine: str = "handlers"
+    changes: list[str] = field(default_factory=list)
+    flight: list[dict[str, Any]] = field(default_factory=list)
+    collapse: Any = None
+
+    def __repr__(self) -> str:
+        if not self.epochs:
+            return "History(0 epochs)"
+        last = self.epochs[-1]
+        text = f"{len(self.epochs)} epochs of {self.num_data:,}: ELBO {last.elbo:.4g}"
+        if last.validation_elbo is not None:
+            text += f", held out {last.validation_elbo:.4g}, best epoch {self.best_epoch}"
+        return f"History({text})"
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if isinstance(key, str):
+            return [getattr(epoch, key) for epoch in self.epochs]
+        return self.epochs[key]
+
+    @classmethod
+    def from_csv(cls, path: str | Path, *, seed: int = 0) -> "History":
+        """The records in a history.csv of `fit`; its best epoch is the last one.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        records = [
+            Epoch(*(None if row[n] == "" else float(row[n]) for n in Epoch._fields)) for row in rows
+        ]
+        records = [record._replace(epoch=int(record.epoch)) for record in records]
+        return cls(records, seed=seed, best_epoch=len(records))
+
+    def state(self) -> dict[str, Any]:
+        """As `runtime.state_tree.pack` takes it, each float bit for bit; what grows, as tensors."""
+        rows = [[math.nan if v is None else float(v) for v in epoch] for epoch in self.epochs]
+        table = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(Epoch._fields))
+        is_none = torch.tensor([[v is None for v in epoch] for epoch in self.epochs])
+        own = {"epochs": table, "is_none": is_none.reshape(table.shape), "collapse": None}
+        return {**vars(self), **own, "flight": _columns(self.flight)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take the place of the history that `state` was made from."""
+        state, table = dict(state), state["epochs"]
+        is_none = state.pop("is_none", torch.isnan(table))  # as early checkpoints of 0.1.0 have it
+        pairs = zip(table.tolist(), is_none.tolist(), strict=True)
+        rows = [[None if n else v for v, n in zip(*pair, strict=True)] for pair in pairs]
+        epochs = [Epoch(int(row[0]), *row[1:]) for row in rows]
+        vars(self).update(state, epochs=epochs, flight=_records(state["flight"]))
+
+
+def _columns(records: list[dict[str, Any]]) -> Any:
+    """Records of the same names as one column a name; other ones as they are.
+
+    A list of numbers for each of many steps would soon be more JSON than a checkpoint may have.
+    """
+    if not records or any(record.keys() != records[0].keys() for record in records):
+        return records
+    return {name: _column([record[name] for record in records]) for name in records[0]}
+
+
+def _column(values: list[Any]) -> Any:
+    """A tensor of whole numbers or of floats, or of lists of them; other values as they are."""
+    sizes = {len(value) if isinstance(value, list) else None for value in values}
+    rows = values if None not in sizes else [values]
+    types = {type(number) for row in rows for number in row} if len(sizes) == 1 else set()
+    dtype = {(int,): torch.int64, (float,): torch.float64}.get(tuple(types))
+    return values if dtype is None else torch.tensor(values, dtype=dtype)
+
+
+def _records(columns: Any) -> list[dict[str, Any]]:
+    """The records of `_columns`; early checkpoints of 0.1.0 hold records themselves."""
+    if not isinstance(columns, dict):
+        return columns
+    lists = [c.tolist() if isinstance(c, torch.Tensor) else c for c in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]

@@ -1,0 +1,387 @@
+"""`save` and `load`: a finished model in one file.
+
+A model that `build` made is stored with its specification and made again from it; the
+specification may name nothing but the public parts of pyrovae. Any other model is loaded
+into an object of the caller's. Either way names, shapes and dtypes must agree before any
+number changes.
+
+Tensors that several names share are stored once, under the first name, with the others as
+aliases of it; a model is loaded only into one that shares the same. Not stored: the data,
+buffers that are not persistent, train or eval mode, and where the tensors lay.
+"""
+
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyrovae import builder, guides, likelihoods, priors
+from pyrovae.checks import as_path, shortened
+from pyrovae.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpoint,
+    StateMismatch,
+    UnsafeFormat,
+)
+from pyrovae.networks import NETWORKS
+from pyrovae.runtime.files import opened, write_atomically
+from pyrovae.runtime.state_tree import check_keys, memory_of
+from pyrovae.runtime.tensor_file import Header, read_header, read_tensors, tensor_file
+
+NAMES = {
+    "prior": priors.__all__,
+    "guide": guides.__all__,
+    "likelihood": likelihoods.__all__,
+    "network": NETWORKS,
+}
+
+
+def save(vae: nn.Module, path: Any) -> Path:
+    """Write a model to one file, atomically: safetensors, with a JSON description.
+
+    Parameters and persistent buffers are stored bit by bit, shared ones once. Whoever reads
+    the path meanwhile, or after a crash, sees the old file or the new one.
+
+    Args:
+        vae: a `VAE`, or any module.
+        path: of the file, in an existing folder; a file that is there is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: the path can name no file, or the state is not all dense real tensors.
+        CheckpointError: the weights have NaN, or the file cannot be written; what was there
+            before is unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> vae = builder.build((4,), latent_dim=2, hidden=(8,), seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(vae, f"{folder}/vae.safetensors")
+        ...     again = load(path)
+        >>> x = torch.ones(3, 4)
+        >>> bool((again.encode(x).mean == vae.encode(x).mean).all())
+        True
+    """
+    path = as_path(path)
+    tensors, aliases = named_tensors(vae)
+    for name, tensor in tensors.items():
+        if has_nan(tensor):
+            raise CheckpointError(
+                f"{name} has NaN, so there is no model to save.\nSave one from before it diverged: "
+                "fit leaves the weights as they were before the step that failed."
+            )
+    held = vae.state_dict(keep_vars=True)
+    description = {
+        "kind": "model",
+        "aliases": aliases,
+        "frozen": [
+            n for n, t in held.items() if isinstance(t, nn.Parameter) and not t.requires_grad
+        ],
+        "parts": parts_of(vae),
+    }
+    description |= _recipe(vae, tensors, aliases)
+    write_atomically(path, tensor_file(tensors, description))
+    return path
+
+
+def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
+    """Read a model that `save` wrote.
+
+    Args:
+        path: of the file.
+        into: the model to fill, in place: one of the same parts and sizes. Not needed for a
+            model that `build` made, which is made again, on the CPU and in train mode.
+
+    Returns:
+        The model: `into`, or a new one.
+
+    Raises:
+        UnsafeFormat: the file is no safetensors file of pyrovae's, or names something that is
+            no part of it. Nothing is imported or run, whatever the file says.
+        CorruptCheckpoint: the file was cut or altered, or has NaN.
+        VersionMismatch: a later release wrote it.
+        StateMismatch: names, shapes, dtypes or shared tensors differ from those of `into`,
+            which is unchanged then; or the file holds no specification, and `into` is needed.
+        CheckpointError: there is no such file, or it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(model, f"{folder}/linear.safetensors")
+        ...     load(path, into=other) is other
+        True
+        >>> bool((other.weight == model.weight).all())
+        True
+    """
+    path = as_path(path)
+    with opened(path, follow_links=True) as fd:
+        header = read_header(fd, path)
+        _check_description(header.description, path)
+        vae = _rebuilt(header, path) if into is None else into
+        if into is None:
+            _as_stored(vae, header)
+        _check_fit(vae, header)
+        tensors = read_tensors(fd, path, header)
+    for name, tensor in tensors.items():
+        if has_nan(tensor):
+            raise CorruptCheckpoint(
+                f"{path}: {shortened(name)} has NaN, as no saved model has.", path
+            )
+    _fill(vae, tensors)
+    return vae
+
+
+def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Parameters and persistent buffers by name, each once, and the other names of the shared.
+
+    Raises:
+        ConfigError: the module's state holds something other than a tensor.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> tensors, aliases = named_tensors(nn.ModuleDict({"a": layer, "b": layer}))
+        >>> list(tensors), aliases
+        (['a.weight'], {'b.weight': 'a.weight'})
+    """
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor) or isinstance(value, nn.UninitializedParameter):
+            raise ConfigError(
+                f"{name} is a {type(value).__name__}, but only tensors are saved.\nKeep it as a "
+                "buffer, or run the module once if it has yet to learn its sizes."
+            )
+        key = memory_of(value)
+        if key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = value.detach()
+    return tensors, aliases
+
+
+def parts_of(module: nn.Module) -> dict[str, str]:
+    """The submodules that are public parts of pyrovae: name → the part's name.
+
+    Example:
+        >>> parts_of(nn.Sequential(nn.Linear(2, 4), guides.DiagonalNormal(2)))
+        {'1': 'DiagonalNormal'}
+    """
+    classes = {getattr(f, n): n for f in (priors, guides, likelihoods) for n in f.__all__}
+    found = ((name, classes.get(type(part))) for name, part in module.named_modules())
+    return {name: part for name, part in found if part}
+
+
+def has_nan(tensor: Tensor) -> bool:
+    """Whether a number in the tensor is NaN."""
+    if not tensor.is_floating_point():
+        return False
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isnan().any())
+
+
+# What can be built again.
+
+
+def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str]) -> dict[str, Any]:
+    """The specification for the file, tried out: it must give this very model again."""
+    spec = getattr(vae, "spec", None)
+    if not isinstance(spec, dict):
+        return {"spec": None, "why": "it was not made by pyrovae.build"}
+    try:
+        spec = json.loads(json.dumps(spec, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        return {"spec": None, "why": f"its specification is no plain JSON ({error})"}
+    recipe = {"spec": spec}
+    if isinstance(vae.prior, priors.VampPrior):
+        bounds = [vae.prior.low.item(), vae.prior.high.item()]
+        recipe["pseudo_inputs"] = {"shape": list(vae.prior.raw_inputs.shape), "bounds": bounds}
+    try:
+        size = sum(tensor.numel() for tensor in tensors.values())
+        again = _built(recipe, size, len(tensors))
+        held, held_aliases = named_tensors(again)
+        is_same = (list(held), held_aliases) == (list(tensors), aliases)
+        if is_same:
+            _fill(again, tensors)  # a representation may show numbers
+            is_same = repr(again) == repr(vae)
+    except Exception as error:  # whatever was done to the model or its specification
+        return {"spec": None, "why": f"its specification does not build it: {error}"[:300]}
+    return recipe if is_same else {"spec": None, "why": "it was changed after pyrovae.build"}
+
+
+def _rebuilt(header: Header, path: Path) -> nn.Module:
+    description = header.description
+    if description.get("spec") is None:
+        why = shortened(description.get("why"), 200)
+        raise StateMismatch(
+            f"{path} cannot be built from its description: {why}.\n"
+            "Make a model of the same parts and sizes, and fill it: "
+            "pyrovae.load(path, into=vae)."
+        )
+    _check_names(description["spec"], path, description.get("pyrovae"))
+    try:
+        return _built(description, header.num_elements, len(header.entries))
+    except Exception as error:  # the arguments are the file's, so anything may be wrong with them
+        raise StateMismatch(
+            f"{path}: its specification builds no model: {shortened(error, 300)}.\n"
+            "The file was made by hand, or by another release of pyrovae."
+        ) from None
+
+
+def _check_names(spec: Any, path: Path, version: Any) -> None:
+    """UnsafeFormat unless the specification names parts of pyrovae only."""
+    known = set(inspect.signature(builder.build).parameters) - {"data", "seed"}
+    unknown = set(spec) - known if isinstance(spec, dict) else {"specification"}
+    named = {} if unknown else {kind: spec.get(kind, "") for kind in NAMES if kind in spec}
+    for kind, choice in named.items():
+        name = choice.get("name") if isinstance(choice, dict) else choice
+        if not isinstance(name, str) or name not in NAMES[kind]:
+            unknown.add(f"{kind}: {name}")
+    if unknown:
+        raise UnsafeFormat(
+            f"{path} names {shortened(sorted(unknown)[0])}, which is no part of pyrovae; nothing "
+            f"that a file names is imported or run.\nIt says that pyrovae {shortened(version)} "
+            "wrote it. A model with parts of your own: pyrovae.load(path, into=vae)."
+        )
+
+
+def _built(recipe: dict[str, Any], num_elements: int, num_tensors: int) -> nn.Module:
+    """The model of a recipe; its initial numbers do not matter."""
+    hidden = recipe["spec"].get("hidden")
+    if isinstance(hidden, list) and len(hidden) > num_tensors:
+        raise CorruptCheckpoint(f"it asks for {len(hidden):,} layers, more than there are tensors")
+    spec = dict(recipe["spec"])
+    with _Budget(4 * num_elements + 2**20, 500 * num_tensors + 20_000):
+        if recipe.get("pseudo_inputs") is not None:
+            # as many as there were, over the range that they may have
+            shape, (low, high) = recipe["pseudo_inputs"]["shape"], recipe["pseudo_inputs"]["bounds"]
+            start = torch.linspace(low, high, math.prod(shape)).reshape(shape)
+            choice = spec["prior"] if isinstance(spec["prior"], dict) else {"name": spec["prior"]}
+            spec["prior"] = choice | {"pseudo_inputs": start}
+        vae = builder.build(**spec, seed=0)
+    vae.spec = recipe["spec"]
+    return vae
+
+
+class _Budget(TorchFunctionMode):
+    """Refuses to make tensors larger than the model can need, and endless work.
+
+    A specification of a few bytes can ask for terabytes of weights.
+    """
+
+    def __init__(self, num_elements: int, num_operations: int):
+        super().__init__()
+        self.num_elements, self.num_operations = num_elements, num_operations
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.num_operations -= 1
+        is_arithmetic = getattr(function, "__name__", "").startswith("__")
+        largest = 0 if is_arithmetic else _largest_size([*args, *kwargs.values()])
+        # once only: on the way out, `no_grad` sets the mode back by one operation more
+        if self.num_operations == 0 or largest > self.num_elements:
+            raise CorruptCheckpoint("it asks for a far larger model than the file holds")
+        result = function(*args, **kwargs)
+        if isinstance(result, Tensor) and result.numel() > self.num_elements:
+            raise CorruptCheckpoint("it asks for a far larger model than the file holds")
+        return result
+
+
+def _largest_size(arguments: list[Any]) -> int:
+    """The number of elements that whole-number arguments can ask for: (3, 4) or [3, 4] is 12."""
+    sizes = [math.prod(a) for a in arguments if isinstance(a, list | tuple) and _are_whole(a)]
+    whole = [a for a in arguments if type(a) is int]
+    return max([*sizes, *whole, math.prod(whole)])
+
+
+def _are_whole(values: Any) -> bool:
+    return all(type(value) is int for value in values)
+
+
+# Filling a model.
+
+
+def _check_description(description: dict[str, Any], path: Path) -> None:
+    aliases, frozen = description.get("aliases"), description.get("frozen")
+    is_model = description.get("kind") == "model" and isinstance(aliases, dict)
+    if not is_model or not isinstance(frozen, list):
+        raise CorruptCheckpoint(f"{path}: it is no saved model (a step of a run, perhaps).", path)
+
+
+def _as_stored(vae: nn.Module, header: Header) -> None:
+    """Give a new model's tensors the dtypes of the file, and freeze what was frozen."""
+    state = vae.state_dict(keep_vars=True)
+    for name, entry in header.entries.items():
+        if name in state and state[name].shape == entry.shape:
+            state[name].data = state[name].data.to(entry.dtype)
+    for name in header.description["frozen"]:
+        if isinstance(name, str) and isinstance(state.get(name), nn.Parameter):
+            state[name].requires_grad_(False)
+
+
+def _check_parts(vae: nn.Module, header: Header) -> None:
+    """StateMismatch where a part of pyrovae has another one's numbers; those fit, and mislead.
+
+    A class of the caller's own may have been renamed, so it takes what it is given.
+    """
+    stored = header.description.get("parts")
+    if not isinstance(stored, dict):
+        return  # written before 0.1.0 noted them
+    for name, part in parts_of(vae).items():
+        if stored.get(name) != part:
+            was = shortened(stored[name]) if name in stored else "a part of its own"
+            raise StateMismatch(
+                f"{name} is a {part} in the model, but {was} in the file: the numbers may have the "
+                "same shapes, and mean another density.\nMake a model of the parts that were saved."
+            )
+
+
+def _check_fit(vae: nn.Module, header: Header) -> None:
+    """StateMismatch unless the model has the file's names, shapes, dtypes and shared tensors."""
+    _check_parts(vae, header)
+    held, aliases = named_tensors(vae)
+    stored, stored_aliases = header.entries, header.description["aliases"]
+    check_keys({**stored, **stored_aliases}, {**held, **aliases}, "the model")
+    if _shared(aliases) != _shared(stored_aliases):
+        one, other = _shared(aliases), _shared(stored_aliases)
+        where = "only in the model" if one - other else "only in the file"
+        names = sorted(next(iter(one - other or other - one)))
+        raise StateMismatch(
+            f"{' and '.join(map(shortened, names[:2]))} are one tensor {where}.\nMake the model "
+            "as it was when it was saved: share the same modules between its parts."
+        )
+    for name, entry in stored.items():
+        tensor = held[name] if name in held else held[aliases[name]]
+        wanted, arrived = (entry.shape, entry.dtype), (tuple(tensor.shape), tensor.dtype)
+        if wanted != arrived:
+            raise StateMismatch(
+                f"{shortened(name)} is {_text(*wanted)} in the file, but {_text(*arrived)} in the "
+                "model.\nMake a model of the same sizes, and of the same dtype: vae.double(), say."
+            )
+
+
+def _shared(aliases: dict[str, str]) -> set[frozenset[str]]:
+    """Which names stand for one tensor, whichever of them comes first."""
+    groups: dict[str, set[str]] = {}
+    for name, first in aliases.items():
+        groups.setdefault(str(first), {str(first)}).add(name)
+    return {frozenset(group) for group in groups.values()}
+
+
+def _text(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {shortened(shape)[1:-1]}"
+
+
+def _fill(vae: nn.Module, tensors: dict[str, Tensor]) -> None:
+    held, aliases = named_tensors(vae)
+    for name, tensor in tensors.items():
+        (held[name] if name in held else held[aliases[name]]).copy_(tensor)

@@ -1,0 +1,337 @@
+"""Several processes that train one program: `torch.distributed`, launched by `torchrun`.
+
+    torchrun --nproc-per-node 2 script.py        `fit` in the script joins the two processes
+
+Rank r of W takes the rows r, r + W, … of each batch, its share of b_r data, and one all-reduce an
+update adds up what all have:
+
+    gradient = Σ_r Σ_{i in share r} ∇l_i / Σ_r b_r
+
+so that of a batch of 7 each datum counts once. A hook on gradients would not fire in a
+recorded step, so the sum is explicit; whether a share diverged, or a signal came, rides along in
+it, and all processes stop after the same update.
+
+All ranks draw the same order of data, from a stream of its own, and different noise. Initial
+weights, seed, validation and callbacks are those of rank 0, which alone writes; buffers that
+training changes are its own after each epoch. `fit` joins the processes that `torchrun`
+launched (gloo on CPUs, NCCL on GPUs), or those that the caller has joined already. Whoever waits
+longer than PYROVAE_TIMEOUT seconds for another gives up: validation, callbacks and saving, for
+which the others wait, must take less.
+
+Not here: data that differ by rank. Each process is given all data and gathers its share of each
+batch; of a memory-mapped file it reads every window, of a loader every batch. An objective that
+is no sum over data (`FreeBits`) is that of each share.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pyrovae.errors import ConfigError, WorkerLost
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.signals import Interrupts
+from pyrovae.runtime.state_tree import pack, unpack
+from pyrovae.runtime.tensor_file import tensor_file
+
+TIMEOUT = 600.0  # seconds
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+DIVERGED = -1
+PATIENCE = 3.0  # seconds for the others to say that they, too, wait
+
+
+class Group:
+    """The processes of a run; made by `processes`.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: W, how many there are.
+        signal_of: () → the signal that this process was sent, or 0; told to the others.
+        signal: one that a process was sent before the latest update; 0 for none.
+        diverged: ranks whose share of the latest update was not finite.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        is_nccl = dist.get_backend() == "nccl"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else "cpu"
+        self.store = dist.distributed_c10d._get_default_store()
+        self.signal_of: Callable[[], int] = int
+        self.signal, self.diverged = 0, []
+        with suppress(RuntimeError):
+            self.store.delete_key(_key(self.rank))  # of an earlier run of this process
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes."""
+        return self.rank == 0
+
+    def share(self, size: int) -> int:
+        """How many of the rows of a batch this process takes."""
+        return len(range(self.rank, size, self.size))
+
+    def noise(self, seed: int) -> RandomStream:
+        """The stream of this process's draws; that of rank 0 is the single process's."""
+        return RandomStream(_derived(seed, self.rank) if self.rank else seed)
+
+    def order(self, seed: int) -> RandomStream:
+        """The stream of the order of data, the same for all processes."""
+        return RandomStream(_derived(seed, 2**32 - 1))
+
+    # What processes tell each other.
+
+    def summed(self, gradients: list[Tensor], count: int, *, is_diverged: bool = False) -> int:
+        """Add up gradients, in place, and numbers of data over all processes: one all-reduce.
+
+        Args:
+            gradients: sums over this process's share, of any shapes.
+            count: b_r, of its data.
+            is_diverged: whether its loss or gradients are not finite.
+
+        Returns:
+            Σ_r b_r.
+        """
+        dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+        tail = torch.zeros(1 + self.size, dtype=dtype, device=gradients[0].device)
+        tail[0], tail[1 + self.rank] = count, DIVERGED if is_diverged else self.signal_of()
+        flat = self.total(torch.cat([*(g.reshape(-1) for g in gradients), tail]))
+        *parts, tail = flat.split([*(g.numel() for g in gradients), len(tail)])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        total, *notes = map(round, tail.tolist())
+        self.diverged = [rank for rank, note in enumerate(notes) if note == DIVERGED]
+        self.signal = max(0, *notes)
+        return total
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, as a new tensor."""
+        there = values.to(self.device, copy=True)
+        self._waited(dist.all_reduce, there)
+        return there.to(values.device)
+
+    def equalise(self, tensors: list[Tensor]) -> None:
+        """Give all processes, in place, the values that rank 0 has."""
+        with torch.no_grad():
+            for tensor in tensors:
+                there = tensor.to(self.device, copy=True).reshape(-1)
+                # as bytes, because gloo does not know all dtypes
+                self._waited(dist.broadcast, there.view(torch.uint8), 0)
+                tensor.copy_(there.view_as(tensor))
+
+    def from_first(self, state: Any) -> Any:
+        """The state that rank 0 passes, for all; what others pass is not looked at.
+
+        Args:
+            state: as `runtime.state_tree.pack` takes it.
+        """
+        data = _bytes_of(state) if self.is_first else b""
+        size = torch.tensor([len(data)])
+        self.equalise([size])
+        values = torch.empty(int(size), dtype=torch.uint8)
+        if self.is_first:
+            values = _uint8(data)
+        self.equalise([values])
+        return _state_of(values)
+
+    def gathered(self, state: Any) -> list[Any]:
+        """The state that each process passes, by rank."""
+        data = _uint8(_bytes_of(state))
+        sizes = [int(size) for size in self._gathered(torch.tensor([len(data)]))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(data)] = data
+        parts = zip(self._gathered(padded), sizes, strict=True)
+        return [_state_of(part[:size]) for part, size in parts]
+
+    def _gathered(self, values: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(values, device=self.device) for _ in range(self.size)]
+        self._waited(dist.all_gather, parts, values.to(self.device))
+        return [part.cpu() for part in parts]
+
+    def check_same(self, facts: dict[str, dict[str, Any]]) -> None:
+        """ConfigError unless all processes have the same settings, program and data.
+
+        Args:
+            facts: flat records by name; those of the machine may differ.
+        """
+        texts = {name: json.dumps(fact, default=str) for name, fact in facts.items()}
+        digests = {n: sha256(text.encode()).hexdigest() for n, text in texts.items()}
+        found = self.gathered({n: d for n, d in digests.items() if n != "machine"})
+        for rank, other in enumerate(found):
+            names = [name for name in other if other[name] != found[0][name]]
+            if names:
+                raise ConfigError(
+                    f"the {' and the '.join(names)} of rank {rank} differ from those of rank 0, "
+                    "but each process takes its share of the same batches.\nGive every process "
+                    "all of the data and the same arguments; fit shares the rows out itself."
+                )
+
+    def agreed(self, interrupts: Interrupts) -> Callable[[], None]:
+        """A check that raises in all processes after the same update, whichever was interrupted."""
+        self.signal_of = lambda: interrupts.received or 0
+
+        def check() -> None:
+            if self.signal:
+                interrupts.received = self.signal
+                interrupts.check()
+
+        return check
+
+    # When another one is gone.
+
+    def tell(self, error: BaseException) -> None:
+        """Let the others know why this process ends."""
+        if not isinstance(error, WorkerLost):
+            line = str(error).partition("\n")[0][:200]
+            self._note(f"ended with {type(error).__name__}: {line}")
+
+    def _note(self, text: str) -> None:
+        with suppress(RuntimeError):  # the store may be gone as well
+            self.store.set(_key(self.rank), text)
+
+    def _waited(self, operation: Callable, *args: Any) -> None:
+        try:
+            operation(*args)
+        except RuntimeError as error:  # of gloo and of NCCL
+            self._note("waits")
+            reason = str(error).rpartition("] ")[2].partition(". ")[0].strip()
+            raise WorkerLost(
+                f"rank {self.rank} of {self.size} waited in vain: {self._who()} ({reason[:120]}).\n"
+                "No update can be made without all processes, so this one ends too; checkpoints "
+                "are whole.\nStart the same command again, with run_dir and resume=True in fit "
+                "(torchrun --max-restarts 3 starts again by itself)."
+            ) from None
+
+    def _who(self) -> str:
+        """What the store knows of the processes that do not wait like this one."""
+        silent = set(range(self.size)) - {self.rank}
+        deadline, found = time.monotonic() + PATIENCE, {}
+        try:
+            while silent and time.monotonic() < deadline:
+                known = {rank for rank in silent if self.store.check([_key(rank)])}
+                found |= {rank: self.store.get(_key(rank)).decode() for rank in known}
+                silent -= known
+                time.sleep(0.05)
+        except RuntimeError:
+            return "another process is gone, and so is the one that would know which"
+        told = [f"rank {rank} {text}" for rank, text in sorted(found.items()) if text != "waits"]
+        told += [f"rank {rank} does not answer" for rank in sorted(silent)]
+        return "; ".join(told[:3]) or "the connection failed, or one came later than the timeout"
+
+
+def _key(rank: int) -> str:
+    return f"pyrovae/end/{rank}"
+
+
+def _derived(seed: int, number: int) -> int:
+    # not seed + number, which would be another run's seed
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
+
+
+def _bytes_of(state: Any) -> bytes:
+    tensors, plain = pack(state)
+    text = json.dumps(plain).encode()
+    return len(text).to_bytes(8, "little") + text + tensor_file(tensors, {})
+
+
+def _state_of(values: Tensor) -> Any:
+    data = values.numpy().tobytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    return unpack(safetensors.torch.load(data[end:]), json.loads(data[8:end]))
+
+
+def _uint8(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0, or the only one: the one that writes and prints.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return not _is_launched() or os.environ["RANK"] == "0"
+
+
+def _is_launched() -> bool:
+    return all(name in os.environ for name in LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
+
+
+@contextmanager
+def processes(program: nn.Module, device: Any = None) -> Iterator[Group | None]:
+    """The processes that share this run, joined for the block; None where there is only this one.
+
+    Args:
+        program: on a GPU they are joined by NCCL, else by gloo.
+        device: where the program is about to be moved; None leaves it. A process takes the GPU
+            of its local rank.
+
+    Raises:
+        WorkerLost: another process ended, or was not there in time.
+        ConfigError: PYROVAE_TIMEOUT is no number of seconds.
+
+    Example:
+        >>> with processes(nn.Linear(2, 1)) as group:
+        ...     print(group)
+        None
+    """
+    is_joined = dist.is_available() and dist.is_initialized()
+    if not is_joined and not _is_launched():
+        yield None
+        return
+    hook = sys.excepthook  # torch puts one of its own there each time
+    if not is_joined:
+        _join(is_cuda=str(device or next(program.parameters()).device).startswith("cuda"))
+    group = Group()
+    try:
+        yield group if group.size > 1 else None
+        group.total(torch.zeros(1))  # whoever returns finds what rank 0 wrote
+    except BaseException as error:
+        group.tell(error)
+        raise
+    finally:
+        if not is_joined:
+            dist.destroy_process_group()
+            sys.excepthook = hook
+
+
+def _join(*, is_cuda: bool) -> None:
+    if is_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    backend, timeout = "nccl" if is_cuda else "gloo", _timeout()
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        # a fresh part of the store for each run: gloo takes addresses of an earlier one as its own
+        store = dist.PrefixStore(f"pyrovae/{store.add(f'pyrovae/{rank}', 1)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except RuntimeError as error:
+        rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        raise WorkerLost(
+            f"rank {rank} could not join the {size} processes of the run: "
+            f"{str(error).partition(chr(10))[0][:200]}.\nAll of them must call fit; those that "
+            "are later than PYROVAE_TIMEOUT seconds are not waited for."
+        ) from None
+
+
+def _timeout() -> timedelta:
+    text = os.environ.get("PYROVAE_TIMEOUT", TIMEOUT)
+    with suppress(ValueError, OverflowError):
+        if float(text) > 0:
+            return timedelta(seconds=float(text))
+    raise ConfigError(
+        f"PYROVAE_TIMEOUT is {text!r}, but it is how many seconds processes wait for each other.\n"
+        "Set it to a number above 0, such as 600."
+    )

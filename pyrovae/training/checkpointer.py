@@ -1,0 +1,365 @@
+"""What a run writes into its folder, and how it is resumed from it.
+
+    run_dir/step-…/             checkpoints, by `runtime.run_folder.RunFolder`
+    run_dir/history.csv         one line an epoch
+    run_dir/model.safetensors   the finished model, for `pyrovae.load`
+
+A run is resumed only on the data and with the settings that it began with; epochs, patience and
+the learning rate may be changed, which the history notes; epochs not where the scheduler's length
+is made of them. On another machine, or with another number of threads or version of torch, it
+goes on with a warning: not bit for bit then.
+"""
+
+import copy
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+
+from pyrovae import _version
+from pyrovae.checks import warn_caller
+from pyrovae.contract.validation import sees_covariates
+from pyrovae.errors import StateMismatch
+from pyrovae.history import Epoch
+from pyrovae.loggers import CSV
+from pyrovae.model_file import save
+from pyrovae.objectives import Objective
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.run_folder import RunFolder, check_savable, check_unchanged
+from pyrovae.runtime.threads import threads_for
+from pyrovae.training.eager import trainable
+from pyrovae.training.loop import Loop
+from pyrovae.training.optimizers import LENGTHS
+from pyrovae.training.plan import HANDLERS, INDUCTOR
+
+SECONDS_BETWEEN = 30.0  # at the least, where save_every is None
+CHANGEABLE = ("epochs", "patience", "learning_rate")
+LENGTHS_IN_STATES = (*LENGTHS, "_milestones")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function, another one each time
+
+
+class Keeper:
+    """Writes checkpoints of a loop, and resumes it.
+
+    Args:
+        run: the folder, locked.
+        loop: whose state is written.
+        facts: flat records of this call by name: "settings", "data", "validation", "program",
+            "modules", "machine". What an earlier release did not record is not compared.
+        save_every: steps between checkpoints; None at the ends of epochs, 30 s or more apart.
+
+    Attributes:
+        is_due: whether a checkpoint is to be written as soon as no gradients wait.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        loop: Loop,
+        facts: dict[str, dict[str, Any]],
+        *,
+        save_every: int | None,
+    ):
+        self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
+        self.log = CSV(run.path / "history.csv")
+        self.saved_at, self.saved_place = time.monotonic(), (0, 0)
+        self.is_due = False
+
+    def check(self) -> None:
+        """ConfigError where no checkpoint can hold the state of this run, before it begins.
+
+        What an optimizer makes at its first update is not seen yet.
+        """
+        check_savable(self._state())
+
+    def begin(self) -> None:
+        """Write history.csv afresh, with the epochs that a resumed run has already."""
+        if self._is_writer:
+            self.log.begin(Epoch._fields, self.loop.history.epochs)
+
+    def resume(self, *, allow_data_change: bool) -> str | None:
+        """Put the newest complete checkpoint back; the engine to go on with.
+
+        Returns:
+            The name of the engine, with why another was refused; None without a checkpoint.
+
+        Raises:
+            StateMismatch: data, program, settings or engine differ from those of the run.
+        """
+        found = self.run.newest_complete()
+        if found is None:
+            return None
+        state, history = found.state, self.loop.history
+        changes = self._compare(state["facts"], allow_data_change, found.step)
+        self._compare_schedule(state["loop"]["scheduler"], state["facts"]["settings"]["epochs"])
+        engine = self._engine(state["engine"], changes)
+        self.loop.restore(state["loop"])
+        if self._is_other("validation", state["facts"]):
+            self.loop.forget_best()
+        history.changes += changes
+        self._change_rate(state["facts"]["settings"]["learning_rate"])
+        self.saved_place = self._place
+        return engine
+
+    def _engine(self, then: str, changes: list[str]) -> str:
+        """The run's own; another one that is asked for where it gives the same numbers."""
+        (used, _, refusal), asked = then.partition(":"), self.loop.plan.compile
+        if asked in ("auto", used) or (refusal and asked != HANDLERS):
+            return then
+        if INDUCTOR in (used, asked):
+            raise StateMismatch(
+                f"compile was {used!r}, is {asked!r}: these are equal to rounding only, so the run "
+                "would not be the one that it began as.\n"
+                f"Write compile={used!r} or 'auto' to go on with it, or give another run_dir."
+            )
+        changes.append(f"compile was {used}, is {asked}")
+        return asked
+
+    def _change_rate(self, old: Any) -> None:
+        """The newly asked learning rate: the optimizer's state brought the old one back."""
+        new, scheduler = self.facts["settings"]["learning_rate"], self.loop.scheduler
+        if old == new or isinstance(new, list):
+            return  # a function is asked before each step
+        is_plain = scheduler is None or isinstance(old, list)
+        for group in self.loop.steps.optimizer.param_groups:
+            # a schedule goes on from where it is, in proportion
+            for name in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:
+                group[name] = new if is_plain or group[name] == old else group[name] * (new / old)
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [new] * len(scheduler.base_lrs)
+
+    def _compare(self, then: dict[str, Any], allow_data_change: bool, step: int) -> list[str]:
+        now, changes = self.facts, self._compare_data(then, allow_data_change, step)
+        fix = "Give the run's own settings, or another run_dir."
+        check_unchanged(then["program"], now["program"], name="the program", fix=fix)
+        modules = then.get("modules", now["modules"]), now["modules"]
+        if any(then["machine"].get(k) != now["machine"][k] for k in ("torch", "pyrovae")):
+            modules = map(_classes, modules)  # each version may describe its modules otherwise
+        check_unchanged(*modules, name="the program", fix=fix)
+        fixed = [
+            {k: v for k, v in f.items() if k not in CHANGEABLE}
+            for f in (then["settings"], now["settings"])
+        ]
+        check_unchanged(*fixed, name="settings", fix=fix)
+        for name in CHANGEABLE:
+            old, new = then["settings"][name], now["settings"][name]
+            if old != new:
+                changes.append(f"{name} was {old}, is {new}")
+        elsewhere = {k: v for k, v in then["machine"].items() if now["machine"].get(k, v) != v}
+        if elsewhere:
+            was = ", ".join(f"{k} {v}" for k, v in elsewhere.items())
+            warn_caller(
+                f"the run began elsewhere ({was}): it goes on, but bitwise equality with an "
+                "uninterrupted run is not guaranteed."
+            )
+        return changes
+
+    def _compare_data(self, then: dict[str, Any], allow_data_change: bool, step: int) -> list[str]:
+        if allow_data_change:
+            names = {"data": "data", "validation": "validation data"}
+            return [
+                f"{name} changed after step {step}"
+                for key, name in names.items()
+                if self._is_other(key, then)
+            ]
+        fix = "Pass allow_data_change=True to go on all the same; the history will say so"
+        check_unchanged(*self._pair("data", then), name="training data", fix=f"{fix}.")
+        fix += ",\nand the best epoch will be one of those to come."
+        check_unchanged(*self._pair("validation", then), name="validation data", fix=fix)
+        return []
+
+    def _is_other(self, name: str, then: dict[str, Any]) -> bool:
+        before, now = self._pair(name, then)
+        return before != now
+
+    def _pair(self, name: str, then: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The facts of some data then and now, as far as they were recorded then."""
+        now = self.facts[name]
+        before = _as_told_now(then.get(name, now), self.loop.program)
+        return before, _known_then(before, now)
+
+    def _compare_schedule(self, then: Any, epochs: int) -> None:
+        """Its state brings its old length back, so with other epochs it would end elsewhere."""
+        scheduler = self.loop.scheduler
+        check_unchanged(
+            _lengths(then),
+            _lengths(scheduler and scheduler.state_dict()),
+            name="the scheduler's length",
+            fix="Its learning rates so far were those of the old length, so it can have no other "
+            f"one now.\nGive epochs={epochs}, or begin anew in another run_dir. There, "
+            "scheduler=partial(…, T_max=…) has a length of its own, and epochs may be changed.",
+        )
+
+    def after_step(self, loop: Loop) -> None:
+        """Save where `save_every` says so, or at the next update."""
+        if self.save_every and loop.steps.num_steps % self.save_every == 0:
+            self.is_due = True
+        if self.is_due:
+            self.save()
+
+    def after_epoch(self, loop: Loop, record: Epoch) -> None:
+        """Add a line to history.csv; save where that is due, or time has passed."""
+        if self._is_writer:
+            self.log(loop.scored, record)
+        if self.is_due or (not self.save_every and self._is_time()):
+            self.save()
+
+    def _is_time(self) -> bool:
+        is_time = time.monotonic() - self.saved_at >= SECONDS_BETWEEN
+        group = self.loop.steps.group
+        return group.from_first(is_time) if group else is_time
+
+    @property
+    def _is_writer(self) -> bool:
+        return self.loop.steps.group is None or self.loop.steps.group.is_first
+
+    def save(self, *, is_diverged: bool = False) -> Path | None:
+        """Write a checkpoint of this moment, unless it is written or gradients wait."""
+        step, place = self.loop.steps.num_steps, self._place
+        if not is_diverged:
+            if not self.loop.steps.is_between_updates:
+                return None
+            self.is_due = False
+            if place == self.saved_place:
+                return None
+        path = self.run.save_step(step, self._state(), is_diverged=is_diverged)
+        if not is_diverged:
+            self.saved_at, self.saved_place = time.monotonic(), place
+        return path
+
+    def _state(self) -> dict[str, Any]:
+        engine = self.loop.history.engine
+        return {"loop": self.loop.state(), "facts": self.facts, "engine": engine}
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.loop.epoch, self.loop.steps.num_steps
+
+    def diverged(self, message: str) -> str:
+        """Keep the diverged state for looking at; the message with where to go on from."""
+        self.save(is_diverged=True)
+        last = self.run.newest_path
+        return message + (f"\nLast good checkpoint: {last}." if last else "")
+
+    def finish(self) -> None:
+        """A last checkpoint, from which more epochs could follow, and the finished model."""
+        self.save()
+        self.loop.keep()
+        if self._is_writer:
+            save(self.loop.program, self.run.path / "model.safetensors")
+
+
+def _lengths(state: Any) -> dict[str, Any]:
+    """What says how long a scheduler is, in its state or in those of its parts."""
+    if not isinstance(state, dict):
+        return {}
+    found = {name.strip("_"): value for name, value in state.items() if name in LENGTHS_IN_STATES}
+    for number, part in enumerate(state.get("_schedulers", ()), 1):
+        found |= {f"{name} of part {number}": value for name, value in _lengths(part).items()}
+    return found
+
+
+def _as_told_now(then: dict[str, Any], program: Any) -> dict[str, Any]:
+    """Facts of data in today's words.
+
+    Early runs of 0.1.0 named NumPy's dtypes otherwise, and took in labels that no part sees.
+    """
+    is_blind = not sees_covariates(program)
+    told = {n: fact for n, fact in then.items() if not (is_blind and n.startswith("y "))}
+    dtypes = {
+        n: f"torch.{str(told[n]).removeprefix('torch.')}" for n in told if n.endswith("dtype")
+    }
+    return told | dtypes
+
+
+def _known_then(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The facts of data now; of a loader without those that early runs of 0.1.0 did not take."""
+    if "loader" not in then or any(name.endswith("sha256") for name in then):
+        return now
+    return {name: fact for name, fact in now.items() if name in then}
+
+
+def facts_of(
+    program: Any, plan: Any, objective: Any, data: Any, held_out: Any = None
+) -> dict[str, dict[str, Any]]:
+    """What must be the same when a run is resumed, as flat records by name."""
+    validation = {} if held_out is None else held_out.fingerprint()
+    size = sum(p.numel() for p in trainable(program))
+    with threads_for(size * data.batch_size):
+        threads = torch.get_num_threads()
+    sizes = {n: str(tuple(t.shape)) for n, t in program.state_dict().items()}
+    return {
+        "settings": plan.record | _objective_facts(objective),
+        "program": {"class": type(program).__name__, **sizes},
+        "modules": modules_of(program),
+        "data": data.fingerprint(),
+        "validation": {"is given": held_out is not None} | validation,
+        "machine": {
+            "torch": torch.__version__,
+            "pyrovae": _version.__version__,
+            "threads in use": threads,
+            "device": next((p.device.type for p in program.parameters()), "cpu"),
+            "processor": platform.machine(),
+        },
+    }
+
+
+def modules_of(program: nn.Module) -> dict[str, str]:
+    """What each module is, by name: its class, and its settings as far as it tells them.
+
+    Parts of the same shapes can be different densities. The settings are `extra_repr`; where that
+    depends on values of parameters or buffers, which training changes, only the class is told.
+
+    Example:
+        >>> modules_of(nn.Sequential(nn.Dropout(0.2)))
+        {'program': 'Sequential()', '0': 'Dropout(p=0.2, inplace=False)'}
+    """
+    bare = _without_values(program)
+    # flows of zuko draw for their extra_repr; distributions would look at values that are not there
+    with RandomStream(0), pyro.validation_enabled(False):
+        return {
+            name or "program": type(module).__qualname__ + _settings(module, bare.get(name))
+            for name, module in program.named_modules()
+        }
+
+
+def _without_values(program: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a copy whose tensors have shapes, but no values; none if it has no copy."""
+    tensors = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in program.parameters()}
+    tensors |= {id(b): b.to("meta") for b in program.buffers()}
+    try:
+        return dict(copy.deepcopy(program, tensors).named_modules())
+    except Exception:  # of a part that cannot be copied
+        return {}
+
+
+def _settings(module: nn.Module, bare: nn.Module | None) -> str:
+    try:
+        text = module.extra_repr()
+        is_fixed = bare is not None and bare.extra_repr() == text
+    except Exception:  # it asked for a value
+        return ""
+    return f"({ADDRESS.sub('', text)})" if is_fixed else ""
+
+
+def _classes(modules: dict[str, str]) -> dict[str, str]:
+    return {name: text.partition("(")[0] for name, text in modules.items()}
+
+
+def _objective_facts(objective: Any) -> dict[str, Any]:
+    """Its class, its plain settings, and what its schedules give at five points."""
+    plain = {k: v for k, v in vars(objective).items() if isinstance(v, bool | int | float | str)}
+    plain.pop("progress", None)
+    facts = {"objective": type(objective).__name__} | {
+        f"objective.{k}": v for k, v in plain.items()
+    }
+    if isinstance(objective, Objective):
+        at = copy.copy(objective)
+        for at.progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+            facts |= {f"objective.{k} at {at.progress}": v for k, v in at.weights().items()}
+    return facts

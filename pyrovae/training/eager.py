@@ -1,0 +1,214 @@
+"""A batch's loss and gradients by Pyro's handlers: model and guide run as Python each time.
+
+    loss   the objective's surrogate, mean per datum, in nats
+    terms  log p(x|z), log p(z), log q(z|x) at the same draws: what is reported, at β = 1
+
+The gradients are left in the parameters' `.grad`. `graphs` gives the same from a recorded step.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyrovae.core.terms import ElboTerms, draw_traces, terms_of
+from pyrovae.data import Batch
+from pyrovae.errors import ConfigError
+from pyrovae.handlers import data_scale
+from pyrovae.objectives import Objective
+from pyrovae.runtime.buffers import BuffersBefore
+
+
+class Outcome(NamedTuple):
+    """What a batch gave; its gradients are in the parameters' `.grad`.
+
+    Attributes:
+        loss: (), nats per datum.
+        gradient_sum: (), of all entries of its gradients; not finite where one is not.
+        sums: (2,) float64, Σ −log p(x|z) and Σ KL over the batch, in nats.
+        terms: of the batch, at the draws of the loss, without gradients.
+    """
+
+    loss: Tensor
+    gradient_sum: Tensor
+    sums: Tensor
+    terms: ElboTerms
+
+
+class Settings(NamedTuple):
+    """What the loss of a batch depends on beside the batch.
+
+    Attributes:
+        num_data: N; beside global latents a batch of B counts N / B times.
+        has_globals: whether the program has latents outside the plate "data".
+        is_bfloat16: whether networks compute in bfloat16; densities stay in float32.
+    """
+
+    num_data: int
+    has_globals: bool = False
+    is_bfloat16: bool = False
+
+    def scaled(self, size: int) -> AbstractContextManager:
+        """The minibatch scale for a batch of `size`.
+
+        Without global latents the factor would cancel, and Pyro's RenyiELBO, which puts it
+        inside its log-sum-exp, would be no bound any more.
+        """
+        return data_scale(self.num_data / size) if self.has_globals else nullcontext()
+
+    def divisor(self, size: int) -> int:
+        """What makes the scaled loss of a batch one per datum."""
+        return self.num_data if self.has_globals else size
+
+
+class HandlerLoss:
+    """The loss of a batch by Pyro's handlers: model and guide run as Python each time.
+
+    Args:
+        program: the module with `.model` and `.guide`.
+        objective: any `pyro.infer.ELBO`.
+        settings_of: called once, with the first batch: what else the loss depends on.
+    """
+
+    def __init__(
+        self, program: nn.Module, objective: ELBO, settings_of: Callable[[Batch], Settings]
+    ):
+        self.program, self.objective, self.settings_of = program, objective, settings_of
+        self.parameters, self.buffers = trainable(program), BuffersBefore(program)
+        self.settings: Settings | None = None
+
+    def look_at(self, batch: Batch) -> None:
+        """Learn from the first batch what the loss depends on."""
+        if self.settings is None:
+            self.settings = self.settings_of(batch)
+
+    def __call__(self, batch: Batch) -> Outcome:
+        self.look_at(batch)
+        for parameter in self.parameters:
+            parameter.grad = None  # whatever an interrupt, a callback or the caller left there
+        if not isinstance(self.objective, Objective):
+            return self._of_pyro(batch)
+        loss, terms = self.differentiable(batch)
+        loss.backward()
+        return self._outcome(loss.detach(), detached(terms))
+
+    def differentiable(self, batch: Batch) -> tuple[Tensor, ElboTerms]:
+        """Loss and terms with gradients, for an objective of pyrovae."""
+        size, settings = len(batch.x), self.settings
+        with settings.scaled(size), self._precision():
+            traces = self.objective.traces(self.program.model, self.program.guide, *batch)
+            self.objective.check(traces)
+            loss = self.objective.surrogate(traces, size) / settings.divisor(size)
+        terms = terms_of(traces, size)
+        if settings.is_bfloat16:
+            check_float32(terms)
+        return loss, terms
+
+    def _of_pyro(self, batch: Batch) -> Outcome:
+        model, guide, size = self.program.model, self.program.guide, len(batch.x)
+        with self.settings.scaled(size), self._precision():
+            self.objective.loss_and_grads(model, guide, *batch)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_div_(gradients, self.settings.divisor(size))
+        self.buffers.take_again()  # this batch has moved running statistics once
+        with torch.no_grad(), self._precision():
+            terms = terms_of(draw_traces(model, guide, *batch), size)
+        self.buffers.put_back()
+        if self.settings.is_bfloat16:
+            check_float32(terms)
+        # the ELBO, because Pyro's own value may be no number (TraceTailAdaptive_ELBO: inf)
+        return self._outcome(-terms.total_elbo.mean() / size, terms)
+
+    def _precision(self) -> AbstractContextManager:
+        return bfloat16_networks(self.program) if self.settings.is_bfloat16 else nullcontext()
+
+    def _outcome(self, loss: Tensor, terms: ElboTerms) -> Outcome:
+        total = sum_of_entries(p.grad for p in self.parameters)
+        return Outcome(loss, total, loss_sums(terms, self.settings.num_data), terms)
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters to train, each once."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, each once."""
+    return [*module.parameters(), *module.buffers()]
+
+
+def loss_sums(terms: ElboTerms, num_data: float) -> Tensor:
+    """(2,) float64: the batch's Σ −log p(x|z) and Σ KL, means over draws; no gradients.
+
+    A batch of B of N data carries B / N of the KL of global latents: none of it for infinite N.
+    """
+    share = terms.log_prior.shape[-1] / num_data
+    global_kl = (terms.global_log_guide - terms.global_log_prior) * share
+    sums = torch.stack([-terms.log_likelihood.sum(-1), terms.kl.sum(-1) + global_kl])
+    return sums.detach().mean(-1).double()
+
+
+def sum_of_entries(gradients: Iterable[Tensor | None]) -> Tensor:
+    """(), the sum of all entries: the cheapest number that is not finite where one of them is not.
+
+    The largest absolute entry costs twenty times as much (torch 2.13, CPU).
+
+    Example:
+        >>> sum_of_entries([torch.ones(2), None, torch.tensor([torch.nan])])
+        tensor(nan)
+    """
+    found = [g.detach().sum() for g in gradients if g is not None]
+    return torch.stack(found).sum() if found else torch.zeros(())
+
+
+def detached(terms: ElboTerms) -> ElboTerms:
+    return ElboTerms(*(t.detach() for t in terms[:5]), {})
+
+
+@contextmanager
+def bfloat16_networks(program: nn.Module) -> Iterator[None]:
+    """Autocast to bfloat16 inside the calls of the program's parts, and nowhere else.
+
+    Log-densities are computed outside these calls, and heads widen features to float32 before
+    they make a density of them, so that only networks have 8 bits of mantissa.
+
+    Example:
+        >>> program = nn.Sequential(nn.Linear(2, 2))
+        >>> with bfloat16_networks(program):
+        ...     program[0](torch.ones(1, 2)).dtype
+        torch.bfloat16
+    """
+    casts: list[torch.autocast] = []
+    device = next((p.device.type for p in program.parameters()), "cpu")
+
+    def enter(*_: Any) -> None:
+        casts.append(torch.autocast(device, torch.bfloat16, cache_enabled=False))
+        casts[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        casts.pop().__exit__(None, None, None)
+
+    handles = []
+    for part in program.children():
+        handles.append(part.register_forward_pre_hook(enter))
+        handles.append(part.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_float32(terms: ElboTerms) -> None:
+    """ConfigError where a density was computed in 16 bits."""
+    for name in ("log_likelihood", "log_prior", "log_guide"):
+        dtype = getattr(terms, name).dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"{name} is in {dtype}, but with 3 digits a log-density of hundreds of nats is "
+                "noise.\nLet your part widen its features: features = features.float(), or train "
+                'with precision="float32".'
+            )

@@ -1,0 +1,110 @@
+"""The flight recorder of `fit`: what the latent space and the gradient do while training.
+
+Every so many steps, on the same rows and with draws of its own, one record of
+
+    rate R = KL(q(z|x) ‖ p(z)), distortion D = −E_q[log p(x|z)], ELBO = −(R + D)
+    KL per dimension, active units, mutual information I_q, marginal KL(q(z) ‖ p(z))
+    signal to noise of the encoder's gradient, mean over its entries of |E g| / sd g
+
+It draws from its own stream and leaves weights, buffers, gradients and modes as they were, so a
+run with a recorder is, bit for bit, the run without.
+
+References:
+    Tighter Variational Bounds are Not Necessarily Better, Rainforth et al., 2018,
+    https://arxiv.org/abs/1802.04537 (signal-to-noise ratio)
+"""
+
+import math
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+
+from pyrovae.data import Batch
+from pyrovae.diagnostics import active_units, collapsed_dimensions, decompose_elbo
+from pyrovae.diagnostics.collapse import Collapse
+from pyrovae.errors import ConfigError
+from pyrovae.handlers import own_store
+from pyrovae.runtime.buffers import BuffersBefore
+from pyrovae.runtime.modes import module_mode
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.training.eager import HandlerLoss
+
+NUM_ROWS = 500  # of the training data that are looked at
+NUM_GRADIENTS = 10  # draws behind a signal-to-noise ratio
+
+
+class Recorder:
+    """Records of a program on a few rows of its training data.
+
+    Args:
+        program: what is looked at.
+        loss: whose gradient's signal-to-noise ratio is taken.
+        seed: of the draws.
+
+    Attributes:
+        rows: the data that are looked at, once `look_at` was called.
+    """
+
+    def __init__(self, program: nn.Module, loss: HandlerLoss, seed: int):
+        self.program, self.loss, self.seed = program, loss, seed
+        self.rows: Batch | None = None
+
+    def look_at(self, batch: Batch) -> None:
+        """Take the rows from a batch, or from all of the data: evenly spaced ones, at most 500."""
+        size, num_rows = len(batch.x), min(len(batch.x), NUM_ROWS)
+        index = torch.arange(num_rows) * (size - 1) // max(num_rows - 1, 1)
+        self.rows = Batch(*(None if t is None else t[index.to(t.device)] for t in batch))
+
+    def record(self, step: int) -> dict[str, Any]:
+        """One record: numbers in nats per datum, and lists of them by latent dimension."""
+        found = decompose_elbo(self.program, *self.rows, num_samples=5, seed=self.seed)
+        units = active_units(self.program, *self.rows, seed=self.seed)
+        return {
+            "step": step,
+            "elbo": found.mean_elbo.value,
+            "rate": found.mean_kl.value,
+            "distortion": found.mean_reconstruction.value,
+            "active_units": units.num_active,
+            "mutual_information": found.mutual_information.value,
+            "marginal_kl": found.marginal_kl.value,
+            "kl_per_dimension": found.kl_per_dimension.mean(0).tolist(),
+            "signal_to_noise": self.signal_to_noise(),
+        }
+
+    def signal_to_noise(self) -> float:
+        """|E g| / sd g of the loss's gradient in the encoder, mean over its entries.
+
+        NaN where the encoder has no gradient, or one that does not vary.
+        """
+        encoder = getattr(self.program, "encoder", self.program)
+        wanted = [p for p in encoder.parameters() if p.requires_grad]
+        draws, buffers = [], BuffersBefore(self.program)
+        with RandomStream(self.seed), module_mode(self.program, training=True), own_store():
+            with pyro.validation_enabled(False):
+                for _ in range(NUM_GRADIENTS):
+                    self.loss(self.rows)
+                    draws.append([p.grad.reshape(-1) for p in wanted if p.grad is not None])
+        buffers.put_back()
+        for parameter in self.loss.parameters:
+            parameter.grad = None
+        if not draws[0]:
+            return math.nan
+        gradients = torch.stack([torch.cat(found) for found in draws])
+        spread = gradients.std(0)
+        ratio = gradients.mean(0).abs() / spread
+        return float(ratio[spread > 0].mean())
+
+    def collapse(self) -> Collapse | None:
+        """Which latent dimensions carry nothing of x; None for a program without local ones."""
+        try:
+            return collapsed_dimensions(self.program, *self.rows, seed=self.seed)
+        except ConfigError:
+            return None
+
+
+def check_recordable(program: nn.Module, batch: Batch) -> None:
+    """ConfigError for a program that the recorder cannot look at, such as one without a q(z|x)."""
+    with pyro.poutine.block():  # SVI listens for parameters
+        decompose_elbo(program, *(None if t is None else t[:2] for t in batch), num_samples=1)

@@ -1,0 +1,189 @@
+"""What `fit` looks at, and makes of its arguments, before anything changes.
+
+Each function serves `fit` once, and refuses what cannot work in words.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from pyrovae.checks import warn_caller, whole_number
+from pyrovae.contract.validation import trace_once
+from pyrovae.core.terms import bound_on, is_local
+from pyrovae.data import as_batches
+from pyrovae.errors import ConfigError, DataError
+from pyrovae.history import History
+from pyrovae.objectives import TraceELBO
+from pyrovae.runtime.run_folder import RunFolder
+from pyrovae.training.eager import Settings, trainable
+from pyrovae.training.monitor import check_recordable
+from pyrovae.training.plan import Plan
+
+
+def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
+    """A copy of the objective, after what can be said of program and objective alone."""
+    is_class, parts = isinstance(program, type), ("parameters", "model", "guide")
+    if is_class or not all(callable(getattr(program, name, None)) for name in parts):
+        what = f"the class {program.__name__}" if is_class else f"a {type(program).__name__}"
+        raise ConfigError(
+            f"program is {what}, but fit takes a module with .model and .guide."
+            "\nWrite pv.fit(vae, x), with vae = pv.VAE(prior, encoder, decoder)."
+        )
+    if not trainable(program):
+        raise ConfigError(
+            "the program has no trainable parameter, so there is nothing to fit.\n"
+            "Set requires_grad_(True) on the parts to train."
+        )
+    objective = TraceELBO() if objective is None else objective
+    if not isinstance(objective, ELBO):
+        is_class = isinstance(objective, type)
+        what = f"the class {objective.__name__}" if is_class else f"a {type(objective).__name__}"
+        raise ConfigError(
+            f"objective is {what}, but it must be an object, a pyro.infer.ELBO.\n"
+            "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
+        )
+    if type(objective).__name__.startswith("Jit"):
+        raise ConfigError(
+            f"objective is a {type(objective).__name__}, which torch.jit traces for one batch size "
+            "and without a mask.\nGive the objective without Jit, or one of pyrovae.objectives: "
+            "fit records its step itself, compile='graph'."
+        )
+    # a copy, because Pyro's objectives remember the plate nesting of the first model they see
+    return copy.copy(objective)
+
+
+def loss_settings(
+    program: nn.Module,
+    objective: ELBO,
+    plan: Plan,
+    data: Any,
+    history: History,
+    batch: Any,
+    *,
+    is_recorded: bool,
+) -> Settings:
+    """What the loss depends on; a look at the program tells whether it has global latents.
+
+    Before the first update, so that what a recorder cannot look at is refused here.
+    """
+    traces = trace_once(program, *(None if t is None else t[:1] for t in batch))
+    history.bound_on, guide_trace = bound_on(*traces), traces[1]
+    has_globals = not all(is_local(site) for _, site in guide_trace.iter_stochastic_nodes())
+    if has_globals and isinstance(objective, RenyiELBO | ReweightedWakeSleep):
+        raise ConfigError(
+            f"{type(objective).__name__} puts the minibatch scale inside its log-sum-exp, "
+            "so with latents outside the plate 'data' it is no bound.\n"
+            "Use objectives.TraceELBO() or objectives.BetaELBO(beta)."
+        )
+    if has_globals and data.num_data is None:
+        raise ConfigError(
+            "the program has latents outside the plate 'data', whose minibatch scale N / B needs "
+            "the number of data, but this stream does not say it.\nPass a map-style Dataset."
+        )
+    if is_recorded:
+        check_recordable(program, batch)
+    return Settings(data.num_data or 1, has_globals, plan.precision == "bf16")
+
+
+def run_folder(run_dir: Any, *, resume: bool, save_every: int | None) -> RunFolder | None:
+    """The folder of a run, not yet locked; None where nothing is kept."""
+    if save_every is not None:
+        whole_number(save_every, "save_every", 1)
+    if run_dir is not None:
+        return RunFolder(run_dir, resume=resume)
+    if resume or save_every:
+        raise ConfigError(
+            "resume and save_every are of a run folder, but run_dir is None: nothing is kept.\n"
+            "Write run_dir='runs/first', resume=True."
+        )
+    return None
+
+
+def check_watchers(callbacks: Any, diagnostics_every: Any) -> None:
+    """ConfigError unless there are several callbacks, and whole steps between records."""
+    if callable(callbacks):
+        raise ConfigError("callbacks is a function, but it holds several.\nWrite callbacks=[…].")
+    if diagnostics_every is not None:
+        whole_number(diagnostics_every, "diagnostics_every", 1)
+
+
+def move(program: nn.Module, device: str | torch.device | None) -> None:
+    """The program to the device, where one is named."""
+    if device is None:
+        return
+    try:
+        program.to(torch.empty(0, device=device).device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device = {device!r} cannot be used: {first_line}.\nWrite device='cpu', or None."
+        ) from None
+
+
+def warn_of_surprises(program: nn.Module, data: Any) -> None:
+    """Warn of what trains well and is still not what most people mean."""
+    decoder = getattr(program, "decoder", None)
+    if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
+        warn_caller("the decoder has no trainable parameter: p(x|z) stays as it is")
+    heads = () if decoder is None else decoder.modules()
+    learns_scale = any(getattr(head, "learns_scale_per_cell", False) for head in heads)
+    if learns_scale and data.preloaded is not None and data.num_data > 1:
+        x = data.preloaded.x
+        is_constant = (x == x[:1]).all(0)
+        if is_constant.any():
+            first = tuple(int(i) for i in is_constant.nonzero()[0])
+            warn_caller(
+                f"column {first} of x is constant ({int(is_constant.sum()):,} are): its learned "
+                "scale falls to the floor of 1e-5, and log p(x) rises without meaning. Drop it."
+            )
+
+
+def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: Any) -> Any:
+    """The validation data as batches, or None; y are the covariates of the training data."""
+    if validation is None:
+        return None
+    if isinstance(validation, int | float):
+        raise ConfigError(
+            f"validation = {validation}, but it is held-out data, not a fraction of x.\n"
+            "Split x first: validation=x[:1000], and fit on x[1000:]."
+        )
+    parts = validation if isinstance(validation, tuple) else (validation,)
+    if len(parts) > 3:
+        kind = type(validation).__name__
+        raise DataError(
+            f"validation is a {kind} of {len(parts)}, but it is x, (x, y) or (x, y, mask).\n"
+            "Pass the held-out split of a data set, such as data.test."
+        )
+    is_bare = not isinstance(validation, Dataset | DataLoader) and parts[1:2] in ((), (None,))
+    if y is not None and is_bare and getattr(program, "sees_covariates", False):
+        raise DataError(
+            "x comes with covariates y, but validation without: its ELBO would be of p(x|z) at no "
+            "y.\nWrite validation=(x_test, y_test)."
+        )
+    try:
+        return as_batches(program, *parts, batch_size=max(batch_size, 1024))
+    except (DataError, ConfigError) as error:
+        raise type(error)(f"in validation: {error}") from None
+
+
+@contextmanager
+def own_generators(seed: int, *sources: Any) -> Iterator[list[torch.Generator]]:
+    """Seed the generators that DataLoaders hold, and give them back as they were."""
+    loaders = [s for s in sources if isinstance(s, DataLoader)]
+    samplers = [s for x in loaders for s in (x.sampler, getattr(x.batch_sampler, "sampler", None))]
+    held = [getattr(holder, "generator", None) for holder in loaders + samplers]
+    generators = list(dict.fromkeys(g for g in held if isinstance(g, torch.Generator)))
+    states = [g.get_state() for g in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield generators
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
