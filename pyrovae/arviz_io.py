@@ -38,7 +38,7 @@ from pyrovae import _version
 from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
 from pyrovae.contract.validation import admit
 from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, first_row, row_batches
-from pyrovae.core.draws import diagnosing, joined
+from pyrovae.core.draws import concat, diagnosing
 from pyrovae.core.joint import joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.core.terms import draw_traces, is_local, terms_of
@@ -148,7 +148,7 @@ def history_to_arviz(history: History) -> Any:
     """What `fit` recorded, as the group "training" with one dimension "epoch".
 
     Variables elbo, reconstruction, kl and their validation_… twins, nats per datum (NaN where
-    there was no validation), and seconds. With a flight recorder there is a group "flight" with
+    there was no validation), and seconds. With a training monitor there is a group "monitor" with
     the dimension "step" (and "latent", of kl_per_dimension): its rate, distortion and so on.
 
     Args:
@@ -174,8 +174,8 @@ def history_to_arviz(history: History) -> Any:
     facts = {"num_data": history.num_data, "best_epoch": history.best_epoch}
     attributes = _attributes(seed=str(history.seed), **facts)
     by_time = {"training": ("epoch", [epoch._asdict() for epoch in history.epochs])}
-    if history.flight:
-        by_time["flight"] = ("step", history.flight)
+    if history.monitor:
+        by_time["monitor"] = ("step", history.monitor)
     return _as_container(
         {
             group: xr.Dataset(*_columns(records, time), attrs=attributes)
@@ -291,7 +291,7 @@ def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
         values = {n: traces.model.nodes[n]["value"] for n in sites}
         latents = {LATENT + n: _unbatched(v, sites[n], num_samples) for n, v in values.items()}
         parts.append({name: getattr(terms, name) for name in terms._fields[:3]} | latents)
-    return {name: value[None] for name, value in joined(parts, 1).items()}
+    return {name: value[None] for name, value in concat(parts, 1).items()}
 
 
 def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
@@ -307,7 +307,7 @@ def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
         parts.append(terms | {"log_guide": joint.log_guide(z)} | latents)
         start = stop
     shape = (num_chains, num_samples)
-    return {name: v.unflatten(0, shape) for name, v in joined(parts, 1).items()}
+    return {name: v.unflatten(0, shape) for name, v in concat(parts, 1).items()}
 
 
 def _by_site(flat: Tensor, like: Arrays) -> Arrays:
@@ -396,7 +396,7 @@ def _simulated(program: nn.Module, batch: Batch, num_samples: int, fixed: Arrays
     cost = bytes_per_draw(lambda size: draw_traces(model, _nothing, *one, num_samples=size))
     chunk = max(1, budget_in_bytes(None, batch.x.device) // (cost * len(batch.x)))
     starts = range(0, num_samples, chunk)
-    return joined([draw(batch, start, min(start + chunk, num_samples)) for start in starts], 0)
+    return concat([draw(batch, start, min(start + chunk, num_samples)) for start in starts], 0)
 
 
 def _sites(program: nn.Module, batch: Batch) -> dict[str, dict]:

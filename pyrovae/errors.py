@@ -33,7 +33,7 @@ class DivergenceError(FloatingPointError):
     """A loss or a gradient is not finite; the update that it belongs to was not made."""
 
 
-class WorkerLost(RuntimeError):
+class WorkerLostError(RuntimeError):
     """Another process of a run on several ended, or did not answer in time."""
 
 
@@ -41,7 +41,7 @@ class CheckpointError(RuntimeError):
     """A saved model or run cannot be used, or one could not be saved."""
 
 
-class CorruptCheckpoint(CheckpointError):
+class CorruptCheckpointError(CheckpointError):
     """A file is not what was written: truncated, altered, or holding what no model has.
 
     Attributes:
@@ -55,19 +55,19 @@ class CorruptCheckpoint(CheckpointError):
         self.path, self.expected, self.got = path, expected, got
 
 
-class UnsafeFormat(CheckpointError):
+class UnsafeFormatError(CheckpointError):
     """A file that is no tensor file of pyrovae's, or names what pyrovae does not have."""
 
 
-class VersionMismatch(CheckpointError):
+class VersionMismatchError(CheckpointError):
     """A file in a format of a later release."""
 
 
-class StateMismatch(CheckpointError):
+class StateMismatchError(CheckpointError):
     """What was saved does not fit the model, the data or the settings at hand."""
 
 
-class RunLocked(CheckpointError):
+class RunLockedError(CheckpointError):
     """Another process, or another run of this one, is using the run folder.
 
     Attributes:

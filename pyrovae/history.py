@@ -48,11 +48,11 @@ class History:
         stopped_early: whether patience ran out before the planned number of epochs.
         bound_on: what each elbo is a bound on: "log p(x)", or "log p(x) of the relaxed model" where
             latents are relaxed ones (`priors.RelaxedBernoulli`).
-        engine: how steps were computed: "handlers", "graph" or "inductor", and why not otherwise.
+        engine: how steps were computed: "eager", "graph" or "inductor", and why not otherwise.
         changes: what was changed when the run was resumed, if anything, in words.
         collapse: `diagnostics.Collapse` at the end of training: which latent dimensions say nothing
             of x. After 500 steps or more it is warned of.
-        flight: what the flight recorder kept, one record each `diagnostics_every` steps.
+        monitor: what the training monitor kept, one record each `diagnostics_every` steps.
 
     Example:
         >>> history = History(num_data=5, seed=0)
@@ -69,9 +69,9 @@ class History:
     best_epoch: int = 0
     stopped_early: bool = False
     bound_on: str = "log p(x)"
-    engine: str = "handlers"
+    engine: str = "eager"
     changes: list[str] = field(default_factory=list)
-    flight: list[dict[str, Any]] = field(default_factory=list)
+    monitor: list[dict[str, Any]] = field(default_factory=list)
     collapse: Any = None
 
     def __repr__(self) -> str:
@@ -112,7 +112,7 @@ class History:
         table = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(Epoch._fields))
         is_none = torch.tensor([[v is None for v in epoch] for epoch in self.epochs])
         own = {"epochs": table, "is_none": is_none.reshape(table.shape), "collapse": None}
-        return {**vars(self), **own, "flight": _columns(self.flight)}
+        return {**vars(self), **own, "monitor": _columns(self.monitor)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take the place of the history that `state` was made from."""
@@ -121,7 +121,7 @@ class History:
         pairs = zip(table.tolist(), is_none.tolist(), strict=True)
         rows = [[None if n else v for v, n in zip(*pair, strict=True)] for pair in pairs]
         epochs = [Epoch(int(row[0]), *row[1:]) for row in rows]
-        vars(self).update(state, epochs=epochs, flight=_records(state["flight"]))
+        vars(self).update(state, epochs=epochs, monitor=_records(state["monitor"]))
 
 
 def _columns(records: list[dict[str, Any]]) -> Any:

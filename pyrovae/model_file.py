@@ -25,9 +25,9 @@ from pyrovae.checks import as_path, shortened
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
-    CorruptCheckpoint,
-    StateMismatch,
-    UnsafeFormat,
+    CorruptCheckpointError,
+    StateMismatchError,
+    UnsafeFormatError,
 )
 from pyrovae.networks import NETWORKS
 from pyrovae.runtime.files import opened, write_atomically
@@ -104,11 +104,11 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
         The model: `into`, or a new one.
 
     Raises:
-        UnsafeFormat: the file is no safetensors file of pyrovae's, or names something that is
+        UnsafeFormatError: the file is no safetensors file of pyrovae's, or names something that is
             no part of it. Nothing is imported or run, whatever the file says.
-        CorruptCheckpoint: the file was cut or altered, or has NaN.
-        VersionMismatch: a later release wrote it.
-        StateMismatch: names, shapes, dtypes or shared tensors differ from those of `into`,
+        CorruptCheckpointError: the file was cut or altered, or has NaN.
+        VersionMismatchError: a later release wrote it.
+        StateMismatchError: names, shapes, dtypes or shared tensors differ from those of `into`,
             which is unchanged then; or the file holds no specification, and `into` is needed.
         CheckpointError: there is no such file, or it cannot be read.
 
@@ -133,7 +133,7 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
         tensors = read_tensors(fd, path, header)
     for name, tensor in tensors.items():
         if has_nan(tensor):
-            raise CorruptCheckpoint(
+            raise CorruptCheckpointError(
                 f"{path}: {shortened(name)} has NaN, as no saved model has.", path
             )
     _fill(vae, tensors)
@@ -222,7 +222,7 @@ def _rebuilt(header: Header, path: Path) -> nn.Module:
     description = header.description
     if description.get("spec") is None:
         why = shortened(description.get("why"), 200)
-        raise StateMismatch(
+        raise StateMismatchError(
             f"{path} cannot be built from its description: {why}.\n"
             "Make a model of the same parts and sizes, and fill it: "
             "pyrovae.load(path, into=vae)."
@@ -231,14 +231,14 @@ def _rebuilt(header: Header, path: Path) -> nn.Module:
     try:
         return _built(description, header.num_elements, len(header.entries))
     except Exception as error:  # the arguments are the file's, so anything may be wrong with them
-        raise StateMismatch(
+        raise StateMismatchError(
             f"{path}: its specification builds no model: {shortened(error, 300)}.\n"
             "The file was made by hand, or by another release of pyrovae."
         ) from None
 
 
 def _check_names(spec: Any, path: Path, version: Any) -> None:
-    """UnsafeFormat unless the specification names parts of pyrovae only."""
+    """UnsafeFormatError unless the specification names parts of pyrovae only."""
     known = set(inspect.signature(builder.build).parameters) - {"data", "seed"}
     unknown = set(spec) - known if isinstance(spec, dict) else {"specification"}
     named = {} if unknown else {kind: spec.get(kind, "") for kind in NAMES if kind in spec}
@@ -247,7 +247,7 @@ def _check_names(spec: Any, path: Path, version: Any) -> None:
         if not isinstance(name, str) or name not in NAMES[kind]:
             unknown.add(f"{kind}: {name}")
     if unknown:
-        raise UnsafeFormat(
+        raise UnsafeFormatError(
             f"{path} names {shortened(sorted(unknown)[0])}, which is no part of pyrovae; nothing "
             f"that a file names is imported or run.\nIt says that pyrovae {shortened(version)} "
             "wrote it. A model with parts of your own: pyrovae.load(path, into=vae)."
@@ -258,7 +258,9 @@ def _built(recipe: dict[str, Any], num_elements: int, num_tensors: int) -> nn.Mo
     """The model of a recipe; its initial numbers do not matter."""
     hidden = recipe["spec"].get("hidden")
     if isinstance(hidden, list) and len(hidden) > num_tensors:
-        raise CorruptCheckpoint(f"it asks for {len(hidden):,} layers, more than there are tensors")
+        raise CorruptCheckpointError(
+            f"it asks for {len(hidden):,} layers, more than there are tensors"
+        )
     spec = dict(recipe["spec"])
     with _Budget(4 * num_elements + 2**20, 500 * num_tensors + 20_000):
         if recipe.get("pseudo_inputs") is not None:
@@ -289,10 +291,10 @@ class _Budget(TorchFunctionMode):
         largest = 0 if is_arithmetic else _largest_size([*args, *kwargs.values()])
         # once only: on the way out, `no_grad` sets the mode back by one operation more
         if self.num_operations == 0 or largest > self.num_elements:
-            raise CorruptCheckpoint("it asks for a far larger model than the file holds")
+            raise CorruptCheckpointError("it asks for a far larger model than the file holds")
         result = function(*args, **kwargs)
         if isinstance(result, Tensor) and result.numel() > self.num_elements:
-            raise CorruptCheckpoint("it asks for a far larger model than the file holds")
+            raise CorruptCheckpointError("it asks for a far larger model than the file holds")
         return result
 
 
@@ -314,7 +316,9 @@ def _check_description(description: dict[str, Any], path: Path) -> None:
     aliases, frozen = description.get("aliases"), description.get("frozen")
     is_model = description.get("kind") == "model" and isinstance(aliases, dict)
     if not is_model or not isinstance(frozen, list):
-        raise CorruptCheckpoint(f"{path}: it is no saved model (a step of a run, perhaps).", path)
+        raise CorruptCheckpointError(
+            f"{path}: it is no saved model (a step of a run, perhaps).", path
+        )
 
 
 def _as_stored(vae: nn.Module, header: Header) -> None:
@@ -329,7 +333,7 @@ def _as_stored(vae: nn.Module, header: Header) -> None:
 
 
 def _check_parts(vae: nn.Module, header: Header) -> None:
-    """StateMismatch where a part of pyrovae has another one's numbers; those fit, and mislead.
+    """StateMismatchError where a part of pyrovae has another one's numbers; those fit, and mislead.
 
     A class of the caller's own may have been renamed, so it takes what it is given.
     """
@@ -339,14 +343,14 @@ def _check_parts(vae: nn.Module, header: Header) -> None:
     for name, part in parts_of(vae).items():
         if stored.get(name) != part:
             was = shortened(stored[name]) if name in stored else "a part of its own"
-            raise StateMismatch(
+            raise StateMismatchError(
                 f"{name} is a {part} in the model, but {was} in the file: the numbers may have the "
                 "same shapes, and mean another density.\nMake a model of the parts that were saved."
             )
 
 
 def _check_fit(vae: nn.Module, header: Header) -> None:
-    """StateMismatch unless the model has the file's names, shapes, dtypes and shared tensors."""
+    """Raise StateMismatchError unless names, shapes, dtypes and shared tensors agree."""
     _check_parts(vae, header)
     held, aliases = named_tensors(vae)
     stored, stored_aliases = header.entries, header.description["aliases"]
@@ -355,7 +359,7 @@ def _check_fit(vae: nn.Module, header: Header) -> None:
         one, other = _shared(aliases), _shared(stored_aliases)
         where = "only in the model" if one - other else "only in the file"
         names = sorted(next(iter(one - other or other - one)))
-        raise StateMismatch(
+        raise StateMismatchError(
             f"{' and '.join(map(shortened, names[:2]))} are one tensor {where}.\nMake the model "
             "as it was when it was saved: share the same modules between its parts."
         )
@@ -363,7 +367,7 @@ def _check_fit(vae: nn.Module, header: Header) -> None:
         tensor = held[name] if name in held else held[aliases[name]]
         wanted, arrived = (entry.shape, entry.dtype), (tuple(tensor.shape), tensor.dtype)
         if wanted != arrived:
-            raise StateMismatch(
+            raise StateMismatchError(
                 f"{shortened(name)} is {_text(*wanted)} in the file, but {_text(*arrived)} in the "
                 "model.\nMake a model of the same sizes, and of the same dtype: vae.double(), say."
             )

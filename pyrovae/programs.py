@@ -1,7 +1,7 @@
 """Programs beyond the VAE: a second latent, local and discrete, or global.
 
     SemiSupervisedVAE   y_i ~ p(y),  z_i ~ p(z),    x_i ~ p(x|z_i, y_i);   some y_i are known
-    HierarchicalVAE     w ~ p(w),    z_i ~ p(z|w),  x_i ~ p(x|z_i, w)
+    BayesianVAE     w ~ p(w),    z_i ~ p(z|w),  x_i ~ p(x|z_i, w)
 
 Each is a module with `.model` and `.guide` over the plate "data", made of the same parts
 as a `VAE`, and `fit`, `elbo_terms` and what follows them take it like one. Symbols as in
@@ -26,13 +26,13 @@ from pyrovae.heads import as_event_shape, split_features
 from pyrovae.networks import given
 from pyrovae.vae import fill, observed_only, register
 
-__all__ = ["GivenGlobal", "HierarchicalVAE", "Labels", "SemiSupervisedVAE", "partly_known"]
+__all__ = ["BayesianVAE", "CategoricalHead", "GivenGlobal", "SemiSupervisedVAE", "partly_known"]
 
 # exp of it is 0 in every float type, and it is finite, so that 0 · log 0 is 0 and not NaN
 LOG_ZERO = -1e4
 
 
-class Labels(nn.Module):
+class CategoricalHead(nn.Module):
     """q(y|x) = Categorical(y; softmax(l)) over classes 0 … K − 1; the features are the logits l.
 
     Args:
@@ -45,7 +45,7 @@ class Labels(nn.Module):
         ConfigError: num_classes is not a whole number ≥ 1, or the features have another width.
 
     Example:
-        >>> head = Labels(10)
+        >>> head = CategoricalHead(10)
         >>> head(torch.zeros(7, head.num_features)).batch_shape
         torch.Size([7])
     """
@@ -70,7 +70,7 @@ class SemiSupervisedVAE(nn.Module):
         ELBO(x, y) = E_{q(z|x,y)}[log p(x|z, y) + log p(y) + log p(z) − log q(z|x, y)]
         ELBO(x)    = Σ_y q(y|x) (ELBO(x, y) − log q(y|x))
 
-    and training maximises  Σ_i ELBO_i + α Σ_{i known} log q(y_i|x_i).
+    and training maximizes  Σ_i ELBO_i + α Σ_{i known} log q(y_i|x_i).
 
     Labels are whole numbers 0 … K − 1, and any negative number where they are not known:
     y_mask = (y ≥ 0); `partly_known(y, y_mask)` writes a y_mask into y. In the guide, a known
@@ -84,9 +84,9 @@ class SemiSupervisedVAE(nn.Module):
         prior: `prior()` → p(z), as for `VAE`.
         encoder: `encoder(x, y)` → q(z|x, y), wrapped in `networks.Given` to see y.
         decoder: `decoder(z, y)` → p(x|z, y), likewise; y may be (K, 1) where it is enumerated,
-            which `networks.Joined` and `networks.OneHot` take.
+            which `networks.Concat` and `networks.OneHot` take.
         classifier: `classifier(x)` → q(y|x), a Categorical with batch_shape (B,):
-            Sequential(network, Labels(K)).
+            Sequential(network, CategoricalHead(K)).
         label_prior: `label_prior()` → p(y), a Categorical with batch_shape ().
         alpha: α ≥ 0, nats for each nat of a known label's log q(y|x). The paper takes
             0.1 · (number of data) / (number of known labels).
@@ -103,12 +103,12 @@ class SemiSupervisedVAE(nn.Module):
     Example:
         >>> import pyrovae as pv
         >>> from pyro.infer import TraceEnum_ELBO
-        >>> from pyrovae.networks import Given, Joined, OneHot, mlp
-        >>> q, p, c = pv.guides.DiagonalNormal(2), pv.likelihoods.Bernoulli(6), Labels(3)
+        >>> from pyrovae.networks import Given, Concat, OneHot, mlp
+        >>> q, p, c = pv.guides.DiagonalNormal(2), pv.likelihoods.Bernoulli(6), CategoricalHead(3)
         >>> program = SemiSupervisedVAE(
         ...     pv.priors.StandardNormal(2),
-        ...     Given(Joined(nn.Sequential(mlp(6 + 3, q.num_features), q), of_y=OneHot(3))),
-        ...     Given(Joined(nn.Sequential(mlp(2 + 3, p.num_features), p), of_y=OneHot(3))),
+        ...     Given(Concat(nn.Sequential(mlp(6 + 3, q.num_features), q), of_y=OneHot(3))),
+        ...     Given(Concat(nn.Sequential(mlp(2 + 3, p.num_features), p), of_y=OneHot(3))),
         ...     nn.Sequential(mlp(6, c.num_features), c),
         ...     pv.priors.Fixed(dist.Categorical, probs=torch.full((3,), 1 / 3)),
         ...     alpha=1.0,
@@ -173,7 +173,7 @@ class SemiSupervisedVAE(nn.Module):
         raise ConfigError(
             f"the classifier gave a {type(q_y).__name__}{has}, but q(y|x) is a Categorical over "
             f"the {classes} classes of label_prior: they are summed out one by one.\n"
-            f"End the classifier in programs.Labels({classes})."
+            f"End the classifier in programs.CategoricalHead({classes})."
         )
 
     def classify(self, x: Any, mask: Any = None) -> Tensor:
@@ -274,10 +274,10 @@ def certain(q_y: dist.Distribution, label: Tensor) -> dist.Distribution:
 
 
 class GivenGlobal(nn.Module):
-    """A part that also sees the global latents w of a `HierarchicalVAE`, last.
+    """A part that also sees the global latents w of a `BayesianVAE`, last.
 
     prior(w), encoder(x, w), decoder(z, w), and after covariates: GivenGlobal(Given(part)) is
-    called part(…, y, w). Under vectorised particles w is (S, 1, *event): it broadcasts
+    called part(…, y, w). Under vectorized particles w is (S, 1, *event): it broadcasts
     against z (S, B, D) from the right.
 
     Args:
@@ -305,7 +305,7 @@ class GivenGlobal(nn.Module):
         return self.part(*args)
 
 
-class HierarchicalVAE(nn.Module):
+class BayesianVAE(nn.Module):
     """A VAE with global latents w that all data share, with a prior and a guide of their own.
 
         ELBO(x_1 … x_N) = E_q[Σ_i log p(x_i|z_i, w) + log p(z_i|w) − log q(z_i|x_i, w)]
@@ -333,7 +333,7 @@ class HierarchicalVAE(nn.Module):
         ...     def forward(self, z, w):
         ...         return self.part(z * w.exp())
         >>> vae = pv.build(6, latent_dim=2)
-        >>> program = HierarchicalVAE(
+        >>> program = BayesianVAE(
         ...     vae.prior,
         ...     vae.encoder,
         ...     GivenGlobal(ARD(vae.decoder)),

@@ -360,14 +360,14 @@ def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribut
     broadcast against the batch.
 
     Raises:
-        ConfigError: p_x does not factorise over the cells of its event.
+        ConfigError: p_x does not factorize over the cells of its event.
     """
     if mask is None:
         return p_x
     base = p_x.base_dist if isinstance(p_x, dist.Independent) else p_x
     if base.event_shape:
         raise ConfigError(
-            f"mask= needs a likelihood that factorises over the cells of x, but "
+            f"mask= needs a likelihood that factorizes over the cells of x, but "
             f"{type(base).__name__} has event_shape {tuple(base.event_shape)}: leaving out a cell "
             "is no marginal of it.\nUse an elementwise likelihood, or drop the mask."
         )

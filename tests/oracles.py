@@ -43,11 +43,11 @@ class LinearGaussian(nn.Module):
 
     def elbo(self, x: Tensor, v: Tensor, d: Tensor) -> Tensor:
         """Oracle D2: the ELBO under the guide N(V (x − μ), diag d), (N,) nats."""
-        centred = x - self.mean
-        m = centred @ v.T
+        centered = x - self.mean
+        m = centered @ v.T
         latent_dim = len(d)
         minus_kl = -0.5 * (d.sum() + (m**2).sum(-1) - latent_dim - d.log().sum())
-        residual = ((centred - m @ self.weight.T) ** 2).sum(-1)
+        residual = ((centered - m @ self.weight.T) ** 2).sum(-1)
         spread = (d * (self.weight**2).sum(0)).sum()
         log_norm = -0.5 * x.shape[-1] * math.log(2 * math.pi * self.sigma**2)
         return minus_kl + log_norm - (residual + spread) / (2 * self.sigma**2)

@@ -97,7 +97,7 @@ NULLABLE = FRAME.assign(d=pd.array([None], dtype="Int64"))
 
 # battery number and name → likelihood, (x, y, mask), text of the error
 BAD_DATA = {
-    "B1 grey": ("Bernoulli", (one_bad(0.47),), r"^x\[5, 3\] = 0.47.*\{0, 1\}[\s\S]*binarize"),
+    "B1 gray": ("Bernoulli", (one_bad(0.47),), r"^x\[5, 3\] = 0.47.*\{0, 1\}[\s\S]*binarize"),
     "B1 fix": ("Bernoulli", (one_bad(0.47),), r"datasets\.binarize.*ContinuousBernoulli"),
     "B2 bytes": ("Bernoulli", (one_bad(255, torch.uint8),), r"= 255[\s\S]*binarize\(x / 255\)"),
     "B3 signed": ("Bernoulli", (one_bad(-0.9),), r"ranges from -0.9 to 1"),

@@ -24,8 +24,8 @@ import pyrovae as pv
 from pyrovae import arviz_io, priors
 from pyrovae.arviz_io import history_to_arviz, predictive_to_arviz, to_arviz
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.networks import Given, Joined, OneHot, mlp
-from pyrovae.programs import Labels
+from pyrovae.networks import Concat, Given, OneHot, mlp
+from pyrovae.programs import CategoricalHead
 from tests.oracles import AffineEncoder, ExactEncoder, LinearGaussian
 
 # arviz 0.23 with matplotlib 3.11 and pandas 3
@@ -153,7 +153,7 @@ class TestGroups:
 
     def test_shared_latents_have_no_dimension_of_data(self):
         vae = pv.build(6, latent_dim=2, seed=0)
-        program = pv.programs.HierarchicalVAE(
+        program = pv.programs.BayesianVAE(
             vae.prior, vae.encoder, vae.decoder, priors.StandardNormal(3), priors.LearnedNormal(3)
         )
         data = to_arviz(program, torch.ones(5, 6), num_samples=7)
@@ -168,11 +168,11 @@ class TestGroups:
 
     @pytest.mark.parametrize("posterior", ["guide", "sir"])
     def test_a_program_of_two_sites(self, posterior):
-        q, p, c = pv.guides.DiagonalNormal(2), pv.likelihoods.Bernoulli(6), Labels(3)
+        q, p, c = pv.guides.DiagonalNormal(2), pv.likelihoods.Bernoulli(6), CategoricalHead(3)
         program = pv.programs.SemiSupervisedVAE(
             priors.StandardNormal(2),
-            Given(Joined(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
-            Given(Joined(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
+            Given(Concat(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
+            Given(Concat(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
             nn.Sequential(mlp(6, 3), c),
             priors.Fixed(dist.Categorical, probs=torch.full((3,), 1 / 3)),
             alpha=1.0,
@@ -392,20 +392,20 @@ class TestHistory:
         history = trained(batch_size=10, diagnostics_every=2)
         data = history_to_arviz(history)
         assert type(data).__name__ == container
-        assert groups_of(data) == {"training", "flight"}
-        flight = arrays(data, "flight")
-        assert flight["step"].values.tolist() == [2, 4, 6]
-        assert flight["kl_per_dimension"].dims == ("step", "latent")
+        assert groups_of(data) == {"training", "monitor"}
+        monitor = arrays(data, "monitor")
+        assert monitor["step"].values.tolist() == [2, 4, 6]
+        assert monitor["kl_per_dimension"].dims == ("step", "latent")
         for name in ("rate", "distortion", "active_units", "kl_per_dimension"):
-            expected = [record[name] for record in history.flight]
-            np.testing.assert_array_equal(flight[name], expected)
+            expected = [record[name] for record in history.monitor]
+            np.testing.assert_array_equal(monitor[name], expected)
         assert groups_of(history_to_arviz(trained())) == {"training"}
 
     def test_what_a_flight_recorder_could_not_measure_is_nan(self):
         history = trained(diagnostics_every=1)
-        history.flight[1] |= {"rate": None}
-        flight = history_to_arviz(history)["flight"]
-        assert np.isnan(flight["rate"]).values.tolist() == [False, True, False]
+        history.monitor[1] |= {"rate": None}
+        monitor = history_to_arviz(history)["monitor"]
+        assert np.isnan(monitor["rate"]).values.tolist() == [False, True, False]
 
     def test_columns_by_epoch(self):
         history = trained()

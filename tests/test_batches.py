@@ -315,7 +315,7 @@ def test_an_order_within_one_window_is_that_of_data_in_memory():
 
 
 def test_each_row_is_as_likely_at_each_place():
-    """12 rows in 4 windows: the place of a row is uniform, and its block's neighbours follow it."""
+    """12 rows in 4 windows: the place of a row is uniform, and its block's neighbors follow it."""
     draws, places_of = 4000, torch.zeros(12, 12)
     for _ in range(draws):
         order = BlockOrder(12, block=2, window=3)
@@ -901,15 +901,15 @@ def test_only_a_loader_that_gives_the_same_again_is_known_by_its_numbers(case):
 
 
 def test_a_dataset_may_tell_its_fingerprint():
-    """As binarisation does, whose draws are others each time."""
+    """As binarization does, whose draws are others each time."""
     prints = []
     for change in (0.0, 0.0, 0.1):
-        grey = torch.full((4, D), 0.5)
-        grey[2, 1] += change
-        source = as_batches(program("Bernoulli"), pv.datasets.Sampled(grey), batch_size=B)
+        gray = torch.full((4, D), 0.5)
+        gray[2, 1] += change
+        source = as_batches(program("Bernoulli"), pv.datasets.Sampled(gray), batch_size=B)
         prints.append(source.fingerprint())
     assert prints[0] == prints[1]
-    assert {n for n in prints[0] if prints[0][n] != prints[2][n]} == {"grey sha256"}
+    assert {n for n in prints[0] if prints[0][n] != prints[2][n]} == {"gray sha256"}
 
 
 @pytest.mark.parametrize("data", [Rowwise(counts()), Stream(counts())], ids=["map-style", "stream"])

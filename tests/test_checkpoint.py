@@ -22,11 +22,11 @@ from pyrovae import guides, likelihoods, networks, priors
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
-    CorruptCheckpoint,
-    RunLocked,
-    StateMismatch,
-    UnsafeFormat,
-    VersionMismatch,
+    CorruptCheckpointError,
+    RunLockedError,
+    StateMismatchError,
+    UnsafeFormatError,
+    VersionMismatchError,
 )
 from pyrovae.model_file import load, save
 from pyrovae.runtime.files import json_bytes, parse_json
@@ -175,7 +175,7 @@ def test_a_model_that_its_specification_does_not_give_needs_into(change, why, tm
     vae = small_vae()
     change(vae)
     path = save(vae, tmp_path / "vae.safetensors")
-    with pytest.raises(StateMismatch, match=why) as caught:
+    with pytest.raises(StateMismatchError, match=why) as caught:
         load(path)
     assert "into=vae" in str(caught.value)
     other = small_vae()
@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_changed(name, tmp_path):
     path = save(saved, tmp_path / "m")
     for tensor in other.state_dict().values():
         tensor.fill_(7.0)
-    with pytest.raises(StateMismatch, match=message) as caught:
+    with pytest.raises(StateMismatchError, match=message) as caught:
         load(path, into=other)
     assert all((t == 7.0).all() for t in other.state_dict().values())
     assert len(str(caught.value).splitlines()) <= 6
@@ -336,9 +336,11 @@ def test_a_file_of_a_later_format_names_both_versions(tmp_path, monkeypatch):
         monkeypatch.setattr("pyrovae.runtime.run_folder.FORMAT", FORMAT + 1)
         run.save_step(1, {})
     monkeypatch.undo()
-    with pytest.raises(VersionMismatch, match=rf"format {FORMAT + 1}.*'9\.9\.9'.*{pv.__version__}"):
+    with pytest.raises(
+        VersionMismatchError, match=rf"format {FORMAT + 1}.*'9\.9\.9'.*{pv.__version__}"
+    ):
         load(path)
-    with RunFolder(tmp_path / "run", resume=True) as run, pytest.raises(VersionMismatch):
+    with RunFolder(tmp_path / "run", resume=True) as run, pytest.raises(VersionMismatchError):
         run.newest_complete()
 
 
@@ -503,7 +505,7 @@ def test_pack_refuses_what_would_have_to_be_pickled(state, message):
     ],
 )
 def test_unpack_refuses_what_pack_never_writes(plain):
-    with pytest.raises(CorruptCheckpoint, match="no part of it"):
+    with pytest.raises(CorruptCheckpointError, match="no part of it"):
         unpack({"a": torch.ones(1)}, [plain])
 
 
@@ -566,7 +568,7 @@ def test_optimizer_scheduler_and_stream_go_on_bit_for_bit(tmp_path):
 def test_a_random_state_that_is_none_changes_nothing(state):
     stream = RandomStream(1)
     before, callers = stream.state, torch.get_rng_state()
-    with pytest.raises(StateMismatch):
+    with pytest.raises(StateMismatchError):
         restore_stream(stream, state)
     assert stream.state is before
     assert torch.equal(torch.get_rng_state(), callers)
@@ -583,13 +585,15 @@ def test_check_like_names_the_place():
         ({**expected, "m": (1, 2)}, "state/m: no list of 2"),
         (None, "missing"),
     ]:
-        with pytest.raises(StateMismatch, match=message):
+        with pytest.raises(StateMismatchError, match=message):
             check_like(found, expected)
 
 
 def test_check_unchanged_lists_what_differs():
     now = {"rows": 59_999, "dtype": "float32"}
-    with pytest.raises(StateMismatch, match=r"training data changed.*rows was '60000', is '59999'"):
+    with pytest.raises(
+        StateMismatchError, match=r"training data changed.*rows was '60000', is '59999'"
+    ):
         check_unchanged({"rows": 60_000, "dtype": "float32"}, now, name="training data", fix="")
 
 
@@ -684,10 +688,16 @@ def test_the_manifest_is_what_sha256sum_says(tmp_path):
 def test_the_errors_are_runtime_errors_and_can_be_copied():
     import copy
 
-    error = RunLocked("message", 12, "host", "now")
+    error = RunLockedError("message", 12, "host", "now")
     again = copy.copy(error)
     assert (str(again), again.pid, again.host, again.start) == ("message", 12, "host", "now")
-    kinds = (CorruptCheckpoint, UnsafeFormat, VersionMismatch, StateMismatch, RunLocked)
+    kinds = (
+        CorruptCheckpointError,
+        UnsafeFormatError,
+        VersionMismatchError,
+        StateMismatchError,
+        RunLockedError,
+    )
     assert all(issubclass(kind, CheckpointError) for kind in kinds)
     assert issubclass(CheckpointError, RuntimeError)
 
@@ -762,7 +772,7 @@ def test_numbers_of_another_part_are_refused(name, tmp_path):
     path = pv.save(pv.build((4,), hidden=(8,)), tmp_path / "a.safetensors")
     other = pv.build((4,), hidden=(8,), **settings)
     before = {n: t.clone() for n, t in other.state_dict().items()}
-    with pytest.raises(StateMismatch, match=match):
+    with pytest.raises(StateMismatchError, match=match):
         pv.load(path, into=other)
     assert all(torch.equal(t, before[n]) for n, t in other.state_dict().items())
 
@@ -771,6 +781,6 @@ def test_numbers_of_a_part_of_ones_own_are_refused_by_ours(tmp_path):
     like = pv.build((4,), hidden=(8,))
     saved = pv.VAE(a_laplace_prior(), like.encoder, like.decoder)
     path = pv.save(saved, tmp_path / "a.safetensors")
-    with pytest.raises(StateMismatch, match="prior is a StandardNormal in the model, but"):
+    with pytest.raises(StateMismatchError, match="prior is a StandardNormal in the model, but"):
         pv.load(path, into=like)
     assert pv.load(path, into=pv.VAE(a_laplace_prior(), like.encoder, like.decoder))

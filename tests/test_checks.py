@@ -182,8 +182,8 @@ def of(base, *parameters):
 
 BERNOULLI = of(dist.Bernoulli, 0.5)
 SUPPORTS = {
-    "grey, Bernoulli": (BERNOULLI, 0.47, r"= 0.47.*Bernoulli.*\{0, 1\}[\s\S]*binarize"),
-    "grey suggests the other": (BERNOULLI, 0.47, "ContinuousBernoulli"),
+    "gray, Bernoulli": (BERNOULLI, 0.47, r"= 0.47.*Bernoulli.*\{0, 1\}[\s\S]*binarize"),
+    "gray suggests the other": (BERNOULLI, 0.47, "ContinuousBernoulli"),
     "bytes, Bernoulli": (BERNOULLI, 255, r"binarize\(x / 255\)"),
     "signed, Bernoulli": (BERNOULLI, -0.9, r"from -0.9 to 1[\s\S]*Shift and scale"),
     "signed, continuous": (of(dist.ContinuousBernoulli, 0.5), -0.9, r"\[0, 1\].*from -0.9 to"),

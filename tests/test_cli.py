@@ -152,7 +152,7 @@ class TestFit:
             "training (N=1437)",
             "held out (N=360)",
             "nats per datum",
-            "1 where grey > 0.5",
+            "1 where gray > 0.5",
         ):
             assert part in text
         for key in ("elbo", "reconstruction", "kl"):
@@ -257,7 +257,7 @@ class TestFitOnFiles:
         images = np.random.default_rng(0).integers(0, 256, (50, 1, 6, 5), dtype=np.uint8)
         np.savez("faces.npz", images=images)
         result, _ = fit("--data", "faces.npz")
-        assert "grey = byte / 255" in result.stdout
+        assert "gray = byte / 255" in result.stdout
         assert Path("run", "samples.png").exists()
 
     def test_gzipped_idx(self):
@@ -280,7 +280,7 @@ class TestRefuses:
             (("--data", "minst"), "Data sets: digits, mnist, fashion_mnist"),
             (("--data", "nowhere.npy"), "nowhere.npy"),
             (("--data", "few.npy"), "10 or more"),
-            (("--data", "wide.npy"), "expected grey values in [0, 1]"),
+            (("--data", "wide.npy"), "expected gray values in [0, 1]"),
             (("--data", "text.csv"), "expected a name that ends in .npy"),
             (("--binarize", "none"), "Write --binarize threshold, or sampled"),
             (("--binarize", "otsu"), "'threshold', 'sampled', 'none'"),

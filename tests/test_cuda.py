@@ -25,7 +25,7 @@ def weights(program):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch itself
-@pytest.mark.parametrize("compile", ["handlers", "graph", "inductor"])
+@pytest.mark.parametrize("compile", ["eager", "graph", "inductor"])
 def test_it_trains_there_as_on_the_cpu(compile):
     """The draws are others, so after 60 epochs the ELBO is compared: 0.3 nat is 5 SE of 37 data."""
     elbos = []
@@ -41,7 +41,7 @@ def test_it_trains_there_as_on_the_cpu(compile):
 
 def test_the_recorded_step_is_that_of_the_handlers():
     found = []
-    for compile in ("handlers", "graph"):
+    for compile in ("eager", "graph"):
         program = with_dropout()
         pv.fit(program, bits(), **SETTINGS | {"compile": compile})
         found.append(weights(program))
@@ -61,13 +61,13 @@ def test_objectives_and_precisions_train(objective, precision):
     assert all(p.dtype == torch.float32 for p in program.parameters())
 
 
-@pytest.mark.parametrize("compile", ["handlers", "graph"])
+@pytest.mark.parametrize("compile", ["eager", "graph"])
 def test_a_stopped_run_goes_on_bit_for_bit(compile, tmp_path):
     """Stopped after its third epoch; the newest checkpoint is from within that epoch."""
 
     def run(folder, **settings):
         program = with_dropout()
-        settings = SETTINGS | settings | {"average": 0.9, "compile": compile, "epochs": 4}
+        settings = SETTINGS | settings | {"ema_decay": 0.9, "compile": compile, "epochs": 4}
         pv.fit(program, bits(), run_dir=folder, resume=True, **settings)
         return digest([weights(program), final_state(folder)])
 
@@ -86,7 +86,7 @@ def test_f20_a_run_of_a_gpu_goes_on_without_one(tmp_path):
     """And the other way round; the draws that are left are others, the weights are not."""
     for first, second in ((DEVICE, "cpu"), ("cpu", DEVICE)):
         folder, program = tmp_path / first, small_vae()
-        options = SETTINGS | {"run_dir": folder, "resume": True, "compile": "handlers"}
+        options = SETTINGS | {"run_dir": folder, "resume": True, "compile": "eager"}
         pv.fit(program, bits(), **options | {"device": first})
         again = small_vae()
         with pytest.warns(UserWarning, match="bitwise equality .* not guaranteed"):

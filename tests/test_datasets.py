@@ -1,4 +1,4 @@
-"""Loaders, file formats, downloads and binarisation of `pyrovae.datasets`.
+"""Loaders, file formats, downloads and binarization of `pyrovae.datasets`.
 
 The real files are read only where PYROVAE_DATA names a folder that holds them; everything else
 runs on files that the tests make, and on a server at 127.0.0.1.
@@ -54,7 +54,7 @@ def test_b48_a_name_that_no_file_can_have(name):
     assert len(str(caught.value)) < 500
 
 
-GREY = {
+GRAY = {
     "mnist": (60000, None, 10000, (28, 28)),
     "fashion_mnist": (60000, None, 10000, (28, 28)),
     "omniglot": (19280, None, 13180, (28, 28)),
@@ -63,12 +63,12 @@ GREY = {
 }
 
 
-@pytest.mark.parametrize("name", GREY)
+@pytest.mark.parametrize("name", GRAY)
 def test_grey_images_have_their_split_and_stay_grey(name):
     if name != "digits":
         needs(name)
     data = getattr(datasets, name)()
-    num_train, num_valid, num_test, event = GREY[name]
+    num_train, num_valid, num_test, event = GRAY[name]
     assert data.name == name
     assert data.train.shape == (num_train, *event)
     assert data.test.shape == (num_test, *event)
@@ -122,7 +122,7 @@ def test_binarized_mnist_is_bits_of_mnist_digits():
     assert data.train_labels is data.valid_labels is data.test_labels is None
     assert data.test.unique().tolist() == [0, 1]
     assert data.train.dtype == torch.float32
-    assert 0.12 < data.train.mean() < 0.14  # the mean grey of MNIST is 0.131
+    assert 0.12 < data.train.mean() < 0.14  # the mean gray of MNIST is 0.131
 
 
 def test_binarized_mnist_test_part_is_sorted_by_class_as_its_docstring_warns():
@@ -310,12 +310,12 @@ def test_threshold_is_strict_and_keeps_the_float_dtype():
 
 
 def test_numpy_arrays_are_accepted_even_read_only_reversed_or_integer():
-    grey = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
-    frozen = grey.copy()
+    gray = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
+    frozen = gray.copy()
     frozen.flags.writeable = False
     expected = [[0, 0, 0], [1, 1, 1]]
     assert datasets.binarize(frozen).tolist() == expected
-    assert datasets.binarize(grey[::-1]).tolist() == expected[::-1]
+    assert datasets.binarize(gray[::-1]).tolist() == expected[::-1]
     assert datasets.binarize(np.array([0, 1], dtype=np.uint8)).dtype == torch.float32
     assert len(datasets.binarize(frozen, "sampled")) == 2
 
@@ -343,13 +343,13 @@ def test_unknown_method_and_useless_threshold_are_refused():
 
 def test_sampled_frequencies_are_the_grey_values():
     n, k = 20000, 5
-    grey = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])
-    sampled = datasets.binarize(grey.expand(n, 5), "sampled")
+    gray = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])
+    sampled = datasets.binarize(gray.expand(n, 5), "sampled")
     torch.manual_seed(0)
-    tolerance = k * (grey * (1 - grey) / n).sqrt() + 1e-7  # k·σ/√n, σ² = p(1 - p); k = 5: p < 1e-6
+    tolerance = k * (gray * (1 - gray) / n).sqrt() + 1e-7  # k·σ/√n, σ² = p(1 - p); k = 5: p < 1e-6
     for draws in (sampled.__getitems__(range(n)), sampled.draw(seed=1)):
         assert draws.unique().tolist() == [0, 1]
-        assert ((draws.mean(0) - grey).abs() <= tolerance).all()
+        assert ((draws.mean(0) - gray).abs() <= tolerance).all()
     correlation = torch.corrcoef(sampled.draw(seed=2)[:, 1:4].T)  # pixels are independent
     assert (correlation - torch.eye(3)).abs().max() < k / math.sqrt(n)  # σ = 1 for a correlation
 

@@ -17,7 +17,7 @@ from pyrovae import objectives
 from pyrovae.data import Batch
 from pyrovae.handlers import own_store
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.training.eager import HandlerLoss, Settings
+from pyrovae.training.eager import EagerLoss, Settings
 
 OBJECTIVES = {
     "TraceELBO": objectives.TraceELBO(2),
@@ -54,7 +54,7 @@ def test_a_part_computes_where_its_parameters_are(part):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_gradients_and_reported_terms_are_on_the_programs_device(name):
     vae = pv.build((4,), latent_dim=2, hidden=(8,), prior="LearnedNormal", seed=0).to("meta")
-    loss = HandlerLoss(vae, OBJECTIVES[name], lambda _: Settings(num_data=10))
+    loss = EagerLoss(vae, OBJECTIVES[name], lambda _: Settings(num_data=10))
     with own_store(), pyro.validation_enabled(False):
         outcome = loss(Batch(torch.ones(5, 4, device="meta")))
     assert outcome.loss.device.type == outcome.sums.device.type == "meta"
@@ -64,8 +64,8 @@ def test_loss_gradients_and_reported_terms_are_on_the_programs_device(name):
 def test_so_are_those_of_global_latents():
     vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
     scale = pv.priors.StandardNormal(1), pv.priors.LearnedNormal(1)
-    program = pv.programs.HierarchicalVAE(vae.prior, vae.encoder, vae.decoder, *scale).to("meta")
-    loss = HandlerLoss(program, objectives.TraceELBO(), lambda _: Settings(10, has_globals=True))
+    program = pv.programs.BayesianVAE(vae.prior, vae.encoder, vae.decoder, *scale).to("meta")
+    loss = EagerLoss(program, objectives.TraceELBO(), lambda _: Settings(10, has_globals=True))
     with own_store(), pyro.validation_enabled(False):
         outcome = loss(Batch(torch.ones(5, 4, device="meta")))
     assert outcome.loss.device.type == outcome.sums.device.type == "meta"

@@ -113,7 +113,7 @@ class TestPredictiveChecks:
 
     def test_global_latents_are_shared_by_a_replicate(self):
         vae = pv.build(6, latent_dim=2, seed=0).double()
-        program = pv.programs.HierarchicalVAE(
+        program = pv.programs.BayesianVAE(
             vae.prior, vae.encoder, vae.decoder, priors.StandardNormal(2), priors.LearnedNormal(2)
         ).double()
         for check in (diagnostics.prior_check, diagnostics.posterior_check):

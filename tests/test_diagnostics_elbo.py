@@ -211,13 +211,13 @@ class TestDecomposition:
         assert not torch.equal(first.elbo, other.elbo)
 
     def test_other_programs_have_names_for_all_latents(self):
-        q, p, c = guides.DiagonalNormal(2), likelihoods.Bernoulli(6), pv.programs.Labels(3)
-        from pyrovae.networks import Joined, OneHot
+        q, p, c = guides.DiagonalNormal(2), likelihoods.Bernoulli(6), pv.programs.CategoricalHead(3)
+        from pyrovae.networks import Concat, OneHot
 
         program = pv.programs.SemiSupervisedVAE(
             priors.StandardNormal(2),
-            Given(Joined(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
-            Given(Joined(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
+            Given(Concat(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
+            Given(Concat(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
             nn.Sequential(mlp(6, c.num_features), c),
             priors.Fixed(dist.Categorical, probs=torch.full((3,), 1 / 3)),
             alpha=1.0,

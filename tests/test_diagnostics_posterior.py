@@ -102,7 +102,7 @@ class TestGaps:
         torch.testing.assert_close(gaps.elbo, truth.log_evidence(x), rtol=1e-10, atol=0)
         torch.testing.assert_close(gaps.log_px, truth.log_evidence(x), rtol=0, atol=1e-3)
         assert gaps.approximation.abs().max() < 1e-3
-        assert gaps.amortisation.abs().max() < 1e-3
+        assert gaps.amortization.abs().max() < 1e-3
         assert "not the bottleneck" in gaps.advice
 
     def best_diagonal(self, truth, factor=1.0):
@@ -119,7 +119,7 @@ class TestGaps:
             truth.vae(AffineEncoder(v, truth.mean, d)), x, num_samples=4000
         )
         approximation = truth.log_evidence(x) - truth.elbo(x, v, best)
-        amortisation = truth.elbo(x, v, best) - truth.elbo(x, v, d)
+        amortization = truth.elbo(x, v, best) - truth.elbo(x, v, d)
         assert (gaps.approximation >= 0).all()
         # refinement stops within 0.01 nat of the best member of the family
         torch.testing.assert_close(
@@ -129,14 +129,14 @@ class TestGaps:
             rtol=0,
         )
         torch.testing.assert_close(
-            gaps.amortisation,
-            amortisation,
-            atol=0.01 + 5 * gaps.amortisation_std_error.max().item(),
+            gaps.amortization,
+            amortization,
+            atol=0.01 + 5 * gaps.amortization_std_error.max().item(),
             rtol=0,
         )
         # the effect that a swap of the two would have is larger than that noise
         if factor < 1:
-            assert (amortisation - approximation).abs().min() > 0.1
+            assert (amortization - approximation).abs().min() > 0.1
         assert gaps.mean_total.value == pytest.approx((gaps.log_px - gaps.elbo).mean().item())
 
     def test_errors_are_those_that_repetitions_show(self):
@@ -148,7 +148,7 @@ class TestGaps:
             diagnostics.inference_gaps(vae, x, num_samples=300, num_steps=100, seed=seed)
             for seed in range(15)
         ]
-        for name in ("approximation", "amortisation"):
+        for name in ("approximation", "amortization"):
             values = torch.stack([getattr(run, name) for run in runs])
             claimed = torch.stack([getattr(run, f"{name}_std_error") for run in runs]).mean()
             # 60 values, 14 degrees of freedom a datum: the ratio's own sd is about 0.1
@@ -174,7 +174,7 @@ class TestGaps:
         vae = truth.vae(ExactEncoder(truth))
         gaps = diagnostics.inference_gaps(vae, x, validation=held_out, num_samples=30, num_steps=5)
         exact = truth.log_evidence(x).mean() - truth.log_evidence(held_out).mean()
-        assert gaps.generalisation.value == pytest.approx(exact.item(), abs=1e-6)
+        assert gaps.generalization.value == pytest.approx(exact.item(), abs=1e-6)
         assert "overfits" in gaps.advice
 
     def test_another_method_for_the_evidence(self):
@@ -295,7 +295,7 @@ class TestSensitivity:
 
     @staticmethod
     def exact(truth, x, low, high, delta):
-        """Quadrature over the range of the draws, which the distance is normalised by."""
+        """Quadrature over the range of the draws, which the distance is normalized by."""
         grid = torch.linspace(low, high, 20_001)
         information = (truth.weight[0, 0] / truth.sigma) ** 2
         signal = (truth.weight[0, 0] * (x - truth.mean) / truth.sigma**2).item()
@@ -347,7 +347,7 @@ class TestSensitivity:
 
     def test_refuses_latents_that_all_data_share(self):
         vae = pv.build(6, latent_dim=2, seed=0).double()
-        program = pv.programs.HierarchicalVAE(
+        program = pv.programs.BayesianVAE(
             vae.prior,
             vae.encoder,
             vae.decoder,

@@ -278,7 +278,7 @@ def test_pathwise_objectives_refuse_a_discrete_guide(name, objective):
     """B41, before anything changes; the relaxed guide is taken."""
     vae = pv.build((4,), latent_dim=2, prior=name, guide=name, seed=0)
     before, state = [p.clone() for p in vae.parameters()], torch.get_rng_state()
-    with pytest.raises(ConfigError, match="not reparameterised"):
+    with pytest.raises(ConfigError, match="not reparameterized"):
         pv.fit(vae, X, objective=objective, epochs=1, progress=False)
     assert all(torch.equal(p, b) for p, b in zip(vae.parameters(), before, strict=True))
     assert torch.equal(torch.get_rng_state(), state)

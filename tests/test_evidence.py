@@ -25,7 +25,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.evidence import annealing, bdmc
 from pyrovae.evidence.record import estimated
 from pyrovae.handlers import data_scale, evaluation
-from pyrovae.programs import HierarchicalVAE
+from pyrovae.programs import BayesianVAE
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import register
 
@@ -515,7 +515,7 @@ def test_latents_on_an_interval_are_mapped_to_the_real_line(start):
 
 
 def test_annealing_with_missing_cells():
-    """masked = marginalised: N(x_o; μ_o, W_o W_oᵀ + σ² I)."""
+    """masked = marginalized: N(x_o; μ_o, W_o W_oᵀ + σ² I)."""
     truth = LinearGaussian()
     x, seen = truth.sample(3), torch.tensor([True, False, True, True, False])
     mask = seen.expand(3, -1)
@@ -554,7 +554,7 @@ def test_a_method_refuses_latents_that_it_cannot_take(prior, settings, reason):
 
 def test_global_latents_are_refused():
     vae = pv.build((3,), latent_dim=2, seed=0)
-    program = HierarchicalVAE(
+    program = BayesianVAE(
         vae.prior, vae.encoder, vae.decoder, pv.priors.StandardNormal(1), pv.priors.LearnedNormal(1)
     )
     for method in ("iwae", "ais"):

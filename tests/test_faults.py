@@ -33,10 +33,10 @@ import pyrovae as pv
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
-    CorruptCheckpoint,
-    RunLocked,
-    StateMismatch,
-    UnsafeFormat,
+    CorruptCheckpointError,
+    RunLockedError,
+    StateMismatchError,
+    UnsafeFormatError,
 )
 from pyrovae.model_file import _Budget, load, save
 from pyrovae.runtime.files import NO_SEAL, json_bytes, sealed, sha256
@@ -372,7 +372,7 @@ def test_f4_a_cut_model_is_refused(tmp_path):
     for share in range(50):
         (tmp_path / "cut").write_bytes(whole[: len(whole) * share // 50])
         for into in (None, other):
-            with pytest.raises(CorruptCheckpoint, match="cut") as caught:
+            with pytest.raises(CorruptCheckpointError, match="cut") as caught:
                 load(tmp_path / "cut", into=into)
             assert caught.value.path == tmp_path / "cut"
             assert caught.value.expected != caught.value.got
@@ -383,7 +383,10 @@ def test_f4_when_every_step_is_damaged_the_run_does_not_start_afresh(tmp_path):
     run_of_two(tmp_path)
     for path in tmp_path.glob("step-*/state.json"):
         path.write_bytes(b"")
-    with RunFolder(tmp_path, resume=True) as run, pytest.raises(CorruptCheckpoint, match="00002"):
+    with (
+        RunFolder(tmp_path, resume=True) as run,
+        pytest.raises(CorruptCheckpointError, match="00002"),
+    ):
         run.newest_complete()
 
 
@@ -631,7 +634,7 @@ def test_f6_a_refused_specification_leaves_the_process_as_it_was(size):
             for _ in range(10):
                 torch.zeros(size)
 
-    with pytest.raises(CorruptCheckpoint, match="far larger"):
+    with pytest.raises(CorruptCheckpointError, match="far larger"):
         work()
     assert torch.is_grad_enabled()
 
@@ -769,7 +772,7 @@ def test_f7_a_pickle_is_refused_unread_whatever_it_is_called(tmp_path):
     files = pickles(tmp_path, canary)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(UnsafeFormat):  # imports what is imported on first use
+    with pytest.raises(UnsafeFormatError):  # imports what is imported on first use
         load(tmp_path / "model.pt")
     into = vae_of(0)
 
@@ -782,7 +785,7 @@ def test_f7_a_pickle_is_refused_unread_whatever_it_is_called(tmp_path):
         )
         for name in files:
             for target in (None,) if "json" in name else (None, into):
-                with pytest.raises(UnsafeFormat) as caught:
+                with pytest.raises(UnsafeFormatError) as caught:
                     load(tmp_path / name, into=target)
                 assert len(str(caught.value)) < 800
         assert not seen, seen
@@ -828,7 +831,7 @@ def test_f7_loading_what_is_fine_runs_nothing_either(tmp_path):
 def test_f8_a_name_that_is_no_part_of_pyrovae_is_refused(change, tmp_path):
     path = tmp_path / "m"
     path.write_bytes(forged({"w": entry()}, EIGHT, spec=SPEC | change))
-    with pytest.raises(UnsafeFormat, match="is no part of pyrovae; nothing"):
+    with pytest.raises(UnsafeFormatError, match="is no part of pyrovae; nothing"):
         load(path)
 
 
@@ -837,7 +840,7 @@ def test_f8_an_option_that_should_be_a_function_is_only_a_value(flow, tmp_path):
     path = tmp_path / "m"
     prior = {"name": "FlowPrior", "flow": flow}
     path.write_bytes(forged({"w": entry()}, EIGHT, spec=SPEC | {"prior": prior}))
-    with pytest.raises(StateMismatch, match="builds no model"):
+    with pytest.raises(StateMismatchError, match="builds no model"):
         load(path)
 
 
@@ -900,7 +903,9 @@ def test_f18_a_second_run_is_refused_at_once_and_touches_nothing(tmp_path):
 
         def second():
             start = time.perf_counter()
-            with pytest.raises(RunLocked, match=f"in use by process {os.getppid()} on ") as caught:
+            with pytest.raises(
+                RunLockedError, match=f"in use by process {os.getppid()} on "
+            ) as caught:
                 RunFolder(tmp_path, resume=True).__enter__()
             assert time.perf_counter() - start < 1
             assert caught.value.pid == os.getppid()
@@ -908,7 +913,7 @@ def test_f18_a_second_run_is_refused_at_once_and_touches_nothing(tmp_path):
             assert caught.value.start.startswith("20")
 
         assert in_child(second) == ("done", None)
-        with pytest.raises(RunLocked) as caught:  # in the same process as well
+        with pytest.raises(RunLockedError) as caught:  # in the same process as well
             RunFolder(tmp_path).__enter__()
         assert caught.value.pid == os.getpid()
         assert contents(tmp_path) == before
@@ -936,7 +941,7 @@ def test_f18_whatever_a_lock_file_says_the_kernel_decides(content, tmp_path):
     (tmp_path / "lock").write_bytes(content)
     with RunFolder(tmp_path):
         (tmp_path / "lock").write_bytes(content)
-        with pytest.raises(RunLocked, match="in use by process"):
+        with pytest.raises(RunLockedError, match="in use by process"):
             RunFolder(tmp_path).__enter__()
 
 

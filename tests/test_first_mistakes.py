@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrovae as pv
 from pyrovae.cli.data import grey_images
 from pyrovae.errors import ConfigError, DataError, DivergenceError
-from pyrovae.networks import Given, Joined, OneHot, mlp
+from pyrovae.networks import Concat, Given, OneHot, mlp
 from pyrovae.vae import fill, observed_only
 
 X = torch.randint(2, (40, 6), generator=torch.Generator().manual_seed(0)).float()
@@ -74,11 +74,15 @@ class OfPyrosTutorial(nn.Module):
 
 
 def semi_supervised():
-    q, p, c = pv.guides.DiagonalNormal(2), pv.likelihoods.Bernoulli(6), pv.programs.Labels(3)
+    q, p, c = (
+        pv.guides.DiagonalNormal(2),
+        pv.likelihoods.Bernoulli(6),
+        pv.programs.CategoricalHead(3),
+    )
     return pv.programs.SemiSupervisedVAE(
         pv.priors.StandardNormal(2),
-        Given(Joined(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
-        Given(Joined(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
+        Given(Concat(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
+        Given(Concat(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
         nn.Sequential(mlp(6, c.num_features), c),
         pv.priors.Fixed(dist.Categorical, probs=torch.ones(3) / 3),
         alpha=1.0,
@@ -96,7 +100,7 @@ MISTAKES = {
     ),
     "z and y joined by torch.cat": (
         lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X, Y),
-        r"the decoder failed at an input of shape \(3, 2, 2\)[\s\S]*side_by_side",
+        r"the decoder failed at an input of shape \(3, 2, 2\)[\s\S]*concat",
     ),
     "y left out": (
         lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X),
@@ -212,7 +216,7 @@ def test_a_part_that_may_do_without_covariates_diverges_as_others_do():
         return dist.Normal(loc.expand(*z.shape[:-1], 6), 1.0).to_event(1)
 
     with pytest.raises(DivergenceError, match="at step 3"):
-        pv.fit(vae(decoder=Given(Part(fails))), X, epochs=9, batch_size=40, compile="handlers")
+        pv.fit(vae(decoder=Given(Part(fails))), X, epochs=9, batch_size=40, compile="eager")
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError])

@@ -14,10 +14,10 @@ from torch.optim import lr_scheduler
 import pyrovae as pv
 from pyrovae.errors import ConfigError
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
-from pyrovae.training.step import Steps
+from pyrovae.training.step import TrainingStep
 
 N = 37
-SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "handlers"}
+SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "eager"}
 
 
 def bits(n=N, width=4, seed=0):
@@ -162,16 +162,16 @@ def test_the_optimizer_steps_as_it_does_by_hand():
         ("scheduler", "StepLR", r"StepLR: .*step_size[\s\S]*functools\.partial\(StepLR"),
         ("scheduler", 0.5, r"scheduler = 0\.5, but it must be a class or a function"),
         ("scheduler", lambda optimizer: "no", r"scheduler gave a str"),
-        ("clip_norm", 0.0, r"clip_norm"),
-        ("clip_norm", -1.0, r"clip_norm"),
-        ("clip_norm", math.nan, r"clip_norm"),
-        ("clip_norm", "1", r"clip_norm"),
-        ("accumulate", 0, r"accumulate"),
-        ("accumulate", 1.5, r"accumulate"),
-        ("average", 0.0, r"average = 0\.0, but it is the decay"),
-        ("average", 1.0, r"average = 1\.0, but it is the decay"),
-        ("average", math.nan, r"average"),
-        ("average", "0.9", r"average"),
+        ("max_grad_norm", 0.0, r"max_grad_norm"),
+        ("max_grad_norm", -1.0, r"max_grad_norm"),
+        ("max_grad_norm", math.nan, r"max_grad_norm"),
+        ("max_grad_norm", "1", r"max_grad_norm"),
+        ("accumulate_batches", 0, r"accumulate_batches"),
+        ("accumulate_batches", 1.5, r"accumulate_batches"),
+        ("ema_decay", 0.0, r"average = 0\.0, but it is the decay"),
+        ("ema_decay", 1.0, r"average = 1\.0, but it is the decay"),
+        ("ema_decay", math.nan, r"ema_decay"),
+        ("ema_decay", "0.9", r"ema_decay"),
         ("learning_rate", lambda progress: -1.0, r"learning_rate"),
         ("learning_rate", lambda progress: math.nan, r"learning_rate"),
         ("learning_rate", lambda progress: "fast", r"learning_rate"),
@@ -205,7 +205,7 @@ def test_the_cpu_is_a_device(device):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("compile", ["handlers", "graph", "inductor"])
+@pytest.mark.parametrize("compile", ["eager", "graph", "inductor"])
 def test_a_gpu_trains_and_the_program_stays_there(compile):
     vae = small_vae()
     history = pv.fit(
@@ -221,17 +221,17 @@ def test_a_gpu_trains_and_the_program_stays_there(compile):
 
 def seen_rates(**settings):
     """The learning rate of every step, and the history."""
-    rates, take = [], Steps.take
+    rates, take = [], TrainingStep.take
 
     def watched(self, batch, where):
         rates.append(self.optimizer.param_groups[0]["lr"])
         return take(self, batch, where)
 
-    Steps.take = watched
+    TrainingStep.take = watched
     try:
         _, history = trained(**settings)
     finally:
-        Steps.take = take
+        TrainingStep.take = take
     return rates, history
 
 
@@ -317,19 +317,19 @@ def test_a_rate_of_progress_and_a_scheduler_exclude_each_other():
 # Clipping.
 
 
-def clipped_by_hand(x, size, clip_norm):
+def clipped_by_hand(x, size, max_grad_norm):
     """Weights after an epoch of SGD on mean losses of consecutive batches, clipped by torch."""
     vae = replayed_vae()
     optimizer, norms = torch.optim.SGD(vae.parameters(), 0.1), []
     for batch in x.split(size):
         optimizer.zero_grad()
         vae.loss(batch, analytic_kl=False).mean().backward()
-        norms.append(float(nn.utils.clip_grad_norm_(vae.parameters(), clip_norm)))
+        norms.append(float(nn.utils.clip_grad_norm_(vae.parameters(), max_grad_norm)))
         optimizer.step()
     return vae.state_dict(), norms
 
 
-@pytest.mark.parametrize("compile", ["handlers", "graph"])
+@pytest.mark.parametrize("compile", ["eager", "graph"])
 def test_clip_norm_is_torchs_on_the_mean_gradient(compile):
     x = 3 * bits().double()
     _, norms = clipped_by_hand(x, 10, math.inf)
@@ -338,7 +338,7 @@ def test_clip_norm_is_torchs_on_the_mean_gradient(compile):
     assert min(norms) < limit < max(norms)
     vae = replayed_vae()
     settings = {"optimizer": "SGD", "learning_rate": 0.1, "epochs": 1, "compile": compile}
-    pv.fit(vae, fixed_order(x, 10), clip_norm=limit, **settings)
+    pv.fit(vae, fixed_order(x, 10), max_grad_norm=limit, **settings)
     assert same(vae.state_dict(), expected, rtol=0, atol=1e-12)
     unclipped = replayed_vae()
     pv.fit(unclipped, fixed_order(x, 10), **settings)
@@ -351,11 +351,11 @@ def test_clip_norm_is_torchs_on_the_mean_gradient(compile):
 @pytest.mark.parametrize(
     ("size", "accumulate", "whole", "compile"),
     [
-        (5, 2, 10, "handlers"),
-        (10, 2, 20, "handlers"),
-        (7, 3, 21, "handlers"),
-        (10, 100, 37, "handlers"),
-        (37, 3, 37, "handlers"),
+        (5, 2, 10, "eager"),
+        (10, 2, 20, "eager"),
+        (7, 3, 21, "eager"),
+        (10, 100, 37, "eager"),
+        (37, 3, 37, "eager"),
         (10, 2, 20, "graph"),
         pytest.param(7, 3, 21, "graph", marks=pytest.mark.slow),
     ],
@@ -363,10 +363,10 @@ def test_clip_norm_is_torchs_on_the_mean_gradient(compile):
 def test_accumulated_batches_are_one_batch(size, accumulate, whole, compile):
     """Latents substituted, float64: the mean over all data, ragged groups and batches too."""
     x = bits().double()
-    settings = {"optimizer": "SGD", "learning_rate": 0.1, "epochs": 3, "clip_norm": 0.5}
+    settings = {"optimizer": "SGD", "learning_rate": 0.1, "epochs": 3, "max_grad_norm": 0.5}
     shared, single = replayed_vae(), replayed_vae()
     together = pv.fit(
-        shared, fixed_order(x, size), accumulate=accumulate, compile=compile, **settings
+        shared, fixed_order(x, size), accumulate_batches=accumulate, compile=compile, **settings
     )
     alone = pv.fit(single, fixed_order(x, whole), compile=compile, **settings)
     assert same(shared.state_dict(), single.state_dict(), rtol=0, atol=1e-12)
@@ -393,29 +393,29 @@ def test_the_last_group_of_an_epoch_is_not_carried_into_the_next():
             updates.append(steps[0])
             return step(self, closure)
 
-    steps, take = [0], Steps.take
+    steps, take = [0], TrainingStep.take
 
     def watched(self, batch, where):
         steps[0] += 1
         return take(self, batch, where)
 
-    Steps.take = watched
+    TrainingStep.take = watched
     try:
-        trained(accumulate=3, optimizer=Counted)
+        trained(accumulate_batches=3, optimizer=Counted)
     finally:
-        Steps.take = take
+        TrainingStep.take = take
     assert updates == [3, 4, 7, 8, 11, 12]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("compile", ["handlers", "graph"])
+@pytest.mark.parametrize("compile", ["eager", "graph"])
 def test_a_parameter_without_gradient_does_not_decay(accumulate, compile):
     """To an optimizer with weight decay a gradient of 0 is another thing than none."""
     vae = small_vae()
     vae.decoder.spare = nn.Parameter(torch.ones(2))
     before = copy.deepcopy(dict(vae.named_parameters()))
     optimizer = functools.partial(torch.optim.AdamW, weight_decay=1.0)
-    settings = {"learning_rate": 0.01, "accumulate": accumulate, "compile": compile}
+    settings = {"learning_rate": 0.01, "accumulate_batches": accumulate, "compile": compile}
     pv.fit(vae, bits(), optimizer=optimizer, epochs=2, batch_size=10, **settings)
     still = [n for n, p in vae.named_parameters() if torch.equal(p, before[n])]
     assert still == ["decoder.spare"]
@@ -451,7 +451,7 @@ def test_an_average_is_kept_and_evaluated(decay):
     def look(program, record):
         scored.append({k: t.clone() for k, t in program.state_dict().items()})
 
-    pv.fit(vae, fixed_order(x, 10), average=decay, callbacks=[look], **settings)
+    pv.fit(vae, fixed_order(x, 10), ema_decay=decay, callbacks=[look], **settings)
     assert same(vae.state_dict(), expected, rtol=0, atol=1e-12)
     assert same(scored[-1], expected, rtol=0, atol=1e-12)
     assert not same(vae.state_dict(), last, rtol=0, atol=1e-6)
@@ -466,7 +466,7 @@ def test_the_validation_is_that_of_the_average_of_the_best_epoch():
     def look(program, record):
         seen[record.epoch] = {k: t.clone() for k, t in program.state_dict().items()}
 
-    settings = {"average": 0.9, "validation": bits(9, seed=1), "learning_rate": 0.3}
+    settings = {"ema_decay": 0.9, "validation": bits(9, seed=1), "learning_rate": 0.3}
     settings |= {"callbacks": [look], "patience": None, "epochs": 6}
     history = pv.fit(vae, bits(), **SETTINGS | settings)
     assert same(vae.state_dict(), seen[history.best_epoch])
@@ -476,14 +476,14 @@ def test_the_validation_is_that_of_the_average_of_the_best_epoch():
 
 
 def test_an_average_does_not_change_the_training():
-    plain, averaged = (trained(average=a)[1] for a in (None, 0.9))
+    plain, averaged = (trained(ema_decay=a)[1] for a in (None, 0.9))
     assert plain["elbo"] == averaged["elbo"]
 
 
 def test_a_shared_encoder_is_averaged_once():
     vae = small_vae()
     vae = pv.VAE(pv.priors.VampPrior(vae.encoder, bits(5, seed=1)), vae.encoder, vae.decoder)
-    pv.fit(vae, bits(), average=0.9, **SETTINGS)
+    pv.fit(vae, bits(), ema_decay=0.9, **SETTINGS)
     assert vae.prior.encoder is vae.encoder
     assert vae.prior.encoder[0][0][0].weight is vae.encoder[0][0][0].weight
 

@@ -24,8 +24,8 @@ class ObservedEncoder(nn.Module):
     def forward(self, x):
         w = self.truth.weight[self.observed]
         m = w.T @ w / self.truth.sigma**2 + torch.eye(w.shape[1])
-        centred = x[:, self.observed] - self.truth.mean[self.observed]
-        loc = torch.linalg.solve(m, w.T @ centred.T / self.truth.sigma**2).T
+        centered = x[:, self.observed] - self.truth.mean[self.observed]
+        loc = torch.linalg.solve(m, w.T @ centered.T / self.truth.sigma**2).T
         return dist.MultivariateNormal(loc, precision_matrix=m)
 
 

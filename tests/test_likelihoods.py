@@ -350,7 +350,7 @@ def test_draws_beyond_one_chunk_keep_their_total(monkeypatch):
 def test_multinomial_refuses_a_mask():
     vae = count_vae(likelihoods.Multinomial(4))
     mask = torch.tensor([[True, False, True, True]])
-    with pytest.raises(ConfigError, match=r"factorises.*Multinomial.*\n.*elementwise"):
+    with pytest.raises(ConfigError, match=r"factorizes.*Multinomial.*\n.*elementwise"):
         vae.loss(torch.ones(1, 4), mask=mask)
 
 

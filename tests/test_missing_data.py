@@ -1,4 +1,4 @@
-"""Missing data, oracle (i): masked = marginalised, and masked cells are inert, bit for bit."""
+"""Missing data, oracle (i): masked = marginalized, and masked cells are inert, bit for bit."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ def some_mask(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return mask
 
 
-# ---- masked = marginalised, Gaussian
+# ---- masked = marginalized, Gaussian
 
 
 class ObservedPosterior(nn.Module):
@@ -114,7 +114,7 @@ class Prior(nn.Module):
         return dist.Normal(torch.zeros(len(x), self.latent_dim), 1.0).to_event(1)
 
 
-# ---- masked = marginalised, discrete: the sum over completions
+# ---- masked = marginalized, discrete: the sum over completions
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_likelihood_that_does_not_factorise_refuses_a_mask(call):
     vae = vae_of(likelihoods.Multinomial(4, total=3))
     x = vae.sample(6, seed=0)
     before = [p.clone() for p in vae.parameters()]
-    with pytest.raises(ConfigError, match=r"factorises.*Multinomial.*\n.*elementwise"):
+    with pytest.raises(ConfigError, match=r"factorizes.*Multinomial.*\n.*elementwise"):
         {
             "loss": vae.loss,
             "encode": vae.encode,

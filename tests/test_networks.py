@@ -11,20 +11,20 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.heads import split_features
 from pyrovae.networks import (
     NETWORKS,
-    Folded,
+    Concat,
+    FlattenBatch,
     GatedDense,
     Given,
-    Joined,
     OneHot,
     Residual,
+    concat,
     features_of,
     given,
-    side_by_side,
     start_at_mean,
 )
 
 # name: (constructor of event (C, H, W) → 5 features, constructor of 2 latents → (C, H, W))
-SHAPES = {"vector": (6,), "grey": (9, 7), "colour": (3, 8, 5)}
+SHAPES = {"vector": (6,), "gray": (9, 7), "color": (3, 8, 5)}
 PAIRS = [
     pytest.param(pair, event, id=f"{name}, {kind}")
     for name, pair in NETWORKS.items()
@@ -112,8 +112,8 @@ def test_layer_equations(float64):
 
 @pytest.mark.parametrize("make", [networks.mlp, networks.gated_mlp, networks.residual_mlp])
 def test_layer_norm_is_in_every_layer_and_batch_norm_in_none(make):
-    normalised = make(6, 2, hidden=(5, 4), norm=nn.LayerNorm)
-    assert sum(isinstance(m, nn.LayerNorm) for m in normalised.modules()) == 2
+    normalized = make(6, 2, hidden=(5, 4), norm=nn.LayerNorm)
+    assert sum(isinstance(m, nn.LayerNorm) for m in normalized.modules()) == 2
     plain = make(6, 2, hidden=(5, 4))
     assert not any("Norm" in type(m).__name__ for m in plain.modules())
 
@@ -142,16 +142,16 @@ def test_convolutions_reach_any_size(event):
 
 @pytest.mark.parametrize("event", [(6, 5), (3, 6, 5)])
 def test_decoder_features_are_in_the_order_of_the_heads(event):
-    """Channels of the last convolution = (parameter, colour), as `split_features` cuts them."""
+    """Channels of the last convolution = (parameter, color), as `split_features` cuts them."""
     count = 2
     decoder = networks.conv_decoder(2, (count, *event), hidden=(4,))
     maps = []
     convolution = [m for m in decoder.modules() if isinstance(m, nn.Conv2d)][-1]
     convolution.register_forward_hook(lambda module, inputs, output: maps.append(output))
     parts = split_features(decoder(torch.randn(7, 2)), torch.Size(event), count)
-    colours = maps[0].shape[1] // count
+    colors = maps[0].shape[1] // count
     for k, part in enumerate(parts):
-        expected = maps[0][:, k * colours : (k + 1) * colours].reshape(part.shape)
+        expected = maps[0][:, k * colors : (k + 1) * colors].reshape(part.shape)
         assert torch.equal(part, expected)
 
 
@@ -171,17 +171,17 @@ def test_convolution_needs_a_block():
 
 def test_folding_refuses_too_few_dimensions():
     with pytest.raises(ConfigError, match=r"events of 3 dimensions.*\(8, 8\)"):
-        Folded(nn.Conv2d(1, 1, 3), event_dims=3)(torch.zeros(8, 8))
+        FlattenBatch(nn.Conv2d(1, 1, 3), event_dims=3)(torch.zeros(8, 8))
     with pytest.raises(ConfigError, match="event_dims"):
-        Folded(nn.Conv2d(1, 1, 3), event_dims=0)
+        FlattenBatch(nn.Conv2d(1, 1, 3), event_dims=0)
 
 
 # ---- covariates
 
 
-def joined(inputs: int, head: nn.Module, **of) -> Given:
+def given_concat(inputs: int, head: nn.Module, **of) -> Given:
     network = networks.mlp(inputs, head.num_features, hidden=(8,))
-    return Given(Joined(nn.Sequential(network, head), **of))
+    return Given(Concat(nn.Sequential(network, head), **of))
 
 
 def test_given_hands_y_on_and_a_plain_part_never_sees_it():
@@ -202,31 +202,31 @@ def test_given_hands_y_on_and_a_plain_part_never_sees_it():
     ],
 )
 def test_joined_broadcasts_batches(x, y, batch):
-    part = joined(3 + 4, pv.guides.DiagonalNormal(2), of_y=OneHot(4))
+    part = given_concat(3 + 4, pv.guides.DiagonalNormal(2), of_y=OneHot(4))
     labels = torch.randint(4, y)
     assert part(torch.randn(x), labels).batch_shape == batch
 
 
 def test_joined_is_concatenation(float64):
     x, y = torch.randn(5, 7, 3), torch.randint(4, (7,))
-    out = side_by_side(x, OneHot(4)(y))
+    out = concat(x, OneHot(4)(y))
     assert torch.equal(out[..., :3], x)
     assert torch.equal(out[2, :, 3:], torch.eye(4)[y])
 
 
 def test_joined_takes_whole_number_covariates_and_needs_a_feature_dimension():
-    assert side_by_side(torch.zeros(7, 3), torch.ones(7, 1, dtype=torch.long)).dtype == torch.float
+    assert concat(torch.zeros(7, 3), torch.ones(7, 1, dtype=torch.long)).dtype == torch.float
     with pytest.raises(ConfigError, match=r"\(7, 3\) and \(7,\) do not go side by side.*\n?.*\n?"):
-        side_by_side(torch.zeros(7, 3), torch.ones(7))
+        concat(torch.zeros(7, 3), torch.ones(7))
     with pytest.raises(ConfigError, match=r"of_x=nn\.Flatten\(-2\)"):
-        joined(68, pv.guides.DiagonalNormal(2), of_y=OneHot(4))(
+        given_concat(68, pv.guides.DiagonalNormal(2), of_y=OneHot(4))(
             torch.zeros(7, 8, 8), torch.zeros(7, dtype=torch.long)
         )
 
 
 def test_joined_without_covariates_says_so():
     with pytest.raises(DataError, match="y was not given"):
-        joined(5, pv.guides.DiagonalNormal(2))(torch.zeros(7, 3), None)
+        given_concat(5, pv.guides.DiagonalNormal(2))(torch.zeros(7, 3), None)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_conditional_vae_end_to_end():
     flat = nn.Flatten(-2)
     vae = pv.VAE(
         Given(nn.Sequential(OneHot(10), networks.mlp(10, 4, hidden=(8,)), prior_head)),
-        joined(64 + 10, q, of_x=flat, of_y=OneHot(10)),
-        joined(2 + 10, p, of_y=OneHot(10)),
+        given_concat(64 + 10, q, of_x=flat, of_y=OneHot(10)),
+        given_concat(2 + 10, p, of_y=OneHot(10)),
     )
     before = {n: t.clone() for n, t in vae.named_parameters()}
     history = pv.fit(vae, x, y, epochs=20, learning_rate=1e-2, validation=(x[:100], y[:100]))
@@ -296,7 +296,7 @@ def test_bernoulli_starts_at_the_pixel_means(name, float64):
 
 
 def test_discretized_logistic_starts_inside_where_a_pixel_is_constant(float64):
-    """At 0.001, not at an underflow: 8 bits of grey would cost thousands of nats there."""
+    """At 0.001, not at an underflow: 8 bits of gray would cost thousands of nats there."""
     x = torch.randint(17, (50, 3)) / 16
     x[:, 0], x[:, 1] = 0.0, 1.0
     likelihood = {"name": "DiscretizedLogistic", "num_levels": 17}

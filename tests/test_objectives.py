@@ -339,6 +339,6 @@ def test_path_objectives_refuse_a_guide_that_is_not_reparameterised(objective):
     prior = pv.priors.Fixed(lambda p: dist.Bernoulli(p).to_event(1), p=torch.tensor([0.5]))
     vae = pv.VAE(prior, CoinGuide(), Line())
     before = vae.decoder.weight.clone()
-    with pytest.raises(ConfigError, match=r"not reparameterised[\s\S]*TraceELBO"):
+    with pytest.raises(ConfigError, match=r"not reparameterized[\s\S]*TraceELBO"):
         pv.fit(vae, X.expand(3, 1), objective=objective, epochs=1)
     assert torch.equal(vae.decoder.weight, before)

@@ -44,12 +44,12 @@ def gap_record(**changes):
     family, network = np.array([0.1, 0.3, 0.2, 2.0]), np.array([0.5, 0.1, 0.9, 0.2])
     return SimpleNamespace(
         approximation=torch.tensor(family),
-        amortisation=torch.tensor(network),
+        amortization=torch.tensor(network),
         pareto_k=torch.tensor([0.1, 0.2, -torch.inf, 0.9]),
         mean_approximation=estimate(0.65),
-        mean_amortisation=estimate(0.425),
+        mean_amortization=estimate(0.425),
         mean_total=estimate(1.075),
-        generalisation=None,
+        generalization=None,
         **changes,
     )
 
@@ -293,7 +293,7 @@ class TestLatentScatter:
 
     def test_says_when_there_are_too_many_classes_to_colour(self):
         ax = plots.latent_scatter(CODES[:, :2], np.arange(40), title="codes")
-        assert ax.get_title() == "codes\n40 classes, too many to colour"
+        assert ax.get_title() == "codes\n40 classes, too many to color"
         assert not ax.texts
 
     def test_refuses_other_shapes(self):
@@ -307,7 +307,7 @@ class TestLatentScatter:
 
 class TestFlightRecord:
     def test_each_column_but_the_step_has_its_panel_and_unit(self):
-        figure = plots.flight_record(RECORDED, {"my_own": "parsec"})
+        figure = plots.training_monitor(RECORDED, {"my_own": "parsec"})
         panels = {ax.get_title(loc="left"): ax for ax in figure.axes}
         assert [ax.get_ylabel() for ax in figure.axes] == [
             *("nats per datum", "nats per datum", "ratio, no unit", "parsec")
@@ -320,19 +320,21 @@ class TestFlightRecord:
         assert panels["encoder gradient, signal to noise"].get_yscale() == "log"
 
     def test_takes_arrays_and_one_column(self):
-        figure = plots.flight_record({"step": np.arange(20), "kl_per_dimension": torch.rand(20, 7)})
+        figure = plots.training_monitor(
+            {"step": np.arange(20), "kl_per_dimension": torch.rand(20, 7)}
+        )
         assert [len(ax.lines) for ax in figure.axes] == [7]
 
     def test_draws_in_the_figure_that_it_was_given(self):
         left, right = Figure().subfigures(1, 2)
-        assert plots.flight_record(RECORDED, fig=right) is right
+        assert plots.training_monitor(RECORDED, fig=right) is right
         assert (len(left.axes), len(right.axes)) == (0, 4)
 
     @pytest.mark.parametrize("parts", ["figure", "subfigure"])
     def test_panels_do_not_overlap_in_a_figure_without_layout(self, parts):
         figure = Figure(figsize=(10, 5))
         place = figure if parts == "figure" else figure.subfigures(1, 1)
-        plots.flight_record(RECORDED, fig=place)
+        plots.training_monitor(RECORDED, fig=place)
         figure.draw_without_rendering()
         boxes = [ax.get_tightbbox() for ax in figure.axes]
         pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
@@ -340,18 +342,18 @@ class TestFlightRecord:
 
     def test_a_layout_of_the_caller_stays(self):
         figure = Figure(layout="tight")
-        engine = plots.flight_record(RECORDED, fig=figure).get_layout_engine()
+        engine = plots.training_monitor(RECORDED, fig=figure).get_layout_engine()
         assert engine is figure.get_layout_engine()
         assert type(engine).__name__ == "TightLayoutEngine"
 
     def test_a_number_of_units_is_whole(self):
-        figure = plots.flight_record({"step": [1, 2], "active_units": [0, 2]})
+        figure = plots.training_monitor({"step": [1, 2], "active_units": [0, 2]})
         assert all(tick == round(tick) for tick in figure.axes[0].get_yticks())
 
     @pytest.mark.parametrize(
         ("records", "message"),
         [
-            ({"rate": [1.0]}, r"columns \['rate'\], but a flight record has \"step\""),
+            ({"rate": [1.0]}, r"columns \['rate'\], but a monitor record has \"step\""),
             ({"step": [1]}, "at least one column"),
             ([1, 2], "records is a list"),
             ({"step": [], "rate": []}, r"'step' has shape \(0,\)"),
@@ -362,7 +364,7 @@ class TestFlightRecord:
     )
     def test_says_what_is_wrong_with_a_record(self, records, message):
         with pytest.raises(DataError, match=message):
-            plots.flight_record(records)
+            plots.training_monitor(records)
 
 
 class TestWhatMovingZDoes:
@@ -607,7 +609,7 @@ class TestKLByDimension:
         ("kl", "options", "message"),
         [
             ([[[1.0]]], {}, r"kl has shape \(1, 1, 1\)"),
-            ([np.nan, 1.0], {}, "does not factorise"),
+            ([np.nan, 1.0], {}, "does not factorize"),
             ([np.inf, 1.0], {}, r"kl\[0\] = inf"),
             ([1.0, 2.0], {"active": [True]}, r"active has shape \(1,\)"),
             ([1.0, 2.0], {"active": [0.1, 0.2]}, "dtype float64"),
@@ -667,7 +669,7 @@ class TestGaps:
             for layer in ax.collections
             if isinstance(layer, PathCollection)
         ]
-        # k̂ > 0.7 sets the last datum apart, but for amortisation, which needs no log p(x)
+        # k̂ > 0.7 sets the last datum apart, but for amortization, which needs no log p(x)
         expected = [
             (0, [0.6, 0.4, 1.1]),
             (0, [2.2]),
@@ -680,7 +682,7 @@ class TestGaps:
             np.testing.assert_allclose(values, numbers)
         names = [label.get_text().split("\n")[0] for label in ax.get_yticklabels()]
         means = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "D"]
-        assert names == ["total", "amortisation", "approximation"]
+        assert names == ["total", "amortization", "approximation"]
         assert means == [[1.075], [0.425], [0.65]]
 
     def test_the_legend_explains_hollow_points_where_there_are_any(self):
@@ -692,7 +694,7 @@ class TestGaps:
 
     def test_the_gap_to_held_out_data_is_a_fourth_row(self):
         record = gap_record()
-        record.generalisation = estimate(-0.4, 0.2)
+        record.generalization = estimate(-0.4, 0.2)
         ax = plots.gaps(record)
         assert ax.get_yticklabels()[0].get_text() == "train − held-out\nELBO"
         assert "−0.40" in [text.get_text() for text in ax.texts]
@@ -832,7 +834,7 @@ def test_a_panel_is_drawn_where_it_was_asked_for_under_its_title(name):
 
 
 def test_every_picture_is_a_panel_or_a_figure():
-    assert set(plots.__all__) == {*PANELS, "training_curve", "flight_record"}
+    assert set(plots.__all__) == {*PANELS, "training_curve", "training_monitor"}
 
 
 @pytest.mark.parametrize(
@@ -844,7 +846,7 @@ def test_every_picture_is_a_panel_or_a_figure():
         plots.latent_scatter(CODES, LABELS),
         plots.latent_scatter(CODES, LABELS, scales=np.ones((40, 5)), title="two\nlines"),
         plots.training_curve(history(1)).axes[0],
-        plots.flight_record(RECORDED).axes[3],
+        plots.training_monitor(RECORDED).axes[3],
         plots.latent_manifold(PLANE, VALUES, title="the plane"),
         plots.traversals(PLANE[:2], VALUES, names=["a long name", "z2"]),
         plots.grid_posterior(log_normal(MEAN, COVARIANCE), (Z1, Z2), draws=[MEAN]),

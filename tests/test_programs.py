@@ -16,12 +16,12 @@ import pyrovae as pv
 from pyrovae.core.terms import draw_traces, terms_of
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import data_scale
-from pyrovae.networks import Given, Joined, OneHot, mlp, start_at_mean
+from pyrovae.networks import Concat, Given, OneHot, mlp, start_at_mean
 from pyrovae.objectives import BetaELBO, TraceELBO
 from pyrovae.programs import (
+    BayesianVAE,
+    CategoricalHead,
     GivenGlobal,
-    HierarchicalVAE,
-    Labels,
     SemiSupervisedVAE,
     certain,
     partly_known,
@@ -32,9 +32,9 @@ def summed_out() -> TraceEnum_ELBO:
     return TraceEnum_ELBO(max_plate_nesting=1)
 
 
-def posterior(base: LinearGaussian, centred: torch.Tensor, sd_factor: float = 1.0):
+def posterior(base: LinearGaussian, centered: torch.Tensor, sd_factor: float = 1.0):
     """p(z|x) of the linear-Gaussian model at x − mean, for any leading dimensions."""
-    loc = centred @ torch.linalg.solve(base.m, base.weight.T).T
+    loc = centered @ torch.linalg.solve(base.m, base.weight.T).T
     root = base.sigma * torch.linalg.cholesky(torch.linalg.inv(base.m))
     return dist.MultivariateNormal(loc, scale_tril=sd_factor * root)
 
@@ -54,8 +54,8 @@ class Mixture(nn.Module):
 
     def log_joint(self, x):
         """log p(x, y), (N, K)."""
-        centred = x[:, None] - self.means + self.base.mean
-        return self.base.log_evidence(centred) + self.probs.log()
+        centered = x[:, None] - self.means + self.base.mean
+        return self.base.log_evidence(centered) + self.probs.log()
 
     def encoder(self):
         class Posterior(nn.Module):
@@ -85,7 +85,7 @@ class Mixture(nn.Module):
             pv.priors.StandardNormal(2),
             self.encoder(),
             self.decoder(),
-            classifier or nn.Sequential(nn.Linear(5, 3), Labels(3)),
+            classifier or nn.Sequential(nn.Linear(5, 3), CategoricalHead(3)),
             pv.priors.Fixed(dist.Categorical, probs=self.probs),
             alpha=alpha,
         )
@@ -100,10 +100,10 @@ def by_hand(truth, program, x, y):
     log_q = program.classifier(x).logits
     log_joint = truth.log_joint(x)
     known = y >= 0
-    unlabelled = (log_q.exp() * (log_joint - log_q)).sum(-1)
-    labelled = log_joint.gather(-1, y.clamp(min=0)[:, None])[:, 0]
+    unlabeled = (log_q.exp() * (log_joint - log_q)).sum(-1)
+    labeled = log_joint.gather(-1, y.clamp(min=0)[:, None])[:, 0]
     log_q_label = log_q.gather(-1, y.clamp(min=0)[:, None])[:, 0]
-    return torch.where(known, labelled, unlabelled).sum(), (known * log_q_label).sum()
+    return torch.where(known, labeled, unlabeled).sum(), (known * log_q_label).sum()
 
 
 LABELS = {"all unknown": [-1] * 6, "all known": [0, 1, 2, 2, 1, 0], "some": [0, -1, 2, -1, -9, 0]}
@@ -234,13 +234,13 @@ def test_minibatch_scale_multiplies_the_enumerated_loss(float64):
 def m2(num_classes=10, event=(8, 8), alpha=10.0, hidden=(64,)) -> SemiSupervisedVAE:
     size = math.prod(event)
     q, p = pv.guides.DiagonalNormal(3), pv.likelihoods.Bernoulli(event)
-    c, of_y = Labels(num_classes), OneHot(num_classes)
+    c, of_y = CategoricalHead(num_classes), OneHot(num_classes)
     encoder = mlp(size + num_classes, q.num_features, hidden=hidden)
     decoder = mlp(3 + num_classes, p.num_features, hidden=hidden)
     return SemiSupervisedVAE(
         pv.priors.StandardNormal(3),
-        Given(Joined(nn.Sequential(encoder, q), of_x=nn.Flatten(-len(event)), of_y=of_y)),
-        Given(Joined(nn.Sequential(decoder, p), of_y=of_y)),
+        Given(Concat(nn.Sequential(encoder, q), of_x=nn.Flatten(-len(event)), of_y=of_y)),
+        Given(Concat(nn.Sequential(decoder, p), of_y=of_y)),
         nn.Sequential(mlp(event, num_classes, hidden=hidden), c),
         pv.priors.Fixed(dist.Categorical, probs=torch.full((num_classes,), 1 / num_classes)),
         alpha=alpha,
@@ -332,8 +332,10 @@ def test_a_label_in_a_later_row_is_refused_with_its_row():
 
 def test_classifier_and_label_prior_must_agree():
     program = m2(3, (2, 3))
-    program.classifier = nn.Sequential(mlp((2, 3), 4), Labels(4))
-    with pytest.raises(ConfigError, match=r"over 4 classes.*\n?.*3 classes.*\n?.*Labels\(3\)"):
+    program.classifier = nn.Sequential(mlp((2, 3), 4), CategoricalHead(4))
+    with pytest.raises(
+        ConfigError, match=r"over 4 classes(?s:.*)3 classes(?s:.*)Head\(3\)"
+    ):
         pv.fit(program, torch.ones(2, 2, 3), epochs=1)
     program.classifier = nn.Sequential(mlp((2, 3), 4), pv.guides.DiagonalNormal(2))
     with pytest.raises(ConfigError, match=r"Independent.*Categorical"):
@@ -360,9 +362,9 @@ def m2_on_vectors(x: torch.Tensor, num_classes: int, alpha: float) -> SemiSuperv
     decoder = mlp(10 + num_classes, p.num_features, hidden=(128,))
     return SemiSupervisedVAE(
         pv.priors.StandardNormal(10),
-        Given(Joined(nn.Sequential(encoder, q), of_y=of_y)),
-        Given(Joined(nn.Sequential(decoder, p), of_y=of_y)),
-        nn.Sequential(mlp(size, num_classes, hidden=(128,)), Labels(num_classes)),
+        Given(Concat(nn.Sequential(encoder, q), of_y=of_y)),
+        Given(Concat(nn.Sequential(decoder, p), of_y=of_y)),
+        nn.Sequential(mlp(size, num_classes, hidden=(128,)), CategoricalHead(num_classes)),
         pv.priors.Fixed(dist.Categorical, probs=torch.full((num_classes,), 1 / num_classes)),
         alpha=alpha,
     )
@@ -423,7 +425,7 @@ class SharedMean:
             self.x.flatten()
         )
 
-    def program(self) -> HierarchicalVAE:
+    def program(self) -> BayesianVAE:
         base, d = self.base, self.x.shape[1]
         precision = torch.linalg.inv(base.covariance)
         covariance = torch.linalg.inv(torch.eye(d) / self.tau**2 + len(self.x) * precision)
@@ -439,7 +441,7 @@ class SharedMean:
                 return dist.Normal(z @ base.weight.T + w, base.sigma).to_event(1)
 
         normal = lambda scale: dist.Normal(torch.zeros_like(scale), scale).to_event(1)  # noqa: E731
-        return HierarchicalVAE(
+        return BayesianVAE(
             pv.priors.StandardNormal(2),
             GivenGlobal(Encoder()),
             GivenGlobal(Decoder()),
@@ -548,11 +550,11 @@ class ARD(nn.Module):
         return self.part(z * w.exp())
 
 
-def ard(latent_dim: int, num_features: int) -> HierarchicalVAE:
+def ard(latent_dim: int, num_features: int) -> BayesianVAE:
     vae = pv.build(num_features, latent_dim=latent_dim, likelihood="Normal", hidden=(8,), seed=0)
     q_w = pv.priors.LearnedNormal(latent_dim)
     q_w.loc.data.fill_(0.7)  # unlike p(w), so that the global KL is not 0
-    return HierarchicalVAE(
+    return BayesianVAE(
         vae.prior,
         vae.encoder,
         GivenGlobal(ARD(vae.decoder)),
@@ -574,11 +576,11 @@ class BayesianLayer(nn.Module):
         return self.head((self.body(z)[..., None, :] @ weights).squeeze(-2))
 
 
-def bayesian(num_features: int) -> HierarchicalVAE:
+def bayesian(num_features: int) -> BayesianVAE:
     vae = pv.build(num_features, latent_dim=2, hidden=(8,), seed=0)
     layer = BayesianLayer(2, 4, vae.decoder[-1])
     size = 4 * num_features
-    return HierarchicalVAE(
+    return BayesianVAE(
         vae.prior,
         vae.encoder,
         GivenGlobal(layer),
@@ -635,7 +637,7 @@ def test_covariates_come_before_global_latents():
             return dist.Normal(z.sum(-1, keepdim=True) + 2 * y + w, 1.0).to_event(1)
 
     vae = pv.build(3, likelihood="Normal", seed=0)
-    program = HierarchicalVAE(
+    program = BayesianVAE(
         vae.prior,
         vae.encoder,
         GivenGlobal(Given(Decoder())),

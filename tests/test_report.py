@@ -1,4 +1,4 @@
-"""The report: its verdicts recognise broken models by name, and its page stands alone."""
+"""The report: its verdicts recognize broken models by name, and its page stands alone."""
 
 import json
 import math
@@ -12,7 +12,12 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae.diagnostics import Estimate
-from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint, VersionMismatch
+from pyrovae.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    VersionMismatchError,
+)
 from pyrovae.report import graph
 from pyrovae.report.card import data_hashes, read_card
 from pyrovae.report.encoder import kl_weight
@@ -28,14 +33,14 @@ COLUMNS = {"epoch": [1, 2], "elbo": [-9, -8], "reconstruction": [8, 7], "kl": [1
 def bumps(n, seed):
     """n binary images (8, 8) of one bump at a random place: two latents are the truth."""
     generator = torch.Generator().manual_seed(seed)
-    centre = torch.rand(n, 1, 1, 2, generator=generator) * 7
+    center = torch.rand(n, 1, 1, 2, generator=generator) * 7
     pixel = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"), -1)
-    grey = 0.03 + 0.94 * torch.exp(-((pixel - centre) ** 2).sum(-1) / (2 * 1.5**2))
-    return torch.bernoulli(grey, generator=generator)
+    gray = 0.03 + 0.94 * torch.exp(-((pixel - center) ** 2).sum(-1) / (2 * 1.5**2))
+    return torch.bernoulli(gray, generator=generator)
 
 
 # condition → β and epochs that cause it
-SMALL = {GOOD: (1, 18), "over-regularised": (2, 18), "posterior collapse": (20, 15)}
+SMALL = {GOOD: (1, 18), "over-regularized": (2, 18), "posterior collapse": (20, 15)}
 UNDER = {"undertrained": (1, 2)}
 
 
@@ -184,7 +189,7 @@ class TestVerdicts:
     def test_over_regularised_by_the_weight_alone(self, found, weight, status):
         ripe = found._replace(continued=Continued(Estimate(0, 1), 4.0, 200))
         judged = verdicts(ripe._replace(kl_weight=Estimate(*weight)), beta=4)
-        assert (judged[2].name, judged[2].status) == ("over-regularised", status)
+        assert (judged[2].name, judged[2].status) == ("over-regularized", status)
         assert "The card says that β was 4." in judged[2].meaning
 
     @pytest.mark.parametrize(("rate", "status"), [(0.05, "problem"), (0.2, "fine")])
@@ -369,15 +374,15 @@ class TestCard:
         ("text", "error", "message"),
         [
             (None, CheckpointError, "has no summary.json"),
-            ("{", CorruptCheckpoint, "cannot be read"),
-            ("[]", VersionMismatch, "format is no object"),
-            ("{}", VersionMismatch, "format is none"),
-            ('{"format": 9}', VersionMismatch, "format is 9, but .* reads format 1"),
-            ('{"format": 1}', CorruptCheckpoint, "'spec' is NoneType, not dict"),
-            (json.dumps(CARD | {"seed": "3"}), CorruptCheckpoint, "'seed' is str, not int"),
+            ("{", CorruptCheckpointError, "cannot be read"),
+            ("[]", VersionMismatchError, "format is no object"),
+            ("{}", VersionMismatchError, "format is none"),
+            ('{"format": 9}', VersionMismatchError, "format is 9, but .* reads format 1"),
+            ('{"format": 1}', CorruptCheckpointError, "'spec' is NoneType, not dict"),
+            (json.dumps(CARD | {"seed": "3"}), CorruptCheckpointError, "'seed' is str, not int"),
             (
                 json.dumps(CARD | {"held_out": {"elbo": 3}}),
-                CorruptCheckpoint,
+                CorruptCheckpointError,
                 "held_out.elbo is no number",
             ),
         ],

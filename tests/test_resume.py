@@ -29,19 +29,25 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrovae as pv
 from pyrovae import guides, likelihoods, objectives, priors
 from pyrovae.data import LoaderBatches
-from pyrovae.errors import CheckpointError, ConfigError, DivergenceError, RunLocked, StateMismatch
+from pyrovae.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergenceError,
+    RunLockedError,
+    StateMismatchError,
+)
 from pyrovae.networks import Given, mlp
 from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.training import loop
 from pyrovae.training.checkpointer import _as_told_now, modules_of
-from pyrovae.training.step import Steps
+from pyrovae.training.step import TrainingStep
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 from tests.test_engine import N, bits, digest, final_state, generators, small_vae, with_dropout
 from tests.test_faults import contents, in_child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
-SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "handlers"}  # 12 steps of 4 + …
+SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "eager"}  # 12 steps of 4 + …
 
 
 def outcome(program, history, folder):
@@ -63,18 +69,18 @@ def fit(folder, make=small_vae, x=None, *, resume=True, **settings):
 @contextmanager
 def at_step(number, act):
     """Call act(program) before the numbered step of a run, from 1."""
-    take = Steps.take
+    take = TrainingStep.take
 
     def watched(self, batch, where):
         if number and self.num_steps == number - 1:
             act(self.program)
         return take(self, batch, where)
 
-    Steps.take = watched
+    TrainingStep.take = watched
     try:
         yield
     finally:
-        Steps.take = take
+        TrainingStep.take = take
 
 
 def interrupt(_):
@@ -120,8 +126,8 @@ class Stream(torch.utils.data.IterableDataset):
 RUNS = {
     "plain": {},
     "dropout": {"make": with_dropout},
-    "average": {"average": 0.9, "make": with_dropout},
-    "average, validation": {"average": 0.9, "validation": bits(9, seed=2)},
+    "ema_decay": {"ema_decay": 0.9, "make": with_dropout},
+    "average, validation": {"ema_decay": 0.9, "validation": bits(9, seed=2)},
     "scheduler": {"scheduler": "CosineAnnealingLR"},
     "plateau": {
         "scheduler": functools.partial(
@@ -129,8 +135,8 @@ RUNS = {
         )
     },
     "rate": {"learning_rate": lambda progress: 0.01 * (1 - progress)},
-    "clip, another optimizer": {"clip_norm": 0.1, "optimizer": "NAdam"},
-    "accumulate": {"accumulate": 3, "make": with_dropout},
+    "clip, another optimizer": {"max_grad_norm": 0.1, "optimizer": "NAdam"},
+    "accumulate_batches": {"accumulate_batches": 3, "make": with_dropout},
     "stream": {
         "x": lambda: Stream(bits()),
         "learning_rate": lambda progress: 0.01 * (1 - progress),
@@ -140,7 +146,7 @@ RUNS = {
     "loader": {"x": loader, "make": with_dropout},
     "beta": {"objective": objectives.BetaELBO(objectives.cyclical(2))},
     "particles": {"objective": objectives.IWAE(3), "batch_size": 500, "epochs": 8},
-    "graph": {"compile": "graph", "make": with_dropout, "average": 0.9, "accumulate": 2},
+    "graph": {"compile": "graph", "make": with_dropout, "ema_decay": 0.9, "accumulate_batches": 2},
 }
 
 
@@ -204,7 +210,7 @@ def test_another_process_goes_on(name, tmp_path):
 
 
 def test_more_epochs_go_on_from_the_last_weights_and_not_from_the_kept_ones(tmp_path):
-    settings = {"validation": bits(5, seed=3), "patience": None, "average": 0.8}
+    settings = {"validation": bits(5, seed=3), "patience": None, "ema_decay": 0.8}
     settings["learning_rate"] = 0.3
     fit(tmp_path / "run", epochs=4, **settings)
     assert fit(tmp_path / "run", epochs=7, **settings) == fit(
@@ -249,7 +255,7 @@ def test_save_every_waits_for_the_update_that_a_batch_is_part_of(tmp_path):
     def look(_, record):
         seen.append(sorted(path.name for path in tmp_path.glob("step-*"))[-1])
 
-    settings = {"batch_size": 4, "accumulate": 4, "callbacks": [look]}
+    settings = {"batch_size": 4, "accumulate_batches": 4, "callbacks": [look]}
     fit(tmp_path, save_every=10, **settings)
     assert seen == ["step-00000010", "step-00000020", "step-00000030"]
     seen.clear()
@@ -263,11 +269,11 @@ def test_save_every_waits_for_the_update_that_a_batch_is_part_of(tmp_path):
 @pytest.mark.parametrize("step", range(1, 9))
 def test_ctrl_c_while_gradients_wait_ends_after_their_update(step, tmp_path):
     """Of epochs of 4 batches, the updates are after the third and the fourth."""
-    settings = RUNS["accumulate"]
+    settings = RUNS["accumulate_batches"]
     stopped(tmp_path, step, **settings)
     (path,) = tmp_path.glob("step-*")
     assert path.name == f"step-{(3, 3, 3, 4)[(step - 1) % 4] + 4 * ((step - 1) // 4):08d}"
-    assert fit(tmp_path, **settings) == uninterrupted("accumulate")
+    assert fit(tmp_path, **settings) == uninterrupted("accumulate_batches")
 
 
 # F2: kill -9.
@@ -284,7 +290,7 @@ def kill_and_resume(folder, step, name, save_every):
 
 @pytest.mark.parametrize(
     ("step", "name", "save_every"),
-    [(1, "dropout", None), (6, "dropout", 2), (12, "accumulate", 1), (7, "loader", 3)],
+    [(1, "dropout", None), (6, "dropout", 2), (12, "accumulate_batches", 1), (7, "loader", 3)],
 )
 def test_f2_killed_at_a_step(step, name, save_every, tmp_path):
     kill_and_resume(tmp_path, step, name, save_every)
@@ -294,7 +300,7 @@ def test_f2_killed_at_a_step(step, name, save_every, tmp_path):
 @pytest.mark.parametrize("seed", range(20))
 def test_f2_killed_at_a_random_instant(seed, tmp_path):
     chance = random.Random(seed)
-    name = chance.choice(["dropout", "average", "accumulate", "loader", "scheduler"])
+    name = chance.choice(["dropout", "ema_decay", "accumulate_batches", "loader", "scheduler"])
     settings = RUNS[name] | {"epochs": 30, "save_every": chance.randint(1, 9)}
     h_full = fit(tmp_path / "whole", **settings)
     for _ in range(3):
@@ -377,7 +383,7 @@ def check_not_finite(way, step, tmp_path):
     what, seen, program = [], [], poisonable()
     objective = Poisoning(what) if way == "loss" else None
     settings = {**SETTINGS, "objective": objective, "save_every": 2}
-    settings["compile"] = "graph" if "graph" in way else "handlers"
+    settings["compile"] = "graph" if "graph" in way else "eager"
 
     def poison(program):
         seen.append(parameters(program))
@@ -413,7 +419,7 @@ def check_not_finite(way, step, tmp_path):
 
 # F10: spikes.
 
-LONG = {"epochs": 15, "batch_size": 10, "compile": "handlers"}
+LONG = {"epochs": 15, "batch_size": 10, "compile": "eager"}
 
 
 def test_f10_a_spike_is_warned_of_by_its_step_and_size(tmp_path):
@@ -425,7 +431,7 @@ def test_f10_a_spike_is_warned_of_by_its_step_and_size(tmp_path):
     vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
     match = r"leapt to [\d.e+]+ nats per datum at step 4[2-5] \(epoch 11, batch"
     with pytest.warns(UserWarning, match=match) as said:
-        pv.fit(vae, bits(), learning_rate=rate, optimizer="SGD", clip_norm=1.0, **LONG)
+        pv.fit(vae, bits(), learning_rate=rate, optimizer="SGD", max_grad_norm=1.0, **LONG)
     assert [w.filename for w in said if "leapt" in str(w.message)] == [__file__]
 
 
@@ -446,7 +452,7 @@ def test_f10_a_resumed_run_warns_as_the_whole_one_would(step, tmp_path):
             warnings.simplefilter("always")
             with suppress(KeyboardInterrupt):
                 vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
-                options = {"optimizer": "SGD", "clip_norm": 1.0, "learning_rate": rate}
+                options = {"optimizer": "SGD", "max_grad_norm": 1.0, "learning_rate": rate}
                 pv.fit(vae, bits(), run_dir=folder, resume=True, **options, **settings, **LONG)
         return [str(w.message) for w in said if "leapt" in str(w.message)]
 
@@ -484,16 +490,16 @@ def test_without_a_finite_validation_elbo_the_last_weights_are_kept(elbo, monkey
 def test_the_recorder_looks_at_the_same_rows_after_resuming(tmp_path):
     """Data that are not in memory are looked at by the first batch of the run."""
 
-    def flight(folder, stop=None):
+    def monitor(folder, stop=None):
         program = small_vae()
         settings = SETTINGS | {"diagnostics_every": 2}
         with at_step(stop, interrupt), suppress(KeyboardInterrupt):
             history = pv.fit(program, loader(), run_dir=folder, resume=True, **settings)
-            return history.flight, repr(history.collapse)
+            return history.monitor, repr(history.collapse)
 
-    whole = flight(tmp_path / "whole")
-    assert flight(tmp_path / "run", stop=5) is None
-    assert flight(tmp_path / "run") == whole
+    whole = monitor(tmp_path / "whole")
+    assert monitor(tmp_path / "run", stop=5) is None
+    assert monitor(tmp_path / "run") == whole
     assert len(whole[0]) == 6
 
 
@@ -630,7 +636,7 @@ def test_f14_other_data_are_refused_and_may_be_allowed(name, tmp_path):
     program = small_vae()
     start = digest(dict(program.state_dict()))
     settings = SETTINGS | {"run_dir": tmp_path, "resume": True}
-    with pytest.raises(StateMismatch, match="training data changed since") as caught:
+    with pytest.raises(StateMismatchError, match="training data changed since") as caught:
         pv.fit(program, *data, **settings)
     assert re.search(match, str(caught.value).replace("'", ""))
     assert digest(dict(program.state_dict())) == start
@@ -673,7 +679,7 @@ def test_f14_other_validation_data_are_refused_and_may_be_allowed(name, tmp_path
     then, now, match = OTHER_VALIDATION[name]
     settings = {"learning_rate": 0.1, "epochs": 6, "patience": None}
     stopped(tmp_path, 10, validation=then, **settings)  # in the third epoch
-    with pytest.raises(StateMismatch, match="validation data changed since the ch") as caught:
+    with pytest.raises(StateMismatchError, match="validation data changed since the ch") as caught:
         fit(tmp_path, validation=now, **settings)
     assert re.search(match, str(caught.value).replace("'", ""))
     assert caught.match("best epoch will be one of those to come")
@@ -706,7 +712,7 @@ def test_f14_a_file_that_was_replaced_is_refused(change, tmp_path):
     stopped(tmp_path / "run", 4, x=mapped(tmp_path))
     np.save(tmp_path / "new.npy", change(bits()).numpy())
     os.replace(tmp_path / "new.npy", tmp_path / "x.npy")
-    with pytest.raises(StateMismatch, match=r"training data changed since .*: x sha256 was"):
+    with pytest.raises(StateMismatchError, match=r"training data changed since .*: x sha256 was"):
         fit(tmp_path / "run", x=mapped(tmp_path))
 
 
@@ -720,7 +726,7 @@ def test_f14_other_data_of_a_loader_are_refused(name, shuffle, tmp_path):
     whole = fit(tmp_path / "whole", x=loader_of(bits(), shuffle))
     stopped(tmp_path / "run", 4, x=loader_of(bits(), shuffle))
     changed = loader_of(CHANGED[name][0](bits()), shuffle)
-    with pytest.raises(StateMismatch, match=r"training data changed since .*x sha256 was"):
+    with pytest.raises(StateMismatchError, match=r"training data changed since .*x sha256 was"):
         fit(tmp_path / "run", x=changed)
     assert fit(tmp_path / "run", x=loader_of(bits(), shuffle)) == whole
 
@@ -745,22 +751,22 @@ STEP_LR = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
     [
         ({"batch_size": 9}, "batch_size was 10, is 9"),
         ({"seed": 2}, "seed was 1, is 2"),
-        ({"clip_norm": 1.0}, "clip_norm was None, is 1.0"),
-        ({"accumulate": 2}, "accumulate was 1, is 2"),
-        ({"average": 0.9}, "average was None, is 0.9"),
+        ({"max_grad_norm": 1.0}, "max_grad_norm was None, is 1.0"),
+        ({"accumulate_batches": 2}, "accumulate_batches was 1, is 2"),
+        ({"ema_decay": 0.9}, "ema_decay was None, is 0.9"),
         ({"optimizer": "SGD"}, "optimizer was .?Adam.?, is .?SGD"),
         ({"scheduler": STEP_LR}, r"scheduler was None, is StepLR\(step_size=1\)"),
         ({"precision": "bf16"}, "precision was"),
         ({"objective": objectives.IWAE(2)}, "objective was"),
         ({"make": lambda: pv.build((4,), latent_dim=3, hidden=(8,))}, r"the program changed"),
         ({"make": lambda: pv.build((4,), latent_dim=2, hidden=(9,))}, r"was \(8, 4\), is \(9, 4\)"),
-        ({"seed": 2, "clip_norm": 1.0}, "clip_norm was None.*seed was 1"),
+        ({"seed": 2, "max_grad_norm": 1.0}, "max_grad_norm was None.*seed was 1"),
     ],
 )
 def test_f15_other_settings_are_refused_by_name(change, match, tmp_path):
     stopped(tmp_path, 3)
     before = {f: c for f, c in contents(tmp_path).items() if f.name != "lock"}
-    with pytest.raises(StateMismatch, match="changed since the checkpoint") as caught:
+    with pytest.raises(StateMismatchError, match="changed since the checkpoint") as caught:
         fit(tmp_path, **change)
     assert re.search(match, str(caught.value).replace("'", ""))
     assert len(str(caught.value).splitlines()) <= 6
@@ -789,7 +795,7 @@ def test_f15_parts_of_the_same_shapes_are_told_apart(change, match, tmp_path):
     stopped(tmp_path / "run", 3, make=with_guide)
     program = with_guide(**change)
     before = digest(dict(program.state_dict()))
-    with pytest.raises(StateMismatch, match="the program changed since") as caught:
+    with pytest.raises(StateMismatchError, match="the program changed since") as caught:
         fit(tmp_path / "run", make=lambda: program)
     assert match in str(caught.value).replace("'", "")
     assert digest(dict(program.state_dict())) == before
@@ -801,7 +807,7 @@ def test_another_version_may_describe_its_modules_otherwise(tmp_path, monkeypatc
     stopped(tmp_path, 3, make=with_guide)
     monkeypatch.setattr(torch, "__version__", "99.0")
     monkeypatch.setattr(nn.Dropout, "extra_repr", lambda self: f"{self.p} of 1")
-    with pytest.raises(StateMismatch, match=r"encoder.2 was 'DiagonalNormal', is 'Laplace'"):
+    with pytest.raises(StateMismatchError, match=r"encoder.2 was 'DiagonalNormal', is 'Laplace'"):
         fit(tmp_path, make=lambda: with_guide(guides.Laplace))
     with pytest.warns(UserWarning, match=r"\(torch 2.* not guaranteed"):
         fit(tmp_path, make=with_guide)
@@ -878,7 +884,7 @@ def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
     assert again.changes == [*history.changes, "learning_rate was 0.02, is 0.001"]
 
 
-@pytest.mark.parametrize(("then", "now"), [("handlers", "graph"), ("graph", "handlers")])
+@pytest.mark.parametrize(("then", "now"), [("eager", "graph"), ("graph", "eager")])
 def test_another_engine_of_the_same_numbers_is_taken_and_noted(then, now, tmp_path, monkeypatch):
     monkeypatch.setattr("pyrovae.training.traced.REPAID", 0)
     stopped(tmp_path, 6, compile=then)
@@ -897,7 +903,7 @@ def test_auto_keeps_the_engine_of_the_run(tmp_path, monkeypatch):
     assert (history.engine, history.changes) == ("graph", [])
 
 
-@pytest.mark.parametrize(("then", "now"), [("handlers", "inductor"), ("inductor", "graph")])
+@pytest.mark.parametrize(("then", "now"), [("eager", "inductor"), ("inductor", "graph")])
 def test_an_engine_of_other_numbers_is_refused(then, now, tmp_path, monkeypatch):
     stopped(tmp_path, 6)
     with RunFolder(tmp_path, resume=True) as run:
@@ -906,7 +912,7 @@ def test_an_engine_of_other_numbers_is_refused(then, now, tmp_path, monkeypatch)
     program = small_vae()
     before = digest(dict(program.state_dict()))
     match = f"compile was '{then}', is '{now}'.*\nWrite compile='{then}' or 'auto'"
-    with pytest.raises(StateMismatch, match=match):
+    with pytest.raises(StateMismatchError, match=match):
         fit(tmp_path, make=lambda: program, compile=now)
     assert digest(dict(program.state_dict())) == before
 
@@ -919,7 +925,7 @@ def test_an_engine_that_was_refused_is_no_change(asked, tmp_path):
     settings = SETTINGS | settings | {"run_dir": tmp_path, "resume": True}
     history = pv.fit(small_vae(), bits(), **settings)
     assert history.changes == []
-    assert history.engine == "handlers: Trace_ELBO is one of Pyro's own objectives"
+    assert history.engine == "eager: Trace_ELBO is one of Pyro's own objectives"
 
 
 def two_parts(epochs):
@@ -948,7 +954,9 @@ def test_f15_other_epochs_are_refused_where_they_are_the_length_of_a_schedule(na
     stopped(tmp_path, 6, scheduler=make(3))
     program = small_vae()
     before = digest(dict(program.state_dict()))
-    with pytest.raises(StateMismatch, match=r"(?s)length changed.*Give epochs=3, or") as caught:
+    with pytest.raises(
+        StateMismatchError, match=r"(?s)length changed.*Give epochs=3, or"
+    ) as caught:
         fit(tmp_path, make=lambda: program, scheduler=make(6), epochs=6)
     assert match in str(caught.value).replace("'", "")
     assert digest(dict(program.state_dict())) == before
@@ -1047,7 +1055,7 @@ def test_f18_a_second_run_in_the_folder_is_refused_at_once(tmp_path):
     def second(program, record):
         before = contents(tmp_path)
         start = time.monotonic()
-        with pytest.raises(RunLocked) as caught:
+        with pytest.raises(RunLockedError) as caught:
             fit(tmp_path)
         assert time.monotonic() - start < 1
         assert caught.value.pid == os.getpid()
@@ -1185,6 +1193,6 @@ def test_history_csv_is_whole_after_every_interruption(tmp_path):
 
 def test_the_finished_model_is_that_of_the_program(tmp_path):
     program = small_vae()
-    pv.fit(program, bits(), run_dir=tmp_path, average=0.9, validation=bits(9), **SETTINGS)
+    pv.fit(program, bits(), run_dir=tmp_path, ema_decay=0.9, validation=bits(9), **SETTINGS)
     found = pv.load(tmp_path / "model.safetensors")
     assert digest(dict(found.state_dict())) == digest(dict(program.state_dict()))

@@ -140,7 +140,7 @@ def test_kolmogorov_smirnov_sees_a_wrong_concentration(float64):
 @pytest.mark.parametrize("dim", [2, 3, 17])
 @pytest.mark.parametrize("kappa", [0.5, 5.0, 1e4])
 def test_pathwise_gradient_in_concentration_and_direction(dim, kappa, float64):
-    """E[μᵀz] = κ/(κ + D − 1): its derivative in κ, and in an unnormalised direction."""
+    """E[μᵀz] = κ/(κ + D − 1): its derivative in κ, and in an unnormalized direction."""
     copies = 20_000
     raw = torch.randn(dim).expand(copies, dim).clone().requires_grad_()
     kappas = torch.full((copies,), kappa, requires_grad=True)

@@ -31,8 +31,8 @@ from pyrovae.data import Batch
 from pyrovae.errors import ConfigError, DivergenceError
 from pyrovae.handlers import own_store
 from pyrovae.networks import Given
-from pyrovae.training.eager import HandlerLoss, Settings
-from pyrovae.training.step import Steps
+from pyrovae.training.eager import EagerLoss, Settings
+from pyrovae.training.step import TrainingStep
 
 
 def small_vae(seed=0):
@@ -615,7 +615,7 @@ def test_trap_9_a_non_finite_loss_makes_no_update_and_names_term_and_row(at):
     assert torch.isfinite(vae.loss(bits())).all()
 
 
-def normalised(vae):
+def normalized(vae):
     """With running statistics in the encoder, which move in the forward pass."""
     network, head = vae.encoder
     vae.encoder = nn.Sequential(network, nn.BatchNorm1d(head.num_features), head)
@@ -626,8 +626,8 @@ def normalised(vae):
 @pytest.mark.parametrize("fault", [NaNBackward.apply, nan_in_row_two])
 @pytest.mark.parametrize("at", [1, 4])
 def test_running_statistics_are_those_before_the_step_that_failed(fault, at):
-    snapshots = steps_of(normalised(faulty_vae(torch.clone, at)), None)
-    vae = normalised(faulty_vae(fault, at))
+    snapshots = steps_of(normalized(faulty_vae(torch.clone, at)), None)
+    vae = normalized(faulty_vae(fault, at))
     with pytest.raises(DivergenceError, match=f"at step {at}"):
         pv.fit(vae, bits(), batch_size=8, epochs=2)
     assert weights(vae) == snapshots[at - 1]
@@ -646,10 +646,10 @@ class OneOfTwo:
 
 def test_a_batch_that_fails_before_its_update_leaves_no_running_statistics():
     """In a group the error waits for the update, and more batches come before it."""
-    vae = normalised(small_vae())
-    loss = HandlerLoss(vae, pv.objectives.TraceELBO(), lambda batch: Settings(20))
+    vae = normalized(small_vae())
+    loss = EagerLoss(vae, pv.objectives.TraceELBO(), lambda batch: Settings(20))
     adam = torch.optim.Adam(vae.parameters())
-    steps = Steps(vae, loss, adam, accumulate=2, group=OneOfTwo())
+    steps = TrainingStep(vae, loss, adam, accumulate_batches=2, group=OneOfTwo())
     good, bad = Batch(bits(), None, None), Batch(bits() * torch.nan, None, None)
     with own_store(), pyro.validation_enabled(False):
         for batch in (good, good, bad):
@@ -693,7 +693,7 @@ def test_a_buffer_of_ones_own_is_that_before_the_step_that_failed(is_new):
 
 def test_an_objective_of_pyros_moves_running_statistics_once_a_step():
     """The traces drawn for the report are a second pass over the batch."""
-    vae = normalised(small_vae())
+    vae = normalized(small_vae())
     pv.fit(vae, bits(), objective=Trace_ELBO(), batch_size=8, epochs=2)
     assert vae.encoder[1].num_batches_tracked == 6
 

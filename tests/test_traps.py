@@ -271,7 +271,7 @@ def test_trap_18_a_likelihood_over_whole_rows_refuses_a_mask():
     vae = small_vae()
     vae = pv.VAE(vae.prior, vae.encoder, Joint())
     assert vae.loss(bits()).shape == (6,)
-    with pytest.raises(ConfigError, match="factorises over the cells"):
+    with pytest.raises(ConfigError, match="factorizes over the cells"):
         vae.loss(bits(), mask=torch.eye(6, 4))
 
 

@@ -41,7 +41,7 @@ def text_of(source: Path) -> str:
     return "\n\n".join(cell.text for cell in parts if cell.kind == "markdown")
 
 
-def joined(value: str | list[str]) -> str:
+def concat(value: str | list[str]) -> str:
     return value if isinstance(value, str) else "".join(value)
 
 
@@ -81,7 +81,7 @@ def test_runs_in_full_within_three_minutes(source, monkeypatch, tmp_path):
 @each_source
 def test_notebook_has_the_cells_of_its_script(source):
     """After an edit: `python tutorials/build.py`."""
-    stored = [Cell(cell["cell_type"], joined(cell["source"])) for cell in notebook(source)["cells"]]
+    stored = [Cell(cell["cell_type"], concat(cell["source"])) for cell in notebook(source)["cells"]]
     assert stored == cells(source.read_text(encoding="utf-8"))
 
 
@@ -111,7 +111,7 @@ def test_pictures_are_pictures_and_small(source):
 
 @each_source
 def test_outputs_name_no_path_of_a_machine(source):
-    printed = "".join(joined(output.get("text", "")) for output in outputs(source))
+    printed = "".join(concat(output.get("text", "")) for output in outputs(source))
     assert not re.search(r"(?:^|[\s'\"(])/\w+/\w+|[A-Z]:\\|0x[0-9a-f]{6,}", printed)
 
 

@@ -6,7 +6,7 @@
 #
 # | part | takes | gives |
 # |---|---|---|
-# | **encoder** | an image $x$ | centre $\mu(x)$ and widths $\sigma(x)$ of a cloud of codes |
+# | **encoder** | an image $x$ | center $\mu(x)$ and widths $\sigma(x)$ of a cloud of codes |
 # | **bottleneck** | $\mu, \sigma, \varepsilon$ | one code, $z = \mu + \sigma \odot \varepsilon$ |
 # | **decoder** | a code $z$ | for each pixel, the probability $\pi_j(z)$ of ink |
 #
@@ -45,7 +45,7 @@ import pyrovae as pv
 epochs, limit = (2, 200) if "PYROVAE_SMOKE" in os.environ else (100, None)
 
 data = pv.datasets.digits()  # 8×8 pixels; with pv.datasets.mnist() the same cells do 28×28
-x_train = pv.datasets.binarize(data.train)[:limit]  # ink where grey > 0.5: each pixel is 0 or 1
+x_train = pv.datasets.binarize(data.train)[:limit]  # ink where gray > 0.5: each pixel is 0 or 1
 x_test, labels = pv.datasets.binarize(data.test), data.test_labels
 event_shape = x_train.shape[1:]
 print(f"{len(x_train)} training images, {len(x_test)} held out, each of shape {tuple(event_shape)}")
@@ -138,7 +138,7 @@ for i, row in enumerate(zip(reconstruction, kl, reconstruction + kl, loss, stric
 # ## Training
 #
 # The loop of any PyTorch model works: `vae.loss(batch).mean().backward()`, then a step of an
-# optimizer. `pv.fit` is that loop with Adam, shuffled minibatches, seeds and checks; it minimises
+# optimizer. `pv.fit` is that loop with Adam, shuffled minibatches, seeds and checks; it minimizes
 # the same loss. It records $-l$ under the name ELBO; tutorial 2 says why it has a name.
 
 # %%
@@ -192,8 +192,8 @@ fig.tight_layout()
 # - **A mean over pixels instead of a sum.** `reduction="mean"` divides the reconstruction term by
 #   the number of pixels and leaves the KL as it is. The code then looks right, trains, and the
 #   bottleneck falls silent. The next cell does it.
-# - **Grey pixels in a coin-flip likelihood.** $\pi^x (1-\pi)^{1-x}$ is no probability for
-#   $0 < x < 1$. `pyrovae` refuses such data; use `pv.likelihoods.ContinuousBernoulli`, or binarise
+# - **Gray pixels in a coin-flip likelihood.** $\pi^x (1-\pi)^{1-x}$ is no probability for
+#   $0 < x < 1$. `pyrovae` refuses such data; use `pv.likelihoods.ContinuousBernoulli`, or binarize
 #   as above.
 # - **σ read as log σ² or the reverse.** The loss still falls. The comparison by hand above is the
 #   test.
@@ -239,12 +239,12 @@ for warning in caught:
 # identity.
 
 # %%
-grey = data.train[:5]
+gray = data.train[:5]
 sigma_pixel = 0.5**0.5
 head = pv.likelihoods.Normal(event_shape, scale=sigma_pixel)
 predicted = torch.rand(5, *event_shape)
-nll = -head(predicted.flatten(1)).log_prob(grey)
-squared_error = ((grey - predicted) ** 2).sum((1, 2))
+nll = -head(predicted.flatten(1)).log_prob(gray)
+squared_error = ((gray - predicted) ** 2).sum((1, 2))
 constant = num_pixels * torch.tensor(sigma_pixel * (2 * torch.pi) ** 0.5).log()
 torch.testing.assert_close(nll, squared_error + constant)
 

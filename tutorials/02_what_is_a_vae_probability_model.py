@@ -29,7 +29,7 @@
 # are more common; we use logarithms, in nats, so products become sums. `p(z)` below is an object
 # that can draw values and give their log-density. [Tutorial 1](01_what_is_a_vae_neural_net.ipynb)
 # has the same model as a network with a loss. **If you come from statistics:** `vae.decode` is a
-# nonlinear regression of $x$ on $z$, with coefficients (weights) that are optimised, not
+# nonlinear regression of $x$ on $z$, with coefficients (weights) that are optimized, not
 # integrated out.
 
 # %%
@@ -191,7 +191,7 @@ print(f"{'−vae.loss(x), averaged':24}", *(f"{v:9.3f}" for v in minus_loss))
 #
 # | line of code | neural-net reading | probabilistic reading |
 # |---|---|---|
-# | `vae.encode(x)` | the encoder's cloud | guide $q(z \mid x)$, amortised |
+# | `vae.encode(x)` | the encoder's cloud | guide $q(z \mid x)$, amortized |
 # | `vae.encode(x).mean` | the code of $x$ | a summary of the guide |
 # | `vae.decode(z)` | the decoder's output | likelihood $p(x \mid z)$ |
 # | `vae.prior()` | target of the regulariser | prior $p(z)$ |
@@ -200,12 +200,12 @@ print(f"{'−vae.loss(x), averaged':24}", *(f"{v:9.3f}" for v in minus_loss))
 # | `vae.loss(x)` | loss $l_i$ | $-$ELBO$_i$ |
 # | `vae.sample(n)` | decoding noise | ancestral sampling |
 # | `vae.reconstruct(x)` | autoencoding | decoder's mean at one draw of the guide |
-# | `pv.fit(vae, x)` | training | SVI: maximise the ELBO in both |
+# | `pv.fit(vae, x)` | training | SVI: maximize the ELBO in both |
 # | (none) | | evidence $\log p(x)$ |
 # | weights of the decoder | what is trained | parameters $\theta$ of the model |
 # | weights of the encoder | what is trained | parameters $\varphi$ of the guide |
 #
-# *Amortised* means that one function gives the guide of every $x$, in place of an optimisation for
+# *Amortized* means that one function gives the guide of every $x$, in place of an optimisation for
 # each. A higher ELBO means more evidence, a smaller gap, or a trade of one for the other: $\varphi$
 # can only change the gap (inference), $\theta$ changes both (learning). The next cell checks the
 # lines that are equalities,
@@ -271,7 +271,7 @@ spread = posterior.covariance.diagonal(dim1=-2, dim2=-1).sqrt()  # (2, D)
 print("standard deviations of z, whole image seen:", *(f"{s:.2f}" for s in spread[0]))
 print("standard deviations of z, upper half seen: ", *(f"{s:.2f}" for s in spread[1]))
 fig, axes = plt.subplots(1, 4, figsize=(13, 3.6), width_ratios=(1.3, 0.6, 1, 1))
-seen = torch.where(mask, x, 0.5)  # covered pixels in grey
+seen = torch.where(mask, x, 0.5)  # covered pixels in gray
 pv.plots.images(seen, columns=1, ax=axes[1], title="seen")
 for row, name in enumerate(("whole image", "upper half")):
     axes[0].scatter(*posterior.draws[0, :, row].T.numpy(), s=4, label=name)

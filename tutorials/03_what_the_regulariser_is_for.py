@@ -195,7 +195,7 @@ for beta, d in found.items():
 # highest at another $\beta$ below it: the ELBO also charges for what the guide cannot fit.
 #
 # So the regulariser is not there to make a picture tidy. It is the half of the model that says
-# *which $z$ occur*, and without it $p(x) = \int p(x|z)\, p(z)\, dz$ is not modelled at all.
+# *which $z$ occur*, and without it $p(x) = \int p(x|z)\, p(z)\, dz$ is not modeled at all.
 #
 # ## What would make this wrong
 #

@@ -11,7 +11,7 @@
 # | `VampPrior` | $\frac1K \sum_k q(z \mid u_k)$ | heaps at the codes of learned images $u_k$ |
 # | `FlowPrior` | $N(f(z)) \, \lvert\det f'(z)\rvert$ | any shape, learned map $f$ |
 # | Student-t | $\prod_d t_\nu(z_d)$ | one heap with heavy tails, by `Fixed` |
-# | `HypersphericalUniform` | $1 / \text{area}$ on a sphere | no centre, no edge |
+# | `HypersphericalUniform` | $1 / \text{area}$ on a sphere | no center, no edge |
 # | your own | a ring of twelve heaps | a class of ten lines |
 #
 # Why should the prior matter at all? Averaged over data, the regulariser is
@@ -140,7 +140,7 @@ fig.tight_layout()
 # ## Where the codes went
 #
 # For each prior in the plane: its density (shaded) and one draw of $q(z|x)$ per held-out digit,
-# coloured by its label, which no model saw. The networks move the codes to fit whatever prior they
+# colored by its label, which no model saw. The networks move the codes to fit whatever prior they
 # were given, so look at the scales of the axes, too. (The shade is $\log p(z)$, down to 6 nats
 # below its top.)
 
@@ -180,7 +180,7 @@ fig.tight_layout()
 # - **Comparing ELBOs or KLs.** A prior changes both how well the guide fits and how much is coded;
 #   only the evidence puts these on one scale.
 # - **Importance sampling that falls short.** It underestimates $\log p(x)$, more so for a guide
-#   that fits badly. The grey bar in the comparison is that bias, and `share_failed` counts digits
+#   that fits badly. The gray bar in the comparison is that bias, and `share_failed` counts digits
 #   whose $\hat k$ is too high. In the plane `method="grid"` is exact: the cell below compares the
 #   two.
 # - **Overfitted priors.** A mixture of many components can memorise training codes. Its mismatch

@@ -18,7 +18,7 @@
 #
 # $$ \log p(x) - \mathrm{ELBO}(q) = \mathrm{KL}\big(q(z|x)\,\|\,p(z|x)\big)
 #   = \underbrace{\log p(x) - \mathrm{ELBO}(q^*)}_{\text{approximation: the family}}
-#   + \underbrace{\mathrm{ELBO}(q^*) - \mathrm{ELBO}(q)}_{\text{amortisation: the network}}. $$
+#   + \underbrace{\mathrm{ELBO}(q^*) - \mathrm{ELBO}(q)}_{\text{amortization: the network}}. $$
 #
 # We use two latent dimensions, where the posterior is exact on a grid ([tutorial
 # 2](02_what_is_a_vae_probability_model.ipynb)): every diagnostic below can be checked against the
@@ -113,7 +113,7 @@ print(calibration.message)
 
 # %% [markdown]
 # Left, the share of truths below each level of the guide's draws, less what it should be; a line
-# that leaves the grey band is no chance. An S means too narrow or too wide, an arch to one side
+# that leaves the gray band is no chance. An S means too narrow or too wide, an arch to one side
 # that the guide sits on the other side of the truth. Right, what regions of the guide claim and
 # what they hold: below the diagonal the guide is too sure of itself, for either reason. No encoder
 # passes this with enough simulations, since none is exactly the posterior; look at the *size* of
@@ -246,7 +246,7 @@ print(f"{above:.0%} of the replicated images have as much ink as the observed on
 # - **$\hat R$ of a guide's draws.** They are independent, so it is 1 whatever they are draws of.
 # - **`az.loo` of $\log p(x_i|z_i)$.** Each $z_i$ was inferred from $x_i$, so leaving out a datum
 #   leaves nothing to predict it with. Compare models by `pv.log_evidence`.
-# - **Refinement that stopped short** calls approximation what is amortisation. Their sum stands.
+# - **Refinement that stopped short** calls approximation what is amortization. Their sum stands.
 # - **More dimensions.** The grid is gone; the other lines of the first table remain. Change
 #   `latent_dim` above, and leave out the cells that use the grid (`method="refined"` for the gaps).
 
@@ -271,7 +271,7 @@ for i, row in enumerate(worst):
 # correlations, `FullNormal`; (b) the same family and network, but shown fresh data drawn from the
 # model beside the training images; (c) both. Predict from `inference_gaps` above which one helps.
 #
-# **Answer.** The amortisation gap is the larger by far, so correlations alone can gain next to
+# **Answer.** The amortization gap is the larger by far, so correlations alone can gain next to
 # nothing: what the network has learned must be learned better. It saw the same training images in
 # each epoch. The model can make as many new ones as one likes, and to show it those is practice
 # for images that it has not seen (the *sleep* phase of Hinton et al., 1995). What gap is left can

@@ -37,7 +37,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.networks import Given, Joined, OneHot, mlp
+from pyrovae.networks import Concat, Given, OneHot, mlp
 
 smoke = "PYROVAE_SMOKE" in os.environ
 epochs, limit, draws = (1, 200, 100) if smoke else (30, None, 300)
@@ -75,7 +75,7 @@ print(f"largest count {counts.max():.0f}, totals from {counts.sum(1).min():.0f}"
 print(f"to {counts.sum(1).max():.0f}")
 
 # %% [markdown]
-# The size is a *covariate*: known for each cell, part of the condition, not modelled.
+# The size is a *covariate*: known for each cell, part of the condition, not modeled.
 # `CountDecoder` multiplies the mean by it, and `Given` says that a part takes a covariate, the `y`
 # of every call. Raw counts span orders of magnitude, so the encoder sees their logarithm; that
 # changes the guide, not the model. Three models: the right one, one with the wrong variance, one
@@ -127,7 +127,7 @@ for name, vae in cells.items():
 # spends its bottleneck on the depth: the second number of each line is how much of a *nuisance* can
 # be read off the code. Both are wrong in a way that a loss curve does not show. What shows them is
 # to draw data from the model and to look: left, variance against mean over the genes; middle, the
-# concentrations that were learned; right, the codes, coloured by depth, of the model without sizes.
+# concentrations that were learned; right, the codes, colored by depth, of the model without sizes.
 
 # %%
 torch.manual_seed(3)
@@ -156,26 +156,26 @@ fig.tight_layout()
 # noisy sizes miss is extra variance, and it is booked as dispersion. A parameter of the likelihood
 # is a summary of what the rest of the model leaves, not a measurement.
 #
-# ## Grey images: three likelihoods, two units
+# ## Gray images: three likelihoods, two units
 #
 # A pixel of the digits is a level 0 … 16. `Categorical` gives each level a probability of its own,
 # `DiscretizedLogistic` two numbers a pixel from which all 17 follow. Both are probabilities **of
 # levels**, so they can be compared, as bits per pixel. `ContinuousBernoulli` is a density on
 # [0, 1]: nats per unit of $x$, so its number stands on another scale (and a density at data on a
-# few levels can rise without meaning). The old habit of putting grey values into the binary
-# cross-entropy is none of these: it is not the log of any density of grey values, and so it has no
+# few levels can rise without meaning). The old habit of putting gray values into the binary
+# cross-entropy is none of these: it is not the log of any density of gray values, and so it has no
 # ELBO.
 
 # %%
 data = pv.datasets.digits()  # 8×8 pixels, levels 0 … 16, divided by 16
-grey, grey_test = data.train[:limit], data.test[:limit]
-level, level_test = (grey * 16).round().long(), (grey_test * 16).round().long()
+gray, grey_test = data.train[:limit], data.test[:limit]
+level, level_test = (gray * 16).round().long(), (grey_test * 16).round().long()
 common = {"latent_dim": 4, "hidden": (128,), "seed": 0}
 logistic = {"name": "DiscretizedLogistic", "num_levels": 17}
 kinds = {
     "Categorical": ({"name": "Categorical", "num_categories": 17}, level, level_test),
-    "DiscretizedLogistic": (logistic, grey, grey_test),
-    "ContinuousBernoulli": ("ContinuousBernoulli", grey, grey_test),
+    "DiscretizedLogistic": (logistic, gray, grey_test),
+    "ContinuousBernoulli": ("ContinuousBernoulli", gray, grey_test),
 }
 fig, axes = plt.subplots(1, 4, figsize=(13, 3.6))
 pv.plots.images(grey_test[:16], columns=4, ax=axes[0], title="held-out digits")
@@ -200,7 +200,7 @@ fig.tight_layout()
 # another data set.
 
 # %%
-binary, binary_test = pv.datasets.binarize(grey), pv.datasets.binarize(grey_test)
+binary, binary_test = pv.datasets.binarize(gray), pv.datasets.binarize(grey_test)
 torch.manual_seed(4)
 seen, seen_test = torch.rand(binary.shape) < 0.5, torch.rand(binary_test.shape) < 0.5
 holes = binary.masked_fill(~seen, torch.nan)  # no hidden value can leak
@@ -235,7 +235,7 @@ fig, axes = plt.subplots(4, 1, figsize=(9, 4.6))
 grid = {"columns": 12}
 pv.plots.images(binary_test[:12], ax=axes[0], title="held-out digits", **grid)
 masked_view = torch.where(seen_test, binary_test, 0.4)[:12]
-pv.plots.images(masked_view, ax=axes[1], title="seen (grey: hidden)", **grid)
+pv.plots.images(masked_view, ax=axes[1], title="seen (gray: hidden)", **grid)
 pv.plots.images(imputed.draws[0, :12], ax=axes[2], title="one draw of what was hidden", **grid)
 pv.plots.images(imputed.mean[:12], ax=axes[3], title="its mean over draws", **grid)
 for ax in axes:
@@ -268,7 +268,7 @@ fig.tight_layout()
 # %% [markdown]
 # ## Labels for few
 #
-# Ten labelled digits of each class, the others without. $y$ is a second latent variable, discrete,
+# Ten labeled digits of each class, the others without. $y$ is a second latent variable, discrete,
 # known in a few rows: $p(x, y, z) = p(x|z, y)\, p(y)\, p(z)$. Where it is unknown it is summed out
 # exactly, weighted by a classifier $q(y|x)$ that is trained by the same bound and, where the label
 # is known, by an added term $\alpha \log q(y|x)$, which is no part of the bound:
@@ -288,7 +288,7 @@ y[known] = labels[known]
 
 
 def classifier() -> nn.Module:
-    head = pv.programs.Labels(10)
+    head = pv.programs.CategoricalHead(10)
     return nn.Sequential(nn.Flatten(), mlp(64, head.num_features, hidden=(128,)), head)
 
 
@@ -297,8 +297,8 @@ encoder = nn.Sequential(mlp(64 + 10, q.num_features, hidden=(128,)), q)
 decoder = nn.Sequential(mlp(2 + 10, p.num_features, hidden=(128,)), p)
 m2 = pv.programs.SemiSupervisedVAE(
     pv.priors.StandardNormal(2),
-    Given(Joined(encoder, of_x=nn.Flatten(-2), of_y=OneHot(10))),
-    Given(Joined(decoder, of_y=OneHot(10))),
+    Given(Concat(encoder, of_x=nn.Flatten(-2), of_y=OneHot(10))),
+    Given(Concat(decoder, of_y=OneHot(10))),
     classifier(),
     pv.priors.Fixed(dist.Categorical, probs=torch.full((10,), 0.1)),
     alpha=len(y) / len(known),  # so that the known labels are not drowned by the other images

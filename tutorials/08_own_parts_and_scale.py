@@ -67,7 +67,7 @@ print(f"{len(dots)} digits; a pixel counts the inked dots, {dots.min():.0f} to {
 
 # %%
 class SpikeAndSlab(nn.Module):
-    """Π_d of two centred normals, 0.1 and 1 wide, their shares learned."""
+    """Π_d of two centered normals, 0.1 and 1 wide, their shares learned."""
 
     def __init__(self, latent_dim: int):
         super().__init__()
@@ -93,7 +93,7 @@ print(f"of draws (± {(within * (1 - within) / len(z)).sqrt():.3f})")
 # %% [markdown]
 # ## A likelihood
 #
-# The grey level of a digit's pixel has a story: each is a block of 4 × 4 dots of the scanned
+# The gray level of a digit's pixel has a story: each is a block of 4 × 4 dots of the scanned
 # bitmap, and the level counts the inked ones. A count out of 16 is binomial if dots are
 # independent. Dots of a stroke are not, so the chance of ink varies, and the count is
 # **beta-binomial**:
@@ -163,7 +163,7 @@ for name, (vae, x) in scores.items():
 # All three are probabilities of the same levels, so the numbers can be compared. But each error is
 # of one mean alone; a difference needs the paired error of tutorial 5, and several seeds. That a
 # part has a story behind it does not make it score best. (Weights are kept
-# from the best epoch on the digits that score them here: the same small favour to each.) What the
+# from the best epoch on the digits that score them here: the same small favor to each.) What the
 # two parts did can be looked at: the shares of slab that the prior learned, and draws. A share near
 # one says that the data had little use for the spike, and that this prior is nearly $N(0, I)$.
 
@@ -197,7 +197,7 @@ fig.tight_layout()
 # ## A latent variable that all data share
 #
 # The concentration $c$ was a point estimate. Give $w = \log c$ a prior $N(0, 1)$ and a guide $q(w)$
-# of its own, and it has a posterior: `programs.HierarchicalVAE`, where a part wrapped in
+# of its own, and it has a posterior: `programs.BayesianVAE`, where a part wrapped in
 # `GivenGlobal` also takes $w$. The head above takes it already. To have something exact beside it,
 # we keep the trained networks as they are and learn $q(w)$ alone: its optimum is then known,
 #
@@ -220,7 +220,7 @@ class DotsGivenW(nn.Module):
 
 def learned(num_data: int) -> tuple[float, float]:
     """Mean and width of q(w) after a fit to so many digits, in minibatches of 64."""
-    program = pv.programs.HierarchicalVAE(
+    program = pv.programs.BayesianVAE(
         vae.prior,
         vae.encoder,
         pv.programs.GivenGlobal(DotsGivenW(*vae.decoder)),
@@ -278,18 +278,18 @@ for num_data in (50, 200) if smoke else (100, 400, 1437):
 x, x_test = pv.datasets.binarize(data.train)[:limit], pv.datasets.binarize(data.test)[:limit]
 few = max(epochs // 6, 3)
 weights, seconds = {}, {}
-for engine in ("handlers", "graph"):
+for engine in ("eager", "graph"):
     vae = pv.build((8, 8), **settings)
     history = pv.fit(vae, x, epochs=few, compile=engine)
     seconds[engine] = history[-1].seconds - history[0].seconds  # recording falls into the first
     weights[engine] = torch.cat([w.flatten() for w in vae.parameters()])
     print(f"{history.engine:10} last ELBO {history[-1].elbo:.4f}")
-print("weights equal, bit for bit:", torch.equal(weights["handlers"], weights["graph"]))
-ratio = seconds["handlers"] / seconds["graph"]
+print("weights equal, bit for bit:", torch.equal(weights["eager"], weights["graph"]))
+ratio = seconds["eager"] / seconds["graph"]
 print(f"speed after the first epoch, on the machine of this page: × {ratio:.1f}")
 
 # %% [markdown]
-# ## Optimizers, schedules, bfloat16, and a flight recorder
+# ## Optimizers, schedules, bfloat16, and a training monitor
 #
 # Names of `torch.optim` and `torch.optim.lr_scheduler`, or functions; gradients clipped and
 # accumulated over batches; a moving average of the weights, which is what is evaluated and kept.
@@ -303,10 +303,10 @@ options = {
     "optimizer": "AdamW",
     "learning_rate": 4e-3,
     "scheduler": "CosineAnnealingLR",
-    "clip_norm": 50.0,
-    "accumulate": 2,
+    "max_grad_norm": 50.0,
+    "accumulate_batches": 2,
     "batch_size": 64,
-    "average": 0.98,
+    "ema_decay": 0.98,
 }
 for precision in ("float32", "bf16"):
     vae = pv.build((8, 8), **settings)
@@ -326,8 +326,8 @@ for precision in ("float32", "bf16"):
     print(f"{precision:8} best validation ELBO {best:.4f} nats, weights stay {kinds.pop()}")
 print("bf16.csv begins:", ", ".join(Path("bf16.csv").read_text().split(",")[:4]), "…")
 columns = ("step", "elbo", "rate", "active_units", "kl_per_dimension", "signal_to_noise")
-flight = {name: [record[name] for record in history.flight] for name in columns}
-pv.plots.flight_record(flight, fig=plt.figure(figsize=(12, 5.5), layout="constrained"))
+monitor = {name: [record[name] for record in history.monitor] for name in columns}
+pv.plots.training_monitor(monitor, fig=plt.figure(figsize=(12, 5.5), layout="constrained"))
 plt.show()
 
 # %% [markdown]

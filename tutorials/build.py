@@ -90,7 +90,7 @@ def executed(parts: list[Cell]) -> dict[str, Any]:
         ).execute()
     for cell in made:
         if cell.cell_type == "code":
-            cell.outputs = [joined(output) for output in cell.outputs]
+            cell.outputs = [concat(output) for output in cell.outputs]
             refuse_stderr(cell)
     notebook.metadata = METADATA
     return json.loads(nbformat.writes(notebook))
@@ -103,7 +103,7 @@ def refuse_stderr(cell: Any) -> None:
             raise RuntimeError(f"{cell.id} wrote to stderr:\n{output['text']}")
 
 
-def joined(output: Any) -> Any:
+def concat(output: Any) -> Any:
     """An output as it is stored: a picture's base64 without a line break at its end."""
     data = output.get("data", {})
     if "image/png" in data:

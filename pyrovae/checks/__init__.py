@@ -4,7 +4,7 @@ Each check takes what a caller passed and either returns it in one form or raise
 with the place (row, column), what was expected there, and what to write instead.
 They look at all of the data, in chunks, whether it is a tensor or `Rows` of a file or of a
 sparse matrix; they are plain `if`s, so `python -O` keeps
-them. Nothing is ever repaired: no scaling, clipping or binarising happens here.
+them. Nothing is ever repaired: no scaling, clipping or binarizing happens here.
 
 What a program expects of its data is found out in `pyrovae.contract.validation`.
 """

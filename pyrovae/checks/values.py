@@ -235,13 +235,13 @@ def _fix(support: Any, low: float, high: float) -> str:
     if support is constraints.boolean:
         return _fix_binary(low, high)
     if hasattr(support, "num_levels"):
-        scale = "Scale x to [0, 1] first: x / 255." if high > 1 else "Quantise x first."
+        scale = "Scale x to [0, 1] first: x / 255." if high > 1 else "Quantize x first."
         return scale + " For values between the levels use likelihoods.ContinuousBernoulli."
     if support.is_discrete and getattr(support, "upper_bound", None) is not None:
         return f"Number the categories from 0, or give num_categories={int(max(high, 1)) + 1}."
     if support.is_discrete:
         fix = "For real values use likelihoods.Normal or StudentT."
-        return fix if low < 0 else fix + " If x is normalised, pass the raw counts and sizes as y."
+        return fix if low < 0 else fix + " If x is normalized, pass the raw counts and sizes as y."
     if getattr(support, "upper_bound", None) is not None:
         return "Scale x into that interval first; nothing is scaled silently."
     return "Transform x, or choose a likelihood with that support (pyrovae.likelihoods)."
@@ -251,5 +251,5 @@ def _fix_binary(low: float, high: float) -> str:
     if low < 0:
         return "Shift and scale x to [0, 1] first, then datasets.binarize(x)."
     if high > 1:
-        return f"Scale, then binarise: datasets.binarize(x / {255 if high > 16 else f'{high:g}'})."
+        return f"Scale, then binarize: datasets.binarize(x / {255 if high > 16 else f'{high:g}'})."
     return "Use datasets.binarize(x), or likelihoods.ContinuousBernoulli."

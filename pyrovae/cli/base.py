@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from pyrovae.errors import CheckpointError, ConfigError, DataError, DivergenceError, WorkerLost
+from pyrovae.errors import CheckpointError, ConfigError, DataError, DivergenceError, WorkerLostError
 
 
 class App(typer.Typer):
@@ -60,13 +60,13 @@ def errors_as_exit_codes() -> Iterator[None]:
         DataError,
         CheckpointError,
         DivergenceError,
-        WorkerLost,
+        WorkerLostError,
         OSError,
     ) as error:
         is_of_a_file = isinstance(error, OSError) and error.filename
         text = f"{error.filename}: {error.strerror}." if is_of_a_file else error
         typer.echo(f"Error: {text}", err=True)
-        raise typer.Exit(1 if isinstance(error, DivergenceError | WorkerLost) else 2) from None
+        raise typer.Exit(1 if isinstance(error, DivergenceError | WorkerLostError) else 2) from None
     except KeyboardInterrupt as interrupt:
         typer.echo(" ".join(["Interrupted.", *map(str, interrupt.args)]), err=True)
         raise typer.Exit(130) from None

@@ -61,7 +61,7 @@ def comparison(runs: list[Run], *, num_samples: int, seed: int) -> dict[str, Any
             raise DataError(
                 f"{run.folder} and {first.folder} have different held-out data ({run.data.name}, "
                 f"{first.data.name}; by SHA-256): densities of different x do not compare.\n"
-                "Compare runs on one data set with one split and one binarisation."
+                "Compare runs on one data set with one split and one binarization."
             )
     models = {str(run.folder): run.vae for run in runs}
     options = {"num_samples": num_samples, "seed": seed}

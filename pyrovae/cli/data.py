@@ -1,4 +1,4 @@
-"""The data of a run: by name or from a file, split and binarised as the options say."""
+"""The data of a run: by name or from a file, split and binarized as the options say."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ from pyrovae.errors import ConfigError, DataError
 DATA_SETS = ("digits", "mnist", "fashion_mnist", "binarized_mnist", "omniglot", "frey_faces")
 
 PIXELS = {
-    "threshold": "thresholded: 1 where grey > 0.5",
-    "sampled": "sampled: x ~ Bernoulli(grey), afresh each epoch; one fixed draw is scored",
+    "threshold": "thresholded: 1 where gray > 0.5",
+    "sampled": "sampled: x ~ Bernoulli(gray), afresh each epoch; one fixed draw is scored",
     "none": "taken as they are",
 }
 
@@ -31,7 +31,7 @@ class Images(NamedTuple):
 def load(
     name: str, *, binarize: str | None = None, likelihood: str = "Bernoulli", seed: int = 0
 ) -> Images:
-    """The data of this name or file, binarised.
+    """The data of this name or file, binarized.
 
     Args:
         name: one of DATA_SETS, or a file of images.
@@ -47,8 +47,8 @@ def load(
     is_binary = likelihood == "Bernoulli"
     is_done = data.name == "binarized_mnist" or not is_binary
     pixels = binarize or ("none" if is_done else "threshold")
-    grey = (data.train, data.valid, data.test)
-    parts = [None if x is None else _binary(x, pixels, is_binary) for x in grey]
+    gray = (data.train, data.valid, data.test)
+    parts = [None if x is None else _binary(x, pixels, is_binary) for x in gray]
     fixed = [part.draw(seed) if hasattr(part, "draw") else part for part in parts]
     return Images(parts[0], *fixed, data.test_labels, data.name, pixels, split)
 
@@ -72,7 +72,7 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
         )
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     test, train = x[order].tensor_split([len(x) // 5])
-    split = f"a fifth of the rows, at random{'; grey = byte / 255' if is_bytes else ''}"
+    split = f"a fifth of the rows, at random{'; gray = byte / 255' if is_bytes else ''}"
     return pv.datasets.Data(train, test, name=Path(name).name.partition(".")[0]), split
 
 
@@ -81,7 +81,7 @@ def grey_images(path: str) -> tuple[Any, bool]:
     import torch
 
     x = pv.datasets.from_file(path)
-    x = x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x  # one grey channel
+    x = x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x  # one gray channel
     is_bytes = x.dtype == torch.uint8 and bool((x > 1).any())
     return (x.float() / 255 if is_bytes else x.float()), is_bytes
 
@@ -91,7 +91,7 @@ def rows_of(path: str, run: Any) -> tuple[Any, Any]:
 
     Args:
         path: .npy, .npz or IDX; floats may hold NaN where a pixel is missing.
-        run: what `cli.runs.open_run` returned; grey images are binarised as its data were.
+        run: what `cli.runs.open_run` returned; gray images are binarized as its data were.
 
     Raises:
         DataError: a row has another shape than the run's data.

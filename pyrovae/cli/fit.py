@@ -78,7 +78,7 @@ def fit_command(
         Literal["threshold", "sampled", "none"] | None,
         Option(
             metavar="METHOD",
-            help="threshold: 1 where grey > 0.5, the default. sampled: 1 with probability grey, "
+            help="threshold: 1 where gray > 0.5, the default. sampled: 1 with probability gray, "
             "afresh each epoch. none: as they are, the default for other likelihoods.",
         ),
     ] = None,
@@ -104,7 +104,7 @@ def fit_command(
     beta: Annotated[float, Option(metavar="β", help="Weight of the KL in training.")] = 1.0,
     seed: Annotated[int, Option(min=0, metavar="N", help="Of weights and all draws.")] = 0,
     compile: Annotated[
-        Literal["auto", "handlers", "graph", "inductor"],
+        Literal["auto", "eager", "graph", "inductor"],
         Option(
             metavar="ENGINE",
             help="handlers run each step; graph replays one recorded step; inductor compiles it; "
@@ -146,7 +146,7 @@ def fit_command(
       pyrovae fit
       pyrovae fit --data mnist --binarize sampled --latent-dim 20 --out runs/mnist
       pyrovae fit --prior VampPrior --latent-dim 10
-      pyrovae fit --likelihood Normal   grey pixels, not binarised
+      pyrovae fit --likelihood Normal   gray pixels, not binarized
       pyrovae fit --beta 4              the table still shows the ELBO of β = 1
       pyrovae fit --data faces.npy      (N, H, W), floats 0..1 or bytes 0..255
       pyrovae fit --resume runs/mnist

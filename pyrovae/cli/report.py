@@ -38,7 +38,7 @@ def report_command(
     \b
     undertrained        a copy that goes on training gains much on held-out data
     posterior collapse  q(z|x) is the prior whatever x is
-    over-regularised    the encoder is balanced for more KL than the ELBO has
+    over-regularized    the encoder is balanced for more KL than the ELBO has
     overfitting         training data are scored far better than held-out ones
 
     and, worth a look, data whose posterior the encoder misses, the inference gap,

@@ -14,7 +14,7 @@ class Run(NamedTuple):
         folder: where it lies.
         card: what summary.json says.
         vae: the model.
-        pixels: how its grey images were binarised: "threshold", "sampled" or "none".
+        pixels: how its gray images were binarized: "threshold", "sampled" or "none".
         data: its data; None where they were not asked for.
     """
 

@@ -95,7 +95,7 @@ def encode_command(
 
     mean and scale (N, D) are those of q(z|x) per latent dimension. Where q has
     none of its own (a flow), they are those of 1000 draws, and a netCDF says so.
-    draws is (S, N, D). Images are binarised as the run's own data were.
+    draws is (S, N, D). Images are binarized as the run's own data were.
 
     \b
     Examples:

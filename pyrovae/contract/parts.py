@@ -129,11 +129,11 @@ def _advice(name: str, *, is_given: bool) -> str:
         if is_given:
             covariates = (
                 "\ny is (B, …), with no sample dimensions: put it beside z by "
-                "networks.side_by_side(z, y), or write networks.Joined."
+                "networks.concat(z, y), or write networks.Concat."
             )
         return (
             "A decoder takes z (*S, B, D), D as the prior's, with any sample dimensions S: reshape "
-            "with\n*z.shape[:-1], or wrap the network in networks.Folded." + covariates
+            "with\n*z.shape[:-1], or wrap the network in networks.FlattenBatch." + covariates
         )
     return f"Check the sizes that the {name} was made for against the data." + covariates
 
@@ -148,7 +148,7 @@ def _check_batch(
     if extra > 0 and density.batch_shape[: len(wanted)] == wanted:
         fix = f"End it with .to_event({extra}), if the rest are dimensions of one datum."
     elif z is not None:
-        fix = "Reshape with *z.shape[:-1], or wrap in networks.Folded."
+        fix = "Reshape with *z.shape[:-1], or wrap in networks.FlattenBatch."
     else:
         fix = "Labels in y are (N,), not (N, 1)."
     raise ConfigError(

@@ -60,8 +60,8 @@ def over_draws(
     by_rows = []
     for rows in row_batches(batch, chunk.rows):
         parts = [read(draw(s, rows), len(rows.x)) for s in sizes(num_samples, chunk.draws)]
-        by_rows.append(joined(parts, 0))
-    return joined(by_rows, 1)
+        by_rows.append(concat(parts, 0))
+    return concat(by_rows, 1)
 
 
 def sizes(total: int, largest: int) -> list[int]:
@@ -74,7 +74,7 @@ def sizes(total: int, largest: int) -> list[int]:
     return [min(largest, total - start) for start in range(0, total, largest)]
 
 
-def joined(parts: list[Arrays], dim: int) -> Arrays:
+def concat(parts: list[Arrays], dim: int) -> Arrays:
     """Name by name, one behind the other along `dim`."""
     return {name: torch.cat([part[name] for part in parts], dim) for name in parts[0]}
 

@@ -74,7 +74,7 @@ class Traces(NamedTuple):
 def draw_traces(
     model: Any, guide: Any, *args: Any, num_samples: int = 1, detach: bool = False, **kwargs: Any
 ) -> Traces:
-    """Trace guide and model at `num_samples` draws, vectorised over a plate "particles".
+    """Trace guide and model at `num_samples` draws, vectorized over a plate "particles".
 
     The plate stands at dim −2, outside "data": sites get shape (S, B, *event), and (1, B, …)
     is left as (B, …) for a single draw. Gradients flow, through the draws too unless `detach`;
@@ -86,11 +86,11 @@ def draw_traces(
 
 
 def _with_particles(program: Any, num_samples: int) -> Any:
-    def vectorised(*args: Any, **kwargs: Any) -> Any:
+    def vectorized(*args: Any, **kwargs: Any) -> Any:
         with pyro.plate("particles", num_samples, dim=-2):
             return program(*args, **kwargs)
 
-    return vectorised
+    return vectorized
 
 
 def terms_of(traces: Traces, num_data: int) -> ElboTerms:

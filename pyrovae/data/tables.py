@@ -68,7 +68,7 @@ class MappedBatches(_Table):
 
     Shuffled, blocks of 512 KiB are read in random order, 128 of them into a window, whose rows
     are shuffled (`BlockOrder`). Each datum comes once an epoch and every batch but the last is
-    full. The order is uniform over blocks, and over rows within a window: where neighbours in
+    full. The order is uniform over blocks, and over rows within a window: where neighbors in
     the file are alike, as in a file sorted by class, a batch is more alike than a random one. A
     file that fits a window is shuffled exactly as data in memory are.
 

@@ -1,4 +1,4 @@
-"""Grey images to binary ones: never silently, and in one of two ways.
+"""Gray images to binary ones: never silently, and in one of two ways.
 
 threshold   b = 1[x > threshold]              the same at every access
 sampled     b ~ Bernoulli(x) for each pixel   drawn afresh at every access
@@ -20,10 +20,10 @@ from pyrovae.errors import ConfigError, DataError
 def binarize(
     x: Tensor | np.ndarray, method: str = "threshold", *, threshold: float = 0.5
 ) -> "Tensor | Sampled":
-    """Turn grey values into zeros and ones: once by a threshold, or afresh at every access.
+    """Turn gray values into zeros and ones: once by a threshold, or afresh at every access.
 
     Args:
-        x: Grey values in [0, 1], shape (N, *event).
+        x: Gray values in [0, 1], shape (N, *event).
         method: `"threshold"`, 1[x > threshold] as a tensor like x; or `"sampled"`, a `Sampled`.
         threshold: In [0, 1); used by `"threshold"` only.
 
@@ -52,9 +52,9 @@ def binarize(
 
 
 class Sampled(Dataset):
-    """Dynamic binarisation: each access draws b ~ Bernoulli(x), with torch's global generator.
+    """Dynamic binarization: each access draws b ~ Bernoulli(x), with torch's global generator.
 
-    The grey values x, shape (N, *event) in [0, 1], are its `grey`. A batch comes as one tensor, so
+    The gray values x, shape (N, *event) in [0, 1], are its `gray`. A batch comes as one tensor, so
     write `DataLoader(sampled, batch_size=B, collate_fn=torch.as_tensor)`.
 
     Example:
@@ -63,32 +63,32 @@ class Sampled(Dataset):
         (tensor([0., 1.]), torch.Size([2, 2]), torch.Size([2, 2]))
     """
 
-    def __init__(self, grey: Tensor | np.ndarray):
-        self.grey = _unit_interval(grey)
+    def __init__(self, gray: Tensor | np.ndarray):
+        self.gray = _unit_interval(gray)
 
     def __len__(self) -> int:
-        return len(self.grey)
+        return len(self.gray)
 
     def __getitem__(self, index: int) -> Tensor:
         """Draw one datum, shape (*event)."""
-        return torch.bernoulli(self.grey[index])
+        return torch.bernoulli(self.gray[index])
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Draw a batch, shape (B, *event)."""
-        return torch.bernoulli(self.grey[torch.as_tensor(indices)])
+        return torch.bernoulli(self.gray[torch.as_tensor(indices)])
 
     def draw(self, seed: int) -> Tensor:
         """Draw all data once, shape (N, *event), fixed by `seed`: for held-out data."""
-        generator = torch.Generator(self.grey.device).manual_seed(seed)
-        return torch.bernoulli(self.grey, generator=generator)
+        generator = torch.Generator(self.gray.device).manual_seed(seed)
+        return torch.bernoulli(self.gray, generator=generator)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Shape, dtype and SHA-256 of the grey values: what a resumed run compares."""
-        numbers = self.grey.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        """Shape, dtype and SHA-256 of the gray values: what a resumed run compares."""
+        numbers = self.gray.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return {
-            "grey shape": list(self.grey.shape),
-            "grey dtype": str(self.grey.dtype),
-            "grey sha256": hashlib.sha256(numbers).hexdigest(),
+            "gray shape": list(self.gray.shape),
+            "gray dtype": str(self.gray.dtype),
+            "gray sha256": hashlib.sha256(numbers).hexdigest(),
         }
 
 
@@ -99,7 +99,7 @@ def _unit_interval(x: Tensor | np.ndarray) -> Tensor:
     if outside.any():
         index = tuple(outside.nonzero()[0].tolist())
         raise DataError(
-            f"binarize: expected grey values in [0, 1], got {x[index]:g} at index {index}; "
+            f"binarize: expected gray values in [0, 1], got {x[index]:g} at index {index}; "
             f"x ranges from {x.min():g} to {x.max():g}.\n"
             "A pixel is the probability of a one. Write x / 255 for 0..255; replace NaN first."
         )

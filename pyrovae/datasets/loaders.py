@@ -27,7 +27,7 @@ class Data(NamedTuple):
 
 
 def digits(seed: int = 0) -> Data:
-    """Load 1797 handwritten digits, grey (8, 8), labels 0..9: the default, without a download.
+    """Load 1797 handwritten digits, gray (8, 8), labels 0..9: the default, without a download.
 
     Split into 1437 train and 360 test, stratified by label and shuffled by `seed`. Pixels are
     the 0..16 of scikit-learn's `load_digits` / 16. Source: Alpaydin & Kaynak 1998 (UCI).
@@ -48,7 +48,7 @@ def digits(seed: int = 0) -> Data:
 
 
 def mnist(*, mirrors: Sequence[str] = files.MNIST_MIRRORS) -> Data:
-    """Load MNIST: 60000 train and 10000 test digits, grey (28, 28), labels 0..9.
+    """Load MNIST: 60000 train and 10000 test digits, gray (28, 28), labels 0..9.
 
     Source: LeCun, Bottou, Bengio & Haffner 1998. The content is checked by SHA-256.
 
@@ -65,7 +65,7 @@ def mnist(*, mirrors: Sequence[str] = files.MNIST_MIRRORS) -> Data:
 
 
 def fashion_mnist(*, mirrors: Sequence[str] = files.FASHION_MNIST_MIRRORS) -> Data:
-    """Load Fashion-MNIST: 60000 train and 10000 test garments, grey (28, 28), labels 0..9.
+    """Load Fashion-MNIST: 60000 train and 10000 test garments, gray (28, 28), labels 0..9.
 
     Source: Xiao, Rasul & Vollgraf 2017. Images are checked by MD5; labels, whose content has no
     published hash, by their form and class frequencies. `mirrors` and errors as for `mnist`.
@@ -77,7 +77,7 @@ def fashion_mnist(*, mirrors: Sequence[str] = files.FASHION_MNIST_MIRRORS) -> Da
 
 
 def binarized_mnist() -> Data:
-    """Load the fixed binarised MNIST: 50000 train, 10000 valid, 10000 test, (28, 28) in {0, 1}.
+    """Load the fixed binarized MNIST: 50000 train, 10000 valid, 10000 test, (28, 28) in {0, 1}.
 
     The test part is sorted by class: its first 1000 images are all zeros and ones, so draw a
     subset at random. Source: Salakhutdinov & Murray 2008, files by Larochelle. No labels.
@@ -94,7 +94,7 @@ def binarized_mnist() -> Data:
 
 
 def omniglot() -> Data:
-    """Load Omniglot: 19280 train and 13180 test drawings, grey (28, 28), ink near 1.
+    """Load Omniglot: 19280 train and 13180 test drawings, gray (28, 28), ink near 1.
 
     Labels are characters, 0..1622; the standard split is by alphabet, so that the parts share no
     character. Source: Lake et al. 2015, area averages of the 105x105 originals. It is not the
@@ -111,10 +111,10 @@ def omniglot() -> Data:
 
 
 def frey_faces(seed: int = 0) -> Data:
-    """Load 1965 frames of Brendan Frey's face, grey (28, 20): 1565 train, 200 valid, 200 test.
+    """Load 1965 frames of Brendan Frey's face, gray (28, 20): 1565 train, 200 valid, 200 test.
 
-    The file is in video order, where neighbours are near copies, so the split is shuffled by
-    `seed`. Source: Roweis & Saul 2000; no licence stated.
+    The file is in video order, where neighbors are near copies, so the split is shuffled by
+    `seed`. Source: Roweis & Saul 2000; no license stated.
 
     Example:
         >>> train, test, valid, *_ = frey_faces()  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""A logistic density over grey levels."""
+"""A logistic density over gray levels."""
 
 import torch
 from torch import Tensor
@@ -28,16 +28,16 @@ class _GreyLevels(constraints.Constraint):
 
 
 class DiscretizedLogistic(Elementwise):
-    """A logistic density cut into K bins, one for each grey level x in {0, 1/(K − 1), …, 1}.
+    """A logistic density cut into K bins, one for each gray level x in {0, 1/(K − 1), …, 1}.
 
     P(x) = σ(b) − σ(a), the bin's edges being x ± ½/(K − 1) in units of scale from loc; the
     first bin reaches to −∞ and the last to +∞. log P = log σ(b) + log σ(−a) +
     log(1 − exp(a − b)) is the same number without a difference of sigmoids.
 
     Args:
-        loc: the logistic's centre, in the units of x.
+        loc: the logistic's center, in the units of x.
         scale: positive, in the units of x.
-        num_levels: K ≥ 2, the number of grey levels.
+        num_levels: K ≥ 2, the number of gray levels.
 
     References:
         PixelCNN++, Salimans et al., 2017, https://arxiv.org/abs/1701.05517

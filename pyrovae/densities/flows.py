@@ -38,7 +38,7 @@ class FlowDistribution(RemembersDraw, TorchDistribution):
 
     Args:
         transform: f, a bijection of vectors with zuko's `call_and_ladj` and `inv`.
-        base: of u: batch_shape as the result's, event_shape (D,), reparameterised.
+        base: of u: batch_shape as the result's, event_shape (D,), reparameterized.
 
     Example:
         >>> flow = autoregressive(2)

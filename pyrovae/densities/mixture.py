@@ -75,8 +75,8 @@ def diagonal_log_probs(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         >>> diagonal_log_probs(torch.zeros(5, 2), torch.zeros(3, 2), torch.ones(3, 2))[0]
         tensor([-1.8379, -1.8379, -1.8379])
     """
-    centre = loc.detach().mean(0)  # distances do not change, and fewer digits cancel
-    z, loc = z - centre, loc - centre
+    center = loc.detach().mean(0)  # distances do not change, and fewer digits cancel
+    z, loc = z - center, loc - center
     precision = scale**-2
     distance = z**2 @ precision.T - 2 * z @ (loc * precision).T + (loc**2 * precision).sum(-1)
     log_norm = scale.log().sum(-1) + 0.5 * loc.shape[-1] * math.log(2 * math.pi)

@@ -9,7 +9,7 @@ temperature T > 0 has no unit; log-densities (with respect to volume) are (*S, *
 These are other, continuous models, with a bound on their own log p(x). Floating point needs
 care: σ(y) rounds to 1 and softmax to 0 for confident logits, log q(z) of the rounded value
 falls without limit as the logits grow, and the "bound" rises above log p(x). Therefore
-BinaryConcrete is truncated, and properly normalised, where its dtype can no longer tell z
+BinaryConcrete is truncated, and properly normalized, where its dtype can no longer tell z
 from 1; a Concrete guide bounds its logits (`max_logit`); and T < 0.4 is refused by the parts.
 """
 
@@ -47,7 +47,7 @@ class SimplexBlocks(constraints.Constraint):
 
 
 class _Relaxed(LogitVector):
-    """A logit vector with a temperature; draws are reparameterised."""
+    """A logit vector with a temperature; draws are reparameterized."""
 
     has_rsample = True
     is_relaxed = True  # `terms.bound_on` reads it: its ELBO is another model's

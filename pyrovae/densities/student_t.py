@@ -12,7 +12,7 @@ class StudentT(dist.StudentT):
 
     Args:
         df: ν > 0; Gaussian for ν → ∞.
-        loc: the centre.
+        loc: the center.
         scale: positive, in the units of x.
 
     Example:

@@ -1,11 +1,11 @@
 """The KL of q(z|x) to p(z) one latent dimension at a time, and the posterior means.
 
-    KL(q ‖ p) = Σ_d KL(q_d ‖ p_d)                    where q and p factorise
+    KL(q ‖ p) = Σ_d KL(q_d ‖ p_d)                    where q and p factorize
     KL(q ‖ p) = Σ_d KL(q_d ‖ p_d) + KL(q ‖ Π_d q_d)  where p alone does
 
 In the second case (a full-covariance normal guide) the numbers are those of the marginals,
 and their sum falls short of the KL by the guide's total correlation. Under a prior that does
-not factorise (a mixture, a flow) no such split exists and the numbers are NaN.
+not factorize (a mixture, a flow) no such split exists and the numbers are NaN.
 """
 
 import pyro.distributions as dist

@@ -57,7 +57,7 @@ class Collapse(NamedTuple):
         is_collapsed: (D,).
         variance: (D,), A_d, squared units of the latent space.
         share: (D,), A_d over the variance of z_d over all x, in [0, 1].
-        mean_kl: (D,), nats, mean over data; NaN where the prior does not factorise.
+        mean_kl: (D,), nats, mean over data; NaN where the prior does not factorize.
         share_near_prior: (D,), of the data whose KL is below kl_threshold; NaN likewise.
         names: D names.
     """

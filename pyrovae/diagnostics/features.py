@@ -12,13 +12,13 @@ the PIT is uniform over data: a feature whose values pile up at the ends is more
 the model believes, in the middle less. v leans towards draws that explain x_j badly, so its
 tail is heavier than that of w: k̂ per cell says where the numbers hold.
 
-The likelihood must factorise over features. Symbols: S draws, N data, x (N, *event).
+The likelihood must factorize over features. Symbols: S draws, N data, x (N, *event).
 
 References:
     Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC, Vehtari,
     Gelman & Gabry, 2017, https://arxiv.org/abs/1507.04544 (these weights)
     Predictive Model Assessment for Count Data, Czado, Gneiting & Held, 2009,
-    https://doi.org/10.1111/j.1541-0420.2009.01191.x (randomised PIT)
+    https://doi.org/10.1111/j.1541-0420.2009.01191.x (randomized PIT)
 """
 
 import math
@@ -31,7 +31,7 @@ from torch.distributions import Independent
 from pyrovae.checks import whole_number
 from pyrovae.contract.validation import admit
 from pyrovae.core.chunking import budget_in_bytes, row_batches
-from pyrovae.core.draws import diagnosing, joined, refuse_unless_vae
+from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae
 from pyrovae.core.joint import VAEJoint
 from pyrovae.core.pareto import pareto_k, pareto_k_threshold
 from pyrovae.data import Batch
@@ -87,7 +87,7 @@ def feature_check(
     """log p(x_j | x_−j) and its PIT for each feature of each datum, by importance weights.
 
     Args:
-        vae: a `VAE` whose likelihood factorises over the features.
+        vae: a `VAE` whose likelihood factorizes over the features.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -101,7 +101,7 @@ def feature_check(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: no `VAE`, a likelihood that does not factorise, fewer than 21 draws.
+        ConfigError: no `VAE`, a likelihood that does not factorize, fewer than 21 draws.
 
     References:
         Vehtari, Gelman & Gabry, 2017, https://arxiv.org/abs/1507.04544
@@ -120,7 +120,7 @@ def feature_check(
     rows = max(1, budget // (8 * ARRAYS * num_samples * batch.x[0].numel()))
     with diagnosing(vae, seed):
         parts = [_cells(vae, piece, num_samples) for piece in row_batches(batch, rows)]
-    found = joined(parts, 0)
+    found = concat(parts, 0)
     if batch.mask is not None:
         found = {name: value.masked_fill(~batch.mask, math.nan) for name, value in found.items()}
     values = found["log_conditional"]
@@ -164,7 +164,7 @@ def _elementwise(p_x: Any) -> Any:
     base = p_x.base_dist if isinstance(p_x, Independent) else p_x
     if base.event_shape:
         raise ConfigError(
-            f"feature_check needs a likelihood that factorises over the features of x, but "
+            f"feature_check needs a likelihood that factorizes over the features of x, but "
             f"{type(base).__name__} has event_shape {tuple(base.event_shape)}: its features "
             "depend on each other given z.\nUse an elementwise likelihood."
         )

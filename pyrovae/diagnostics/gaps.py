@@ -1,15 +1,15 @@
 """Inference gaps: what of log p(x) the ELBO misses, and whose fault it is.
 
     log p(x) − ELBO(q) = [log p(x) − ELBO(q*)] + [ELBO(q*) − ELBO(q)]
-                          approximation gap       amortisation gap
+                          approximation gap       amortization gap
 
 q* is the best member of the guide's family for the datum alone (`posterior.refine`, started
 from the encoder). The first gap is that of the family: no encoder closes it. The second is
 that of the network, which must guess q* from x in one pass. A third, between the ELBO of the
-training data and that of held-out data, is no gap of inference but of generalisation.
+training data and that of held-out data, is no gap of inference but of generalization.
 
 Both gaps are estimated on the same noise, so their errors are much smaller than those of the
-terms. If refinement stops short of q* the split moves (approximation too large, amortisation
+terms. If refinement stops short of q* the split moves (approximation too large, amortization
 too small), their sum does not.
 """
 
@@ -25,8 +25,8 @@ from pyrovae.contract.validation import admit
 from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, first_row, row_batches
 from pyrovae.core.draws import (
     Arrays,
+    concat,
     diagnosing,
-    joined,
     log_mean_exp,
     over_draws,
     read_terms,
@@ -53,12 +53,12 @@ class InferenceGaps(NamedTuple):
         elbo: (N,), of the encoder's q(z|x).
         best_elbo: (N,), of the refined q*.
         approximation: (N,), log_px − best_elbo.
-        amortisation: (N,), best_elbo − elbo.
-        approximation_std_error, amortisation_std_error: (N,), over draws.
+        amortization: (N,), best_elbo − elbo.
+        approximation_std_error, amortization_std_error: (N,), over draws.
         pareto_k: (N,), k̂ of the weights behind log_px: above `pareto_k_threshold` it is too
             low, and the approximation gap with it. −∞ for a method without weights.
-        mean_approximation, mean_amortisation, mean_total: over data, with errors over data.
-        generalisation: mean ELBO of x minus that of the held-out data, with its error; None
+        mean_approximation, mean_amortization, mean_total: over data, with errors over data.
+        generalization: mean ELBO of x minus that of the held-out data, with its error; None
             without `validation`.
     """
 
@@ -66,25 +66,25 @@ class InferenceGaps(NamedTuple):
     elbo: Tensor
     best_elbo: Tensor
     approximation: Tensor
-    amortisation: Tensor
+    amortization: Tensor
     approximation_std_error: Tensor
-    amortisation_std_error: Tensor
+    amortization_std_error: Tensor
     pareto_k: Tensor
     mean_approximation: Estimate
-    mean_amortisation: Estimate
+    mean_amortization: Estimate
     mean_total: Estimate
-    generalisation: Estimate | None
+    generalization: Estimate | None
 
     @property
     def advice(self) -> str:
         """One sentence: where the next hour is best spent."""
-        family, network = self.mean_approximation, self.mean_amortisation
-        fit = self.generalisation
+        family, network = self.mean_approximation, self.mean_amortization
+        fit = self.generalization
         largest = max(family.value, network.value)
         if fit is not None and not fit.is_below_noise and fit.value > max(largest, NEGLIGIBLE):
             return (
                 f"The train/test gap is the largest, {fit} nats: the model overfits; stop earlier, "
-                "regularise, or take more data."
+                "regularize, or take more data."
             )
         if largest < NEGLIGIBLE or (family.is_below_noise and network.is_below_noise):
             return (
@@ -98,12 +98,12 @@ class InferenceGaps(NamedTuple):
             )
         if network.value > family.value:
             return (
-                f"The encoder network is the bottleneck, {network} nats of amortisation against "
+                f"The encoder network is the bottleneck, {network} nats of amortization against "
                 f"{family}: make it larger, train it longer, or refine at test time."
             )
         return (
             f"The guide family is the bottleneck, {family} nats of approximation against "
-            f"{network} of amortisation: take a richer one, such as FullNormal or FlowGuide."
+            f"{network} of amortization: take a richer one, such as FullNormal or FlowGuide."
         )
 
 
@@ -168,7 +168,7 @@ def inference_gaps(
                 _log_weights(joint, q, num_samples, chunk, seed) for q in (refined, joint.guide)
             )
         parts.append(_gaps_of(best, start))
-    found = joined(parts, 0)
+    found = concat(parts, 0)
     log_px, elbo, best_elbo = found["log_px"], found["elbo"], found["best_elbo"]
     error, k = found["approximation_std_error"], found["pareto_k"]
     if method != "refined":
@@ -184,7 +184,7 @@ def inference_gaps(
         best_elbo,
         *gaps,
         error,
-        found["amortisation_std_error"],
+        found["amortization_std_error"],
         k,
         *(mean_of(gap, is_non_negative=True) for gap in (*gaps, log_px - elbo)),
         _generalisation(vae, elbo, validation, num_samples, seed, memory_budget),
@@ -221,7 +221,7 @@ def _gaps_of(best: Tensor, start: Tensor) -> Arrays:
         "best_elbo": best.mean(0),
         "best_elbo_std_error": best.std(0) / root,
         "approximation_std_error": influence.std(0) / root,
-        "amortisation_std_error": (best - start).std(0) / root,
+        "amortization_std_error": (best - start).std(0) / root,
         "pareto_k": pareto_k(best),
     }
 

@@ -123,7 +123,7 @@ def escalate(
     """Draws of p(z|x) for these rows only, by a method that needs less of the guide.
 
     - "sir": more proposals of the same guide; helps where k̂ is just above the threshold.
-    - "refine": the guide's parameters optimised for each datum; draws of that density, with
+    - "refine": the guide's parameters optimized for each datum; draws of that density, with
       no weights. Compare its `elbo` by calling `posterior.refine` yourself.
     - "hmc": Hamiltonian chains from the guide; look at `r_hat`.
 

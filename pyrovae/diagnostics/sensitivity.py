@@ -30,8 +30,8 @@ from pyrovae.contract.validation import admit
 from pyrovae.core.chunking import first_row, row_batches
 from pyrovae.core.draws import (
     Arrays,
+    concat,
     diagnosing,
-    joined,
     latent_names,
     over_draws,
     read_latents,
@@ -128,7 +128,7 @@ def prior_sensitivity(
             _sensitivities(over_draws(program, rows, _read, **options), delta)
             for rows in row_batches(batch, ROWS)
         ]
-    found = joined(parts, 0)
+    found = concat(parts, 0)
     return PriorSensitivity(**found, threshold=threshold, names=names)
 
 

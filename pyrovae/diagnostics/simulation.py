@@ -4,7 +4,7 @@
 
 If q(z|x) were the model's posterior p(z|x), z* and the L draws would be exchangeable and every
 rank uniform on {0, …, L}. A q that is too narrow piles ranks up at both ends, one that is too
-wide in the middle, a biased one at one end. For an amortised guide this is a diagnostic of
+wide in the middle, a biased one at one end. For an amortized guide this is a diagnostic of
 how far it is from the posterior on data *of the model*; no VAE passes it at any sample size.
 
 Ranks of log q(z|x) instead of z_d give the coverage of highest-density regions: a region that
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pyrovae.checks import real_number, whole_number
 from pyrovae.contract.validation import as_covariates
 from pyrovae.core.chunking import budget_in_bytes, row_batches
-from pyrovae.core.draws import diagnosing, joined, refuse_unless_vae, sizes
+from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae, sizes
 from pyrovae.core.joint import VAEJoint
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
@@ -149,7 +149,7 @@ def calibration(
         budget = budget_in_bytes(memory_budget, x.device)
         rows = max(1, budget // (16 * num_draws * max(1, z[0].numel())))
         pieces = zip(row_batches(Batch(x, y), rows), z.split(rows), strict=True)
-        found = joined([_ranks(VAEJoint(vae, piece), at, num_draws) for piece, at in pieces], 0)
+        found = concat([_ranks(VAEJoint(vae, piece), at, num_draws) for piece, at in pieces], 0)
         found = {name: ranks.cpu() for name, ranks in found.items()}
         band = _band(n, num_draws, level)
     ranks, density_ranks = found["ranks"], found["density_ranks"]
@@ -218,7 +218,7 @@ def _ecdf(ranks: Tensor, num_draws: int) -> Tensor:
 def _band(n: int, num_draws: int, level: float) -> Tensor:
     """(L + 1, 2): u ± c √(u (1 − u) / n), c such that uniform ranks stay inside at this level.
 
-    c is the quantile of the largest standardised distance over `NUM_NULL` simulated sets.
+    c is the quantile of the largest standardized distance over `NUM_NULL` simulated sets.
     """
     u = torch.arange(1, num_draws + 2, dtype=torch.float64) / (num_draws + 1)
     spread = (u * (1 - u) / n).sqrt()

@@ -45,7 +45,7 @@ class Decomposition(NamedTuple):
         kl: (N,), KL(q(z|x) ‖ p(z)) at the same draws, the rate.
         elbo_std_error: (N,), Monte-Carlo error of elbo over draws; NaN for one draw.
         kl_per_dimension: (N, D), KL(q(z_d|x) ‖ p(z_d)), in closed form where torch has one; of
-            the marginals where q does not factorise, NaN where p does not.
+            the marginals where q does not factorize, NaN where p does not.
         names: D names of the latent dimensions.
         mean_elbo, mean_reconstruction, mean_kl: over data, with errors over data.
         mutual_information: I_q of these data, at most log N; error over draws.

@@ -36,7 +36,7 @@ from pyrovae.core.importance import WeightSums
 from pyrovae.core.joint import Unconstrained, joint_of
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.record import Evidence, estimated, joined
+from pyrovae.evidence.record import Evidence, concat, estimated
 from pyrovae.runtime.memory import keep_freed_memory
 
 STEEPNESS = 4.0  # of the sigmoidal schedule: most temperatures near the ends
@@ -141,7 +141,7 @@ def annealed_evidence(
         density = Unconstrained(joint_of(program, piece), method="method='ais'")
         kernels = pilot(density, how)
         parts.append(summed(forward(density, kernels, how, num_samples)))
-    return joined(parts)
+    return concat(parts)
 
 
 def rows_at_a_time(program: nn.Module, batch: Batch, num_chains: int, memory_budget: int) -> int:

@@ -16,7 +16,7 @@ from pyrovae.core.chunking import bytes_per_draw, chunk_of, first_row, row_batch
 from pyrovae.core.importance import WeightSums, weighted_chunks
 from pyrovae.core.joint import joint_of
 from pyrovae.data import Batch
-from pyrovae.evidence.record import Evidence, estimated, joined
+from pyrovae.evidence.record import Evidence, concat, estimated
 from pyrovae.runtime.memory import keep_freed_memory
 
 
@@ -44,4 +44,4 @@ def importance_evidence(
         for _, log_weights in weighted_chunks(joint_of(program, rows), num_samples, chunk.draws):
             sums.add(log_weights)
         parts.append(estimated(sums))
-    return joined(parts)
+    return concat(parts)

@@ -41,7 +41,7 @@ def estimated(sums: WeightSums) -> Evidence:
     return Evidence(log_px, *others, _all(log_px))
 
 
-def joined(parts: list[Evidence]) -> Evidence:
+def concat(parts: list[Evidence]) -> Evidence:
     """The records of consecutive rows as one."""
     whole = Evidence(*(torch.cat(arrays) for arrays in zip(*parts, strict=True)))
     return whole._replace(rows=_all(whole.log_px))

@@ -10,7 +10,7 @@ from pyrovae.heads import as_latent_shape, split_features
 class Bernoulli(nn.Module):
     """q(z|x) = Π_j Bernoulli(z_j; σ(l_j(x))) for z in {0, 1}^D; the features are the logits l.
 
-    Draws are not reparameterised. `objectives.EnumELBO` needs none: it sums the 2^D joint
+    Draws are not reparameterized. `objectives.EnumELBO` needs none: it sums the 2^D joint
     values out (D ≤ 12). `objectives.TraceELBO`, the default of `fit`, takes Pyro's
     score-function gradient, unbiased but noisy. The KL to `priors.Bernoulli` is analytic.
 

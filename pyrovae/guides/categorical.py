@@ -10,7 +10,7 @@ from pyrovae.heads import split_features
 class Categorical(nn.Module):
     """q(z|x) = Π_b softmax(l_b(x))[k_b], z the one-hot codes of k_1 … k_L; the features are l.
 
-    Draws are not reparameterised. `objectives.EnumELBO` needs none: it sums the K^L joint
+    Draws are not reparameterized. `objectives.EnumELBO` needs none: it sums the K^L joint
     values out (up to 4,096). `objectives.TraceELBO`, the default of `fit`, takes Pyro's
     score-function gradient, unbiased but noisy. The KL to `priors.Categorical` is analytic.
 

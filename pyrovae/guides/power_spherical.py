@@ -20,7 +20,7 @@ class PowerSpherical(nn.Module):
         μ = d / |d|,   κ = softplus(s) + 1e-5
 
     Where |d| < 1e-6 there is no direction to speak of: μ is then the first axis e₁, and no
-    gradient flows through d. Draws are reparameterised (`sphere.PowerSpherical`), and the
+    gradient flows through d. Draws are reparameterized (`sphere.PowerSpherical`), and the
     KL to `priors.HypersphericalUniform` is analytic. Internally float64.
 
     Args:

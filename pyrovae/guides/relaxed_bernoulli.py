@@ -10,7 +10,7 @@ from pyrovae.heads import as_latent_shape, split_features
 class RelaxedBernoulli(nn.Module):
     """q(z|x) = Π_j BinaryConcrete(z_j; l_j(x), T) on (0, 1)^D; the features are the logits l.
 
-    z_j = σ((l_j + logistic noise)/T), reparameterised. With `priors.RelaxedBernoulli` the
+    z_j = σ((l_j + logistic noise)/T), reparameterized. With `priors.RelaxedBernoulli` the
     ELBO is that of the relaxed, continuous model: a bound on its own log p(x). z is cut off
     where its dtype can no longer tell it from 1, and the density renormalised, so that the
     bound stays one for logits of any size (`relaxed.BinaryConcrete`). The KL is Monte Carlo.

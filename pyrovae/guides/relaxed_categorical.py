@@ -9,7 +9,7 @@ from pyrovae.heads import split_features
 
 
 class RelaxedCategorical(nn.Module):
-    """q(z|x) = Π_b Concrete(z_b; l_b(x), T): L simplex blocks, reparameterised.
+    """q(z|x) = Π_b Concrete(z_b; l_b(x), T): L simplex blocks, reparameterized.
 
     z_b = softmax((l_b + Gumbel noise)/T). The logits are bounded, l = B tanh(f/B) of the
     features f with B = (80 T − 21)/2 (16.2 at T = 2/3), so that no draw underflows in float32

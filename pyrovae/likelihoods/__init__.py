@@ -15,7 +15,7 @@ flat output is folded back into it. Log-densities are in nats, summed over the e
     counts 0, 1, 2, …              Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial
     counts with a given total      Multinomial
 
-All but the last factorise over the numbers of a datum, so they take a `mask`. Count
+All but the last factorize over the numbers of a datum, so they take a `mask`. Count
 likelihoods also take the size of each datum: `pyrovae.likelihoods.count_decoder`.
 
 A density of reals tells as `learns_scale_per_cell` whether each number of a datum has a learned

@@ -15,14 +15,14 @@ class Categorical(nn.Module):
     """p(x|z) = Π_j softmax(l_j)_{x_j} for x_j in {0, …, K − 1}; the features are the logits l.
 
     x holds category numbers, not one-hot vectors. Its mean Σ_k k p_k is a level: of use
-    where the categories are ordered, such as quantised grey values.
+    where the categories are ordered, such as quantized gray values.
 
     Args:
         event_shape: the shape of one datum.
         num_categories: K ≥ 2, in each place.
 
     Attributes:
-        num_features: K times the product of event_shape; K neighbours belong to one place.
+        num_features: K times the product of event_shape; K neighbors belong to one place.
 
     Raises:
         ConfigError: a size is not a whole number, or the features have another width.
@@ -45,7 +45,7 @@ class Categorical(nn.Module):
         self.num_features = self.event_shape.numel() * self.num_categories
 
     def forward(self, features: Tensor) -> dist.Distribution:
-        # categories first, as channels, so that a convolutional decoder's pixels stay neighbours
+        # categories first, as channels, so that a convolutional decoder's pixels stay neighbors
         logits = torch.stack(split_features(features, self.event_shape, self.num_categories), -1)
         return densities.Categorical(logits=logits).to_event(len(self.event_shape))
 

@@ -12,7 +12,7 @@ from pyrovae.heads import as_event_shape, split_features
 class ContinuousBernoulli(nn.Module):
     """p(x|z) = Π_j exp(l_j x_j) · l_j / (exp(l_j) − 1) for x_j in [0, 1]; features are logits l.
 
-    The density that the binary cross-entropy of grey values leaves unnormalised. Its mean
+    The density that the binary cross-entropy of gray values leaves unnormalized. Its mean
     is 1/(1 − exp(−l)) − 1/l, not sigmoid(l).
 
     Args:

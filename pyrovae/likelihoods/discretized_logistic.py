@@ -1,4 +1,4 @@
-"""The discretised logistic likelihood of grey values."""
+"""The discretised logistic likelihood of gray values."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from pyrovae.heads import as_event_shape, positive, split_features
 
 
 class DiscretizedLogistic(nn.Module):
-    """P(x|z) = Π_j σ(b_j) − σ(a_j) for grey levels x_j in {0, 1/(K − 1), …, 1}.
+    """P(x|z) = Π_j σ(b_j) − σ(a_j) for gray levels x_j in {0, 1/(K − 1), …, 1}.
 
     a, b = (x ∓ ½/(K − 1) − loc)/scale, but a = −∞ at x = 0 and b = ∞ at x = 1. The features
     are loc, then the raw scale = softplus + 1e-5, both in the units of x. It is a probability

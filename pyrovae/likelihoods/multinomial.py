@@ -16,10 +16,10 @@ from pyrovae.likelihoods.sizes import size_of_each
 class Multinomial(nn.Module):
     """p(x|z, n) = n! / Π_j x_j! · Π_j π_jˣʲ, with π = softmax(features) and Σ_j x_j = n.
 
-    The total n, how many words or ratings a datum has, is given and never modelled. It is
+    The total n, how many words or ratings a datum has, is given and never modeled. It is
     the y of `CountDecoder`, or one fixed number; without either it is read off x, which
     scores data but leaves draws and reconstructions without a total. The density does not
-    factorise over j, so it takes no `mask`.
+    factorize over j, so it takes no `mask`.
 
     Args:
         event_shape: V, the number of words.

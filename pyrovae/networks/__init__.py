@@ -7,8 +7,8 @@ with that signature will do; the ones here save typing:
     mlp, gated_mlp, residual_mlp    (in_features, out_features, *, hidden, …), both ways
     conv_encoder, conv_decoder      the same signature, images in and images out
 
-`NETWORKS` names the pairs that make an autoencoder. `Given`, `Joined` and `OneHot` bring in
-covariates, `Folded` leading sample dimensions, `start_at_mean` the data's mean.
+`NETWORKS` names the pairs that make an autoencoder. `Given`, `Concat` and `OneHot` bring in
+covariates, `FlattenBatch` leading sample dimensions, `start_at_mean` the data's mean.
 """
 
 from collections.abc import Callable
@@ -18,22 +18,23 @@ from typing import NamedTuple
 from torch import nn
 
 from pyrovae.networks.conv import Bias, conv_decoder, conv_encoder
-from pyrovae.networks.covariates import Given, Joined, OneHot, given, side_by_side
+from pyrovae.networks.covariates import Concat, Given, OneHot, concat, given
 from pyrovae.networks.dense import Dense, GatedDense, Residual, gated_mlp, mlp, residual_mlp, stack
-from pyrovae.networks.folding import Folded
+from pyrovae.networks.flatten_batch import FlattenBatch
 from pyrovae.networks.start import features_of, start_at_mean
 
 __all__ = [
     "NETWORKS",
     "Bias",
+    "Concat",
     "Dense",
-    "Folded",
+    "FlattenBatch",
     "GatedDense",
     "Given",
-    "Joined",
     "Network",
     "OneHot",
     "Residual",
+    "concat",
     "conv_decoder",
     "conv_encoder",
     "features_of",
@@ -41,7 +42,6 @@ __all__ = [
     "given",
     "mlp",
     "residual_mlp",
-    "side_by_side",
     "stack",
     "start_at_mean",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pyrovae.errors import ConfigError
 from pyrovae.heads import as_event_shape
-from pyrovae.networks.folding import Folded
+from pyrovae.networks.flatten_batch import FlattenBatch
 
 
 def conv_encoder(
@@ -62,7 +62,7 @@ def conv_encoder(
         nn.Flatten(),
         nn.Linear(widths[-1] * height * width, last),
     )
-    return Folded(network, event_dims=len(event_shape))
+    return FlattenBatch(network, event_dims=len(event_shape))
 
 
 def conv_decoder(
@@ -107,12 +107,12 @@ def conv_decoder(
         activation(),
         *(_Block(a, b, activation, size=to) for (a, b), to in blocks),
         nn.Upsample(size=tuple(size)),
-        # 5×5: after the repetition each pixel still sees 3×3 different neighbours
+        # 5×5: after the repetition each pixel still sees 3×3 different neighbors
         nn.Conv2d(widths[-1], channels, 5, padding=2, bias=False),
         nn.Flatten(),
         Bias(channels * math.prod(size)),
     )
-    return Folded(network, event_dims=len(inputs))
+    return FlattenBatch(network, event_dims=len(inputs))
 
 
 class Bias(nn.Module):
@@ -168,7 +168,7 @@ def _as_image(shape: torch.Size, name: str) -> tuple[int, int, int]:
     if len(shape) < 2 or (name == "in_features" and len(shape) > 3):
         raise ConfigError(
             f"{name} = {tuple(shape)}, but a convolution needs an image: (H, W) or (C, H, W), "
-            "channels first.\nWithout neighbours there is nothing to convolve: use networks.mlp, "
+            "channels first.\nWithout neighbors there is nothing to convolve: use networks.mlp, "
             "or reshape x."
         )
     return math.prod(shape[:-2]), shape[-2], shape[-1]

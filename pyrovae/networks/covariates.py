@@ -1,6 +1,6 @@
 """Parts that also see covariates: p(x|z, y), q(z|x, y), p(z|y).
 
-`Given(part)` says that a part takes y; `Joined` is the common way to use it, which puts the
+`Given(part)` says that a part takes y; `Concat` is the common way to use it, which puts the
 features of both inputs side by side:
 
     forward(x, y) = part([of_x(x), of_y(y)])
@@ -44,7 +44,7 @@ class Given(nn.Module):
         ...         self.network = Sequential(networks.mlp(2 + 3, p.num_features), p)
         ...
         ...     def forward(self, z, y):
-        ...         return self.network(networks.side_by_side(z, y))
+        ...         return self.network(networks.concat(z, y))
         >>> Given(Decoder())(torch.zeros(4, 7, 2), torch.ones(7, 3)).batch_shape
         torch.Size([4, 7])
     """
@@ -118,7 +118,7 @@ class OneHot(nn.Module):
         return f"num_classes={len(self.eye)}"
 
 
-class Joined(nn.Module):
+class Concat(nn.Module):
     """A part of two inputs side by side: (x, y) ↦ part([of_x(x), of_y(y)]).
 
     Args:
@@ -141,7 +141,7 @@ class Joined(nn.Module):
         >>> from pyrovae import guides, networks
         >>> q = guides.DiagonalNormal(2)
         >>> encoder = Given(
-        ...     Joined(
+        ...     Concat(
         ...         nn.Sequential(networks.mlp(8 * 8 + 10, q.num_features), q),
         ...         of_x=nn.Flatten(-2),
         ...         of_y=OneHot(10),
@@ -164,10 +164,10 @@ class Joined(nn.Module):
             raise DataError(
                 "this part sees covariates, but y was not given.\nPass y beside x, one row a datum."
             )
-        return self.part(side_by_side(self.of_x(x), self.of_y(y)))
+        return self.part(concat(self.of_x(x), self.of_y(y)))
 
 
-def side_by_side(left: Tensor, right: Tensor) -> Tensor:
+def concat(left: Tensor, right: Tensor) -> Tensor:
     """[left, right] along the last dimension, the others broadcast.
 
     Args:
@@ -181,7 +181,7 @@ def side_by_side(left: Tensor, right: Tensor) -> Tensor:
         ConfigError: another dimension than the last differs, or a batch dimension is missing.
 
     Example:
-        >>> side_by_side(torch.zeros(5, 1, 3), torch.zeros(7, 2)).shape
+        >>> concat(torch.zeros(5, 1, 3), torch.zeros(7, 2)).shape
         torch.Size([5, 7, 5])
     """
     try:

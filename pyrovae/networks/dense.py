@@ -42,8 +42,8 @@ class Dense(nn.Sequential):
         activation: Activation = nn.SiLU,
         norm: Norm | None = None,
     ):
-        normalised = [] if norm is None else [norm(after)]
-        super().__init__(nn.Linear(before, after), *normalised, activation())
+        normalized = [] if norm is None else [norm(after)]
+        super().__init__(nn.Linear(before, after), *normalized, activation())
 
 
 class GatedDense(nn.Module):

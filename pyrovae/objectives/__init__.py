@@ -1,4 +1,4 @@
-"""Training objectives: what a step minimises, each a `pyro.infer.ELBO` that SVI accepts.
+"""Training objectives: what a step minimizes, each a `pyro.infer.ELBO` that SVI accepts.
 
     TraceELBO, MeanFieldELBO   −Σ_i ELBO_i, with a Monte-Carlo or analytic KL
     BetaELBO, FreeBits         another weight on the KL
@@ -13,7 +13,7 @@ from pyrovae.objectives.base import Objective
 from pyrovae.objectives.elbo import MeanFieldELBO, TraceELBO
 from pyrovae.objectives.enumeration import EnumELBO
 from pyrovae.objectives.importance import IWAE, STL, DReG, Renyi, WakeSleep
-from pyrovae.objectives.regularised import (
+from pyrovae.objectives.regularized import (
     BetaELBO,
     FreeBits,
     constant,

@@ -66,10 +66,10 @@ class Objective(ELBO):
     def check(self, traces: Traces) -> None:
         """ConfigError when this objective's gradient would be wrong for such a program."""
         name = type(self).__name__
-        if self.needs_reparameterised and not is_reparameterised(traces):
+        if self.needs_reparameterised and not is_reparameterized(traces):
             raise ConfigError(
                 f"{name} takes its gradient through z, but the guide draws a latent that is not "
-                "reparameterised: the guide would get a wrong gradient.\n"
+                "reparameterized: the guide would get a wrong gradient.\n"
                 "Use objectives.TraceELBO() (score function), objectives.EnumELBO() (exact sum) "
                 "or a relaxed guide."
             )
@@ -109,7 +109,7 @@ def _latents(trace: Any) -> list[dict]:
     return [site for _, site in trace.iter_stochastic_nodes()]
 
 
-def is_reparameterised(traces: Traces) -> bool:
+def is_reparameterized(traces: Traces) -> bool:
     """Whether every latent of the guide is drawn with `rsample`, so that z carries gradients."""
     return all(site["fn"].has_rsample for site in _latents(traces.guide))
 

@@ -6,14 +6,14 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrovae.core.terms import Traces, is_local, terms_of
-from pyrovae.objectives.base import Objective, is_reparameterised, scaled_total, with_gradient_of
+from pyrovae.objectives.base import Objective, is_reparameterized, scaled_total, with_gradient_of
 
 
 class TraceELBO(Objective):
     """−Σ_i ELBO_i = Σ_i E_q[log q(z|x_i) − log p(z) − log p(x_i|z)]; lower is better.
 
     The same value and the same gradient as `pyro.infer.Trace_ELBO` on the same draws: the
-    pathwise gradient where q(z|x) is reparameterised, Pyro's score-function estimator
+    pathwise gradient where q(z|x) is reparameterized, Pyro's score-function estimator
     where it is not.
 
     Args:
@@ -41,13 +41,13 @@ class TraceELBO(Objective):
 
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
         loss = traces.guide.log_prob_sum() - traces.model.log_prob_sum()
-        if not is_reparameterised(traces):
+        if not is_reparameterized(traces):
             loss = with_gradient_of(loss, score_function_loss(traces))
         return loss / self.num_particles
 
 
 def score_function_loss(traces: Traces) -> Tensor:
-    """(), a loss with the gradient of −ELBO where latents are not reparameterised.
+    """(), a loss with the gradient of −ELBO where latents are not reparameterized.
 
     Σ log r · log q(z|x) beside the pathwise terms, with log r = log p − log q summed over the
     plates that a site is not in, as `pyro.infer.Trace_ELBO` has it, without its `.item()`.
@@ -83,7 +83,7 @@ class MeanFieldELBO(Objective):
         num_particles: S, draws per datum; the loss is their mean.
 
     Raises:
-        ConfigError: the guide is not reparameterised.
+        ConfigError: the guide is not reparameterized.
 
     References:
         Auto-Encoding Variational Bayes, Kingma & Welling, 2014, equation 7,

@@ -26,7 +26,7 @@ class IWAE(Objective):
         num_particles: K, draws per datum.
 
     Raises:
-        ConfigError: the guide is not reparameterised, or the program has global latents.
+        ConfigError: the guide is not reparameterized, or the program has global latents.
 
     References:
         Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016,
@@ -91,7 +91,7 @@ class STL(Objective):
     in a log-sum-exp this would be biased: that is what `DReG` is for.
 
     Raises:
-        ConfigError: the guide is not reparameterised; more than one latent site, or global ones.
+        ConfigError: the guide is not reparameterized; more than one latent site, or global ones.
 
     References:
         Sticking the Landing, Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194
@@ -117,7 +117,7 @@ class STL(Objective):
 
 
 class DReG(Objective):
-    """−Σ_i log (1/K) Σ_k w_ik, its guide gradient doubly reparameterised.
+    """−Σ_i log (1/K) Σ_k w_ik, its guide gradient doubly reparameterized.
 
     ∂/∂φ = Σ_k w̃_k² (∂ log w_k / ∂z_k) (∂z_k / ∂φ) with w̃ = w / Σ w: unbiased, and unlike
     `IWAE`'s its signal-to-noise ratio does not fall with K.
@@ -126,7 +126,7 @@ class DReG(Objective):
         num_particles: K, draws per datum.
 
     Raises:
-        ConfigError: the guide is not reparameterised; more than one latent site, or global ones.
+        ConfigError: the guide is not reparameterized; more than one latent site, or global ones.
 
     References:
         Doubly Reparameterized Gradient Estimators, Tucker et al., 2019,
@@ -176,7 +176,7 @@ class WakeSleep(Objective):
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
         terms = terms_of(traces, num_data)
         log_w = terms.log_weights
-        weights = normalised(log_w)
+        weights = normalized(log_w)
         log_joint = terms.log_prior + terms.log_likelihood
         wake = -(weights * (log_joint + terms.log_guide)).sum(0)
         value = -log_mean_exp(log_w)
@@ -194,7 +194,7 @@ def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
     value = -log_mean_exp(terms.log_weights)
     if not z.requires_grad:
         return scaled_total(value, traces)
-    weights = normalised(terms.log_weights)  # (K, N)
+    weights = normalized(terms.log_weights)  # (K, N)
     (d_joint,) = torch.autograd.grad(log_joint.sum(), z, retain_graph=True, materialize_grads=True)
     # at a copy of z, because a flow knows log q of its own draw without going through z
     leaf = z.detach().requires_grad_()
@@ -238,11 +238,11 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
-def normalised(log_w: Tensor) -> Tensor:
+def normalized(log_w: Tensor) -> Tensor:
     """w̃_k = w_k / Σ w over the first dimension, without gradients.
 
     Example:
-        >>> normalised(torch.zeros(4, 1))[:, 0]
+        >>> normalized(torch.zeros(4, 1))[:, 0]
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     return log_w.detach().softmax(0)

@@ -1,7 +1,7 @@
 """Pictures of arrays and of diagnostic records: matplotlib axes in and out.
 
-    training_curve, flight_record    what training recorded, by epoch or by step
-    images, reconstructions          inputs, samples and reconstructions, on one grey scale
+    training_curve, training_monitor    what training recorded, by epoch or by step
+    images, reconstructions          inputs, samples and reconstructions, on one gray scale
     latent_manifold, traversals      what moving z does to x
     latent_scatter                   codes in the plane, with the ellipses of q(z|x)
     grid_posterior                   the exact p(z|x) of one datum, and q(z|x) over it
@@ -11,7 +11,7 @@
     rate_distortion, comparison      several models
 
 A function that draws one panel takes `ax=` and returns the Axes; `training_curve` and
-`flight_record` draw several and take `fig=` (a Figure or a SubFigure), which they return.
+`training_monitor` draw several and take `fig=` (a Figure or a SubFigure), which they return.
 Without one, each makes a `matplotlib.figure.Figure` of a fitting size: pyplot, its backends and
 its current figure are never touched, so `images(x).figure.savefig("x.png")` is all that a script
 needs. In a notebook, end a cell with `images(x).figure`.
@@ -23,7 +23,7 @@ known here.
 
 from pyrovae.plots.codes import latent_scatter
 from pyrovae.plots.comparisons import comparison, rate_distortion
-from pyrovae.plots.curves import flight_record, training_curve
+from pyrovae.plots.curves import training_curve, training_monitor
 from pyrovae.plots.mosaics import images, latent_manifold, reconstructions, traversals
 from pyrovae.plots.ranks import calibration, coverage
 from pyrovae.plots.readings import gaps, kl_by_dimension, pareto_k
@@ -33,7 +33,6 @@ __all__ = [
     "calibration",
     "comparison",
     "coverage",
-    "flight_record",
     "gaps",
     "grid_posterior",
     "images",
@@ -44,5 +43,6 @@ __all__ = [
     "rate_distortion",
     "reconstructions",
     "training_curve",
+    "training_monitor",
     "traversals",
 ]

@@ -11,7 +11,7 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.plots.inputs import as_finite, row_labels, whole_count, with_shape
 from pyrovae.plots.style import COLORS, dot_area, dress, ellipse, normal_reach, own_axes
 
-HALF = 5  # classes drawn as circles; the others are triangles, a second channel beside colour
+HALF = 5  # classes drawn as circles; the others are triangles, a second channel beside color
 LEVEL = 0.5  # of q(z|x) within its ellipse
 
 
@@ -39,7 +39,7 @@ def latent_scatter(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Codes as points in the plane, coloured by label, each label written at its median.
+    """Codes as points in the plane, colored by label, each label written at its median.
 
     One dimension is drawn against the label; more than two are projected on their first
     two principal components, and the axes tell the share of the variance that each explains.
@@ -48,8 +48,8 @@ def latent_scatter(
 
     Args:
         codes: (N, D), N ≥ 2 when D > 2.
-        labels: (N,), whole numbers or names. Up to ten classes are coloured; with more, the
-            points are grey and the title says so.
+        labels: (N,), whole numbers or names. Up to ten classes are colored; with more, the
+            points are gray and the title says so.
         scales: (N, D), standard deviations of q(z|x), whose dimensions are independent.
         covariances: (N, D, D), covariance matrices of q(z|x), instead of scales.
         num_ellipses: how many codes get one, at even distances in the order of the rows.
@@ -90,7 +90,7 @@ def latent_scatter(
         ax.scatter(*plane.points.T, s=area, color=COLORS[8], linewidths=0)
     notes = [title]
     if labels is not None and not is_colored:
-        notes.append(f"{len(classes)} classes, too many to colour")
+        notes.append(f"{len(classes)} classes, too many to color")
     if spreads is not None:
         num = whole_count(num_ellipses, "num_ellipses")
         notes.append(_ellipses(ax, plane, spreads, colors, num))
@@ -172,8 +172,8 @@ def _plane(codes: np.ndarray, labels: np.ndarray | None) -> Plane:
 def _principal_components(codes: np.ndarray) -> Plane:
     if len(codes) < 2:
         raise DataError("codes holds one row, and principal components need two or more.")
-    centred = codes - codes.mean(0)
-    left, singular, right = np.linalg.svd(centred, full_matrices=False)
+    centered = codes - codes.mean(0)
+    left, singular, right = np.linalg.svd(centered, full_matrices=False)
     shares = singular**2 / max((singular**2).sum(), np.finfo(float).tiny)
     names = [
         f"principal component {i + 1} ({100 * shares[i]:.1f} % of the variance)" for i in (0, 1)

@@ -9,7 +9,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from pyrovae.plots.inputs import record_with, some_names, with_errors, with_shape
-from pyrovae.plots.style import BLUE, COLORS, GREY, RED, dress, own_axes
+from pyrovae.plots.style import BLUE, COLORS, GRAY, RED, dress, own_axes
 
 ERRORS = 2  # standard errors that a bar reaches, to either side
 OUTLINED = {"path_effects": (withStroke(linewidth=3, foreground="white"),), "zorder": 5}
@@ -73,7 +73,7 @@ def _equal_elbo(ax: Axes) -> None:
     totals = MaxNLocator(nbins=6).tick_values(left + bottom, right + top)
     for total in totals[(totals > left + bottom) & (totals < right + top)]:
         start, end = max(left, total - top), min(right, total - bottom)
-        ax.plot([start, end], [total - start, total - end], "--", color=GREY, lw=0.8, zorder=0)
+        ax.plot([start, end], [total - start, total - end], "--", color=GRAY, lw=0.8, zorder=0)
         if start < left + 0.8 * (right - left):  # else the name would not fit
             _name_line(ax, f"ELBO {-total:g}".replace("-", "−"), start, total - start, start > left)
     ax.set(xlim=(left, right), ylim=(bottom, top))
@@ -89,7 +89,7 @@ def _name_line(ax: Axes, text: str, x: float, y: float, is_at_top: bool) -> None
 def comparison(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
     """How far each model's held-out log p(x) is below the best one's, paired over data.
 
-    Bars reach two standard errors of the paired difference. The grey line to the left of a
+    Bars reach two standard errors of the paired difference. The gray line to the left of a
     point is how much importance sampling may have underestimated that model: it is a difference
     only where even its far end, less two errors, stays above 0 (filled points).
 
@@ -126,7 +126,7 @@ def _difference(ax: Axes, place: int, row: Any) -> None:
     value, error = row.difference.value, np.nan_to_num(row.difference.std_error)
     color = RED if row.is_distinguishable else BLUE
     fill = color if row.is_distinguishable else "white"
-    ax.plot([value - row.bias, value], [place, place], color=GREY, linewidth=6, alpha=0.6)
+    ax.plot([value - row.bias, value], [place, place], color=GRAY, linewidth=6, alpha=0.6)
     style = {"fmt": "o", "color": color, "markerfacecolor": fill, "capsize": 4}
     ax.errorbar(value, place, xerr=ERRORS * error, **style)
 

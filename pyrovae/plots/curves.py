@@ -111,7 +111,7 @@ def _column(history: Any, name: str, length: int | None = None) -> np.ndarray:
     return column
 
 
-def flight_record(
+def training_monitor(
     records: Mapping[str, Sequence[Any]],
     units: Mapping[str, str] | None = None,
     *,
@@ -138,7 +138,7 @@ def flight_record(
         DataError: no "step", nothing beside it, or a column of another length.
 
     Example:
-        >>> figure = flight_record({"step": [1, 50], "rate": [0.1, 4.0], "lr": [0.1, 0.01]})
+        >>> figure = training_monitor({"step": [1, 50], "rate": [0.1, 4.0], "lr": [0.1, 0.01]})
         >>> [(ax.get_title(loc="left"), ax.get_ylabel()) for ax in figure.axes]
         [('rate, KL(q(z|x) ‖ p(z))', 'nats per datum'), ('lr', '')]
     """
@@ -174,12 +174,12 @@ def _recorded_lines(ax: Axes, steps: np.ndarray, values: np.ndarray, *, is_ratio
 
 
 def _recorded(records: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Steps (E,), and each other column as (E,) or (E, D)."""
+    """TrainingStep (E,), and each other column as (E,) or (E, D)."""
     names = list(getattr(records, "keys", list)())
     others = [name for name in names if name != "step"]
     if "step" not in names or not others:
         raise DataError(
-            f"records is a {type(records).__name__} with columns {names[:8]}, but a flight record "
+            f"records is a {type(records).__name__} with columns {names[:8]}, but a monitor record "
             'has "step" and at least one column by step.\n'
             'Write {"step": [1, 2], "rate": [0.1, 0.3]}.'
         )

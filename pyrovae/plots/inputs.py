@@ -46,7 +46,7 @@ def as_images(value: Any, name: str) -> np.ndarray:
     array = as_finite(value, name)
     if array.ndim != 3 or not array.size:
         raise DataError(
-            f"{name} has shape {array.shape}, but a grid of grey images needs (N, H, W), N ≥ 1.\n"
+            f"{name} has shape {array.shape}, but a grid of gray images needs (N, H, W), N ≥ 1.\n"
             f"Reshape it, for example {name}.reshape(-1, 28, 28); one image is {name}[None]."
         )
     return array
@@ -82,7 +82,7 @@ def row_labels(labels: Any, num_codes: int) -> np.ndarray | None:
     if labels.shape != (num_codes,):
         raise DataError(
             f"labels has shape {labels.shape}, but there are {num_codes} codes: each needs one "
-            f"label, shape ({num_codes},).\nLeave labels out to draw without colours."
+            f"label, shape ({num_codes},).\nLeave labels out to draw without colors."
         )
     return labels
 

@@ -1,4 +1,4 @@
-"""Images side by side on one grey scale: samples, reconstructions, and what z does to x."""
+"""Images side by side on one gray scale: samples, reconstructions, and what z does to x."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MOST_TICKS = 10  # numbers written along an axis
 def images(
     array: Any, *, columns: int | None = None, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """A grid of grey images, row by row, on one common grey scale that the axis states.
+    """A grid of gray images, row by row, on one common gray scale that the axis states.
 
     Args:
         array: (N, H, W). White is 0 and black is 1 when all values are within, else white is the
@@ -65,7 +65,7 @@ def reconstructions(
         ax: where to draw; a new figure's by default.
 
     Returns:
-        The Axes; both kinds are on one grey scale, which the axis states.
+        The Axes; both kinds are on one gray scale, which the axis states.
 
     Raises:
         DataError: a shape that is no (N, H, W), two different ones, or a value not finite.

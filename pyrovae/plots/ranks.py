@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pyrovae.plots.inputs import as_array, as_finite, record_with, with_shape
-from pyrovae.plots.style import BLUE, COLORS, GREY, RED, dress, own_axes
+from pyrovae.plots.style import BLUE, COLORS, GRAY, RED, dress, own_axes
 
 MOST_KEYS = 6  # lines that the legend names one by one
 DASHES = ("-", "--", "-.", ":")
@@ -53,7 +53,7 @@ def calibration(record: Any, *, title: str | None = None, ax: Axes | None = None
     ax = own_axes(ax, 7, 4.2)
     _ecdf_lines(ax, uniform, ecdf - uniform, is_inside.astype(bool))
     key = f"uniform ranks,\n{100 * record.level:.0f} % band"
-    ax.fill_between(uniform, *(band - uniform[:, None]).T, color=GREY, alpha=0.35, lw=0, label=key)
+    ax.fill_between(uniform, *(band - uniform[:, None]).T, color=GRAY, alpha=0.35, lw=0, label=key)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_xlim(0, 1)
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -41,7 +41,7 @@ def kl_by_dimension(
         The Axes, in nats per datum.
 
     Raises:
-        DataError: another shape, or a KL that is not finite (NaN: the prior does not factorise,
+        DataError: another shape, or a KL that is not finite (NaN: the prior does not factorize,
             so that its KL does not split over dimensions).
 
     References:
@@ -91,7 +91,7 @@ def _mean_kl(kl: Any) -> tuple[np.ndarray, np.ndarray | None]:
         )
     if np.isnan(array).any():
         raise DataError(
-            "kl holds NaN: under a prior that does not factorise (a mixture, a flow) the KL does "
+            "kl holds NaN: under a prior that does not factorize (a mixture, a flow) the KL does "
             "not split over latent dimensions.\nDraw the variance of the posterior means instead, "
             "active_units(…).variance, and name it in the title."
         )
@@ -209,7 +209,7 @@ def _worst(values: np.ndarray, rows: np.ndarray, threshold: float) -> str:
 def gaps(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
     """What of log p(x) the ELBO misses: each datum's gaps as points, their means with errors.
 
-    Approximation is the guide family's share, amortisation the encoder network's, total their
+    Approximation is the guide family's share, amortization the encoder network's, total their
     sum. A hollow point has k̂ > 0.7: its log p(x) is too low, and so are its approximation gap
     and its total.
 
@@ -233,23 +233,23 @@ def gaps(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Ax
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> ax = gaps(pv.diagnostics.inference_gaps(vae, torch.eye(2), num_steps=20))
         >>> [label.get_text() for label in ax.get_yticklabels()]
-        ['total', 'amortisation\\n(encoder network)', 'approximation\\n(guide family)']
+        ['total', 'amortization\\n(encoder network)', 'approximation\\n(guide family)']
     """
-    fields = ("approximation", "amortisation", "pareto_k", "mean_approximation")
+    fields = ("approximation", "amortization", "pareto_k", "mean_approximation")
     record_with(record, fields, "diagnostics.inference_gaps")
     family = as_finite(record.approximation, "approximation")
-    network = as_finite(record.amortisation, "amortisation")
+    network = as_finite(record.amortization, "amortization")
     rows = [
         ("approximation\n(guide family)", family, record.mean_approximation),
-        ("amortisation\n(encoder network)", network, record.mean_amortisation),
+        ("amortization\n(encoder network)", network, record.mean_amortization),
         ("total", family + network, record.mean_total),
     ]
-    if getattr(record, "generalisation", None) is not None:
-        rows.append(("train − held-out\nELBO", np.array([]), record.generalisation))
+    if getattr(record, "generalization", None) is not None:
+        rows.append(("train − held-out\nELBO", np.array([]), record.generalization))
     ax = own_axes(ax, 7, 1.2 + 0.8 * len(rows))
     is_weak = as_real(record.pareto_k, "pareto_k") > THRESHOLD
     for place, (name, values, mean) in enumerate(reversed(rows)):
-        _gap(ax, place, values, is_weak & (not name.startswith("amortisation")), mean)
+        _gap(ax, place, values, is_weak & (not name.startswith("amortization")), mean)
     if is_weak.any():
         key = Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color=ORANGE)
         ax.legend([key], ["k̂ > 0.7: log p(x) too low"], frameon=False, fontsize="small")

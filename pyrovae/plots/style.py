@@ -1,4 +1,4 @@
-"""How the pictures look: colours, sizes, and what every panel has in common."""
+"""How the pictures look: colors, sizes, and what every panel has in common."""
 
 import math
 
@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Ellipse
 
-# Ten colours told apart under the common colour-vision deficiencies: Petroff 2021,
+# Ten colors told apart under the common color-vision deficiencies: Petroff 2021,
 # "Accessible Color Sequences for Data Visualization", https://arxiv.org/abs/2107.02270
 COLORS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
-BLUE, ORANGE, RED, GREY = COLORS[0], COLORS[1], COLORS[2], COLORS[3]
+BLUE, ORANGE, RED, GRAY = COLORS[0], COLORS[1], COLORS[2], COLORS[3]
 
 
 def own_axes(ax: Axes | None, width: float, height: float) -> Axes:

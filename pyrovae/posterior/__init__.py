@@ -3,7 +3,7 @@
 - `grid`: exact, by quadrature, for latent dimension 1 or 2,
 - `sir`: draws of the guide, resampled with their importance weights; any program,
 - `hmc`: batched Hamiltonian Monte Carlo from the guide's draws; continuous latents,
-- `refine`: not draws but a better guide, optimised for each datum.
+- `refine`: not draws but a better guide, optimized for each datum.
 
 The first three give a `Posterior`, draws of one shape (C, S, N, D): chain, draw, datum,
 latent. Compare any of them with `vae.encode(x)`.

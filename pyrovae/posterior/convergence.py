@@ -1,4 +1,4 @@
-"""Whether Markov chains have mixed, per datum: rank-normalised split R̂ and bulk ESS.
+"""Whether Markov chains have mixed, per datum: rank-normalized split R̂ and bulk ESS.
 
 Draws θ (C, S, …): each chain is cut in half, so that a drift within a chain counts as a
 difference between two; draws become normal scores Φ⁻¹((rank − 3/8) / (n + 1/4)). With W the
@@ -8,7 +8,7 @@ mean variance within the 2C half-chains of length n and B/n the variance of thei
     ESS = 2C n / τ,    τ = −1 + 2 Σ_t (ρ_2t + ρ_2t+1)
 
 the sum over Geyer's initial positive monotone sequence of pairs of autocorrelations.
-All of it is vectorised over what follows the first two dimensions; float64. Equal to
+All of it is vectorized over what follows the first two dimensions; float64. Equal to
 ArviZ's `rhat(method="rank")` and `ess(method="bulk")`, which loop.
 
 References:
@@ -109,8 +109,8 @@ def _ess(draws: Tensor) -> Tensor:
 def _autocovariance(draws: Tensor) -> Tensor:
     """The biased one at lags 0 … n − 1, along dim 1, by FFT."""
     num = draws.shape[1]
-    centred = draws - draws.mean(1, keepdim=True)
-    spectrum = torch.fft.rfft(centred, 2 * num, dim=1)
+    centered = draws - draws.mean(1, keepdim=True)
+    spectrum = torch.fft.rfft(centered, 2 * num, dim=1)
     return torch.fft.irfft(spectrum.abs() ** 2, 2 * num, dim=1)[:, :num] / num
 
 

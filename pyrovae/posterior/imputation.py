@@ -49,7 +49,7 @@ def impute(
     """Draw x_missing from p(x_missing | x_observed), by SIR from the guide.
 
     Args:
-        vae: a `VAE` whose likelihood factorises over the cells of x.
+        vae: a `VAE` whose likelihood factorizes over the cells of x.
         x: (N, *event); what stands in missing cells does not matter.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -62,7 +62,7 @@ def impute(
 
     Raises:
         DataError: x or mask does not fit the program.
-        ConfigError: no `VAE`, mask is None, the likelihood does not factorise, or a count is no
+        ConfigError: no `VAE`, mask is None, the likelihood does not factorize, or a count is no
             whole number.
 
     References:

@@ -30,5 +30,5 @@ class Posterior(NamedTuple):
     @property
     def covariance(self) -> Tensor:
         """Cov[z|x] over all chains, (N, D, D)."""
-        centred = self.draws.flatten(0, 1) - self.mean
-        return (centred[..., None] * centred[..., None, :]).sum(0) / (len(centred) - 1)
+        centered = self.draws.flatten(0, 1) - self.mean
+        return (centered[..., None] * centered[..., None, :]).sum(0) / (len(centered) - 1)

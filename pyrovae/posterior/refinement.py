@@ -1,8 +1,8 @@
-"""Semi-amortised inference: each datum's own variational parameters, from the encoder's start.
+"""Semi-amortized inference: each datum's own variational parameters, from the encoder's start.
 
     λ_i* = argmax_λ E_{q(z; λ)}[log p(x_i, z) − log q(z; λ)],    λ_i⁰ = the encoder's at x_i
 
-The family stays; the network goes. ELBO(λ*) − ELBO(λ⁰) is the amortisation gap, and what is
+The family stays; the network goes. ELBO(λ*) − ELBO(λ⁰) is the amortization gap, and what is
 left to log p(x) the approximation gap (Cremer et al. 2018). λ are the parameters that the
 guide's distribution declares in `arg_constraints`, each moved on the real line where its
 `transform_to` maps from. Gradients are pathwise with the score term left out (Roeder et al.
@@ -40,7 +40,7 @@ class Refined(NamedTuple):
         guide: q(z; λ*), batch_shape (N,), event_shape (D,).
         elbo: (N,) float64, its ELBO at 100 draws, nats; higher is better.
         start_elbo: (N,) float64, the encoder's ELBO with the same noise; elbo − start_elbo
-            estimates the amortisation gap.
+            estimates the amortization gap.
     """
 
     guide: Distribution
@@ -67,12 +67,12 @@ def refine(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Refined:
-    """The guide's parameters optimised for each datum by Adam, from the encoder's output.
+    """The guide's parameters optimized for each datum by Adam, from the encoder's output.
 
     The model's own parameters stay as they are. The learning rate falls to 0 along a cosine.
 
     Args:
-        vae: a `VAE` whose guide is reparameterised and declares its parameters.
+        vae: a `VAE` whose guide is reparameterized and declares its parameters.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.

@@ -33,12 +33,12 @@ class HypersphericalUniform(nn.Module):
 
     def __init__(self, latent_dim: int):
         super().__init__()
-        # carries dtype and device through .to(); the sphere's centre
-        self.register_buffer("centre", torch.zeros(sphere.sphere_dim(latent_dim)))
+        # carries dtype and device through .to(); the sphere's center
+        self.register_buffer("center", torch.zeros(sphere.sphere_dim(latent_dim)))
 
     def forward(self) -> dist.Distribution:
-        kind = {"dtype": self.centre.dtype, "device": self.centre.device}
-        return sphere.HypersphericalUniform(len(self.centre), **kind)
+        kind = {"dtype": self.center.dtype, "device": self.center.device}
+        return sphere.HypersphericalUniform(len(self.center), **kind)
 
     def extra_repr(self) -> str:
-        return f"latent_dim={len(self.centre)}"
+        return f"latent_dim={len(self.center)}"

@@ -9,7 +9,12 @@ damage, not fraud.
 from pathlib import Path
 from typing import Any
 
-from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint, VersionMismatch
+from pyrovae.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    VersionMismatchError,
+)
 from pyrovae.runtime.files import parse_json, sha256
 
 FORMAT = 1
@@ -37,8 +42,8 @@ def read_card(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such folder.
         CheckpointError: it is no run.
-        CorruptCheckpoint: the card is damaged, or lacks a part.
-        VersionMismatch: it is in another format.
+        CorruptCheckpointError: the card is damaged, or lacks a part.
+        VersionMismatchError: it is in another format.
 
     Example:
         >>> read_card(Path("nowhere"))
@@ -58,7 +63,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     card = parse_json(path.read_bytes(), path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format", "none") if isinstance(card, dict) else "no object"
-        raise VersionMismatch(
+        raise VersionMismatchError(
             f"{path}: its format is {found}, but this version of pyrovae reads format {FORMAT}.\n"
             "Read it with the version that wrote it, or train again."
         )
@@ -69,7 +74,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 def _check(card: dict[str, Any], path: Path) -> None:
     for key, kind in KEYS.items():
         if not isinstance(card.get(key), kind):
-            raise CorruptCheckpoint(
+            raise CorruptCheckpointError(
                 f"{path}: {key!r} is {type(card.get(key)).__name__}, not {kind.__name__}: the card "
                 "was altered or cut.\nUse another copy of the run.",
                 path,
@@ -79,7 +84,7 @@ def _check(card: dict[str, Any], path: Path) -> None:
             number = card[part].get(name)
             fields = ("value", "std_error", "draw_error")
             if not isinstance(number, dict) or not all(_is_number(number.get(f)) for f in fields):
-                raise CorruptCheckpoint(
+                raise CorruptCheckpointError(
                     f"{path}: {part}.{name} is no number with its two errors: the card was altered "
                     "or cut.\nUse another copy of the run.",
                     path,

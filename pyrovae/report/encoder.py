@@ -5,7 +5,7 @@ Shrink q(z|x) about its mean m(x): z_s = m + s (z − m). At s = 1 the two terms
     a = −d/ds E_q[log p(x|z_s)] = −E_q[(z − m) · ∇_z log p(x|z)]
     b = −d/ds KL(q_s ‖ p)       = D + E_q[(z − m) · ∇_z log p(z)]
 
-An encoder that minimises reconstruction + β KL, and can scale all its posteriors at once, is
+An encoder that minimizes reconstruction + β KL, and can scale all its posteriors at once, is
 where a = β b on average over its training data. So β̂ = mean(a) / mean(b): 1 for an encoder
 trained on the ELBO, β for one of a β-VAE, whatever the decoder and the data. With all of z
 collapsed to the prior b is 0 and β̂ says nothing; latents outside ℝ^D have no s.

@@ -45,7 +45,7 @@ def model_graph(vae: Any, x: Tensor) -> tuple[bytes, str]:
 
 
 def draw_graph(vae: Any, *, ax: Axes | None = None) -> Axes:
-    """The graph of a VAE by hand: z, x (grey: observed), the plate, the model's and guide's arrows.
+    """The graph of a VAE by hand: z, x (gray: observed), the plate, the model's and guide's arrows.
 
     Args:
         vae: any `VAE`; the names of its parts are written beside the nodes.
@@ -65,9 +65,9 @@ def draw_graph(vae: Any, *, ax: Axes | None = None) -> Axes:
     ax.set_axis_off()
     plate = FancyBboxPatch((-1.3, -0.8), 2.6, 4.0, boxstyle="round,pad=0.05", fill=False, **LINE)
     ax.add_patch(plate)
-    for centre, name, face in ((2.4, "z", "white"), (0.4, "x", "#d0d0d0")):
-        ax.add_patch(Circle((0, centre), 0.45, facecolor=face, edgecolor="black", linewidth=1.4))
-        ax.text(0, centre, name, ha="center", va="center", fontsize=14, fontstyle="italic")
+    for center, name, face in ((2.4, "z", "white"), (0.4, "x", "#d0d0d0")):
+        ax.add_patch(Circle((0, center), 0.45, facecolor=face, edgecolor="black", linewidth=1.4))
+        ax.text(0, center, name, ha="center", va="center", fontsize=14, fontstyle="italic")
     ax.text(1.2, -0.65, "data", ha="right", va="bottom", fontsize=9)
     arrow = {"arrowstyle": "-|>", "mutation_scale": 16, **LINE}
     ax.add_patch(FancyArrowPatch((0, 1.93), (0, 0.87), **arrow))

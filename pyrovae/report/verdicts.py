@@ -9,7 +9,7 @@ Three of the conditions are what breaks a VAE as a whole, and are told apart by 
 
     undertrained        more steps gain more than a tenth of the spread of the data
     posterior collapse  every latent dimension ignores x, or all of z says less than 0.1 nats
-    over-regularised    β̂ > 1.5: the encoder is balanced for more KL than the ELBO has
+    over-regularized    β̂ > 1.5: the encoder is balanced for more KL than the ELBO has
 
 The first hides the others: while weights still move, idle latents and β̂ say nothing lasting, so
 these become unknown. The last needs latents that are used. Only numbers decide; what the card
@@ -132,7 +132,7 @@ def posterior_collapse(found: Findings) -> Verdict:
 
 def over_regularised(found: Findings, *, beta: float | None = None) -> Verdict:
     """Whether the encoder weighs the KL more than the ELBO does."""
-    name, weight = "over-regularised", found.kl_weight
+    name, weight = "over-regularized", found.kl_weight
     told = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
     if math.isnan(weight.value) or _is_empty(found):
         meaning = "Not defined where z is idle or discrete." + told
@@ -203,7 +203,7 @@ def inference_gap(found: Findings) -> Verdict:
     total = found.gaps.mean_total
     number = (
         f"{_with_error(total)} nats: guide family {_with_error(found.gaps.mean_approximation)}, "
-        f"encoder {_with_error(found.gaps.mean_amortisation)}"
+        f"encoder {_with_error(found.gaps.mean_amortization)}"
     )
     is_large = total.value - NUM_ERRORS * total.std_error > GAP
     return Verdict(

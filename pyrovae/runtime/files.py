@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrovae.checks import shortened
-from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint
+from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpointError
 
 try:
     import fcntl
@@ -162,17 +162,17 @@ def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
 
 
 def read_exactly(fd: int, size: int, path: Path) -> bytearray:
-    """The next `size` bytes of the file; CorruptCheckpoint where it ends before."""
+    """The next `size` bytes of the file; CorruptCheckpointError where it ends before."""
     try:
         data = bytearray(size)
     except MemoryError:
-        raise CorruptCheckpoint(f"{path}: {size:,} bytes exceed the memory.", path) from None
+        raise CorruptCheckpointError(f"{path}: {size:,} bytes exceed the memory.", path) from None
     rest, file = memoryview(data), io.FileIO(fd, closefd=False)
     while rest:
         count = file.readinto(rest)
         if not count:
             got = size - len(rest)
-            raise CorruptCheckpoint(
+            raise CorruptCheckpointError(
                 f"{path}: the file ends {len(rest):,} bytes too early.", path, size, got
             )
         rest = rest[count:]
@@ -217,7 +217,7 @@ def parse_json(data: bytes | bytearray, path: Path) -> Any:
     """The value of a JSON text from a file that may be hostile.
 
     Raises:
-        CorruptCheckpoint: it is no JSON, too large, too deep, or has a key twice.
+        CorruptCheckpointError: it is no JSON, too large, too deep, or has a key twice.
 
     Example:
         >>> parse_json(b'{"a": [1, null]}', Path("x"))
@@ -225,7 +225,7 @@ def parse_json(data: bytes | bytearray, path: Path) -> Any:
     """
     size, containers = _size(data)
     if size > MAX_JSON or containers > MAX_CONTAINERS:
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: its JSON has {size:,} bytes and {containers:,} brackets, more than any that "
             f"pyrovae writes ({MAX_JSON:,} and {MAX_CONTAINERS:,}).",
             path,
@@ -233,10 +233,10 @@ def parse_json(data: bytes | bytearray, path: Path) -> Any:
     try:
         return json.loads(bytes(data).decode("utf-8"), object_pairs_hook=_without_duplicates)
     except RecursionError:
-        raise CorruptCheckpoint(f"{path}: its JSON is nested too deeply.", path) from None
+        raise CorruptCheckpointError(f"{path}: its JSON is nested too deeply.", path) from None
     except ValueError as error:
         reason = shortened(error, 120)
-        raise CorruptCheckpoint(f"{path}: its JSON cannot be read ({reason}).", path) from None
+        raise CorruptCheckpointError(f"{path}: its JSON cannot be read ({reason}).", path) from None
 
 
 def _size(data: bytes | bytearray) -> tuple[int, int]:
@@ -263,13 +263,13 @@ def sealed(text: bytes) -> bytes:
 
 
 def check_seal(text: bytes | bytearray, path: Path) -> None:
-    """CorruptCheckpoint unless the text is as it was sealed."""
+    """CorruptCheckpointError unless the text is as it was sealed."""
     found = _SEAL.search(text)
     expected = found.group(1).decode() if found else None
     start, end = found.span(1) if found else (0, 0)
     got = sha256(text[:start] + NO_SEAL.encode() + text[end:]) if found else None
     if got is None or got != expected:
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: the file was altered or cut: sha256 is {(got or 'missing')[:12]}…, "
             f"its seal says {(expected or 'nothing')[:12]}….\nUse another copy of it.",
             path,

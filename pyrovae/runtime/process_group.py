@@ -39,7 +39,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pyrovae.errors import ConfigError, WorkerLost
+from pyrovae.errors import ConfigError, WorkerLostError
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.signals import Interrupts
 from pyrovae.runtime.state_tree import pack, unpack
@@ -120,7 +120,7 @@ class Group:
         self._waited(dist.all_reduce, there)
         return there.to(values.device)
 
-    def equalise(self, tensors: list[Tensor]) -> None:
+    def broadcast(self, tensors: list[Tensor]) -> None:
         """Give all processes, in place, the values that rank 0 has."""
         with torch.no_grad():
             for tensor in tensors:
@@ -137,11 +137,11 @@ class Group:
         """
         data = _bytes_of(state) if self.is_first else b""
         size = torch.tensor([len(data)])
-        self.equalise([size])
+        self.broadcast([size])
         values = torch.empty(int(size), dtype=torch.uint8)
         if self.is_first:
             values = _uint8(data)
-        self.equalise([values])
+        self.broadcast([values])
         return _state_of(values)
 
     def gathered(self, state: Any) -> list[Any]:
@@ -191,7 +191,7 @@ class Group:
 
     def tell(self, error: BaseException) -> None:
         """Let the others know why this process ends."""
-        if not isinstance(error, WorkerLost):
+        if not isinstance(error, WorkerLostError):
             line = str(error).partition("\n")[0][:200]
             self._note(f"ended with {type(error).__name__}: {line}")
 
@@ -205,8 +205,8 @@ class Group:
         except RuntimeError as error:  # of gloo and of NCCL
             self._note("waits")
             reason = str(error).rpartition("] ")[2].partition(". ")[0].strip()
-            raise WorkerLost(
-                f"rank {self.rank} of {self.size} waited in vain: {self._who()} ({reason[:120]}).\n"
+            raise WorkerLostError(
+                f"rank {self.rank} of {self.size} timed out: {self._who()} ({reason[:120]}).\n"
                 "No update can be made without all processes, so this one ends too; checkpoints "
                 "are whole.\nStart the same command again, with run_dir and resume=True in fit "
                 "(torchrun --max-restarts 3 starts again by itself)."
@@ -280,7 +280,7 @@ def processes(program: nn.Module, device: Any = None) -> Iterator[Group | None]:
             of its local rank.
 
     Raises:
-        WorkerLost: another process ended, or was not there in time.
+        WorkerLostError: another process ended, or was not there in time.
         ConfigError: PYROVAE_TIMEOUT is no number of seconds.
 
     Example:
@@ -319,7 +319,7 @@ def _join(*, is_cuda: bool) -> None:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError as error:
         rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-        raise WorkerLost(
+        raise WorkerLostError(
             f"rank {rank} could not join the {size} processes of the run: "
             f"{str(error).partition(chr(10))[0][:200]}.\nAll of them must call fit; those that "
             "are later than PYROVAE_TIMEOUT seconds are not waited for."

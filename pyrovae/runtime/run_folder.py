@@ -27,7 +27,13 @@ from typing import Any, NamedTuple
 
 from pyrovae import _version
 from pyrovae.checks import as_path, shortened, warn_caller, whole_number
-from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpoint, RunLocked, StateMismatch
+from pyrovae.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    RunLockedError,
+    StateMismatchError,
+)
 from pyrovae.runtime.files import (
     MAX_JSON,
     NO_SEAL,
@@ -87,7 +93,7 @@ class RunFolder:
         keep: how many complete steps to keep, at least 2.
 
     Raises:
-        RunLocked: another run is using it.
+        RunLockedError: another run is using it.
         ConfigError: it holds steps, but resume is false; or an argument cannot be.
         CheckpointError: it cannot be written to.
 
@@ -173,14 +179,14 @@ class RunFolder:
         Damaged ones are passed over with one warning.
 
         Raises:
-            CorruptCheckpoint: there are steps, but all are damaged.
-            VersionMismatch: a later release wrote the newest.
+            CorruptCheckpointError: there are steps, but all are damaged.
+            VersionMismatchError: a later release wrote the newest.
         """
         damage: CheckpointError | None = None
         for path in self._steps():
             try:
                 checkpoint = _read(path)
-            except CorruptCheckpoint as error:
+            except CorruptCheckpointError as error:
                 damage = damage or error
                 continue
             self._good.add(path.name)
@@ -308,14 +314,16 @@ def _manifest(folder: Path) -> dict[str, Any]:
     with _part(path) as fd:
         size = os.fstat(fd).st_size
         if size > 2**16:
-            raise CorruptCheckpoint(f"{path}: {size:,} bytes are too many for a manifest.", path)
+            raise CorruptCheckpointError(
+                f"{path}: {size:,} bytes are too many for a manifest.", path
+            )
         text = read_exactly(fd, size, path)
     manifest = parse_json(text, path)
     check_seal(text, path)
     check_format(manifest, path)
     step, files = manifest.get("step"), manifest.get("files")
     if type(step) is not int or not isinstance(files, dict) or set(files) != {TENSORS, STATE}:
-        raise CorruptCheckpoint(f"{path}: it does not list {TENSORS} and {STATE} alone.", path)
+        raise CorruptCheckpointError(f"{path}: it does not list {TENSORS} and {STATE} alone.", path)
     return manifest
 
 
@@ -328,15 +336,15 @@ def _part(path: Path) -> Iterator[int]:
     except CheckpointError as error:
         if type(error) is not CheckpointError:
             raise
-        raise CorruptCheckpoint(str(error), path) from error
+        raise CorruptCheckpointError(str(error), path) from error
 
 
 def _check_file(fd: int, path: Path, listed: Any) -> None:
-    """CorruptCheckpoint unless a file has the size and the hash that the manifest lists."""
+    """CorruptCheckpointError unless a file has the size and the hash that the manifest lists."""
     listed = listed if isinstance(listed, dict) else {}
     size, expected = os.fstat(fd).st_size, listed.get("bytes")
     if size != expected:
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: {size:,} bytes, the manifest says {shortened(expected)}.",
             path,
             expected,
@@ -344,7 +352,7 @@ def _check_file(fd: int, path: Path, listed: Any) -> None:
         )
     got = hashlib.file_digest(io.FileIO(fd, closefd=False), "sha256").hexdigest()
     if got != listed.get("sha256"):
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: its sha256 is {got[:12]}…, the manifest says "
             f"{shortened(listed.get('sha256'), 12)}.",
             path,
@@ -354,13 +362,13 @@ def _check_file(fd: int, path: Path, listed: Any) -> None:
     os.lseek(fd, 0, os.SEEK_SET)
 
 
-def _run_locked(folder: Path, lock: Path) -> RunLocked:
+def _run_locked(folder: Path, lock: Path) -> RunLockedError:
     who: dict[str, Any] = {}
     with suppress(OSError, CheckpointError):
         found = parse_json(lock.read_bytes()[:1000], lock)
         who = found if isinstance(found, dict) else {}
     pid, host, start = who.get("pid"), who.get("host", "?"), who.get("start", "?")
-    return RunLocked(
+    return RunLockedError(
         f"{folder} is in use by process {pid} on {host} since {start}: two runs in one folder "
         "would overwrite each other.\nWait until it ends, or give another run_dir.",
         pid,
@@ -373,7 +381,7 @@ def _run_locked(folder: Path, lock: Path) -> RunLocked:
 
 
 def check_unchanged(then: dict[str, Any], now: dict[str, Any], *, name: str, fix: str) -> None:
-    """StateMismatch unless two flat records are equal; the message lists what differs.
+    """StateMismatchError unless two flat records are equal; the message lists what differs.
 
     Args:
         then: from the checkpoint.
@@ -389,7 +397,7 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any], *, name: str, fix
     if changed:
         lines = [f"{key} {_was_is(then.get(key), now.get(key))}" for key in changed]
         rest = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
-        raise StateMismatch(
+        raise StateMismatchError(
             f"{name} changed since the checkpoint: {'; '.join(lines[:4])}{rest}.\n{fix}"
         )
 
@@ -410,7 +418,7 @@ def restore_stream(stream: RandomStream, state: Any) -> None:
     Generators of GPUs are restored where their number is the same.
 
     Raises:
-        StateMismatch: it is no state of these generators; nothing changes then.
+        StateMismatchError: it is no state of these generators; nothing changes then.
 
     Example:
         >>> import torch
@@ -424,7 +432,7 @@ def restore_stream(stream: RandomStream, state: Any) -> None:
     """
     before = stream.state
     if not isinstance(state, tuple) or len(state) != len(before):
-        raise StateMismatch("the checkpoint holds no state of the random generators.")
+        raise StateMismatchError("the checkpoint holds no state of the random generators.")
     *general, cuda = state
     check_like(tuple(general), before[:3], "random")
     same_devices = isinstance(cuda, list) and len(cuda) == len(before[3])
@@ -435,4 +443,4 @@ def restore_stream(stream: RandomStream, state: Any) -> None:
                 pass
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             stream.state = before
-            raise StateMismatch(f"the random state cannot be restored: {error}.") from None
+            raise StateMismatchError(f"the random state cannot be restored: {error}.") from None

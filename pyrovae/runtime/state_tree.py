@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.checks import shortened
-from pyrovae.errors import ConfigError, CorruptCheckpoint, StateMismatch
+from pyrovae.errors import ConfigError, CorruptCheckpointError, StateMismatchError
 from pyrovae.runtime.tensor_file import check_name
 
 Tensors = dict[str, Tensor]
@@ -122,7 +122,7 @@ def unpack(tensors: Tensors, plain: Any) -> Any:
     """The nested state that `pack` took apart; arguments and example there.
 
     Raises:
-        CorruptCheckpoint: they do not belong together.
+        CorruptCheckpointError: they do not belong together.
     """
     if plain is None or isinstance(plain, bool | int | float | str):
         return plain
@@ -142,13 +142,13 @@ def unpack(tensors: Tensors, plain: Any) -> Any:
             return {key: unpack(tensors, part) for key, part in value}
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
-    raise CorruptCheckpoint(
+    raise CorruptCheckpointError(
         f"the state of the run holds {shortened(plain)}, which is no part of it"
     )
 
 
 def check_like(found: Any, expected: Any, name: str = "state") -> None:
-    """StateMismatch unless two states have the same structure: keys, types, shapes and dtypes.
+    """StateMismatchError unless two states have the same structure: keys, types, shapes and dtypes.
 
     Args:
         found: from a file.
@@ -161,18 +161,20 @@ def check_like(found: Any, expected: Any, name: str = "state") -> None:
     if isinstance(expected, Tensor | np.ndarray):
         wanted, arrived = _describe(expected), _describe(found)
         if wanted != arrived:
-            raise StateMismatch(f"{name}: {arrived} in the file, but {wanted} is needed.")
+            raise StateMismatchError(f"{name}: {arrived} in the file, but {wanted} is needed.")
     elif isinstance(expected, dict):
         check_keys(found if isinstance(found, dict) else {}, expected, name)
         for key, value in expected.items():
             check_like(found[key], value, f"{name}/{key}")
     elif isinstance(expected, list | tuple):
         if type(found) is not type(expected) or len(found) != len(expected):
-            raise StateMismatch(f"{name}: no {type(expected).__name__} of {len(expected)} parts.")
+            raise StateMismatchError(
+                f"{name}: no {type(expected).__name__} of {len(expected)} parts."
+            )
         for index, pair in enumerate(zip(found, expected, strict=True)):
             check_like(*pair, f"{name}/{index}")
     elif expected is not None and type(found) is not type(expected):
-        raise StateMismatch(
+        raise StateMismatchError(
             f"{name}: a {type(found).__name__} in the file, but a {type(expected).__name__} is "
             "needed."
         )
@@ -185,11 +187,11 @@ def _describe(value: Any) -> str:
 
 
 def check_keys(found: Any, expected: Any, name: str) -> None:
-    """StateMismatch, with the first names, unless both have the same keys."""
+    """StateMismatchError, with the first names, unless both have the same keys."""
     missing = [str(key) for key in expected if key not in found]
     extra = [str(key) for key in found if key not in expected]
     if missing or extra:
-        raise StateMismatch(
+        raise StateMismatchError(
             f"{name} does not fit: missing in the file: {_some(missing)}; in the file only: "
             f"{_some(extra)}.\nIt was saved from another model: make one of the same parts and "
             "sizes."

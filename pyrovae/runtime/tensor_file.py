@@ -21,7 +21,12 @@ from torch import Tensor
 
 from pyrovae import _version
 from pyrovae.checks import shortened
-from pyrovae.errors import ConfigError, CorruptCheckpoint, UnsafeFormat, VersionMismatch
+from pyrovae.errors import (
+    ConfigError,
+    CorruptCheckpointError,
+    UnsafeFormatError,
+    VersionMismatchError,
+)
 from pyrovae.runtime.files import (
     MAX_JSON,
     NO_SEAL,
@@ -153,21 +158,21 @@ def read_header(fd: int, path: Path) -> Header:
     """The header of the tensor file that `fd` was opened on, verified.
 
     Raises:
-        UnsafeFormat: it is no tensor file (a pickle, say), or not one of pyrovae's.
-        CorruptCheckpoint: it is cut or altered, or its header does not fit the file.
-        VersionMismatch: a later release wrote it.
+        UnsafeFormatError: it is no tensor file (a pickle, say), or not one of pyrovae's.
+        CorruptCheckpointError: it is cut or altered, or its header does not fit the file.
+        VersionMismatchError: a later release wrote it.
     """
     size = os.fstat(fd).st_size
     start = bytes(read_exactly(fd, min(size, 9), path))
     if len(start) == 9 and start[8:] != b"{":
-        raise UnsafeFormat(
+        raise UnsafeFormatError(
             f"{path} is no safetensors file{_kind_of(start)}; pyrovae reads no other format, and "
             "never a pickle, which can run any code.\nLoad it with the library that wrote it, if "
             "you trust its source, and save the model with pyrovae.save."
         )
     length = int.from_bytes(start[:8], "little")
     if len(start) < 9 or length > min(size - 8, MAX_JSON):
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: the file is cut: {size:,} bytes, but its header alone "
             f"{f'should have {length:,}' if len(start) == 9 else 'has more'}.",
             path,
@@ -178,7 +183,7 @@ def read_header(fd: int, path: Path) -> Header:
     fields = parse_json(text[8:], path)
     metadata = fields.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("pyrovae"), str):
-        raise UnsafeFormat(
+        raise UnsafeFormatError(
             f"{path} is a safetensors file, but not one that pyrovae saved.\n"
             "Read it with safetensors.torch.load_file and use vae.load_state_dict(…)."
         )
@@ -194,9 +199,9 @@ def check_format(description: Any, path: Path) -> None:
     """Raise unless a description is of a format that this release knows."""
     number = description.get("format") if isinstance(description, dict) else None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise CorruptCheckpoint(f"{path}: it does not say which format it has.", path)
+        raise CorruptCheckpointError(f"{path}: it does not say which format it has.", path)
     if number > FORMAT:
-        raise VersionMismatch(
+        raise VersionMismatchError(
             f"{path} has format {number}, written by pyrovae "
             f"{shortened(description.get('pyrovae'))}; this is pyrovae {_version.__version__}, "
             f"which reads formats up to {FORMAT}.\nUpgrade: pip install --upgrade pyrovae."
@@ -207,13 +212,13 @@ def read_tensors(fd: int, path: Path, header: Header) -> dict[str, Tensor]:
     """All tensors, on the CPU, after the SHA-256 of their bytes was found right.
 
     Raises:
-        CorruptCheckpoint: the bytes are not those that were written.
+        CorruptCheckpointError: the bytes are not those that were written.
     """
     size = max((entry.end for entry in header.entries.values()), default=0)
     data = read_exactly(fd, size, path)
     got = sha256(data)
     if got != header.data_sha256:
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: the file was altered: the sha256 of its data is {got[:12]}…, its header "
             f"says {shortened(header.data_sha256, 12)}.\nUse another copy of it.",
             path,
@@ -223,7 +228,7 @@ def read_tensors(fd: int, path: Path, header: Header) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(header.text + data)
     except safetensors.SafetensorError as error:
-        raise CorruptCheckpoint(f"{path}: {shortened(error, 120)}.", path) from None
+        raise CorruptCheckpointError(f"{path}: {shortened(error, 120)}.", path) from None
 
 
 def _entry(name: str, field: Any, path: Path) -> Entry:
@@ -235,13 +240,13 @@ def _entry(name: str, field: Any, path: Path) -> Entry:
         numbers, is_valid = [], False
     # the products of 64 numbers below 2^63 are numbers that Python can still print
     if not is_valid or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: the header's entry for {shortened(name)} is no dtype, shape and offsets.",
             path,
         )
     entry = Entry(DTYPES[dtype], tuple(shape), begin, end)
     if end - begin != math.prod(shape) * entry.dtype.itemsize:
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: {shortened(name)} of shape {shortened(entry.shape)} cannot have "
             f"{end - begin:,} bytes.",
             path,
@@ -254,10 +259,10 @@ def _check_tiling(entries: dict[str, Entry], size: int, path: Path) -> None:
     position = 0
     for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != position:
-            raise CorruptCheckpoint(f"{path}: its tensors overlap or leave gaps.", path)
+            raise CorruptCheckpointError(f"{path}: its tensors overlap or leave gaps.", path)
         position = entry.end
     if position != size:
-        raise CorruptCheckpoint(
+        raise CorruptCheckpointError(
             f"{path}: {size:,} bytes of tensors, expected {position:,}: the file was cut or "
             "altered.\nUse another copy of it.",
             path,

@@ -24,7 +24,7 @@ from pyrovae.runtime.random_stream import RandomStream
 MAX_NODES = 3000  # a larger graph takes longer to record and to compile than it saves
 
 
-class CannotRecord(Exception):
+class TracingError(Exception):
     """A program does what no graph can repeat; the message says what."""
 
 
@@ -39,7 +39,7 @@ def recorded(
         fixed: those of the inputs that keep their values, so that shapes may depend on them.
 
     Raises:
-        CannotRecord: it failed while recorded, drew from NumPy or `random`, changed one of its
+        TracingError: it failed while recorded, drew from NumPy or `random`, changed one of its
             inputs, made shapes of values, or has more than 3,000 operations.
 
     Example:
@@ -62,7 +62,7 @@ def recorded(
         ):
             graph = make_fx(lambda *args: _watched(function, *args))(*inputs)
     except Exception as error:
-        raise CannotRecord(first_line(error)) from error
+        raise TracingError(first_line(error)) from error
     finally:
         # by value, because batch normalisation writes without counting a version
         changed = [(t, value) for t, value in saved if as_bytes(t) != as_bytes(value)]
@@ -70,20 +70,20 @@ def recorded(
             for tensor, value in changed:
                 tensor.copy_(value)
     if changed:
-        raise CannotRecord("it changes a buffer (batch normalisation does)")
+        raise TracingError("it changes a buffer (batch normalisation does)")
     if _draws_elsewhere(before, stream.state):
-        raise CannotRecord("it draws from NumPy or `random`, which a graph cannot repeat")
+        raise TracingError("it draws from NumPy or `random`, which a graph cannot repeat")
     if next(graph.parameters(), None) is not None:
-        raise CannotRecord("it reaches a parameter by another way than its module")
+        raise TracingError("it reaches a parameter by another way than its module")
     fixed = set(map(id, fixed))
     if selecting := _shape_of_values(graph, [id(t) in fixed for t in inputs]):
-        raise CannotRecord(f"{selecting} gives a shape that depends on values")
+        raise TracingError(f"{selecting} gives a shape that depends on values")
     graph = without_identities(graph)
     try:
         with RandomStream(0), torch.no_grad():
             graph(*inputs)
     except Exception as error:  # the gradient of an LSTM can be recorded, and not be replayed
-        raise CannotRecord(first_line(error)) from error
+        raise TracingError(first_line(error)) from error
     return graph
 
 
@@ -99,7 +99,7 @@ class _NumbersLeft(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in self.WAYS:
-            raise CannotRecord(f"it takes numbers out of torch (.{function.__name__}())")
+            raise TracingError(f"it takes numbers out of torch (.{function.__name__}())")
         return function(*args, **kwargs or {})
 
 
@@ -113,7 +113,7 @@ class _NodeLimit(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:
-            raise CannotRecord(f"it has more than {MAX_NODES:,} operations")
+            raise TracingError(f"it has more than {MAX_NODES:,} operations")
         return operation(*args, **kwargs or {})
 
 

@@ -34,16 +34,16 @@ from pyrovae.runtime.process_group import processes
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.signals import Interrupts
 from pyrovae.runtime.threads import threads_for
-from pyrovae.training.checkpointer import Keeper, facts_of
-from pyrovae.training.eager import HandlerLoss, tensors_of, trainable
+from pyrovae.training.checkpointer import Checkpointer, facts_of
+from pyrovae.training.eager import EagerLoss, tensors_of, trainable
 from pyrovae.training.loop import Loop, evaluate
-from pyrovae.training.monitor import Recorder
+from pyrovae.training.monitor import Monitor
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
-from pyrovae.training.plan import HANDLERS, INDUCTOR, Plan, engine_for
+from pyrovae.training.plan import EAGER, INDUCTOR, Plan, engine_for
 from pyrovae.training.progress import progress_bar
 from pyrovae.training.sharding import Sharded, SharedFolder
-from pyrovae.training.step import Steps
-from pyrovae.training.traced import GraphLoss
+from pyrovae.training.step import TrainingStep
+from pyrovae.training.traced import TracedLoss
 from pyrovae.training.validation import (
     check_watchers,
     checked_objective,
@@ -71,9 +71,9 @@ def fit(
     learning_rate: float | Callable[[float], float] = 1e-3,
     optimizer: str | Callable[..., torch.optim.Optimizer] = "Adam",
     scheduler: str | Callable[..., Any] | None = None,
-    clip_norm: float | None = None,
-    accumulate: int = 1,
-    average: float | None = None,
+    max_grad_norm: float | None = None,
+    accumulate_batches: int = 1,
+    ema_decay: float | None = None,
     patience: int | None = 10,
     precision: str = "float32",
     compile: str = "auto",
@@ -89,7 +89,7 @@ def fit(
 ) -> History:
     """Train a program in place by stochastic variational inference.
 
-    Minimises Σ_i l_i = −Σ_i ELBO_i (or another objective) with Adam on minibatch means.
+    Minimizes Σ_i l_i = −Σ_i ELBO_i (or another objective) with Adam on minibatch means.
 
     Args:
         program: a `VAE`, or any module with Pyro's `model(x, y=None, mask=None)` and `guide` of
@@ -109,19 +109,19 @@ def fit(
         optimizer: a name in `torch.optim`, a class, or a function (parameters, lr) → Optimizer.
         scheduler: a name in `torch.optim.lr_scheduler`, a class, or a function
             optimizer → scheduler; stepped after each epoch. A length that it asks for is epochs.
-        clip_norm: largest global norm of the gradient of the mean loss; None does not clip.
-        accumulate: batches that share an update, by the mean over all their data; each of them
-            counts as a step.
-        average: decay in (0, 1) of a moving average of the weights, which is then what is
+        max_grad_norm: largest global norm of the gradient of the mean loss; None does not clip.
+        accumulate_batches: batches that share an update, by the mean over all their data; each
+            batch counts as a step.
+        ema_decay: decay in (0, 1) of a moving average of the weights, which is then what is
             evaluated and kept; None keeps the weights themselves.
         patience: epochs without a better validation ELBO before training stops; None never stops.
         precision: "float32", or "bf16": networks compute in bfloat16, densities, parameters and
             evaluation stay in float32.
-        compile: "handlers" runs Pyro's handlers each step; "graph" records the step once and
+        compile: "eager" runs Pyro's handlers each step; "graph" records the step once and
             replays it, the same numbers bit for bit; "inductor" compiles the record, equal to
             rounding, and torch keeps what it compiled for later runs (in TORCHINDUCTOR_CACHE_DIR);
             "auto" chooses by model size and planned steps, and keeps the engine of a run that is
-            resumed. There "handlers" and "graph" may replace each other, which the history
+            resumed. There "eager" and "graph" may replace each other, which the history
             notes; "inductor" cannot be left or taken up.
         device: where to train: the program is moved there, and stays; None leaves it.
         seed: of shuffling and all draws; None takes a fresh one and records it. The initial
@@ -136,7 +136,7 @@ def fit(
             validation; the history notes it. With other validation data, none included, the best
             epoch is one of those that follow.
         diagnostics_every: steps between records of rate, distortion, active units, mutual
-            information, KL per dimension and the gradient's signal to noise in `History.flight`.
+            information, KL per dimension and the gradient's signal to noise in `History.monitor`.
         callbacks: called as callback(program, record) after each epoch, outside the run's
             random stream and parameter store, so that nothing they do changes the run.
         progress: show a progress bar on stderr; None does where stderr is a terminal.
@@ -151,10 +151,10 @@ def fit(
         DivergenceError: loss or gradient is not finite; the parameters are those of the last
             update before, and the message says where.
         CheckpointError: run_dir cannot be written, or its checkpoints cannot be read;
-            `StateMismatch` where the run began with other data, program or settings.
-        KeyboardInterrupt: Ctrl-C, at the end of an update (of `accumulate` batches); with a
+            `StateMismatchError` where the run began with other data, program or settings.
+        KeyboardInterrupt: Ctrl-C, at the end of an update (of `accumulate_batches` batches); with a
             run_dir, after a checkpoint.
-        WorkerLost: of several processes (launched by torchrun), another one ended.
+        WorkerLostError: of several processes (launched by torchrun), another one ended.
 
     Example:
         >>> import pyrovae as pv
@@ -170,9 +170,9 @@ def fit(
         learning_rate=learning_rate,
         optimizer=optimizer,
         scheduler=scheduler,
-        clip_norm=clip_norm,
-        accumulate=accumulate,
-        average=average,
+        max_grad_norm=max_grad_norm,
+        accumulate_batches=accumulate_batches,
+        ema_decay=ema_decay,
         patience=patience,
         precision=precision,
         compile=compile,
@@ -195,18 +195,18 @@ def fit(
             held_out = held_out_batches(program, validation, plan.batch_size, y)
         if group:
             group.check_same(facts_of(program, plan, objective, data))
-            group.equalise(tensors_of(program))
+            group.broadcast(tensors_of(program))
             data = Sharded(data, group, group.order(plan.seed))
         history = History(num_data=data.num_data, seed=plan.seed)
         settings_of = partial(loss_settings, program, objective, plan, data, history)
-        losses = HandlerLoss(
+        losses = EagerLoss(
             program, objective, partial(settings_of, is_recorded=bool(diagnostics_every))
         )
         if group is None or group.is_first:
             warn_of_surprises(program, data)
         loop = Loop(
             program,
-            Steps(program, losses, made, **plan.of_steps, group=group),
+            TrainingStep(program, losses, made, **plan.of_steps, group=group),
             data,
             held_out,
             plan=plan,
@@ -223,8 +223,8 @@ def fit(
             if group:  # which evaluates its own validation data
                 facts["validation"] = group.from_first(facts["validation"])
             facts["machine"]["processes"] = group.size if group else 1
-            keeper = Keeper(stack.enter_context(folder), loop, facts, save_every=save_every)
-        recorder = Recorder(program, losses, plan.seed)
+            keeper = Checkpointer(stack.enter_context(folder), loop, facts, save_every=save_every)
+        recorder = Monitor(program, losses, plan.seed)
         if diagnostics_every and (group is None or group.is_first):
             loop.after_step.append(partial(_record, recorder, diagnostics_every))
         _train(loop, losses, keeper, allow_data_change, callbacks, progress)
@@ -235,8 +235,8 @@ def fit(
 
 def _train(
     loop: Loop,
-    losses: HandlerLoss,
-    keeper: Keeper | None,
+    losses: EagerLoss,
+    keeper: Checkpointer | None,
     allow_data_change: bool,
     callbacks: Sequence[Callable[[nn.Module, Epoch], Any]],
     progress: bool | None,
@@ -282,7 +282,7 @@ def _train(
         loop.keep()
 
 
-def _call(callback: Callable, keeper: Keeper | None, loop: Loop, record: Epoch) -> None:
+def _call(callback: Callable, keeper: Checkpointer | None, loop: Loop, record: Epoch) -> None:
     """Tell a callback of an epoch, which is not lost when the callback raises."""
     try:
         callback(loop.scored, record)
@@ -292,13 +292,13 @@ def _call(callback: Callable, keeper: Keeper | None, loop: Loop, record: Epoch) 
         raise
 
 
-def _record(recorder: Recorder, every: int, loop: Loop) -> None:
+def _record(recorder: Monitor, every: int, loop: Loop) -> None:
     if loop.steps.num_steps % every == 0:
         recorder.look_at(loop.data.preloaded or loop.first_batch)
-        loop.history.flight.append(recorder.record(loop.steps.num_steps))
+        loop.history.monitor.append(recorder.record(loop.steps.num_steps))
 
 
-def _sound_the_alarm(loop: Loop, recorder: Recorder) -> None:
+def _sound_the_alarm(loop: Loop, recorder: Monitor) -> None:
     """Note which latent dimensions have collapsed, and warn of them after a real training."""
     rows = loop.data.preloaded or loop.first_batch
     if rows is None or len(rows.x) < 2:
@@ -309,7 +309,7 @@ def _sound_the_alarm(loop: Loop, recorder: Recorder) -> None:
         warn_caller(loop.history.collapse.message)
 
 
-def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
+def _engine(choice: str, losses: EagerLoss, loop: Loop) -> Any:
     """The loss by the engine of a choice; noted in the history, with why another was refused."""
     steps_per_epoch = math.inf if loop.data.num_batches is None else loop.data.num_batches
     size = sum(p.numel() for p in losses.parameters)
@@ -317,7 +317,7 @@ def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
         choice = engine_for(size, loop.data.batch_size, loop.plan.epochs * steps_per_epoch)
     loop.history.engine = choice
     name = choice.partition(":")[0]
-    if name == HANDLERS:
+    if name == EAGER:
         return losses
 
     def refused(why: str, engine: str) -> None:
@@ -325,7 +325,7 @@ def _engine(choice: str, losses: HandlerLoss, loop: Loop) -> Any:
 
     group, full_size = loop.steps.group, loop.data.batch_size
     full_size = group.share(full_size) if group else full_size
-    graphs = GraphLoss(
+    graphs = TracedLoss(
         losses, is_compiled=name == INDUCTOR, full_size=full_size, on_refusal=refused
     )
     loop.after_epoch.append(graphs.doubt)

@@ -24,7 +24,7 @@ from torch import nn
 from pyrovae import _version
 from pyrovae.checks import warn_caller
 from pyrovae.contract.validation import sees_covariates
-from pyrovae.errors import StateMismatch
+from pyrovae.errors import StateMismatchError
 from pyrovae.history import Epoch
 from pyrovae.loggers import CSV
 from pyrovae.model_file import save
@@ -35,7 +35,7 @@ from pyrovae.runtime.threads import threads_for
 from pyrovae.training.eager import trainable
 from pyrovae.training.loop import Loop
 from pyrovae.training.optimizers import LENGTHS
-from pyrovae.training.plan import HANDLERS, INDUCTOR
+from pyrovae.training.plan import EAGER, INDUCTOR
 
 SECONDS_BETWEEN = 30.0  # at the least, where save_every is None
 CHANGEABLE = ("epochs", "patience", "learning_rate")
@@ -43,7 +43,7 @@ LENGTHS_IN_STATES = (*LENGTHS, "_milestones")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function, another one each time
 
 
-class Keeper:
+class Checkpointer:
     """Writes checkpoints of a loop, and resumes it.
 
     Args:
@@ -89,7 +89,7 @@ class Keeper:
             The name of the engine, with why another was refused; None without a checkpoint.
 
         Raises:
-            StateMismatch: data, program, settings or engine differ from those of the run.
+            StateMismatchError: data, program, settings or engine differ from those of the run.
         """
         found = self.run.newest_complete()
         if found is None:
@@ -109,10 +109,10 @@ class Keeper:
     def _engine(self, then: str, changes: list[str]) -> str:
         """The run's own; another one that is asked for where it gives the same numbers."""
         (used, _, refusal), asked = then.partition(":"), self.loop.plan.compile
-        if asked in ("auto", used) or (refusal and asked != HANDLERS):
+        if asked in ("auto", used) or (refusal and asked != EAGER):
             return then
         if INDUCTOR in (used, asked):
-            raise StateMismatch(
+            raise StateMismatchError(
                 f"compile was {used!r}, is {asked!r}: these are equal to rounding only, so the run "
                 "would not be the one that it began as.\n"
                 f"Write compile={used!r} or 'auto' to go on with it, or give another run_dir."

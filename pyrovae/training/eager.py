@@ -64,7 +64,7 @@ class Settings(NamedTuple):
         return self.num_data if self.has_globals else size
 
 
-class HandlerLoss:
+class EagerLoss:
     """The loss of a batch by Pyro's handlers: model and guide run as Python each time.
 
     Args:

@@ -29,7 +29,7 @@ from pyrovae.runtime.run_folder import restore_stream
 from pyrovae.runtime.state_tree import check_like
 from pyrovae.training.eager import loss_sums
 from pyrovae.training.plan import Plan
-from pyrovae.training.step import Steps
+from pyrovae.training.step import TrainingStep
 
 
 class Loop:
@@ -54,7 +54,7 @@ class Loop:
     def __init__(
         self,
         program: nn.Module,
-        steps: Steps,
+        steps: TrainingStep,
         data: Any,
         held_out: Any,
         *,
@@ -183,7 +183,7 @@ class Loop:
         group = self.steps.group
         if group is None:
             return self.sums
-        group.equalise([*self.program.buffers(), *self.scored.buffers()])
+        group.broadcast([*self.program.buffers(), *self.scored.buffers()])
         return group.total(self.sums)
 
     def _tested(self) -> tuple[float, float, float]:
@@ -229,7 +229,7 @@ class Loop:
         """Go on from a state.
 
         Raises:
-            StateMismatch: it is that of another program or plan; nothing changes then.
+            StateMismatchError: it is that of another program or plan; nothing changes then.
         """
         now = self.state()
         for part in ("program", "averaged"):
@@ -354,7 +354,7 @@ class Spikes:
                 warn_caller(
                     f"the loss leapt to {loss:.4g} nats per datum at {where}, from at most "
                     f"{high:.4g} in the {len(self.recent)} batches before.\nTry a smaller "
-                    "learning rate or clip_norm=100, and look for an outlier in x."
+                    "learning rate or max_grad_norm=100, and look for an outlier in x."
                 )
         self.recent.append(loss)
 

@@ -1,4 +1,4 @@
-"""The flight recorder of `fit`: what the latent space and the gradient do while training.
+"""The training monitor of `fit`: what the latent space and the gradient do while training.
 
 Every so many steps, on the same rows and with draws of its own, one record of
 
@@ -29,13 +29,13 @@ from pyrovae.handlers import own_store
 from pyrovae.runtime.buffers import BuffersBefore
 from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.training.eager import HandlerLoss
+from pyrovae.training.eager import EagerLoss
 
 NUM_ROWS = 500  # of the training data that are looked at
 NUM_GRADIENTS = 10  # draws behind a signal-to-noise ratio
 
 
-class Recorder:
+class Monitor:
     """Records of a program on a few rows of its training data.
 
     Args:
@@ -47,7 +47,7 @@ class Recorder:
         rows: the data that are looked at, once `look_at` was called.
     """
 
-    def __init__(self, program: nn.Module, loss: HandlerLoss, seed: int):
+    def __init__(self, program: nn.Module, loss: EagerLoss, seed: int):
         self.program, self.loss, self.seed = program, loss, seed
         self.rows: Batch | None = None
 
@@ -104,7 +104,7 @@ class Recorder:
             return None
 
 
-def check_recordable(program: nn.Module, batch: Batch) -> None:
+def check_monitorable(program: nn.Module, batch: Batch) -> None:
     """ConfigError for a program that the recorder cannot look at, such as one without a q(z|x)."""
     with pyro.poutine.block():  # SVI listens for parameters
         decompose_elbo(program, *(None if t is None else t[:2] for t in batch), num_samples=1)

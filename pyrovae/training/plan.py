@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from pyrovae.checks import real_number, seed_number, whole_number
 from pyrovae.errors import ConfigError
 
-HANDLERS, GRAPH, INDUCTOR = "handlers", "graph", "inductor"
-COMPILE = ("auto", HANDLERS, GRAPH, INDUCTOR)
+EAGER, GRAPH, INDUCTOR = "eager", "graph", "inductor"
+COMPILE = ("auto", EAGER, GRAPH, INDUCTOR)
 PRECISIONS = ("float32", "bf16")
 
 MIN_STEPS = 300  # recording costs about as much as this many steps save
@@ -37,9 +37,9 @@ class Plan:
     learning_rate: float | Callable[[float], float]
     optimizer: str | Callable[..., Optimizer]
     scheduler: str | Callable[..., Any] | None
-    clip_norm: float | None
-    accumulate: int
-    average: float | None
+    max_grad_norm: float | None
+    accumulate_batches: int
+    ema_decay: float | None
     patience: float
     precision: str
     compile: str
@@ -49,7 +49,7 @@ class Plan:
         set_ = partial(object.__setattr__, self)
         set_("epochs", whole_number(self.epochs, "epochs", 0))
         set_("batch_size", whole_number(self.batch_size, "batch_size", 1))
-        set_("accumulate", whole_number(self.accumulate, "accumulate", 1))
+        set_("accumulate_batches", whole_number(self.accumulate_batches, "accumulate_batches", 1))
         set_("seed", seed_number(self.seed))
         patience = self.patience
         set_("patience", math.inf if patience is None else whole_number(patience, "patience", 1))
@@ -59,12 +59,13 @@ class Plan:
                 "learning_rate is a function of progress, but scheduler sets the rate too.\n"
                 "Give one of them: scheduler with a learning_rate that is a number, or None."
             )
-        if self.clip_norm is not None:
-            real_number(self.clip_norm, "clip_norm", above=0.0)
-        if self.average is not None and not 0.0 < real_number(self.average, "average") < 1.0:
+        if self.max_grad_norm is not None:
+            real_number(self.max_grad_norm, "max_grad_norm", above=0.0)
+        decay = self.ema_decay
+        if decay is not None and not 0.0 < real_number(decay, "ema_decay") < 1.0:
             raise ConfigError(
-                f"average = {self.average}, but it is the decay of a moving average of the weights:"
-                " a number in (0, 1).\nWrite average=0.999, or None for the weights themselves."
+                f"ema_decay = {decay}, but it is the decay of a moving average of the weights:"
+                " a number in (0, 1).\nWrite ema_decay=0.999, or None for the weights themselves."
             )
         _one_of(self.precision, "precision", PRECISIONS)
         _one_of(self.compile, "compile", COMPILE)
@@ -82,8 +83,11 @@ class Plan:
 
     @property
     def of_steps(self) -> dict[str, Any]:
-        """What `Steps` is to know."""
-        return {name: getattr(self, name) for name in ("clip_norm", "accumulate", "average")}
+        """What `TrainingStep` is to know."""
+        return {
+            name: getattr(self, name)
+            for name in ("max_grad_norm", "accumulate_batches", "ema_decay")
+        }
 
     @property
     def record(self) -> dict[str, Any]:
@@ -95,9 +99,9 @@ class Plan:
             "learning_rate": rates if callable(self.learning_rate) else rates[0],
             "optimizer": described(self.optimizer),
             "scheduler": described(self.scheduler),
-            "clip_norm": self.clip_norm,
-            "accumulate": self.accumulate,
-            "average": self.average,
+            "max_grad_norm": self.max_grad_norm,
+            "accumulate_batches": self.accumulate_batches,
+            "ema_decay": self.ema_decay,
             "patience": None if math.isinf(self.patience) else self.patience,
             "precision": self.precision,
             "seed": self.seed,
@@ -113,17 +117,17 @@ def engine_for(size: int, batch_size: int, num_steps: float) -> str:
         num_steps: planned steps of the whole run; infinite where it is not known.
 
     Returns:
-        "handlers" for a few steps, "inductor" where what it saves a step, times the steps, is
+        "eager" for a few steps, "inductor" where what it saves a step, times the steps, is
         more than its seconds, "graph" otherwise.
 
     Example:
         >>> engine_for(20_000, 64, 2), engine_for(20_000, 64, 5_000)
-        ('handlers', 'graph')
+        ('eager', 'graph')
         >>> engine_for(10**6, 256, 10**5)
         'inductor'
     """
     if num_steps < MIN_STEPS:
-        return HANDLERS
+        return EAGER
     saved = SAVED_OVERHEAD + SAVED_PER_MULTIPLICATION * size * batch_size
     is_repaid = math.isfinite(num_steps) and num_steps * saved >= COMPILER_COST
     return INDUCTOR if is_repaid else GRAPH

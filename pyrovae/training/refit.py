@@ -3,7 +3,7 @@
     max_ψ E_{q(z)}[log p_ψ(z)],    q(z) = (1/N) Σ_i q(z|x_i)
 
 With encoder and decoder fixed, this is all of the ELBO that depends on the prior, and it
-minimises the marginal KL of the ELBO surgery, KL(q(z) ‖ p_ψ(z)). Draws of the aggregate posterior
+minimizes the marginal KL of the ELBO surgery, KL(q(z) ‖ p_ψ(z)). Draws of the aggregate posterior
 are the data, and the prior is a density fitted to them: the decoder never runs. What the
 ELBO gains is what the old prior lost.
 

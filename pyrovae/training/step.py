@@ -3,8 +3,8 @@
     draw the traces and take the objective's gradient of the mean loss per datum,
     look whether loss and gradients are finite, clip, update, average
 
-Several batches can share an update (`accumulate`), and so can several processes: gradients are
-then added up as sums over data and divided by the number of these.
+Several batches can share an update (`accumulate_batches`), and so can several processes:
+gradients are then added up as sums over data and divided by the number of data.
 """
 
 import math
@@ -24,17 +24,17 @@ from pyrovae.runtime.process_group import Group
 from pyrovae.training.eager import Outcome
 
 
-class Steps:
+class TrainingStep:
     """What happens between a batch and the next.
 
     Args:
         program: whose parameters are trained.
         loss: Batch → Outcome, leaving gradients in the parameters' `.grad`.
         optimizer: over all trainable parameters.
-        clip_norm: the largest global norm of the gradient of the mean loss, in nats per unit of
+        max_grad_norm: the largest global norm of the gradient of the mean loss, in nats per unit of
             the parameters; None does not clip.
-        accumulate: batches that share an update.
-        average: decay of the moving average of the weights; None keeps none.
+        accumulate_batches: batches that share an update.
+        ema_decay: decay of the moving average of the weights; None keeps none.
         group: the processes that share the update.
 
     Attributes:
@@ -48,18 +48,18 @@ class Steps:
         loss: Callable[[Batch], Outcome],
         optimizer: torch.optim.Optimizer,
         *,
-        clip_norm: float | None = None,
-        accumulate: int = 1,
-        average: float | None = None,
+        max_grad_norm: float | None = None,
+        accumulate_batches: int = 1,
+        ema_decay: float | None = None,
         group: Group | None = None,
     ):
-        self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
-        self.accumulate, self.group = accumulate, group
+        self.loss, self.optimizer, self.max_grad_norm = loss, optimizer, max_grad_norm
+        self.accumulate_batches, self.group = accumulate_batches, group
         self.named = {n: p for n, p in program.named_parameters() if p.requires_grad}
         self.parameters = list(self.named.values())
         self.num_steps = 0
-        self.held = _Held(self.parameters) if accumulate > 1 or group else None
-        self.averaged = None if average is None else averaged_copy(program, average)
+        self.held = _Held(self.parameters) if accumulate_batches > 1 or group else None
+        self.averaged = None if ema_decay is None else averaged_copy(program, ema_decay)
         self.program, self.buffers = program, BuffersBefore(program)
         self.svi = SVI(
             program.model,
@@ -136,12 +136,12 @@ class Steps:
 
     def _update(self, *, is_due: bool = False) -> None:
         if self.held:
-            if self.held.num_batches < self.accumulate and not is_due:
+            if self.held.num_batches < self.accumulate_batches and not is_due:
                 return
             self.held.give_mean(self.group, is_diverged=self.failure is not None)
             self._raise_divergence()
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.program)

@@ -1,7 +1,7 @@
 """A batch's loss and gradients as a graph of tensor operations, recorded once for a shape.
 
 Pyro's handlers run only while the step is recorded; then it is replayed, random draws included, or
-compiled by the inductor. Both leave the same gradients in `.grad` as `losses.HandlerLoss`. A
+compiled by the inductor. Both leave the same gradients in `.grad` as `losses.EagerLoss`. A
 program whose Python does what no record can repeat (control flow that depends on values,
 hooks, draws from NumPy, buffers or attributes that change) stays with the handlers, and
 `on_refusal` is told why.
@@ -24,9 +24,9 @@ from pyrovae.objectives import Objective
 from pyrovae.runtime.graph_passes import simplified
 from pyrovae.runtime.guards import Constants, Copies
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.runtime.tracing import CannotRecord, first_line, recorded, substituted
+from pyrovae.runtime.tracing import TracingError, first_line, recorded, substituted
 from pyrovae.training.eager import (
-    HandlerLoss,
+    EagerLoss,
     Outcome,
     detached,
     loss_sums,
@@ -38,7 +38,7 @@ MAX_SHAPES = 4  # of batches; a loader that gives ever other ones is served by t
 REPAID = 150  # batches of another size, until recording them too costs less than it saves
 
 
-class GraphLoss:
+class TracedLoss:
     """The loss of a batch as a graph of tensor operations, recorded once for a shape.
 
     Args:
@@ -51,7 +51,7 @@ class GraphLoss:
 
     def __init__(
         self,
-        by_handlers: HandlerLoss,
+        by_handlers: EagerLoss,
         *,
         is_compiled: bool,
         full_size: int,
@@ -88,7 +88,7 @@ class GraphLoss:
     def _look(self, refusal: str | None) -> None:
         if refusal:
             self.is_refused = True
-            self.on_refusal(refusal, "handlers")
+            self.on_refusal(refusal, "eager")
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
         like, weights = self.trainable[0], self.objective.weights().values()
@@ -108,8 +108,8 @@ class GraphLoss:
             try:
                 graph = recorded(function, *self._inputs(batch), fixed=self.others)
                 if change := self.constants.change():
-                    raise CannotRecord(change)
-            except CannotRecord as error:
+                    raise TracingError(change)
+            except TracingError as error:
                 copies.put_back()
                 return self._look(str(error))
             is_compiled = self.is_compiled and len(batch.x) == self.full_size

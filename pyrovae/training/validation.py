@@ -22,7 +22,7 @@ from pyrovae.history import History
 from pyrovae.objectives import TraceELBO
 from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.training.eager import Settings, trainable
-from pyrovae.training.monitor import check_recordable
+from pyrovae.training.monitor import check_monitorable
 from pyrovae.training.plan import Plan
 
 
@@ -87,7 +87,7 @@ def loss_settings(
             "the number of data, but this stream does not say it.\nPass a map-style Dataset."
         )
     if is_recorded:
-        check_recordable(program, batch)
+        check_monitorable(program, batch)
     return Settings(data.num_data or 1, has_globals, plan.precision == "bf16")
 
 

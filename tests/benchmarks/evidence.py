@@ -1,4 +1,4 @@
-"""Evidence per epoch on the fixed binarised MNIST: nats, epochs, seconds.
+"""Evidence per epoch on the fixed binarized MNIST: nats, epochs, seconds.
 
     python tests/benchmarks/evidence.py --epochs 60
     python tests/benchmarks/evidence.py --epochs 200 --prior VampPrior
@@ -66,7 +66,7 @@ def trained(data, options: argparse.Namespace) -> tuple[pv.VAE, pv.History, floa
         batch_size=options.batch_size,
         learning_rate=cosine(options.learning_rate),
         optimizer=partial(torch.optim.AdamW, weight_decay=options.weight_decay),
-        average=options.average,
+        ema_decay=options.average,
         precision=options.precision,
         compile=options.compile,
         seed=options.seed,

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/imputation.py
 
-log p(x_missing | x_observed) in nats per datum on held-out binarised digits. The VAE's is
+log p(x_missing | x_observed) in nats per datum on held-out binarized digits. The VAE's is
 log p(x) − log p(x_observed) [IWAE-2000]. The linear-Gaussian model (probabilistic PCA by maximum
 likelihood, Tipping & Bishop 1999, same number of latents) gives the exact conditional mean,
 taken as the Bernoulli probability after clipping to [0.02, 0.98].

@@ -3,7 +3,7 @@
     python tests/benchmarks/iwae_training.py --epochs 10
 
 Same network (784-200-50, both ways), seed, batches and number of updates on the fixed
-binarised MNIST; test evidence [IWAE-1000] on random test images, paired. Needs PYROVAE_DATA.
+binarized MNIST; test evidence [IWAE-1000] on random test images, paired. Needs PYROVAE_DATA.
 """
 
 import argparse

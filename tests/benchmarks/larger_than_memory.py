@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import pyrovae as pv
-from pyrovae.training.step import Steps
+from pyrovae.training.step import TrainingStep
 
 
 def anonymous() -> int:
@@ -68,13 +68,13 @@ def main() -> None:
     row = settings.width * np.dtype(settings.dtype).itemsize
     steps = []
 
-    def counted(self, batch, where, take=Steps.take):
+    def counted(self, batch, where, take=TrainingStep.take):
         if not steps:
             signal.setitimer(signal.ITIMER_REAL, settings.seconds)
         steps.append(time.perf_counter())
         return take(self, batch, where)
 
-    Steps.take = counted
+    TrainingStep.take = counted
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
         path, start = Path(folder, "x.npy"), time.perf_counter()

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/priors.py --epochs 150 StandardNormal VampPrior
 
-Trains the same networks (784-300-300-40, KL warm-up, Adam) on the fixed binarised MNIST with
+Trains the same networks (784-300-300-40, KL warm-up, Adam) on the fixed binarized MNIST with
 each prior, keeps the weights of the best validation epoch, and prints IWAE evidence of a
 random subset of the test images with paired differences. Needs PYROVAE_DATA.
 """

@@ -22,10 +22,10 @@ import pyrovae as pv
 from pyrovae.data import ArrayBatches
 from pyrovae.handlers import own_store
 from pyrovae.objectives import TraceELBO
-from pyrovae.training.eager import HandlerLoss, Settings
+from pyrovae.training.eager import EagerLoss, Settings
 from pyrovae.training.optimizers import optimizer_of
-from pyrovae.training.step import Steps
-from pyrovae.training.traced import GraphLoss
+from pyrovae.training.step import TrainingStep
+from pyrovae.training.traced import TracedLoss
 
 SIZES = {
     "mnist": {"num_data": 60_000, "event": 784, "hidden": 400, "latent": 50},
@@ -104,11 +104,11 @@ def of_pyrovae(x: torch.Tensor, size: int, sizes: dict, *, engine: str, precisio
     """The steps of `fit` by one of its engines."""
     vae = vae_of(sizes)
     settings = Settings(len(x), is_bfloat16=precision == "bf16")
-    loss = HandlerLoss(vae, TraceELBO(), lambda batch: settings)
+    loss = EagerLoss(vae, TraceELBO(), lambda batch: settings)
     optimizer = optimizer_of("Adam", loss.parameters, 1e-3)
-    if engine != "handlers":
-        loss = GraphLoss(loss, is_compiled=engine == "inductor", full_size=size)
-    steps = Steps(vae, loss, optimizer)
+    if engine != "eager":
+        loss = TracedLoss(loss, is_compiled=engine == "inductor", full_size=size)
+    steps = TrainingStep(vae, loss, optimizer)
     data = ArrayBatches(vae, x, None, None, batch_size=size)
     batches = (batch for _ in iter(int, 1) for batch in data.epoch(shuffle=True))
 
@@ -125,7 +125,7 @@ def contenders(x: torch.Tensor, size: int, sizes: dict, precision: str) -> dict[
     ours = {
         f"pyrovae, {engine}, {p}": of_pyrovae(x, size, sizes, engine=engine, precision=p)
         for p in dict.fromkeys(["float32", precision])
-        for engine in ("handlers", "graph", "inductor")
+        for engine in ("eager", "graph", "inductor")
     }
     return {
         "hand-written PyTorch": handwritten(x, size, sizes),

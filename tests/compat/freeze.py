@@ -27,9 +27,9 @@ SETTINGS = {
     "batch_size": 5,
     "learning_rate": 0.02,
     "scheduler": "CosineAnnealingLR",
-    "average": 0.9,
-    "clip_norm": 5.0,
-    "compile": "handlers",
+    "ema_decay": 0.9,
+    "max_grad_norm": 5.0,
+    "compile": "eager",
     "seed": 7,
 }
 

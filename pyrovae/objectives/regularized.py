@@ -26,7 +26,7 @@ class BetaELBO(Objective):
         num_particles: S, draws per datum; the loss is their mean.
 
     Raises:
-        ConfigError: beta is negative or not finite; the guide is not reparameterised.
+        ConfigError: beta is negative or not finite; the guide is not reparameterized.
 
     References:
         beta-VAE, Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl
@@ -58,7 +58,7 @@ class FreeBits(Objective):
     """−Σ_i E_q[log p(x_i|z)] + B Σ_d max(λ, KL_d), KL_d the minibatch mean of dimension d's KL.
 
     Each latent dimension may carry λ nats for free, so none collapses for want of a start.
-    The KL per dimension is the closed form of a factorised guide and prior.
+    The KL per dimension is the closed form of a factorized guide and prior.
 
     Args:
         threshold: λ ≥ 0, nats per dimension.
@@ -66,7 +66,7 @@ class FreeBits(Objective):
 
     Raises:
         ConfigError: threshold is negative; the KL has no closed form per dimension; the guide
-            is not reparameterised, or the program has global latents.
+            is not reparameterized, or the program has global latents.
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow, Kingma et al., 2016,
@@ -97,7 +97,7 @@ def kl_by_dimension(q: object, p: object) -> Tensor:
     """KL(q_d ‖ p_d) for each latent dimension d, (*batch, D), in nats.
 
     Raises:
-        ConfigError: q or p does not factorise, or the pair has no closed form.
+        ConfigError: q or p does not factorize, or the pair has no closed form.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -112,7 +112,7 @@ def kl_by_dimension(q: object, p: object) -> Tensor:
         return kl_divergence(*bases)
     except NotImplementedError:
         raise ConfigError(
-            f"the KL per dimension needs a guide and a prior that factorise, with a closed form, "
+            f"the KL per dimension needs a guide and a prior that factorize, with a closed form, "
             f"but they are {type(bases[0]).__name__} and {type(bases[1]).__name__}.\n"
             "Use DiagonalNormal with StandardNormal, or objectives.BetaELBO with a warm-up."
         ) from None

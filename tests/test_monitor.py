@@ -1,4 +1,4 @@
-"""The flight recorder: a run with it is the run without, and its numbers are the diagnostics'."""
+"""The training monitor: a run with it is the run without, and its numbers are the diagnostics'."""
 
 import math
 
@@ -22,7 +22,7 @@ def trained(**settings):
     return vae, pv.fit(vae, X, **SETTINGS | settings)
 
 
-@pytest.mark.parametrize("engine", ["handlers", "graph"])
+@pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_a_run_with_it_is_the_run_without(engine):
     (plain, before), (seen, after) = (
         trained(compile=engine, diagnostics_every=every) for every in (None, 2)
@@ -31,8 +31,8 @@ def test_a_run_with_it_is_the_run_without(engine):
         torch.equal(a, b) for a, b in zip(plain.parameters(), seen.parameters(), strict=True)
     )
     assert after["elbo"] == before["elbo"]
-    assert before.flight == []
-    assert [record["step"] for record in after.flight] == [2, 4, 6, 8, 10, 12]
+    assert before.monitor == []
+    assert [record["step"] for record in after.monitor] == [2, 4, 6, 8, 10, 12]
 
 
 def test_running_statistics_are_those_of_the_run_without():
@@ -50,8 +50,8 @@ def test_a_frozen_encoder_has_no_signal_and_trains():
     vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
     vae.encoder.requires_grad_(False)
     history = pv.fit(vae, X, diagnostics_every=6, **SETTINGS)
-    assert [math.isnan(record["signal_to_noise"]) for record in history.flight] == [True, True]
-    assert all(math.isfinite(record["rate"]) for record in history.flight)
+    assert [math.isnan(record["signal_to_noise"]) for record in history.monitor] == [True, True]
+    assert all(math.isfinite(record["rate"]) for record in history.monitor)
 
 
 def test_a_program_without_an_encoder_is_refused_before_an_update():
@@ -70,7 +70,7 @@ def test_a_program_without_an_encoder_is_refused_before_an_update():
 def test_the_rows_looked_at_are_from_first_to_last(num_data, rows):
     """In float32 the last of 2²⁴ + 4 rows is one beyond the end."""
     x = torch.zeros(num_data, dtype=torch.uint8)
-    looked_at = recorder.Recorder(pv.build((1,), latent_dim=1), None, seed=0)
+    looked_at = recorder.Monitor(pv.build((1,), latent_dim=1), None, seed=0)
     x[rows[-1]] = 1
     looked_at.look_at(recorder.Batch(x))
     assert looked_at.rows.x[-1] == 1
@@ -87,23 +87,23 @@ FLIGHT[7] |= {"rate": math.nan}
 @pytest.mark.parametrize("records", [FLIGHT, FLIGHT[:1], [], [{"a": 1}, {"b": [1, None]}]])
 def test_records_come_back_from_a_checkpoint_however_many_there_are(records, tmp_path):
     """700 of 512 dimensions would be 4.8 MB of JSON, more than is read again."""
-    history, found = History(flight=records), History()
+    history, found = History(monitor=records), History()
     with RunFolder(tmp_path) as run:
         path = run.save_step(1, history.state())
         found.load(run.newest_complete().state)
-    assert repr(found.flight) == repr(records)  # the types, too, and NaN
+    assert repr(found.monitor) == repr(records)  # the types, too, and NaN
     assert (path / "state.json").stat().st_size < 2000
 
 
 def test_records_of_early_checkpoints_are_read():
     found = History()
-    found.load(History().state() | {"flight": FLIGHT[:2]})
-    assert found.flight == FLIGHT[:2]
+    found.load(History().state() | {"monitor": FLIGHT[:2]})
+    assert found.monitor == FLIGHT[:2]
 
 
 def test_a_record_is_what_the_diagnostics_say_of_the_weights_at_that_step():
     vae, history = trained(diagnostics_every=4)
-    last = history.flight[-1]
+    last = history.monitor[-1]
     assert last["step"] == 12  # the last one: the weights are those
     found = pv.diagnostics.decompose_elbo(vae, X, num_samples=5, seed=1)
     assert last["elbo"] == pytest.approx(found.mean_elbo.value, rel=1e-6)
@@ -153,7 +153,7 @@ def test_signal_to_noise_is_the_known_one(monkeypatch):
     exact = abs(2 * mean - x.mean().item()) * math.sqrt(len(x)) / (2 * scale)
     # relative error of mean / sd from K draws: √(1 / 2K + 1 / (K SNR²)); five of them
     error = math.sqrt((0.5 + 1 / exact**2) / num_gradients)
-    assert history.flight[0]["signal_to_noise"] == pytest.approx(exact, rel=5 * error)
+    assert history.monitor[0]["signal_to_noise"] == pytest.approx(exact, rel=5 * error)
 
 
 @pytest.mark.parametrize("every", [0, 1.5])

@@ -1,7 +1,7 @@
 """Folding of leading sample dimensions, so that any torch layer works on (*S, B, *event).
 
-Vectorised particles and enumeration put dimensions in front of the batch; convolutions take
-exactly one. `Folded` makes one of them and gives them back.
+Vectorized particles and enumeration put dimensions in front of the batch; convolutions take
+exactly one. `FlattenBatch` makes one of them and gives them back.
 """
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from pyrovae.checks import whole_number
 from pyrovae.errors import ConfigError
 
 
-class Folded(nn.Module):
+class FlattenBatch(nn.Module):
     """A module that expects (B, *event), made to take (*S, B, *event).
 
     y = unfold(module(fold(x))), with fold: (*S, B, *event) → (∏S · B, *event).
@@ -24,7 +24,7 @@ class Folded(nn.Module):
 
     Example:
         >>> import torch
-        >>> layer = Folded(nn.Conv2d(1, 4, 3), event_dims=3)
+        >>> layer = FlattenBatch(nn.Conv2d(1, 4, 3), event_dims=3)
         >>> layer(torch.zeros(5, 7, 1, 8, 8)).shape
         torch.Size([5, 7, 4, 6, 6])
     """
