@@ -333,9 +333,7 @@ def test_a_label_in_a_later_row_is_refused_with_its_row():
 def test_classifier_and_label_prior_must_agree():
     program = m2(3, (2, 3))
     program.classifier = nn.Sequential(mlp((2, 3), 4), CategoricalHead(4))
-    with pytest.raises(
-        ConfigError, match=r"over 4 classes(?s:.*)3 classes(?s:.*)Head\(3\)"
-    ):
+    with pytest.raises(ConfigError, match=r"over 4 classes(?s:.*)3 classes(?s:.*)Head\(3\)"):
         pv.fit(program, torch.ones(2, 2, 3), epochs=1)
     program.classifier = nn.Sequential(mlp((2, 3), 4), pv.guides.DiagonalNormal(2))
     with pytest.raises(ConfigError, match=r"Independent.*Categorical"):
