@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from pyrovae.arviz_io import history_to_arviz, predictive_to_arviz, to_arviz
     from pyrovae.builder import build
-    from pyrovae.core.terms import elbo_terms
+    from pyrovae.core.draws import elbo_terms
     from pyrovae.evidence import log_evidence
     from pyrovae.history import History
     from pyrovae.model_file import load, save
@@ -74,7 +74,7 @@ _HOME = {
     "VAE": "vae",
     "History": "history",
     "build": "builder",
-    "elbo_terms": "core.terms",
+    "elbo_terms": "core.draws",
     "fit": "training",
     "impute": "posterior.imputation",
     "history_to_arviz": "arviz_io",

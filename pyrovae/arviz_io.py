@@ -36,21 +36,20 @@ from torch import Tensor, nn
 
 from pyrovae import _version
 from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, first_row, row_batches
-from pyrovae.core.draws import concat, diagnosing
+from pyrovae.contract import validated
+from pyrovae.core.chunking import budget_of, bytes_per_draw
+from pyrovae.core.draws import concat, diagnosing, over_draws
 from pyrovae.core.joint import joint_of
 from pyrovae.core.pareto import pareto_k
-from pyrovae.core.terms import draw_traces, is_local, terms_of
+from pyrovae.core.terms import Traces, draw_traces, is_local, terms_of
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
-from pyrovae.posterior import hmc, sir
+from pyrovae.posterior import METHODS
 
 if TYPE_CHECKING:
     import xarray as xr
 
-POSTERIORS = ("guide", "sir", "hmc")
 ROWS = 256
 LATENT = "latent "  # before the names of sites, among the arrays of one set of draws
 Arrays = dict[str, Tensor]
@@ -110,8 +109,8 @@ def to_arviz(
         >>> dict(data.posterior["z"].sizes)
         {'chain': 1, 'draw': 10, 'datum': 5, 'latent': 1}
     """
-    if posterior not in POSTERIORS:
-        known = ", ".join(map(repr, POSTERIORS))
+    if posterior != "guide" and posterior not in METHODS:
+        known = ", ".join(map(repr, ("guide", *METHODS)))
         raise ConfigError(f"posterior = {posterior!r}, but it is one of {known}.")
     if posterior == "guide" and options:
         raise ConfigError(
@@ -119,13 +118,14 @@ def to_arviz(
             "Leave them out, or write posterior='sir' or posterior='hmc'."
         )
     num_samples, seed = whole_number(num_samples, "num_samples", 1), seed_number(seed)
-    batch = Batch(*admit(program, x, y, mask))
+    batch = validated(program, x, y, mask).whole()
     labels = _labels(labels, len(batch.x))
     if posterior == "guide":
         draws = None
     else:
-        method = {"sir": sir, "hmc": hmc}[posterior]
-        draws = method(program, *batch, num_samples=num_samples, seed=seed, **options).draws
+        draws = METHODS[posterior](
+            program, *batch, num_samples=num_samples, seed=seed, **options
+        ).draws
     with diagnosing(program, seed):
         of_guide = _guide_draws(program, batch, num_samples)
         found = of_guide if draws is None else _scored(program, batch, draws)
@@ -281,25 +281,32 @@ def _is_one_data_set(draws: Tensor, x: Any) -> bool:
 def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
     """Terms (1, S, N) and latents by site (1, S, …) from the guide.
 
-    In pieces of rows, unless all data share latents, whose draws must be the same for all.
+    In chunks, unless all data share latents, whose draws must be the same for all.
     """
     sites = _sites(program, batch)
-    parts = []
-    for rows in row_batches(batch, len(batch.x) if _shared(program, batch) else ROWS):
-        traces = draw_traces(program.model, program.guide, *rows, num_samples=num_samples)
-        terms = terms_of(traces, len(rows.x))
+
+    def read(traces: Traces, num_data: int) -> Arrays:
+        terms = terms_of(traces, num_data)
         values = {n: traces.model.nodes[n]["value"] for n in sites}
-        latents = {LATENT + n: _unbatched(v, sites[n], num_samples) for n, v in values.items()}
-        parts.append({name: getattr(terms, name) for name in terms._fields[:3]} | latents)
-    return {name: value[None] for name, value in concat(parts, 1).items()}
+        size = len(terms.log_prior)
+        latents = {LATENT + n: _unbatched(v, sites[n], size) for n, v in values.items()}
+        return {name: getattr(terms, name) for name in terms._fields[:3]} | latents
+
+    if _shared(program, batch):
+        traces = draw_traces(program.model, program.guide, *batch, num_samples=num_samples)
+        found = read(traces, batch.num_data)
+    else:
+        options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
+        found = over_draws(program, batch, read, **options)
+    return {name: value[None] for name, value in found.items()}
 
 
 def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
     """The same at given draws (C, S, N, D) of the local latents, side by side."""
     num_chains, num_samples = draws.shape[:2]
     parts, start = [], 0
-    for rows in row_batches(batch, ROWS):
-        joint, stop = joint_of(program, rows), start + len(rows.x)
+    for rows in batch.read(ROWS):
+        joint, stop = joint_of(program, rows), start + rows.num_data
         z = _by_site(draws[:, :, start:stop].flatten(0, 1), joint.draw_prior(1))
         log_prior, log_likelihood = joint.terms(z)
         terms = {"log_prior": log_prior, "log_likelihood": log_likelihood}
@@ -392,16 +399,16 @@ def _simulated(program: nn.Module, batch: Batch, num_samples: int, fixed: Arrays
         kept = {name: trace.nodes[name]["value"] for name in (*sites, "x")}
         return {n: _unbatched(v, sites.get(n), stop - start) for n, v in kept.items()}
 
-    one = first_row(batch)
+    one = batch.head()
     cost = bytes_per_draw(lambda size: draw_traces(model, _nothing, *one, num_samples=size))
-    chunk = max(1, budget_in_bytes(None, batch.x.device) // (cost * len(batch.x)))
+    chunk = max(1, budget_of(None, batch.device).num_bytes // (cost * batch.num_data))
     starts = range(0, num_samples, chunk)
     return concat([draw(batch, start, min(start + chunk, num_samples)) for start in starts], 0)
 
 
 def _sites(program: nn.Module, batch: Batch) -> dict[str, dict]:
     """The model's latent sites, as traced on the first datum."""
-    trace = draw_traces(program.model, program.guide, *first_row(batch)).model
+    trace = draw_traces(program.model, program.guide, *batch.head()).model
     return dict(trace.iter_stochastic_nodes())
 
 

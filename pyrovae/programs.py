@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyrovae.checks import as_tensor, check_event_shape, real_number
 from pyrovae.checks.places import at, first_true
-from pyrovae.contract.validation import admit
+from pyrovae.contract import validated
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.heads import as_event_shape, split_features
@@ -186,7 +186,7 @@ class SemiSupervisedVAE(nn.Module):
         Raises:
             DataError: x does not fit the decoder.
         """
-        x, _, mask = admit(self, x, None, mask)
+        x, _, mask = validated(self, x, None, mask).whole()
         with evaluation(self):
             return self.classifier(fill(x, mask)).probs
 

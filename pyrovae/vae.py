@@ -23,7 +23,7 @@ from torch.distributions import constraints, kl_divergence
 
 from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_number, whole_number
 from pyrovae.contract.parts import check_parts
-from pyrovae.contract.validation import admit, as_covariates, like_parameters
+from pyrovae.contract.validator import as_covariates, like_parameters, validated
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.networks import Given, given
@@ -187,13 +187,14 @@ class VAE(nn.Module):
             >>> vae.loss_terms(torch.ones(3, 2)).is_kl_analytic
             True
         """
-        x, y, mask = admit(self, x, y, mask)
+        x, y, mask = validated(self, x, y, mask).whole()
         p_z = self.prior(*given(y, self.prior))
         q_z = self.encoder(fill(x, mask), *given(y, self.encoder))
         z = q_z.rsample() if q_z.has_rsample else q_z.sample()
         p_x = self.decoder(z, *given(y, self.decoder))
-        log_likelihood = observed_only(p_x, mask).log_prob(fill(x, mask, p_x.support))
-        return LossTerms(-log_likelihood, *kl_to_prior(q_z, p_z, z, analytic=analytic_kl))
+        return LossTerms(
+            -log_likelihood(p_x, x, mask), *kl_to_prior(q_z, p_z, z, analytic=analytic_kl)
+        )
 
     def encode(self, x: Any, y: Any = None, mask: Any = None) -> dist.Distribution:
         """q(z|x): batch_shape (B,), event_shape (D,). Arguments and errors as for `loss`.
@@ -204,7 +205,7 @@ class VAE(nn.Module):
             >>> vae.encode(torch.ones(3, 2)).mean.shape
             torch.Size([3, 1])
         """
-        x, y, mask = admit(self, x, y, mask)
+        x, y, mask = validated(self, x, y, mask).whole()
         return self.encoder(fill(x, mask), *given(y, self.encoder))
 
     def decode(self, z: Any, y: Any = None) -> dist.Distribution:
@@ -372,6 +373,19 @@ def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribut
             "is no marginal of it.\nUse an elementwise likelihood, or drop the mask."
         )
     return base.mask(mask).to_event(len(p_x.event_shape))
+
+
+def log_likelihood(p_x: dist.Distribution, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return log p(x_observed | z) in nats, of p_x's batch shape.
+
+    Example:
+        >>> p_x = dist.Bernoulli(torch.full((1, 2), 0.5)).to_event(1)
+        >>> log_likelihood(p_x, torch.ones(1, 2), None)
+        tensor([-1.3863])
+    """
+    if mask is None:
+        return p_x.log_prob(x)
+    return observed_only(p_x, mask).log_prob(fill(x, mask, p_x.support))
 
 
 def own_draws(seed: int | None) -> AbstractContextManager:

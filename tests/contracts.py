@@ -1,16 +1,22 @@
-"""The parts under contract: one line each, and every invariant of its family is tested.
+"""What is under contract: one line each, and every invariant of its family is tested.
 
-A new prior, guide family or likelihood joins its table here and nothing else.
-`tests/test_contracts.py` runs the tables.
+A new prior, guide family, likelihood or container joins its table here and nothing else.
+`tests/test_contracts.py` and `tests/test_containers.py` run the tables.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pyro.distributions as dist
+import scipy.sparse
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyrovae import guides, likelihoods, priors
 from pyrovae.densities import flows
@@ -122,4 +128,59 @@ LIKELIHOODS = {
         lambda: likelihoods.ZeroInflatedNegativeBinomial(2, 2.0), "counts", 120
     ),
     "Multinomial": Part(lambda: likelihoods.Multinomial(3, total=4), "counts", 5),
+}
+
+
+def _saved(folder, x):
+    np.save(folder / "x.npy", x.numpy())
+    return np.load(folder / "x.npy", mmap_mode="r")
+
+
+def _raw(folder, x):
+    x.numpy().astype("u1" if x.min() >= 0 else "i1").tofile(folder / "x.raw")
+    dtype = "u1" if x.min() >= 0 else "i1"
+    return np.memmap(folder / "x.raw", dtype, "r", shape=tuple(x.shape))
+
+
+class _Stream(IterableDataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+class _Batches:
+    """An iterable of batches that torch knows nothing of."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x.split(5))
+
+
+# (folder, x) → x in a container; a container of data joins by a line
+CONTAINERS = {
+    "list": lambda folder, x: x.tolist(),
+    "array": lambda folder, x: x.numpy().astype("float64"),
+    "Fortran array of int64": lambda folder, x: np.asfortranarray(x.numpy().astype("i8")),
+    "npy, memory-mapped": _saved,
+    "raw bytes, memory-mapped": _raw,
+    "csr matrix": lambda folder, x: scipy.sparse.csr_matrix(x.numpy()),
+    "csc array": lambda folder, x: scipy.sparse.csc_array(x.numpy()),
+    "coo array": lambda folder, x: scipy.sparse.coo_array(x.numpy()),
+    "bsr array": lambda folder, x: scipy.sparse.bsr_array(x.numpy()),
+    "dia array": lambda folder, x: scipy.sparse.dia_array(x.numpy()),
+    "dok array": lambda folder, x: scipy.sparse.dok_array(x.numpy()),
+    "lil array": lambda folder, x: scipy.sparse.lil_array(x.numpy()),
+    "pandas": lambda folder, x: pd.DataFrame(x.numpy()),
+    "polars": lambda folder, x: pl.DataFrame(x.numpy()),
+    "pyarrow": lambda folder, x: pa.table({str(i): c.numpy() for i, c in enumerate(x.T)}),
+    "Dataset": lambda folder, x: TensorDataset(x),
+    "DataLoader": lambda folder, x: DataLoader(x, 5),
+    "DataLoader, shuffled": lambda folder, x: DataLoader(x, 5, shuffle=True, drop_last=True),
+    "stream": lambda folder, x: _Stream(x),
+    "DataLoader of a stream": lambda folder, x: DataLoader(_Stream(x), 5),
+    "iterable of batches": lambda folder, x: _Batches(x),
 }

@@ -17,17 +17,19 @@ LAYERS = [
     {"checks"},
     {"runtime"},
     {"handlers", "loggers"},
-    {"heads", "densities"},
-    {"networks"},
-    {"contract"},
+    {"heads"},
+    {"densities", "networks"},
+    {"priors", "guides", "likelihoods"},
     {"data"},
-    {"vae", "priors", "guides", "likelihoods"},
-    {"core", "programs"},
-    {"objectives", "builder", "history"},
+    {"contract"},
+    {"vae"},
+    {"programs", "builder"},
     {"model_file"},
-    {"evidence"},
+    {"core"},
+    {"objectives", "evidence"},
     {"posterior"},
     {"diagnostics"},
+    {"history"},
     {"training"},
     {"arviz_io", "plots", "datasets"},
     {"report"},
@@ -67,6 +69,24 @@ def test_imports_point_downwards(path):
         pytest.skip("the top level names everything, lazily")
     above = {n for n in imported_units(path) - {here} if LEVEL[n] >= LEVEL[here]}
     assert not above, f"{here} (layer {LEVEL[here]}) imports {above} from its own layer or above"
+
+
+def test_runtime_knows_no_density_and_no_program():
+    """It would serve any torch module, so it stays out of the reader's way."""
+    below = {"errors", "_version", "protocols", "checks", "runtime"}
+    for path in (PACKAGE / "runtime").glob("*.py"):
+        assert imported_units(path) <= below, path
+        names = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+        assert "distributions" not in {node.attr for node in names}, path
+        assert "distributions" not in path.read_text().partition('"""\n\n')[2], path
+
+
+def test_training_loads_no_part_family():
+    """Nor does anything that it imports."""
+    code = "import sys, pyrovae.training; print([n for n in sys.modules if n.startswith('pyrovae')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[1] for name in ast.literal_eval(done.stdout) if "." in name}
+    assert not loaded & {"priors", "guides", "likelihoods"}
 
 
 def test_the_vae_names_no_part_family():

@@ -16,15 +16,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import pyrovae as pv
 from pyrovae.checks import places
-from pyrovae.contract.validation import admit
+from pyrovae.contract import validated
 from pyrovae.data import (
-    ArrayBatches,
-    LoaderBatches,
-    MappedBatches,
-    SparseBatches,
-    StreamBatches,
-    as_batches,
-    columns,
+    ArraySource,
+    LoaderSource,
+    MappedSource,
+    SparseSource,
+    StreamSource,
     tables,
 )
 from pyrovae.data.orders import BlockOrder
@@ -111,25 +109,25 @@ def raw_file(folder, x):
 
 
 CONTAINERS = {
-    "tensor": (lambda f, x: torch.tensor(x), ArrayBatches),
-    "array": (lambda f, x: x, ArrayBatches),
-    "list": (lambda f, x: x.tolist(), ArrayBatches),
-    "npy": (saved, MappedBatches),
-    "npy, writable": (lambda f, x: saved(f, x, mode="r+"), MappedBatches),
-    "memmap": (raw_file, MappedBatches),
-    "memmap of bytes": (lambda f, x: raw_file(f, x.astype("u1")), MappedBatches),
-    "big-endian memmap": (lambda f, x: raw_file(f, x.astype(">f8")), MappedBatches),
-    "Fortran npy": (lambda f, x: saved(f, np.asfortranarray(x)), MappedBatches),
-    "view of a memmap": (lambda f, x: saved(f, np.repeat(x, 2, 0))[::2], MappedBatches),
-    "array over a memmap": (lambda f, x: np.asarray(saved(f, x)), MappedBatches),
-    "csr matrix": (lambda f, x: scipy.sparse.csr_matrix(x), SparseBatches),
-    "csc array": (lambda f, x: scipy.sparse.csc_array(x), SparseBatches),
-    "coo array of int64": (lambda f, x: scipy.sparse.coo_array(x.astype("i8")), SparseBatches),
-    "Dataset": (lambda f, x: Rowwise(x), LoaderBatches),
-    "DataLoader": (lambda f, x: DataLoader(torch.tensor(x), B, shuffle=True), LoaderBatches),
-    "stream": (lambda f, x: Stream(x), StreamBatches),
-    "stream with a length": (lambda f, x: Sized(x, len(x)), StreamBatches),
-    "DataLoader of a stream": (lambda f, x: DataLoader(Stream(x), B), StreamBatches),
+    "tensor": (lambda f, x: torch.tensor(x), ArraySource),
+    "array": (lambda f, x: x, ArraySource),
+    "list": (lambda f, x: x.tolist(), ArraySource),
+    "npy": (saved, MappedSource),
+    "npy, writable": (lambda f, x: saved(f, x, mode="r+"), MappedSource),
+    "memmap": (raw_file, MappedSource),
+    "memmap of bytes": (lambda f, x: raw_file(f, x.astype("u1")), MappedSource),
+    "big-endian memmap": (lambda f, x: raw_file(f, x.astype(">f8")), MappedSource),
+    "Fortran npy": (lambda f, x: saved(f, np.asfortranarray(x)), MappedSource),
+    "view of a memmap": (lambda f, x: saved(f, np.repeat(x, 2, 0))[::2], MappedSource),
+    "array over a memmap": (lambda f, x: np.asarray(saved(f, x)), MappedSource),
+    "csr matrix": (lambda f, x: scipy.sparse.csr_matrix(x), SparseSource),
+    "csc array": (lambda f, x: scipy.sparse.csc_array(x), SparseSource),
+    "coo array of int64": (lambda f, x: scipy.sparse.coo_array(x.astype("i8")), SparseSource),
+    "Dataset": (lambda f, x: Rowwise(x), LoaderSource),
+    "DataLoader": (lambda f, x: DataLoader(torch.tensor(x), B, shuffle=True), LoaderSource),
+    "stream": (lambda f, x: Stream(x), StreamSource),
+    "stream with a length": (lambda f, x: Sized(x, len(x)), StreamSource),
+    "DataLoader of a stream": (lambda f, x: DataLoader(Stream(x), B), StreamSource),
 }
 
 
@@ -138,7 +136,7 @@ def small_windows(monkeypatch):
     """Windows of two batches made of blocks of three rows, as a large file has many of."""
     monkeypatch.setattr(tables, "BLOCK_BYTES", 3 * (4 * D + 8))
     monkeypatch.setattr(tables, "WINDOW_BYTES", 2 * B * (4 * D + 8))
-    monkeypatch.setattr(columns, "NUMBERS_AT_A_TIME", 3 * D)
+    monkeypatch.setattr(tables, "NUMBERS_AT_A_TIME", 3 * D)
 
 
 def epoch(source, shuffle=True, skip=0, seed=1):
@@ -158,7 +156,7 @@ def assert_same(batches, others):
 def test_an_epoch_gives_each_datum_once_in_full_batches(case, tmp_path):
     make, kind = CONTAINERS[case]
     vae = program().double()
-    source = as_batches(vae, make(tmp_path, counts()), batch_size=B)
+    source = validated(vae, make(tmp_path, counts()), batch_size=B)
     assert type(source) is kind
     for shuffle in (False, True):
         batches = epoch(source, shuffle)
@@ -167,13 +165,13 @@ def test_an_epoch_gives_each_datum_once_in_full_batches(case, tmp_path):
         assert rows.dtype == torch.float64
         assert torch.equal(rows[rows[:, -1].argsort()], torch.tensor(counts()).double())
     assert (source.num_data, source.num_batches, source.batch_size) == (N, 5, B)
-    assert (source.preloaded is None) == (kind is not ArrayBatches)
+    assert (source.preloaded is None) == (kind is not ArraySource)
 
 
 @pytest.mark.parametrize("case", CONTAINERS)
 def test_an_epoch_that_skips_goes_on_as_the_whole_one(case, tmp_path, small_windows):
     make, _ = CONTAINERS[case]
-    source = as_batches(program(), make(tmp_path, counts()), batch_size=B)
+    source = validated(program(), make(tmp_path, counts()), batch_size=B)
     whole = epoch(source)
     after = torch.get_rng_state()
     for skip in range(7):
@@ -187,7 +185,7 @@ def test_an_epoch_that_skips_goes_on_as_the_whole_one(case, tmp_path, small_wind
 def test_the_shares_of_a_batch_are_its_rows(case, shuffle, tmp_path, small_windows):
     """Of 5 rows 2 processes take 3 and 2, and 4 processes take none of a last one of 3."""
     make, _ = CONTAINERS[case]
-    source = as_batches(program(), make(tmp_path, counts()), batch_size=B)
+    source = validated(program(), make(tmp_path, counts()), batch_size=B)
     whole = epoch(source, shuffle)
     for size in (2, 4):
         for rank in range(size):
@@ -202,7 +200,7 @@ def test_the_order_is_drawn_when_the_epoch_is_asked_for(case, tmp_path, small_wi
     make, _ = CONTAINERS[case]
     if isinstance(make(tmp_path, counts()), Dataset | DataLoader):
         pytest.skip("torch draws the order of a loader, at the first batch")
-    source = as_batches(program(), make(tmp_path, counts()), batch_size=B)
+    source = validated(program(), make(tmp_path, counts()), batch_size=B)
     torch.manual_seed(1)
     batches = source.epoch(True)
     after = torch.get_rng_state()
@@ -223,31 +221,31 @@ def test_a_fingerprint_is_flat_and_tells_other_data(case, tmp_path):
     for number, x in enumerate((counts(), counts(), other)):
         (tmp_path / str(number)).mkdir()
         torch.manual_seed(0)  # as fit does before its look: it orders a loader
-        source = as_batches(program(), make(tmp_path / str(number), x), batch_size=B)
+        source = validated(program(), make(tmp_path / str(number), x), batch_size=B)
         prints.append(source.fingerprint())
         torch.manual_seed(0)
         list(source.epoch(True))
         assert source.fingerprint() == prints[-1]
         assert json.loads(json.dumps(prints[-1])) == prints[-1]
     assert prints[0] == prints[1]
-    if kind is StreamBatches:
+    if kind is StreamSource:
         assert set(prints[0]) == {"loader", "num_data"}
         return
     differs = {name for name in prints[0] if prints[0][name] != prints[2][name]}
     assert differs == {"x sha256"}
-    assert kind is LoaderBatches or prints[0]["x shape"] == [N, D]
+    assert kind is LoaderSource or prints[0]["x shape"] == [N, D]
 
 
 def test_a_fingerprint_holds_y_mask_and_the_callers_dtype(tmp_path):
     x, mask, vae = counts(), np.ones((N, D), "u1"), conditional()
     for data in (x, saved(tmp_path, x)):
-        facts = as_batches(vae, data, np.arange(N), mask, batch_size=B).fingerprint()
+        facts = validated(vae, data, np.arange(N), mask, batch_size=B).fingerprint()
         assert (facts["y shape"], facts["y dtype"]) == ([N], "torch.int64")
         assert facts["mask shape"] == [N, D]
-        other = as_batches(vae, data, np.arange(N) + 1, mask, batch_size=B).fingerprint()
+        other = validated(vae, data, np.arange(N) + 1, mask, batch_size=B).fingerprint()
         assert {name for name in facts if facts[name] != other[name]} == {"y sha256"}
     assert facts["x file bytes"] == os.path.getsize(tmp_path / "x.npy")
-    double = as_batches(program(), x.astype("f8"), batch_size=B).fingerprint()
+    double = validated(program(), x.astype("f8"), batch_size=B).fingerprint()
     assert double["x dtype"] == "torch.float64"
 
 
@@ -255,7 +253,7 @@ def test_a_fingerprint_holds_y_mask_and_the_callers_dtype(tmp_path):
 def test_a_batch_is_a_copy(shuffle, tmp_path):
     x = torch.tensor(counts())
     for data in (x, saved(tmp_path, counts()), scipy.sparse.csr_array(counts())):
-        source = as_batches(program(), data, batch_size=N)
+        source = validated(program(), data, batch_size=N)
         for batch in source.epoch(shuffle):
             batch.x.fill_(7.0)
         assert torch.equal(torch.cat(epoch(source, False)), torch.tensor(counts()))
@@ -286,7 +284,7 @@ def test_y_and_mask_follow_their_rows(case, tmp_path, small_windows):
     }
     data = CONTAINERS[case][0](tmp_path, x)
     for given_y, given_mask in columns.values():
-        source = as_batches(conditional(), data, given_y, given_mask, batch_size=B)
+        source = validated(conditional(), data, given_y, given_mask, batch_size=B)
         for batch in (*source.epoch(True), *source.epoch(False)):
             assert torch.equal(batch.y.reshape(len(batch.x), -1)[:, 0].float(), batch.x[:, -1])
             assert torch.equal(batch.mask, batch.x < 3)
@@ -378,7 +376,7 @@ def test_bad_data_are_refused_in_the_words_for_arrays_in_memory(
     messages = []
     for data in (x, CONTAINERS[kind][0](tmp_path, x)):
         with pytest.raises(DataError, match=match) as caught:
-            as_batches(program(likelihood), data, None, mask, batch_size=B)
+            validated(program(likelihood), data, None, mask, batch_size=B)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
 
@@ -397,7 +395,7 @@ def test_a_bad_mask_of_a_file_is_refused(value, match, tmp_path, small_windows):
         mask[41, 2] = value
     for given in (mask, saved(tmp_path, mask, "mask.npy")):
         with pytest.raises(DataError, match=match):
-            as_batches(program(), saved(tmp_path, counts(60)), None, given, batch_size=B)
+            validated(program(), saved(tmp_path, counts(60)), None, given, batch_size=B)
 
 
 @pytest.mark.parametrize("kind", ["npy", "csr matrix"])
@@ -405,15 +403,15 @@ def test_bad_covariates_of_a_file_are_refused(kind, tmp_path, small_windows):
     x = CONTAINERS[kind][0](tmp_path, counts(60))
     y = np.ones(60, "f4")
     with pytest.raises(DataError, match=r"y has shape \(59,\).*60 rows"):
-        as_batches(program(), x, saved(tmp_path, y[1:], "y.npy"), batch_size=B)
+        validated(program(), x, saved(tmp_path, y[1:], "y.npy"), batch_size=B)
     y[40] = np.nan
     for given in (y, saved(tmp_path, y, "y.npy")):
         with pytest.raises(DataError, match=r"^y\[40\] = nan"):
-            as_batches(program(), x, given, batch_size=B)
+            validated(program(), x, given, batch_size=B)
     sizes = counts(60).sum(1)
     sizes[41] += 1
     with pytest.raises(DataError, match=r"^in rows 39 to 41.*y\[2\] = [\s\S]*sums to"):
-        as_batches(program("Multinomial"), x, sizes, batch_size=B)
+        validated(program("Multinomial"), x, sizes, batch_size=B)
 
 
 def test_a_sparse_matrix_may_store_zeros_and_cells_twice():
@@ -421,7 +419,7 @@ def test_a_sparse_matrix_may_store_zeros_and_cells_twice():
     split = scipy.sparse.csr_array(([0.5, 0.5], [2, 2], [0, 0, 2, 2]), shape=(3, D))
     for matrix, total in ((twice, 2.0), (split, 1.0)):
         stored = matrix.nnz
-        rows = torch.cat(epoch(as_batches(program(), matrix, batch_size=2), False))
+        rows = torch.cat(epoch(validated(program(), matrix, batch_size=2), False))
         assert rows[1].tolist() == [0.0, 0.0, total, 0.0]
         assert rows.sum() == total
         assert matrix.nnz == stored  # the caller's matrix is as it was
@@ -433,7 +431,7 @@ def test_a_sparse_zero_outside_the_support_is_found_where_nothing_is_stored():
     vae = pv.build((D,), latent_dim=2, likelihood="Normal")
     vae.decoder = OwnPositive(vae.decoder)
     with pytest.raises(DataError, match=r"^x\[5, 3\] = 0, but a LogNormal"):
-        as_batches(vae, scipy.sparse.csr_array(x), batch_size=B)
+        validated(vae, scipy.sparse.csr_array(x), batch_size=B)
 
 
 class OwnPositive(torch.nn.Module):
@@ -451,21 +449,21 @@ class OwnPositive(torch.nn.Module):
 
 def test_a_sparse_array_of_one_dimension_is_refused():
     with pytest.raises(DataError, match=r"shape \(4,\)[\s\S]*reshape"):
-        as_batches(program(), scipy.sparse.coo_array(np.ones(D)), batch_size=B)
+        validated(program(), scipy.sparse.coo_array(np.ones(D)), batch_size=B)
 
 
 def test_sparse_counts_with_few_cells_are_not_filled_in_to_be_checked(monkeypatch):
-    monkeypatch.setattr(columns.Columns, "_pass", lambda self: pytest.fail("filled in"))
-    as_batches(program(), scipy.sparse.csr_array(counts()), batch_size=B)
+    monkeypatch.setattr(tables.TableSource, "_pass", lambda *_: pytest.fail("filled in"))
+    validated(program(), scipy.sparse.csr_array(counts()), batch_size=B)
     with pytest.raises(BaseException, match="filled in"):
-        as_batches(program(), scipy.sparse.csr_array(counts() / 2), batch_size=B)
+        validated(program(), scipy.sparse.csr_array(counts() / 2), batch_size=B)
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """How many passes over data were made, as a list that grows."""
-    made, true_pass = [], columns.Columns._pass
-    monkeypatch.setattr(columns.Columns, "_pass", lambda self: made.append(1) or true_pass(self))
+    made, true_pass = [], tables.TableSource._pass
+    monkeypatch.setattr(tables.TableSource, "_pass", lambda *a: made.append(1) or true_pass(*a))
     return made
 
 
@@ -473,44 +471,44 @@ def test_an_unchanged_file_is_looked_at_once(tmp_path, passes):
     x, prints = saved(tmp_path, counts()), []
     for data in (x, x, np.load(tmp_path / "x.npy", mmap_mode="r")):
         vae, y = conditional(seed=len(prints)), np.arange(len(data))
-        prints.append(as_batches(vae, data, y, batch_size=B).fingerprint())
+        prints.append(validated(vae, data, y, batch_size=B).fingerprint())
     assert len(passes) == 1
     assert prints[0] == prints[1] == prints[2]
 
 
 LOOKED_AT_AGAIN = {
-    "another part": lambda x, f: as_batches(program(), x[1:], batch_size=B),
-    "every second row": lambda x, f: as_batches(program(), x[::2], batch_size=B),
-    "another likelihood": lambda x, f: as_batches(program("Normal"), x, batch_size=B),
-    "another precision": lambda x, f: as_batches(program().double(), x, batch_size=B),
-    "a mask": lambda x, f: as_batches(program(), x, None, np.ones(x.shape), batch_size=B),
-    "sizes that must fit": lambda x, f: as_batches(
+    "another part": lambda x, f: validated(program(), x[1:], batch_size=B),
+    "every second row": lambda x, f: validated(program(), x[::2], batch_size=B),
+    "another likelihood": lambda x, f: validated(program("Normal"), x, batch_size=B),
+    "another precision": lambda x, f: validated(program().double(), x, batch_size=B),
+    "a mask": lambda x, f: validated(program(), x, None, np.ones(x.shape), batch_size=B),
+    "sizes that must fit": lambda x, f: validated(
         program("Multinomial"), x, x.sum(1), batch_size=B
     ),
-    "another file": lambda x, f: as_batches(program(), saved(f, counts(), "b.npy"), batch_size=B),
-    "the file, writable": lambda x, f: as_batches(
+    "another file": lambda x, f: validated(program(), saved(f, counts(), "b.npy"), batch_size=B),
+    "the file, writable": lambda x, f: validated(
         program(), np.load(f / "x.npy", mmap_mode="r+"), batch_size=B
     ),
-    "the file, written again": lambda x, f: as_batches(program(), saved(f, counts()), batch_size=B),
+    "the file, written again": lambda x, f: validated(program(), saved(f, counts()), batch_size=B),
 }
 
 
 @pytest.mark.parametrize("case", LOOKED_AT_AGAIN)
 def test_what_is_not_the_same_question_is_looked_at_again(case, tmp_path, passes):
     x = saved(tmp_path, counts())
-    as_batches(program(), x, batch_size=B)
+    validated(program(), x, batch_size=B)
     LOOKED_AT_AGAIN[case](x, tmp_path)
     assert len(passes) == 2
 
 
 def test_a_file_that_was_fine_is_refused_after_a_bad_change(tmp_path):
     x = saved(tmp_path, counts())
-    as_batches(program(), x, batch_size=B)
+    validated(program(), x, batch_size=B)
     with open(tmp_path / "x.npy", "r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(np.float32(0.5).tobytes())
     with pytest.raises(DataError, match=r"^x\[22, 2\] = 0.5"):
-        as_batches(program(), np.load(tmp_path / "x.npy", mmap_mode="r"), batch_size=B)
+        validated(program(), np.load(tmp_path / "x.npy", mmap_mode="r"), batch_size=B)
 
 
 def test_the_memory_of_a_pass_keeps_no_data_alive(tmp_path):
@@ -518,8 +516,8 @@ def test_the_memory_of_a_pass_keeps_no_data_alive(tmp_path):
     import weakref
 
     x = saved(tmp_path, counts())
-    source = as_batches(program(), x, batch_size=B)
-    dead = weakref.ref(source.columns)
+    source = validated(program(), x, batch_size=B)
+    dead = weakref.ref(source.table.x)
     del source, x
     gc.collect()
     assert dead() is None
@@ -528,7 +526,7 @@ def test_the_memory_of_a_pass_keeps_no_data_alive(tmp_path):
 def test_a_deleted_file_still_trains(tmp_path):
     x = saved(tmp_path, counts())
     (tmp_path / "x.npy").unlink()
-    source = as_batches(program(), x, batch_size=B)
+    source = validated(program(), x, batch_size=B)
     assert len(torch.cat(epoch(source))) == N
     assert source.fingerprint()["x file bytes"] is None
 
@@ -626,7 +624,7 @@ def test_anonymous_memory_does_not_grow_with_the_file(tmp_path):
 def test_a_datum_is_a_tuple_a_list_or_a_dict(kind, shape):
     x = torch.tensor(counts())
     rows = [shape(row, i, row < 3) for i, row in enumerate(x)]
-    for batch in as_batches(conditional(), kind(rows), batch_size=B).epoch(False):
+    for batch in validated(conditional(), kind(rows), batch_size=B).epoch(False):
         assert torch.equal(batch.x[:, -1].long(), batch.y)
         assert torch.equal(batch.mask, batch.x < 3)
 
@@ -635,7 +633,7 @@ def test_a_datum_is_a_tuple_a_list_or_a_dict(kind, shape):
 def test_labels_of_a_dataset_are_left_out_where_no_part_sees_them(kind):
     x = torch.tensor(counts())
     rows = [(row, i % 3) for i, row in enumerate(x)]
-    for batch in as_batches(program("Normal"), kind(rows), batch_size=B).epoch(False):
+    for batch in validated(program("Normal"), kind(rows), batch_size=B).epoch(False):
         assert batch.y is None
 
 
@@ -644,7 +642,7 @@ def test_covariates_that_no_part_sees_are_refused(case, tmp_path):
     """A mask in the place of y would be lost without a word."""
     x = CONTAINERS[case][0](tmp_path, counts())
     with pytest.raises(DataError, match=r"no part of this VAE sees covariates[\s\S]*mask="):
-        as_batches(program("Normal"), x, counts() > 0, batch_size=B)
+        validated(program("Normal"), x, counts() > 0, batch_size=B)
 
 
 ROW = torch.ones(D)
@@ -661,13 +659,13 @@ BAD_ITEMS = {
 def test_a_datum_of_another_kind_is_refused(kind, case):
     item, match = BAD_ITEMS[case]
     with pytest.raises(DataError, match=match):
-        list(as_batches(program(), kind([item] * 6), batch_size=2).epoch(False))
+        list(validated(program(), kind([item] * 6), batch_size=2).epoch(False))
 
 
 @pytest.mark.parametrize(
     ("odd", "match"),
     [
-        ((ROW, 0.5 * ROW), r"y of shape \(4,\) a datum.*first one had y \(\)"),
+        ((ROW, 0.5 * ROW), r"y of shape \(4,\) per datum.*first one had y \(\)"),
         ((ROW / 2, 1), r"^x\[0, 0\] = 0.5[\s\S]*In batch 3"),
         ((ROW * torch.nan, 1), r"^x\[0, 0\] = nan[\s\S]*In batch 3"),
         ((ROW * 1e30, 1), r"^x\[0, 0\] = 1e\+30.*overflows[\s\S]*In batch 3"),
@@ -675,17 +673,17 @@ def test_a_datum_of_another_kind_is_refused(kind, case):
 )
 def test_a_stream_is_checked_batch_by_batch_before_each_step(odd, match):
     rows = [(ROW, 1)] * 4 + [odd] * 2
-    batches = as_batches(program(), Stream(rows), batch_size=2).epoch(False)
+    batches = validated(program(), Stream(rows), batch_size=2).epoch(False)
     assert [len(next(batches).x) for _ in range(2)] == [2, 2]
     with pytest.raises(DataError, match=match):
         next(batches)
     with pytest.raises(DataError, match=match):  # a Dataset is read through beforehand
-        as_batches(program(), DataLoader(rows, 2), batch_size=2)
+        validated(program(), DataLoader(rows, 2), batch_size=2)
 
 
 def test_the_values_of_later_batches_are_checked_without_running_the_program(monkeypatch):
     vae = program()
-    source = as_batches(vae, Stream(counts()), batch_size=B)
+    source = validated(vae, Stream(counts()), batch_size=B)
     batches = source.epoch(False)
     next(batches)
     monkeypatch.setattr(vae, "model", lambda *args: pytest.fail("the program ran"))
@@ -696,9 +694,9 @@ def test_a_part_that_mixes_data_up_is_found_in_a_loader():
     vae = pv.build((D,), latent_dim=2, hidden=(8,), likelihood="Normal")
     vae.decoder = torch.nn.Sequential(MeanOverData(), vae.decoder)
     with pytest.raises(ConfigError) as plain:
-        admit(vae, counts())
+        validated(vae, counts())
     with pytest.raises(ConfigError) as caught:
-        as_batches(vae, Rowwise(counts()), batch_size=B)
+        validated(vae, Rowwise(counts()), batch_size=B)
     assert str(caught.value).startswith(str(plain.value))
 
 
@@ -713,14 +711,14 @@ class MeanOverData(torch.nn.Module):
 def test_drop_last_counts_what_an_epoch_gives(drop_last):
     expected = 20 if drop_last else N
     for data in (torch.tensor(counts()), Stream(counts()), Sized(counts(), N)):
-        source = as_batches(program(), DataLoader(data, B, drop_last=drop_last), batch_size=1)
+        source = validated(program(), DataLoader(data, B, drop_last=drop_last), batch_size=1)
         assert sum(len(batch.x) for batch in source.epoch(False)) == expected
         assert source.num_data == expected
 
 
 def test_a_stream_has_a_number_of_data_after_its_first_epoch():
     stream = Stream(counts())
-    source = as_batches(program(), stream, batch_size=B)
+    source = validated(program(), stream, batch_size=B)
     assert (source.num_data, source.num_batches) == (None, None)
     list(source.epoch(False))
     assert (source.num_data, source.num_batches) == (N, 5)
@@ -750,12 +748,12 @@ LIARS = {
 def test_b33_a_length_that_lies_is_an_error_at_the_end_of_the_first_epoch(case):
     make, match = LIARS[case]
     with pytest.raises(DataError, match=match):
-        list(as_batches(program(), make(), batch_size=B).epoch(False))
+        list(validated(program(), make(), batch_size=B).epoch(False))
 
 
 def test_a_dataset_that_shrinks_is_an_error_at_the_end_of_that_epoch():
     data = Rowwise(counts())
-    source = as_batches(program(), data, batch_size=B)
+    source = validated(program(), data, batch_size=B)
     data.length = 20
     with pytest.raises(DataError, match=r"holds 23 data, but an epoch.*gave 20"):
         list(source.epoch(True))
@@ -769,7 +767,7 @@ def test_a_stream_that_can_be_read_once_is_an_error_in_the_second_epoch():
         def __iter__(self):
             return self.rows
 
-    source = as_batches(program(), Once(), batch_size=B)
+    source = validated(program(), Once(), batch_size=B)
     assert len(list(source.epoch(False))) == 5
     with pytest.raises(DataError, match=r"no batch[\s\S]*anew in __iter__"):
         list(source.epoch(False))
@@ -778,13 +776,13 @@ def test_a_stream_that_can_be_read_once_is_an_error_in_the_second_epoch():
 @pytest.mark.parametrize("make", [iter, lambda x: (row for row in x), lambda x: map(len, x)])
 def test_b31_an_iterator_is_not_re_iterable(make):
     with pytest.raises(ConfigError, match="not re-iterable"):
-        as_batches(program(), make(counts()), batch_size=B)
+        validated(program(), make(counts()), batch_size=B)
 
 
 @pytest.mark.parametrize("make", [Stream, Rowwise, lambda x: DataLoader(Stream(x))])
 def test_y_and_mask_come_with_each_datum(make):
     with pytest.raises(ConfigError, match="must come with each datum"):
-        as_batches(program(), make(counts()), np.arange(N), batch_size=B)
+        validated(program(), make(counts()), np.arange(N), batch_size=B)
 
 
 class Failing(Dataset):
@@ -814,7 +812,7 @@ def die():
 def test_f23_a_failing_dataset_is_named_and_chained(workers):
     loader = DataLoader(Failing(tear), B, num_workers=workers, timeout=30 if workers else 0)
     with pytest.raises(DataError, match=r"batch 3: OSError: page 10 is torn") as caught:
-        as_batches(program(), loader, batch_size=B)
+        validated(program(), loader, batch_size=B)
     assert isinstance(caught.value.__cause__, OSError)
     assert len(str(caught.value).splitlines()) <= 6
 
@@ -824,7 +822,7 @@ def test_f23_a_killed_worker_is_an_error_in_time():
     with pytest.raises(
         DataError, match=r"DataLoader worker .*(killed|exited)|Connection reset"
     ) as caught:
-        as_batches(program(), loader, batch_size=B)
+        validated(program(), loader, batch_size=B)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
@@ -840,7 +838,7 @@ class Augmented(Dataset):
 
 def test_f23_workers_draw_distinct_streams_that_the_seed_fixes():
     loader = DataLoader(Augmented(), 4, num_workers=2)
-    source = as_batches(program("Normal"), loader, batch_size=B)
+    source = validated(program("Normal"), loader, batch_size=B)
     first = torch.cat(epoch(source))
     assert len(first.unique()) == first.numel()
     assert torch.equal(torch.cat(epoch(source)), first)
@@ -891,7 +889,7 @@ def test_only_a_loader_that_gives_the_same_again_is_known_by_its_numbers(case):
     prints = []
     for x in (counts(), counts(), counts() + 1):
         with RandomStream(0):
-            source = as_batches(program("Normal"), make(x), batch_size=B)
+            source = validated(program("Normal"), make(x), batch_size=B)
         prints.append(source.fingerprint()["x sha256"])
     if is_repeatable:
         assert prints[0] == prints[1] != prints[2]
@@ -906,7 +904,7 @@ def test_a_dataset_may_tell_its_fingerprint():
     for change in (0.0, 0.0, 0.1):
         gray = torch.full((4, D), 0.5)
         gray[2, 1] += change
-        source = as_batches(program("Bernoulli"), pv.datasets.Sampled(gray), batch_size=B)
+        source = validated(program("Bernoulli"), pv.datasets.Sampled(gray), batch_size=B)
         prints.append(source.fingerprint())
     assert prints[0] == prints[1]
     assert {n for n in prints[0] if prints[0][n] != prints[2][n]} == {"gray sha256"}
@@ -922,9 +920,9 @@ def test_a_batch_that_is_none_is_no_end_of_the_data(data):
 
     loader = DataLoader(data, batch_size=B, collate_fn=without_row_12)
     with pytest.raises(DataError, match=r"batch 3 of the DataLoader is None.*\n.*collate_fn"):
-        list(as_batches(program(), loader, batch_size=B).epoch(shuffle=False))
+        list(validated(program(), loader, batch_size=B).epoch(shuffle=False))
     with pytest.raises(DataError, match=r"batch 3 of the DataLoader is None"):
-        list(StreamBatches(program(), loader).epoch(shuffle=False, skip=3))
+        list(StreamSource(loader, batch_size=B).epoch(shuffle=False, skip=3))
 
 
 def test_fit_trains_on_a_stream_and_leaves_it_as_it_was_when_refused():

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 import pyrovae as pv
 from pyrovae.contract.densities import check_densities, check_supports, plate_errors_explained
-from pyrovae.contract.validation import check_latents, trace_once
+from pyrovae.contract.program import check_latents, trace_once
 from pyrovae.errors import ConfigError
 
 

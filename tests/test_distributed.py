@@ -28,7 +28,7 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
-from pyrovae.data import as_batches
+from pyrovae.contract import validated
 from pyrovae.errors import ConfigError, DivergenceError, WorkerLostError
 from pyrovae.runtime import process_group
 from pyrovae.runtime.process_group import is_first, processes
@@ -178,7 +178,7 @@ def task_shares(rank, folder):
     program = small_vae()
     with processes(program) as group:
         stream, noise = group.order(0), group.noise(0)
-        batches = Sharded(as_batches(program, ROWS.float(), batch_size=4), group, stream)
+        batches = Sharded(validated(program, ROWS.float(), batch_size=4), group, stream)
         start = stream.state
         epochs = [[numbers(b) for b in batches.epoch(shuffle=True)] for _ in range(2)]
         stream.state = start

@@ -16,7 +16,7 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae.core import hamiltonian
-from pyrovae.core.chunking import bytes_per_draw, chunk_of
+from pyrovae.core.chunking import Budget, bytes_per_draw, chunk_of
 from pyrovae.core.importance import WeightSums
 from pyrovae.core.joint import ProgramJoint, Unconstrained, VAEJoint, joint_of
 from pyrovae.core.pareto import pareto_k
@@ -120,20 +120,20 @@ def test_a_scaled_plate_changes_nothing():
         assert z.abs().max() < 4.5
 
 
-@pytest.mark.parametrize("settings", [{}, {"method": "ais", "num_temperatures": 5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"method": "ais", "num_temperatures": 5, "start": "guide"}]
+)
 def test_exact_posterior_gives_the_evidence_without_error(settings):
     """D1: every weight is p(x)."""
     truth = LinearGaussian()
     x = truth.sample(4)
     vae = truth.vae(ExactEncoder(truth))
-    found = pv.log_evidence(vae, x, num_samples=50, start="guide", **settings)
+    found = pv.log_evidence(vae, x, num_samples=50, **settings)
     torch.testing.assert_close(found.log_px, truth.log_evidence(x), rtol=0, atol=1e-10)
     assert (found.std_error < 1e-6).all()  # √ of a rounding of 1e-15
     torch.testing.assert_close(found.ess, torch.full((4,), 50.0), rtol=1e-9, atol=0)
     assert (found.pareto_k == -math.inf).all()
-    worse = pv.log_evidence(
-        truth.vae(ExactEncoder(truth, 0.8)), x, num_samples=50, start="guide", **settings
-    )
+    worse = pv.log_evidence(truth.vae(ExactEncoder(truth, 0.8)), x, num_samples=50, **settings)
     assert (worse.log_px - truth.log_evidence(x)).abs().max() > 1e-4
 
 
@@ -260,7 +260,7 @@ def test_a_budget_for_less_than_one_draw_is_an_error():
     for settings in ({}, {"method": "ais"}):
         with pytest.raises(MemoryError, match=r"K = .*chunk of 1 draw.*\d bytes.*\n.*=\d+"):
             pv.log_evidence(vae, torch.ones(2, 784), memory_budget=1000, **settings)
-    assert chunk_of(10, 10, 100, 100, what="draws").draws == 1
+    assert chunk_of(10, 10, 100, Budget(100, True), what="draws").draws == 1
 
 
 @pytest.mark.parametrize("method", ["iwae", "ais"])
@@ -285,7 +285,7 @@ def test_a_gpu_without_room_for_one_draw_is_an_error(monkeypatch):
     vae = pv.build((3,), latent_dim=1, seed=0)
     spied(monkeypatch, fails=100)
     with pytest.raises(
-        MemoryError, match=r"chunks of 1.*one draw of \d.*out of memory.*\n.*memory_budget"
+        MemoryError, match=r"chunks of 1.*one draw.*out of memory.*\n.*memory_budget"
     ):
         pv.log_evidence(vae, torch.ones(2, 3), num_samples=1000)
 
@@ -340,12 +340,12 @@ def test_a_constant_likelihood_is_its_own_evidence():
 def test_one_temperature_is_importance_sampling(start):
     """log w of T = 1 is log p(x|z) at the prior's draws, or log p(x, z) − log q at the guide's."""
     vae = pv.build((4,), latent_dim=2, seed=0)
-    batch, how = Batch(all_binary(4)), annealing.Annealing(1, 5, start)
+    batch, how = Batch(all_binary(4)), annealing.AIS(50, 1, 5, start)
     with evaluation(vae), pyro.validation_enabled(False):
         density = Unconstrained(joint_of(vae, batch), method="test")
         kernels = annealing.pilot(density, how)
         with RandomStream(3):
-            log_w = annealing.forward(density, kernels, how, 50)
+            log_w = annealing.forward(density, kernels, how)
         with RandomStream(3):
             z = annealing.first_draws(density, how, 50)
         log_prior, log_likelihood = density.terms(z)
@@ -375,7 +375,7 @@ class Leaky(Unconstrained):
 def annealed_ratios(density_class, num_data=3000) -> list[torch.Tensor]:
     """w/p(x) forward and p(x)/w backward, one chain for each of simulated data: means are 1."""
     truth = LinearGaussian(num_features=2, latent_dim=1)
-    vae, how = truth.vae(wide_guide(truth)), annealing.Annealing(12, 3, "prior")
+    vae, how = truth.vae(wide_guide(truth)), annealing.AIS(1, 12, 3, "prior")
     with RandomStream(5), evaluation(vae), pyro.validation_enabled(False):
         z = vae.prior().expand((num_data,)).sample()
         x = vae.decoder(z).sample()
@@ -384,7 +384,7 @@ def annealed_ratios(density_class, num_data=3000) -> list[torch.Tensor]:
         # not symmetric, so that a backward chain that takes the increments forward is seen
         kernels = kernels._replace(betas=kernels.betas**2)
         exact = truth.log_evidence(x)
-        ahead = annealing.forward(density, kernels, how, 1)[0] - exact
+        ahead = annealing.forward(density, kernels, how)[0] - exact
         back = exact - annealing.backward(density, kernels, how, z[None])[0]
     return [ahead, back]
 
@@ -482,7 +482,7 @@ def test_step_sizes_are_each_datums_own():
     assert ((found.log_px - exact) / found.std_error).abs().max() < 4.5
     with evaluation(vae), pyro.validation_enabled(False):
         density = Unconstrained(joint_of(vae, Batch(x, y)), method="test")
-        last = annealing.pilot(density, annealing.Annealing(100, 5, "prior")).step_size[-1]
+        last = annealing.pilot(density, annealing.AIS(16, 100, 5, "prior")).step_size[-1]
     assert last[0] > 5 * last[1]
 
 
@@ -574,10 +574,12 @@ def test_exact_methods_refuse_another_program(method):
     ("settings", "reason"),
     [
         ({"method": "vi"}, "'iwae', 'ais', 'grid', 'enumerate'"),
-        ({"start": "posterior"}, "'prior' or 'guide'"),
+        ({"method": "ais", "start": "posterior"}, "'prior' or 'guide'"),
         ({"num_samples": 0}, "num_samples = 0"),
-        ({"num_temperatures": 0}, "num_temperatures = 0"),
-        ({"num_leapfrog": 1.5}, r"num_leapfrog = 1\.5"),
+        ({"method": "ais", "num_temperatures": 0}, "num_temperatures = 0"),
+        ({"method": "ais", "num_leapfrog": 1.5}, r"num_leapfrog = 1\.5"),
+        ({"start": "guide"}, r"start is not an option of method='iwae', which has num_samples\."),
+        ({"method": "grid", "num_samples": 5}, r"num_samples is not an option of method='grid'"),
         ({"num_data": 3}, "num_data = 3, but x has 2 rows"),
         ({"memory_budget": 0}, "memory_budget = 0"),
         ({"seed": -1}, "seed = -1"),

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, objectives, priors
-from pyrovae.data import LoaderBatches
+from pyrovae.data import LoaderSource
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
@@ -733,9 +733,9 @@ def test_f14_other_data_of_a_loader_are_refused(name, shuffle, tmp_path):
 
 def test_a_loader_that_early_runs_did_not_hash_goes_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        facts = LoaderBatches.fingerprint
+        facts = LoaderSource.fingerprint
         patch.setattr(
-            LoaderBatches,
+            LoaderSource,
             "fingerprint",
             lambda self: {k: v for k, v in facts(self).items() if "sha256" not in k},
         )

@@ -6,22 +6,24 @@ They look at all of the data, in chunks, whether it is a tensor or `Rows` of a f
 sparse matrix; they are plain `if`s, so `python -O` keeps
 them. Nothing is ever repaired: no scaling, clipping or binarizing happens here.
 
-What a program expects of its data is found out in `pyrovae.contract.validation`.
+What a program expects of its data is found out in `pyrovae.contract`.
 """
 
 from pyrovae.checks.paths import as_path, shortened
 from pyrovae.checks.settings import nearest, real_number, seed_number, whole_number
-from pyrovae.checks.tensors import as_mask, as_tensor, check_mask
+from pyrovae.checks.tensors import as_labels, as_mask, as_tensor, check_mask
 from pyrovae.checks.values import (
     check_event_shape,
     check_finite,
     check_precision,
     check_values,
     elementwise,
+    is_clearly_fine,
 )
 from pyrovae.checks.warning import warn_caller
 
 __all__ = [
+    "as_labels",
     "as_mask",
     "as_path",
     "as_tensor",
@@ -31,6 +33,7 @@ __all__ = [
     "check_precision",
     "check_values",
     "elementwise",
+    "is_clearly_fine",
     "nearest",
     "real_number",
     "seed_number",

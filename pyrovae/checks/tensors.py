@@ -40,7 +40,7 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
             f"{name} is a masked array, whose hidden values a density would see.\n"
             f"Pass {name}.filled(0) as x and ~np.ma.getmaskarray({name}) as mask=."
         )
-    if hasattr(value, "columns") and hasattr(value, "dtypes"):
+    if _is_frame(value):
         value = _from_data_frame(value, name)
     if hasattr(value, "tocsr"):
         raise DataError(
@@ -74,22 +74,55 @@ def _checked_tensor(value: Tensor, name: str) -> Tensor:
     return value.detach().double() if is_wide_unsigned else value.detach()
 
 
-def _from_data_frame(frame: Any, name: str) -> np.ndarray:
-    for index, column in enumerate(frame.columns):
-        values = frame.iloc[:, index]
-        if getattr(values.dtype, "kind", "O") not in "biuf":
+def as_labels(value: Any) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Return the names of rows and columns that a data frame gives, None where it gives none.
+
+    The numbers of a default index are not names.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows, columns = as_labels(pd.DataFrame({"a": [0, 1]}, index=["r", "s"]))
+        >>> rows.tolist(), columns
+        (['r', 's'], ('a',))
+    """
+    if not _is_frame(value):
+        return None, None
+    index = getattr(value, "index", None)
+    is_default = index is None or callable(index) or type(index).__name__ == "RangeIndex"
+    return None if is_default else np.asarray(index), tuple(map(str, _frame(value).columns))
+
+
+def _is_frame(value: Any) -> bool:
+    """Whether value is a data frame: pandas', polars' or an Arrow table."""
+    is_table = hasattr(value, "columns") and hasattr(value, "dtypes")
+    return is_table or (hasattr(value, "column_names") and hasattr(value, "schema"))
+
+
+def _frame(value: Any) -> Any:
+    import narwhals.stable.v1 as nw
+
+    return nw.from_native(value, eager_only=True)
+
+
+def _from_data_frame(value: Any, name: str) -> np.ndarray:
+    frame = _frame(value)
+    arrays = []
+    for values in frame.iter_columns():
+        column = values.name
+        if not (values.dtype.is_numeric() or str(values.dtype) == "Boolean"):
             raise DataError(
                 f"column {column!r} of {name} has dtype {values.dtype}, but a density needs "
                 f"numbers.\nDrop it or encode it: {name}.drop(columns=[{column!r}])."
             )
-        is_missing = values.isna().to_numpy()
+        is_missing = values.is_null().to_numpy()
         if is_missing.any():
             raise DataError(
                 f"column {column!r} of {name} has a missing value in row {is_missing.argmax()} "
                 f"({is_missing.sum():,} in all), and an encoder cannot read it.\n"
                 f"Pass x={name}.fillna(0) together with mask={name}.notna()."
             )
-    return frame.to_numpy(dtype="float64")
+        arrays.append(values.to_numpy().astype("float64"))
+    return np.stack(arrays, 1) if arrays else np.empty((len(frame), 0))
 
 
 def as_mask(mask: Any, x: Tensor, *, is_whole: bool = True) -> Tensor | None:

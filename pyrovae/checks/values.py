@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrovae.checks.places import Counter, at, chunks
+from pyrovae.checks.places import NUMBERS_AT_A_TIME, Counter, at, chunks
 from pyrovae.errors import DataError
 
 
@@ -60,6 +60,39 @@ def check_values(x: Any, p_x: Distribution, mask: Any = None) -> None:
         bad.add(is_bad, start)
     if bad.count:
         raise DataError(_outside_support(x, bad, p_x, support))
+
+
+def is_clearly_fine(x: Any, event_shape: torch.Size, support: Any, dtype: torch.dtype) -> bool:
+    """Return whether a pass or two show that every value is allowed; False says nothing.
+
+    Args:
+        x: (N, *event), fully observed.
+        event_shape: of p(x|z).
+        support: of one number (`innermost`).
+        dtype: of the arithmetic to come.
+
+    Example:
+        >>> is_clearly_fine(torch.ones(3, 2), (2,), constraints.boolean, torch.float32)
+        True
+    """
+    is_small = isinstance(x, Tensor) and 0 < x.numel() <= NUMBERS_AT_A_TIME
+    if not is_small or x.shape[1:] != event_shape or x.dtype in WIDE_UNSIGNED:
+        return False
+    low, high = (end.item() for end in x.aminmax())  # NaN where x holds one
+    exact = 2 / torch.finfo(dtype).eps  # below it whole numbers are exact, and squares finite
+    if not -exact <= low <= high <= exact:
+        return False
+    least, most = getattr(support, "lower_bound", low), getattr(support, "upper_bound", high)
+    if support is constraints.boolean:
+        return low >= 0 and high <= 1 and torch.equal(x, x * x)
+    if type(support) in WHOLE:
+        return least <= low and high <= most and torch.equal(x, x.round())
+    return support is constraints.real or (type(support) in OPEN and least < low and high < most)
+
+
+WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+WHOLE = tuple({type(constraints.nonnegative_integer), constraints.integer_interval})
+OPEN = tuple({type(c) for c in (constraints.unit_interval, constraints.positive)})
 
 
 def innermost(support: Any) -> Any:

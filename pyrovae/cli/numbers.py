@@ -20,7 +20,7 @@ TERMS = {
 
 def bound_on(vae: Any, x: Any) -> str:
     """What the ELBO is a bound on: "log p(x)", or "log p(x) of the relaxed model"."""
-    from pyrovae.contract.validation import trace_once
+    from pyrovae.contract.program import trace_once
     from pyrovae.core import terms
 
     return terms.bound_on(*trace_once(vae, x[:1]))
@@ -37,20 +37,15 @@ def estimate(vae: Any, x: Any, seed: int, *, num_samples: int | None = None) -> 
     Args:
         vae: the model.
         x: (N, *event).
-        seed: of the draws of the first piece of the data; later pieces count upwards.
+        seed: of the draws.
         num_samples: S ≥ 2, draws of z per datum; NUM_SAMPLES by default.
     """
     import torch
 
     num_samples = num_samples or NUM_SAMPLES
-    rows = max(1, 2**23 // (num_samples * x[0].numel()))  # bounds the memory of a chunk
-    means, variances = [], []
-    for index, part in enumerate(x.split(rows)):
-        terms = pv.elbo_terms(vae, part, num_samples=num_samples, seed=(seed + index) % 2**64)
-        draws = torch.stack([terms.log_weights, -terms.log_likelihood, terms.kl]).double()
-        means.append(draws.mean(1))
-        variances.append(draws.var(1) / num_samples)
-    mean, variance = torch.cat(means, 1), torch.cat(variances, 1)  # (3, N)
+    terms = pv.elbo_terms(vae, x, num_samples=num_samples, seed=seed)
+    draws = torch.stack([terms.log_weights, -terms.log_likelihood, terms.kl]).double()
+    mean, variance = draws.mean(1), draws.var(1) / num_samples  # (3, N)
     value, spread = mean.mean(1), mean.std(1) / len(x) ** 0.5
     draw_error = variance.sum(1).sqrt() / len(x)
     columns = torch.stack([value, spread, draw_error], 1).tolist()

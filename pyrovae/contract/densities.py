@@ -9,7 +9,7 @@ Three things that no gradient can repair, found on the traces of one datum:
 
 Only latents are drawn, and only a few times: what goes wrong at other data or other
 draws is for the guard in training to find. Shapes of events are compared in
-`pyrovae.contract.validation`.
+`pyrovae.contract`.
 """
 
 import re
@@ -44,7 +44,7 @@ def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> N
     Example:
         >>> import pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1)
-        >>> from pyrovae.contract.validation import trace_once
+        >>> from pyrovae.contract.program import trace_once
         >>> check_densities(*trace_once(vae, torch.ones(1, 2)))
     """
     with RandomStream(0), torch.no_grad(), pyro.validation_enabled(False):

@@ -13,13 +13,15 @@ datum (the largest weights) is merged once per chunk.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
 from pyrovae.checks import whole_number
-from pyrovae.data import Batch
+from pyrovae.data import Batch, Source
 from pyrovae.runtime.memory import bytes_of
+from pyrovae.runtime.random_stream import RandomStream
 
 CPU_BUDGET = 2**24  # bytes; more is not faster
 GPU_BUDGET = 2**30
@@ -47,62 +49,107 @@ def bytes_per_draw(draw: Callable[[int], Any]) -> int:
     return max(1, bytes_of(lambda: draw(3)) - bytes_of(lambda: draw(2)))
 
 
-def budget_in_bytes(memory_budget: int | None, device: torch.device) -> int:
-    """The budget as given, or for None the default: 16 MiB on a CPU, 1 GiB elsewhere.
+class Budget(NamedTuple):
+    """Bytes for one chunk.
+
+    Attributes:
+        num_bytes: what a chunk should take at most.
+        is_limit: whether the caller set it: then one draw of one datum may not take more either.
+            The default is what is fast, not what there is.
+    """
+
+    num_bytes: int
+    is_limit: bool
+
+
+def budget_of(memory_budget: int | None, device: torch.device) -> Budget:
+    """Return the caller's budget, or for None the default: 16 MiB on a CPU, 1 GiB elsewhere.
 
     Raises:
         ConfigError: it is not a whole number ≥ 1.
 
     Example:
-        >>> budget_in_bytes(None, torch.device("cpu"))
+        >>> budget_of(None, torch.device("cpu")).num_bytes
         16777216
     """
     if memory_budget is None:
-        return CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
-    return whole_number(memory_budget, "memory_budget", 1)
+        return Budget(CPU_BUDGET if device.type == "cpu" else GPU_BUDGET, False)
+    return Budget(whole_number(memory_budget, "memory_budget", 1), True)
 
 
-def chunk_of(num_draws: int, num_data: int, cost: int, budget: int, *, what: str) -> Chunk:
-    """How many draws of how many data fit into the budget.
-
-    A default budget is what is fast, not what there is: one draw of one datum is taken all the
-    same where it needs more.
+def chunk_of(num_draws: int, num_data: int, cost: int, budget: Budget, *, what: str) -> Chunk:
+    """Return how many draws of how many data fit into the budget.
 
     Args:
         num_draws: K.
         num_data: N.
         cost: c, bytes for one draw of one datum.
-        budget: bytes.
+        budget: for one chunk.
         what: the kind of draws, for the error.
 
     Raises:
-        MemoryError: not even one draw of one datum fits into a budget of the caller's own.
+        MemoryError: not even one draw of one datum fits into a budget that the caller set.
 
     Example:
-        >>> chunk_of(5000, 100, 1000, 10**6, what="draws")
+        >>> chunk_of(5000, 100, 1000, Budget(10**6, True), what="draws")
         Chunk(draws=1000, rows=1)
-        >>> chunk_of(50, 100, 1000, 10**6, what="draws")
+        >>> chunk_of(50, 100, 1000, Budget(10**6, True), what="draws")
         Chunk(draws=50, rows=20)
-        >>> chunk_of(50, 100, 2 * CPU_BUDGET, CPU_BUDGET, what="draws")
+        >>> chunk_of(50, 100, 2 * CPU_BUDGET, Budget(CPU_BUDGET, False), what="draws")
         Chunk(draws=1, rows=1)
     """
-    pairs = budget // cost or int(budget in (CPU_BUDGET, GPU_BUDGET))
+    pairs = budget.num_bytes // cost or int(not budget.is_limit)
     if not pairs:
         raise MemoryError(
             f"K = {num_draws:,} {what} for each of {num_data:,} data: even a chunk of 1 draw of 1 "
-            f"datum takes {cost:,} bytes, but memory_budget is {budget:,}.\n"
+            f"datum takes {cost:,} bytes, but memory_budget is {budget.num_bytes:,}.\n"
             f"Write memory_budget={2 ** cost.bit_length()} or more."
         )
     draws = math.ceil(num_draws / math.ceil(num_draws / pairs))  # equal chunks, no small last one
     return Chunk(draws, max(1, min(num_data, pairs // draws)))
 
 
-def row_batches(batch: Batch, rows: int) -> Iterator[Batch]:
-    """The batch in pieces of so many rows."""
-    for start in range(0, len(batch.x), rows):
-        yield Batch(*(None if t is None else t[start : start + rows] for t in batch))
+def chunked(
+    data: Source | Batch,
+    num_draws: int,
+    draw: Callable[[Batch], Callable[[int], Any]],
+    *,
+    memory_budget: int | None,
+    what: str = "draws",
+    factor: int = 1,
+    is_apart: bool = False,
+) -> Iterator[tuple[Batch, list[int]]]:
+    """Yield the data in chunks of rows, each with the numbers of draws to make at a time.
+
+    Args:
+        data: validated.
+        num_draws: K, per datum.
+        draw: rows → (n → whatever n draws of these rows make); it is measured on the first row.
+        memory_budget: bytes for one chunk, or None.
+        what: the kind of draws, for the error.
+        factor: what one draw takes, as a multiple of the bytes that `draw` makes.
+        is_apart: whether it is measured with random numbers of its own, so that what fits one
+            chunk is drawn as if nothing had been measured.
+
+    Yields:
+        (rows, [s₁, s₂, …]) with Σ s = K.
+
+    Raises:
+        MemoryError: one draw of one datum does not fit a budget that the caller set.
+    """
+    budget = budget_of(memory_budget, data.device)
+    with RandomStream(0) if is_apart else nullcontext():
+        cost = factor * bytes_per_draw(draw(data.head()))
+    chunk = chunk_of(num_draws, data.count(), cost, budget, what=what)
+    for rows in data.read(chunk.rows):
+        yield rows, sizes(num_draws, chunk.draws)
 
 
-def first_row(batch: Batch) -> Batch:
-    """The first datum as a batch of one."""
-    return next(row_batches(batch, 1))
+def sizes(total: int, largest: int) -> list[int]:
+    """Split `total` into chunks of at most `largest`.
+
+    Example:
+        >>> sizes(10, 4)
+        [4, 4, 2]
+    """
+    return [min(largest, total - start) for start in range(0, total, largest)]

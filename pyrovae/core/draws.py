@@ -9,17 +9,19 @@ and a parameter store of its own (`diagnosing`).
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyrovae.checks import seed_number
-from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.checks import seed_number, whole_number
+from pyrovae.contract import validated
+from pyrovae.core.chunking import budget_of, bytes_per_draw, chunked, sizes
 from pyrovae.core.joint import is_plain_vae
-from pyrovae.core.terms import Traces, draw_traces, is_local, terms_of
-from pyrovae.data import Batch
+from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
+from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
@@ -36,42 +38,37 @@ def diagnosing(program: nn.Module, seed: int | None) -> Iterator[None]:
 
 
 def over_draws(
-    program: nn.Module, batch: Batch, read: Reading, *, num_samples: int, memory_budget: int | None
+    program: nn.Module,
+    data: Source | Batch,
+    read: Reading,
+    *,
+    num_samples: int,
+    memory_budget: int | None,
+    is_apart: bool = False,
 ) -> Arrays:
-    """What `read` finds in the traces, for all draws of all data: name → (S, N, …).
+    """Return what `read` finds in the traces, for all draws of all data: name → (S, N, …).
 
     Args:
         program: any program, inside `diagnosing`.
-        batch: checked data.
+        data: validated.
         read: (traces, n) → name → (s, n, …), of s draws for n data.
         num_samples: S, draws per datum.
-        memory_budget: bytes for one piece, as for `log_evidence`.
+        memory_budget: bytes for one chunk, as for `log_evidence`.
+        is_apart: whether memory is measured with random numbers of its own.
 
     Raises:
         MemoryError: one draw of one datum does not fit the budget.
     """
-    one = first_row(batch)
-    budget = budget_in_bytes(memory_budget, batch.x.device)
 
-    def draw(size: int, rows: Batch = one) -> Traces:
-        return draw_traces(program.model, program.guide, *rows, num_samples=size)
+    def draw(rows: Batch) -> Callable[[int], Traces]:
+        return lambda size: draw_traces(program.model, program.guide, *rows, num_samples=size)
 
-    chunk = chunk_of(num_samples, len(batch.x), bytes_per_draw(draw), budget, what="draws")
     by_rows = []
-    for rows in row_batches(batch, chunk.rows):
-        parts = [read(draw(s, rows), len(rows.x)) for s in sizes(num_samples, chunk.draws)]
+    options = {"memory_budget": memory_budget, "is_apart": is_apart}
+    for rows, counts in chunked(data, num_samples, draw, **options):
+        parts = [read(draw(rows)(size), rows.num_data) for size in counts]
         by_rows.append(concat(parts, 0))
     return concat(by_rows, 1)
-
-
-def sizes(total: int, largest: int) -> list[int]:
-    """The total in pieces of at most so many.
-
-    Example:
-        >>> sizes(10, 4)
-        [4, 4, 2]
-    """
-    return [min(largest, total - start) for start in range(0, total, largest)]
 
 
 def concat(parts: list[Arrays], dim: int) -> Arrays:
@@ -99,9 +96,9 @@ def local_latents(traces: Traces) -> list[str]:
     return [name for name, site in traces.model.iter_stochastic_nodes() if is_local(site)]
 
 
-def latent_names(program: nn.Module, batch: Batch) -> tuple[str, ...]:
+def latent_names(program: nn.Module, data: Source | Batch) -> tuple[str, ...]:
     """One name for each latent dimension: "z[0]", "z[1]", …; "y" for a site of one number."""
-    traces = draw_traces(program.model, program.guide, *first_row(batch))
+    traces = draw_traces(program.model, program.guide, *data.head())
     names = []
     for name in local_latents(traces):
         shape = traces.model.nodes[name]["fn"].event_shape
@@ -111,32 +108,32 @@ def latent_names(program: nn.Module, batch: Batch) -> tuple[str, ...]:
 
 def replicated(
     program: nn.Module,
-    batch: Batch,
+    data: Source | Batch,
     *,
     from_prior: bool,
     num_samples: int,
     memory_budget: int | None,
 ) -> Iterator[Tensor]:
-    """Replicates of the whole data, x^rep ~ p(x|z), in pieces (s, N, *event).
+    """Yield replicates of the whole data, x^rep ~ p(x|z), in chunks (s, N, *event).
 
     Args:
         program: any program, inside `diagnosing`.
-        batch: checked data; its x matters for the shape only when z comes from the prior.
+        data: validated; its x matters for the shape only when z comes from the prior.
         from_prior: z ~ p(z) rather than z ~ q(z|x).
         num_samples: S replicates in all.
-        memory_budget: bytes for one piece; at least one replicate is made at a time.
+        memory_budget: bytes for one chunk; at least one replicate is made at a time.
     """
-    model = poutine.uncondition(program.model)
+    model, batch = poutine.uncondition(program.model), data.whole()
     guide = _nothing if from_prior else program.guide
 
     def draw(size: int, rows: Batch = batch) -> Tensor:
         traces = draw_traces(model, guide, *rows, num_samples=size)
         return traces.model.nodes["x"]["value"].reshape(size, *rows.x.shape)
 
-    one = first_row(batch)
-    cost = bytes_per_draw(lambda size: draw(size, one)) * len(batch.x)
-    budget = budget_in_bytes(memory_budget, batch.x.device)
-    for size in sizes(num_samples, max(1, budget // cost)):
+    one = batch.head()
+    cost = bytes_per_draw(lambda size: draw(size, one)) * batch.num_data
+    budget = budget_of(memory_budget, batch.device)
+    for size in sizes(num_samples, max(1, budget.num_bytes // cost)):
         yield draw(size)
 
 
@@ -162,3 +159,68 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
         tensor([0., 0.])
     """
     return values.logsumexp(dim) - math.log(values.shape[dim])
+
+
+def elbo_terms(
+    program: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    num_samples: int = 1,
+    seed: int | None = 0,
+) -> ElboTerms:
+    """The terms of the ELBO at draws z ~ q(z|x), in eval mode and without gradients.
+
+    Discrete sites are drawn like the others; nothing is enumerated.
+
+    Args:
+        program: a module with `.model` and `.guide` over one plate "data".
+        x: (N, *event).
+        y: (N, …), covariates.
+        mask: of x's shape, true where x is observed.
+        num_samples: S, draws per datum.
+        seed: of the draws; None takes a fresh one.
+
+    Returns:
+        ElboTerms, arrays (S, N), in nats.
+
+    Raises:
+        DataError: x does not fit the program.
+        ConfigError: num_samples or seed is no such number, or the program's plates differ.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> terms = elbo_terms(vae, torch.ones(5, 2), num_samples=3)
+        >>> terms.log_weights.shape, terms.latents["z"].shape
+        (torch.Size([3, 5]), torch.Size([3, 5, 1]))
+    """
+    num_samples = whole_number(num_samples, "num_samples", 1)
+    data = validated(program, x, y, mask)
+    with diagnosing(program, seed):
+        with RandomStream(0):  # the draws do not depend on what was measured
+            names, shared = _latents_of(program, data)
+        if shared:  # by all data, so these are drawn together
+            batch = data.whole()
+            traces = draw_traces(program.model, program.guide, *batch, num_samples=num_samples)
+            return terms_of(traces, batch.num_data)
+        options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
+        found = over_draws(program, data, _read_all, **options)
+    zeros = found["log_prior"].new_zeros(num_samples)
+    arrays = [found[name] for name in ElboTerms._fields[:3]]
+    return ElboTerms(*arrays, zeros, zeros, {name: found[f"latent {name}"] for name in names})
+
+
+def _latents_of(program: nn.Module, data: Source | Batch) -> tuple[list[str], list[str]]:
+    """The latent sites in the model's order, and those outside the plate "data"."""
+    traces = draw_traces(program.model, program.guide, *data.head())
+    sites = dict(traces.model.iter_stochastic_nodes())
+    return list(sites), [name for name, site in sites.items() if not is_local(site)]
+
+
+def _read_all(traces: Traces, num_data: int) -> Arrays:
+    """The three terms in the program's own dtype, and the latents by site."""
+    terms = terms_of(traces, num_data)
+    latents = {f"latent {name}": value for name, value in terms.latents.items()}
+    return {name: getattr(terms, name) for name in terms._fields[:3]} | latents

@@ -8,39 +8,40 @@ k̂ needs. Sums are of exponentials shifted by a running maximum, in float64.
 """
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from pyrovae.core.joint import ProgramJoint, VAEJoint
+from pyrovae.core.joint import Latents
 from pyrovae.core.pareto import pareto_k_of_largest, tail_size
 
 
-def weighted_chunks(joint: VAEJoint | ProgramJoint, num_samples: int, chunk: int):
-    """(z, log w) in chunks of at most so many draws; a chunk halves when a GPU is full.
+def weighted_chunks(
+    draw: Callable[[int], tuple[Latents, Tensor]], sizes: list[int]
+) -> Iterator[tuple[Latents, Tensor]]:
+    """Draw in chunks of these sizes; a chunk is halved where a GPU is full.
 
     Args:
-        joint: the program at some data.
-        num_samples: K, the draws in all.
-        chunk: the most at a time.
+        draw: n → z by site, (n, N, *event), and log w, (n, N), nats.
+        sizes: of the chunks.
 
     Yields:
-        z by site, (S, N, *event), and log w, (S, N), nats.
+        What `draw` returns.
 
     Raises:
-        MemoryError: a GPU has no room for one draw.
+        MemoryError: a GPU has no memory for one draw.
     """
-    left = num_samples
+    left, chunk = sum(sizes), max(sizes, default=0)
     while left:
         size = min(chunk, left)
         try:
-            drawn = joint.weighted_draws(size)
+            drawn = draw(size)
         except torch.OutOfMemoryError as full:
             if size == 1:
                 raise MemoryError(
-                    f"K = {num_samples:,} draws in chunks of 1: the device has no memory for one "
-                    f"draw of {len(joint.batch.x):,} data ({str(full)[:120]}).\n"
-                    "Write a smaller memory_budget, in bytes."
+                    f"K = {sum(sizes):,} draws in chunks of 1: the device has no memory for one "
+                    f"draw ({str(full)[:120]}).\nWrite a smaller memory_budget, in bytes."
                 ) from None
             chunk = size // 2
             continue

@@ -27,7 +27,7 @@ from pyrovae.core.terms import draw_traces, is_local, terms_of
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.networks import given
-from pyrovae.vae import VAE, fill, observed_only
+from pyrovae.vae import VAE, fill, log_likelihood
 
 Latents = dict[str, Tensor]
 
@@ -65,8 +65,7 @@ class VAEJoint:
         """log p(z) and log p(x|z) at z (S, N, D): (S, N) each."""
         x, y, mask = self.batch
         p_x = self.decoder(z["z"], *given(y, self.decoder))
-        log_likelihood = observed_only(p_x, mask).log_prob(fill(x, mask, p_x.support))
-        return self.prior.log_prob(z["z"]), log_likelihood
+        return self.prior.log_prob(z["z"]), log_likelihood(p_x, x, mask)
 
     def log_guide(self, z: Latents) -> Tensor:
         return self.guide.log_prob(z["z"])

@@ -20,13 +20,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.enum import get_importance_trace
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrovae.checks import seed_number, whole_number
-from pyrovae.contract.validation import admit, is_local
+from pyrovae.contract.program import is_local
 from pyrovae.errors import ConfigError
-from pyrovae.handlers import evaluation
-from pyrovae.runtime.random_stream import RandomStream
 
 
 class ElboTerms(NamedTuple):
@@ -163,7 +160,7 @@ def bound_on(*traces: poutine.Trace) -> str:
 
     Example:
         >>> import pyrovae as pv
-        >>> from pyrovae.contract.validation import trace_once
+        >>> from pyrovae.contract.program import trace_once
         >>> part = "RelaxedBernoulli"
         >>> vae = pv.build((2,), latent_dim=1, prior=part, guide=part, seed=0)
         >>> bound_on(*trace_once(vae, torch.ones(1, 2)))
@@ -172,45 +169,3 @@ def bound_on(*traces: poutine.Trace) -> str:
     latents = (s for trace in traces for _, s in trace.iter_stochastic_nodes())
     is_relaxed = any(getattr(s["fn"], "is_relaxed", False) for s in latents)
     return "log p(x) of the relaxed model" if is_relaxed else "log p(x)"
-
-
-def elbo_terms(
-    program: nn.Module,
-    x: Any,
-    y: Any = None,
-    mask: Any = None,
-    *,
-    num_samples: int = 1,
-    seed: int | None = 0,
-) -> ElboTerms:
-    """The terms of the ELBO at draws z ~ q(z|x), in eval mode and without gradients.
-
-    Discrete sites are drawn like the others; nothing is enumerated.
-
-    Args:
-        program: a module with `.model` and `.guide` over one plate "data".
-        x: (N, *event).
-        y: (N, …), covariates.
-        mask: of x's shape, true where x is observed.
-        num_samples: S, draws per datum; all at once, so memory grows with S · N.
-        seed: of the draws; None takes a fresh one.
-
-    Returns:
-        ElboTerms, arrays (S, N), in nats.
-
-    Raises:
-        DataError: x does not fit the program.
-        ConfigError: num_samples or seed is no such number, or the program's plates differ.
-
-    Example:
-        >>> import pyrovae as pv
-        >>> vae = pv.build((2,), latent_dim=1, seed=0)
-        >>> terms = elbo_terms(vae, torch.ones(5, 2), num_samples=3)
-        >>> terms.log_weights.shape, terms.latents["z"].shape
-        (torch.Size([3, 5]), torch.Size([3, 5, 1]))
-    """
-    num_samples = whole_number(num_samples, "num_samples", 1)
-    batch = admit(program, x, y, mask)
-    with RandomStream(seed_number(seed)), evaluation(program):
-        traces = draw_traces(program.model, program.guide, *batch, num_samples=num_samples)
-        return terms_of(traces, len(batch[0]))

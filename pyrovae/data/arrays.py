@@ -1,87 +1,101 @@
-"""Minibatches of arrays in memory, each drawn by one gather a column."""
+"""Arrays and data frames in memory, each batch drawn by one gather a column."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
-from pyrovae.checks import as_tensor
-from pyrovae.contract.validation import admit
-from pyrovae.data.batch import ALL, Batch
+from pyrovae.checks import as_labels, as_tensor
+from pyrovae.data.batch import ALL, COLUMNS, Batch, Labels
+from pyrovae.data.source import Source, Validator
 from pyrovae.runtime.hashing import sha256
 
 
-class ArrayBatches:
-    """Minibatches of arrays in memory; the last one of an epoch may be smaller.
+class ArraySource(Source):
+    """Tensors, arrays, data frames and nested lists; the last batch of an epoch may be smaller.
 
     Args:
-        program: whose parameters fix dtype and device, and whose decoder fixes the support.
         x, y, mask: as for `fit`.
         batch_size: B; one batch when it exceeds N.
 
     Raises:
-        DataError: the data do not fit the program.
+        DataError: one of them is not a numeric array.
 
     Example:
-        >>> import pyrovae as pv
-        >>> vae = pv.build((2,), latent_dim=1)
-        >>> batches = ArrayBatches(vae, [[0, 1], [1, 1], [0, 0]], None, None, batch_size=2)
-        >>> [batch.x.tolist() for batch in batches.epoch(shuffle=False)]
-        [[[0.0, 1.0], [1.0, 1.0]], [[0.0, 0.0]]]
+        >>> source = ArraySource([[0, 1], [1, 1], [0, 0]], batch_size=2)
+        >>> [batch.x.tolist() for batch in source.epoch(shuffle=False)]
+        [[[0, 1], [1, 1]], [[0, 0]]]
     """
 
-    def __init__(self, program: nn.Module, x: Any, y: Any, mask: Any, *, batch_size: int):
-        given = (as_tensor(x, "x"), None if y is None else as_tensor(y, "y"), mask)
-        self.dtypes = [getattr(value, "dtype", None) for value in given]
-        self.preloaded = self.data = Batch(*admit(program, *given))
-        self.num_data = len(self.data.x)
+    def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
+        given = zip((x, y, mask), COLUMNS, strict=True)
+        arrays = [None if array is None else as_tensor(array, name) for array, name in given]
+        self.labels = Labels(*as_labels(x))
+        self.dtypes = {n: a.dtype for n, a in zip(COLUMNS, arrays, strict=True) if a is not None}
+        self.preloaded = Batch(*arrays, self.labels)
         self.batch_size = batch_size
-        self.num_batches = -(-self.num_data // batch_size)
+
+    @classmethod
+    def takes(cls, x: Any) -> bool:
+        """Return True: whatever no other source takes is read as an array, or refused as none."""
+        return True
+
+    def accept(self, validator: Validator) -> None:
+        """Check and cast all of the data at once."""
+        validator.begin(self.preloaded)
+        validator.check(self.preloaded)
+        self.preloaded = validator.cast(self.preloaded)
+        validator.end()
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return self.preloaded.num_data
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in one epoch."""
+        return -(-self.num_data // self.batch_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        return self.preloaded.x.device
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
-        """One pass over the data, each datum once, in an order drawn from the global generator."""
-        device = self.data.x.device
+        """Start one pass, each datum once, in an order drawn from the global generator."""
         if not shuffle:
-            return self._in_order(skip, share)
-        order = torch.randperm(self.num_data).to(device)
-        return self._gathered(order[skip * self.batch_size :].split(self.batch_size), share)
+            return self._in_order_copied(skip, share)
+        order = torch.randperm(self.num_data).to(self.device)
+        indices = order[skip * self.batch_size :].split(self.batch_size)
+        data = replace(self.preloaded, labels=Labels())  # training needs no names
+        return (data.rows(index[share]) for index in indices if len(index))
 
-    def _gathered(self, indices: tuple, share: slice) -> Iterator[Batch]:
-        x, y, mask = self.data
-        for index in indices:
-            if not len(index):  # an epoch of which all batches were skipped
-                return
-            index = index[share]
-            # index_select takes half the time of x[index] on rows of some kilobytes
-            yield Batch(
-                x.index_select(0, index),
-                None if y is None else y.index_select(0, index),
-                None if mask is None else mask.index_select(0, index),
-            )
-
-    def _in_order(self, skip: int, share: slice) -> Iterator[Batch]:
+    def _in_order_copied(self, skip: int, share: slice) -> Iterator[Batch]:
         for start in range(skip * self.batch_size, self.num_data, self.batch_size):
-            rows = slice(start, start + self.batch_size)
+            rows = self.preloaded.rows(slice(start, start + self.batch_size))
             # copies, because a program may write into its arguments
-            yield Batch(*(None if t is None else t[rows][share].clone() for t in self.data))
+            yield rows.rows(share).map(torch.clone)
+
+    def read(self, rows: int) -> Iterator[Batch]:
+        """Yield views of `rows` rows."""
+        return self.preloaded.read(rows)
+
+    def take(self, index: torch.Tensor) -> Batch:
+        """Return the rows that a tensor of whole numbers names, in its order."""
+        return self.preloaded.take(index)
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         facts: dict[str, Any] = {}
-        for name, column, dtype in zip(Batch._fields, self.data, self.dtypes, strict=True):
-            if column is not None:
-                facts[f"{name} shape"] = list(column.shape)
-                facts[f"{name} dtype"] = _name(column.dtype if dtype is None else dtype)
-                facts[f"{name} sha256"] = sha256(column)
+        for name, column in self.preloaded.columns.items():
+            facts[f"{name} shape"] = list(column.shape)
+            facts[f"{name} dtype"] = str(self.dtypes[name])
+            facts[f"{name} sha256"] = sha256(column)
         return facts
 
     def fingerprint(self) -> dict[str, Any]:
-        """Shape, the caller's dtype, and SHA-256 of the numbers as the program takes them."""
+        """Return shape, the caller's dtype, and SHA-256 of the numbers as cast."""
         return dict(self._fingerprint)
-
-
-def _name(dtype: Any) -> str:
-    """One name for a dtype of NumPy's and the same one of torch's."""
-    return f"torch.{str(dtype).removeprefix('torch.')}"

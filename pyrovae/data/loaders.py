@@ -1,4 +1,4 @@
-"""Minibatches of torch DataLoaders: counted and checked whole, or checked as they stream by.
+"""Datasets and DataLoaders of torch: checked whole before training, or as they stream by.
 
 A batch is x, (x, y) or (x, y, mask), as a tensor, a tuple, a list, or a dict with these keys.
 How a loader shuffles, and how many workers it has, was decided when it was made.
@@ -10,23 +10,26 @@ none, unless the Dataset has a method `fingerprint` of its own that gives a flat
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from pyrovae.checks import as_tensor
-from pyrovae.contract.validation import Door
-from pyrovae.data.batch import ALL, Batch, shared
+from pyrovae.data.batch import ALL, COLUMNS, Batch
+from pyrovae.data.source import Source, Validator
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.runtime.hashing import as_bytes, sha256
 from pyrovae.runtime.random_stream import RandomStream
@@ -35,64 +38,89 @@ SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomS
 NUM_READ_TWICE = 8
 
 
-class LoaderBatches:
-    """Minibatches of a DataLoader over a map-style Dataset, in its own order and batch size.
+class LoaderSource(Source):
+    """A map-style Dataset, or a DataLoader over one, in its own order and batch size.
 
-    All batches are looked at once when this is made, and each again before its step, because
-    a Dataset may draw its data anew. N is what an epoch gives: with `drop_last` less than the
-    Dataset has.
+    Before training all batches are seen once, and each again before its step, because a Dataset
+    may draw its data anew. N is what an epoch gives: with `drop_last` less than the Dataset has.
+    Methods read the Dataset's rows in order, all of them.
 
     Args:
-        program: as for `ArrayBatches`.
-        loader: a re-iterable over batches.
-        name: what the caller passed, for the fingerprint.
+        x: the Dataset, or the DataLoader.
+        batch_size: B for a Dataset; a DataLoader has its own.
 
     Raises:
-        DataError: a batch does not fit the program, there is none, or the Dataset fails.
+        DataError: there is no row, or the Dataset fails.
+        ConfigError: y or mask alongside; they must come with each datum.
 
     Example:
-        >>> import pyrovae as pv, torch
-        >>> loader = DataLoader(torch.eye(3, 2), batch_size=2)
-        >>> batches = LoaderBatches(pv.build((2,), latent_dim=1), loader)
-        >>> batches.num_data, [len(batch.x) for batch in batches.epoch(shuffle=False)]
-        (3, [2, 1])
+        >>> import torch
+        >>> source = LoaderSource(DataLoader(torch.eye(3, 2), batch_size=2), batch_size=9)
+        >>> [len(batch.x) for batch in source.read(3)]
+        [3]
     """
 
-    preloaded = None
-    num_data: int | None = None
-    num_batches: int | None = None
+    def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
+        self.name = type(x).__name__
+        if y is not None or mask is not None:
+            raise ConfigError(
+                f"x is a {self.name}, so y and mask must come with each datum.\n"
+                "Let it give tuples (x, y) or (x, y, mask)."
+            )
+        self.loader = self._as_loader(x, batch_size)
+        self.batch_size = self.loader.batch_size or 1
+        self.validator: Validator | None = None
 
-    def __init__(self, program: nn.Module, loader: DataLoader, *, name: str = "DataLoader"):
-        self.loader, self.name, self.door = loader, name, Door(program)
-        self.batch_size = loader.batch_size or 1
-        self._count()
+    @classmethod
+    def takes(cls, x: Any) -> bool:
+        """Return whether x is a Dataset, or a DataLoader over one, with rows by number."""
+        return isinstance(x, Dataset | DataLoader) and not _is_stream(x)
 
-    def _count(self) -> None:
+    def _as_loader(self, x: Any, batch_size: int) -> DataLoader:
+        if isinstance(x, DataLoader):
+            return x
+        if not len(x):
+            raise DataError(f"the {self.name} has no data (N = 0): there is nothing to learn from.")
+        return DataLoader(x, batch_size=batch_size, shuffle=True, collate_fn=_collate)
+
+    def watch(self, validator: Validator) -> None:
+        """Let a validator see each batch as it is read."""
+        self.validator = validator
+
+    def accept(self, validator: Validator) -> None:
+        """Let a validator see all batches before training changes anything."""
+        self.watch(validator)
         hashes: dict[str, Any] = {}
         sizes = []
         try:
-            for batch in self._checked(self._items(), 0, 0):
-                sizes.append(len(batch.x))
-                for name, column in batch._asdict().items():
-                    if column is not None:
-                        hashes.setdefault(name, hashlib.sha256()).update(as_bytes(column))
+            for batch in self._checked(self._items(self.loader), 0, 0):
+                sizes.append(batch.num_data)
+                for name, column in batch.columns.items():
+                    hashes.setdefault(name, hashlib.sha256()).update(as_bytes(column))
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            # of a killed worker torch tells by a signal, wherever Python then is
+            # torch reports a killed worker by a signal, wherever Python then is
             raise self._failure(len(sizes) + 1, error) from error
         self.digests = {f"{name} sha256": digest.hexdigest() for name, digest in hashes.items()}
         self.num_data, self.num_batches = sum(sizes), len(sizes)
         self.batch_size = max(sizes)
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
-        """One pass of the loader; batches that are skipped are read, and dropped unseen."""
-        items = self._items()
+        """Start one pass of the loader; batches that are skipped are read, and dropped unseen."""
+        items = self._items(self.loader)
         skipped = [len(batch_of(item).x) for _, item in zip(range(skip), items, strict=False)]
-        return (shared(b, share) for b in self._checked(items, len(skipped), sum(skipped)))
+        return (b.share(share) for b in self._checked(items, len(skipped), sum(skipped)))
+
+    def _in_order(self) -> Iterator[Batch]:
+        return self._checked(self._items(in_order(self.loader)), 0, 0, is_counted=False)
+
+    def count(self) -> int:
+        """Return N, the number of rows of the Dataset."""
+        return _num_rows(in_order(self.loader))
 
     def fingerprint(self) -> dict[str, Any]:
-        """The type of the loader, or of the Dataset, N, and each column's SHA-256 or None."""
+        """Return the type of what was passed, N, and each column's SHA-256 or None."""
         return dict(self._fingerprint)
 
     @cached_property
@@ -104,29 +132,32 @@ class LoaderBatches:
         is_fixed = gives_the_same_again(self.loader)
         return facts | {n: d if is_fixed else None for n, d in self.digests.items()}
 
-    def _checked(self, items: Iterator[Any], num_batches: int, num_data: int) -> Iterator[Batch]:
+    def _checked(
+        self, items: Iterator[Any], num_batches: int, num_data: int, *, is_counted: bool = True
+    ) -> Iterator[Batch]:
         """The batches that are left of a pass of which some have been given."""
         for number, item in enumerate(items, num_batches + 1):
-            given = batch_of(item)
+            batch = batch_of(item)
             try:
-                batch = Batch(*self.door(*given))
+                batch = self.validator.one_of_many(batch) if self.validator else batch
             except (DataError, ConfigError) as error:
                 raise type(error)(f"{error}\n(In batch {number} of the {self.name}.)") from None
             num_batches, num_data = number, num_data + len(batch.x)
             self.batch_size = max(self.batch_size, len(batch.x))
             yield batch
-        self._end(num_batches, num_data)
+        if is_counted or not num_data:
+            self._end(num_batches, num_data)
 
-    def _items(self) -> Iterator[Any]:
+    def _items(self, loader: DataLoader) -> Iterator[Any]:
         """What the loader gives; an error of it, or of a worker, named in one line and chained."""
         number = 0
         try:
-            for item in self.loader:
+            for item in loader:
                 number += 1
                 if item is None:
                     raise DataError(
                         f"batch {number} of the {self.name} is None, but a batch is x, (x, y) or "
-                        "(x, y, mask): it cannot be told how many data were left out.\n"
+                        "(x, y, mask): how many data were left out is unknown.\n"
                         "Let collate_fn leave bad items out of their batch and give the others, "
                         "or leave them out of the Dataset."
                     )
@@ -143,7 +174,7 @@ class LoaderBatches:
         )
 
     def _end(self, num_batches: int, num_data: int) -> None:
-        """DataError unless an epoch gave some data, and as many as the one before."""
+        """Raise DataError unless an epoch gave some data, and as many as the one before."""
         if not num_data:
             raise DataError(
                 f"the {self.name} gives no batch (N = 0): there is nothing to learn from.\n"
@@ -159,28 +190,30 @@ class LoaderBatches:
             )
 
 
-class StreamBatches(LoaderBatches):
-    """Minibatches of a DataLoader over an IterableDataset, each checked before its step.
+class StreamSource(LoaderSource):
+    """An IterableDataset, a DataLoader over one, or a custom iterable of batches.
 
-    N is the Dataset's length where it has one, which each epoch is then held to; else it is
-    known after the first epoch, and is that of the latest one.
+    Each batch is checked before its step. N is the Dataset's length where it has one, which each
+    epoch is then held to; else it is known after the first epoch, and is that of the latest one.
 
     Args:
-        program, loader, name: as for `LoaderBatches`.
+        x: the IterableDataset, the DataLoader, or any object whose `__iter__` starts a new pass
+            over batches.
+        batch_size: B for an IterableDataset of single data.
 
     Example:
-        >>> import pyrovae as pv, torch
+        >>> import torch
         >>> class Stream(torch.utils.data.IterableDataset):
         ...     def __iter__(self):
         ...         return iter(torch.eye(3, 2))
-        >>> loader = DataLoader(Stream(), batch_size=2)
-        >>> batches = StreamBatches(pv.build((2,), latent_dim=1), loader)
-        >>> before = batches.num_data
-        >>> before, sum(len(batch.x) for batch in batches.epoch(shuffle=False)), batches.num_data
+        >>> source = StreamSource(DataLoader(Stream(), batch_size=2), batch_size=2)
+        >>> before = source.num_data
+        >>> before, sum(len(batch.x) for batch in source.epoch(shuffle=False)), source.num_data
         (None, 3, 3)
     """
 
-    def _count(self) -> None:
+    def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
+        super().__init__(x, y, mask, batch_size=batch_size)
         # not len(loader): torch would warn of what is an error here
         has_length = hasattr(self.loader.dataset, "__len__") and self.loader.batch_size is not None
         self.declared = len(self.loader.dataset) if has_length else None
@@ -190,14 +223,108 @@ class StreamBatches(LoaderBatches):
         if self.declared is not None and self.loader.num_workers < 2:
             self.num_batches = -(-self.declared // self.batch_size)
 
+    @classmethod
+    def takes(cls, x: Any) -> bool:
+        """Return whether x is a stream of torch's, or a custom iterable without numbered rows."""
+        return _is_stream(x) or _is_iterable_of_batches(x)
+
+    def _as_loader(self, x: Any, batch_size: int) -> DataLoader:
+        if isinstance(x, DataLoader):
+            return x
+        if not isinstance(x, IterableDataset):
+            return DataLoader(_Batches(x), batch_size=None, collate_fn=_unchanged)
+        return DataLoader(x, batch_size=batch_size, collate_fn=_collate)
+
+    def accept(self, validator: Validator) -> None:
+        """Let a validator see each batch before its step."""
+        self.watch(validator)
+
+    def count(self) -> int:
+        """Return N, by a pass where no length is declared."""
+        return Source.count(self)
+
     def fingerprint(self) -> dict[str, Any]:
-        """The type of the loader, or of the Dataset, and the length that it states, or None."""
+        """Return the type of what was passed, and the length that it states, or None."""
         return {"loader": self.name, "num_data": self.declared}
 
     def _end(self, num_batches: int, num_data: int) -> None:
         self.num_data = self.declared
         super()._end(num_batches, num_data)
         self.num_data, self.num_batches = num_data, num_batches
+
+
+class _Batches(IterableDataset):
+    """A custom iterable of batches, in torch's words."""
+
+    def __init__(self, batches: Iterable[Any]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def _is_stream(x: Any) -> bool:
+    return isinstance(x.dataset if isinstance(x, DataLoader) else x, IterableDataset)
+
+
+def _is_iterable_of_batches(x: Any) -> bool:
+    """Whether x can be iterated, but is neither an array, a sequence, a set nor a mapping."""
+    holds_values = ("__array__", "__getitem__", "__dataframe__", "__contains__", "tocsr")
+    return isinstance(x, Iterable) and not any(hasattr(x, name) for name in holds_values)
+
+
+def _collate(items: Any) -> Any:
+    # a Dataset with __getitems__ may give a whole batch as one tensor
+    return items if isinstance(items, Tensor) else default_collate(items)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def in_order(loader: DataLoader) -> DataLoader:
+    """Return a loader of the same data in the Dataset's order, all rows once.
+
+    A subset's sampler keeps its rows. Streams have one order only.
+
+    Raises:
+        ConfigError: a custom sampler, whose rows are known only while it draws them.
+
+    Example:
+        >>> import torch
+        >>> shuffled = DataLoader(torch.arange(4), batch_size=3, shuffle=True, drop_last=True)
+        >>> [batch.tolist() for batch in in_order(shuffled)]
+        [[0, 1, 2], [3]]
+    """
+    if _is_stream(loader):
+        return loader
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if type(batches) not in (type(None), BatchSampler):
+        sampler = batches
+    rows = range(len(loader.dataset))
+    if isinstance(sampler, SubsetRandomSampler):
+        rows = sampler.indices
+    elif isinstance(sampler, Sequence):
+        rows = sampler
+    elif type(sampler) not in SEEDED:
+        raise ConfigError(
+            f"the DataLoader draws its rows by a {type(sampler).__name__}, so which row is which "
+            "is unknown, but the result has one row per datum.\nPass the Dataset itself, or a "
+            "DataLoader without a custom sampler."
+        )
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=rows,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if loader.num_workers else None,
+    )
+
+
+def _num_rows(loader: DataLoader) -> int:
+    return len(loader.sampler)
 
 
 def batch_of(item: Any) -> Batch:
@@ -207,11 +334,11 @@ def batch_of(item: Any) -> Batch:
         DataError: a dict without x or with other keys; more than three things in a tuple.
 
     Example:
-        >>> batch_of({"x": 1, "mask": 2})
-        Batch(x=1, y=None, mask=2)
+        >>> list(batch_of({"x": 1, "mask": 2}))
+        [1, None, 2]
     """
     if isinstance(item, Mapping):
-        if "x" in item and set(item) <= set(Batch._fields):
+        if "x" in item and set(item) <= set(COLUMNS):
             return Batch(**item)
         raise DataError(
             f"a batch is a dict with the keys {', '.join(map(repr, item))}, but a program takes "
@@ -275,7 +402,7 @@ def _reads_equal(loader: DataLoader, rows: list[Any]) -> bool:
 
 
 def _hashes(item: Any) -> list[str]:
-    return [sha256(as_tensor(column, "x")) for column in batch_of(item) if column is not None]
+    return [sha256(as_tensor(column, "x")) for column in batch_of(item).columns.values()]
 
 
 def _in_one_line(error: Exception) -> str:

@@ -1,70 +1,180 @@
-"""Minibatches of data that are not in memory as tensors: memory-mapped files, sparse matrices.
+"""Data that are not in memory as tensors: memory-mapped files and sparse matrices.
 
-Both are read through `Columns`, which checks them whole when they are made and casts the rows
-of each batch to the program's dtype and device.
+Columns are read some rows at a time. One pass checks all of them and feeds the SHA-256 of the
+file; only where a chunk is refused are the data read again, for a message that counts over all
+of them. What a pass over an unchanged read-only file found is remembered while the process
+lives: the key is the file (path, inode, size, times), the part of it, and what the validator
+asks of its numbers.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Hashable, Iterator
+from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrovae.data.batch import ALL, Batch, shared
-from pyrovae.data.columns import Columns
+from pyrovae.checks import check_mask
+from pyrovae.data.batch import ALL, COLUMNS, Batch
 from pyrovae.data.orders import BlockOrder
-from pyrovae.data.rows import MappedRows
+from pyrovae.data.rows import MappedRows, Rows, SparseRows, as_rows, mapped_file
+from pyrovae.data.source import Source, Validator
+from pyrovae.errors import DataError
+from pyrovae.runtime.hashing import as_bytes, sha256, sha256_of_arrays
 
+NUMBERS_AT_A_TIME = 2**21  # of a pass: 8 MiB of float32
 BLOCK_BYTES = 2**19  # read at once: milliseconds of a disk, so that finding it costs little
 WINDOW_BYTES = 2**26  # in memory at once: 128 blocks to shuffle rows among
 
 
-class _Table:
-    """What both are: columns, counted, in batches of a size."""
+class TableSource(Source):
+    """Columns that are read some rows at a time; y and mask may be in any other container.
 
-    preloaded = None
+    Args:
+        x: (N, *event), memory-mapped or sparse.
+        y: (N, …); mask: of x's shape.
+        batch_size: B; one batch when it exceeds N.
 
-    def __init__(self, program: nn.Module, x: Any, y: Any, mask: Any, *, batch_size: int):
-        self.columns = Columns(program, x, y, mask)
-        self.num_data = len(self.columns)
-        self.batch_size = batch_size
-        self.num_batches = -(-self.num_data // batch_size)
+    Raises:
+        DataError: one of them is not a numeric array.
+    """
+
+    def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
+        given = (x, y, mask)
+        rows = [None if c is None else as_rows(c, n) for c, n in zip(given, COLUMNS, strict=True)]
+        self.table = Batch(*rows)
+        self.batch_size, self.digests = batch_size, {}
+        self.cast: Callable[[Batch], Batch] = lambda batch: batch
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return self.table.num_data
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in one epoch."""
+        return -(-self.num_data // self.batch_size)
+
+    def accept(self, validator: Validator) -> None:
+        """Check all rows and take the SHA-256 of each file, by one pass or from memory."""
+        validator.begin(self.table)
+        # indices of rows are in main memory
+        self.table = self.table.map(lambda c: c.cpu() if isinstance(c, Tensor) else c)
+        self.cast = validator.cast
+        if not self._stores_allowed_numbers(validator):
+            key = self._key(validator)
+            work = _Pass(key, lambda: self._pass(validator))
+            self.digests = dict(work.result() if key is None else _remembered(work))
+        validator.end()
+
+    def _pass(self, validator: Validator) -> tuple[tuple[str, str], ...]:
+        columns = self.table.columns
+        files = {n: hashlib.sha256() for n, c in columns.items() if isinstance(c, MappedRows)}
+        step = max(1, NUMBERS_AT_A_TIME // max(1, self.table.x.shape[1:].numel()))
+        is_any_observed = self.table.mask is None
+        for start in range(0, self.num_data, step):
+            rows = self.table.rows(slice(start, min(start + step, self.num_data)))
+            for name, digest in files.items():
+                digest.update(as_bytes(rows.columns[name]))
+            self._check(validator, rows, start)
+            is_any_observed = is_any_observed or bool(rows.mask.any())
+        if not is_any_observed:
+            check_mask(self.table.mask, self.table.x.shape)
+        return tuple((name, digest.hexdigest()) for name, digest in files.items())
+
+    def _check(self, validator: Validator, rows: Batch, start: int) -> None:
+        try:
+            if rows.mask is not None:
+                check_mask(rows.mask, rows.x.shape, is_whole=False)
+            validator.check(rows, first_row=start)
+        except DataError:
+            # the same checks over all of the data, for places and counts over all
+            if self.table.mask is not None:
+                check_mask(self.table.mask, self.table.x.shape, is_whole=False)
+            validator.check(Batch(self.table.x, None, self.table.mask))
+            raise
+
+    def _stores_allowed_numbers(self, validator: Validator) -> bool:
+        """Whether stored numbers, and 0, are allowed in every cell: then no row is filled in."""
+        x = self.table.x
+        if not isinstance(x, SparseRows) or self.table.mask is not None:
+            return False
+        stored, size = x.matrix.data, NUMBERS_AT_A_TIME
+        parts = (stored[i : i + size] for i in range(0, len(stored), size))
+        has_y = self.table.y is not None
+        return all(
+            validator.allows_stored(part, has_y=has_y) for part in chain([np.zeros(1)], parts)
+        )
+
+    def _key(self, validator: Validator) -> Hashable | None:
+        """What the outcome of a pass depends on; None where that is unknown."""
+        key = validator.key(self.table)
+        # y in memory is not looked at by a pass
+        seen = [c for n, c in self.table.columns.items() if n != "y" or isinstance(c, Rows)]
+        files = tuple(c.facts() if isinstance(c, MappedRows) else None for c in seen)
+        return None if key is None or None in files else (files, key)
+
+    def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
+        """Start one pass over the data, each datum once, in a uniformly random order."""
+        order = torch.randperm(self.num_data) if shuffle else torch.arange(self.num_data)
+        indices = order[skip * self.batch_size :].split(self.batch_size)
+        return (self.take(index[share]) for index in indices if len(index))
+
+    def read(self, rows: int) -> Iterator[Batch]:
+        """Read `rows` rows at a time."""
+        for start in range(0, self.num_data, rows):
+            yield self.cast(self.table.rows(slice(start, start + rows)))
+
+    def take(self, index: Tensor) -> Batch:
+        """Return the rows that a tensor of whole numbers names, in its order."""
+        return self.cast(self.table.rows(index))
+
+    def whole(self) -> Batch:
+        """Return all rows as one batch in memory."""
+        return self.cast(self.table.rows(ALL))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Shape, dtype and SHA-256 of each column, of a file its size too."""
-        return dict(self.columns.fingerprint)
+        """Return shape, dtype and SHA-256 of each column, of a file its size too."""
+        return dict(self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        for name, column in self.table.columns.items():
+            kind = "sparse " if isinstance(column, SparseRows) else ""
+            facts[f"{name} shape"] = list(column.shape)
+            facts[f"{name} dtype"] = f"{kind}{column.dtype}"
+            if isinstance(column, MappedRows):
+                facts[f"{name} file bytes"] = column.num_file_bytes
+            facts[f"{name} sha256"] = self.digests.get(name) or _digest(column)
+        return facts
 
 
-class SparseBatches(_Table):
-    """Minibatches of a scipy sparse matrix: rows are filled in batch by batch.
+class SparseSource(TableSource):
+    """A scipy sparse matrix or array of any format: rows are filled in batch by batch.
 
     The matrix stays in memory as it is (as CSR); the order of an epoch is a uniform permutation.
 
-    Args:
-        program, y, mask, batch_size: as for `ArrayBatches`.
-        x: (N, D), a scipy sparse matrix or array.
-
-    Raises:
-        DataError: the data do not fit the program.
-
     Example:
-        >>> import pyrovae as pv, scipy.sparse
-        >>> vae = pv.build((2,), latent_dim=1)
+        >>> import scipy.sparse
         >>> x = scipy.sparse.eye_array(3, 2, format="csr")
-        >>> batches = SparseBatches(vae, x, None, None, batch_size=2)
-        >>> [batch.x.tolist() for batch in batches.epoch(shuffle=False)]
+        >>> source = SparseSource(x, batch_size=2)
+        >>> [batch.x.tolist() for batch in source.epoch(shuffle=False)]
         [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0]]]
     """
 
-    def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
-        """One pass over the data, each datum once, in an order drawn from the global generator."""
-        order = torch.randperm(self.num_data) if shuffle else torch.arange(self.num_data)
-        indices = order[skip * self.batch_size :].split(self.batch_size)
-        return (self.columns.take(index[share]) for index in indices if len(index))
+    @classmethod
+    def takes(cls, x: Any) -> bool:
+        """Return whether x has scipy's conversion to compressed sparse rows."""
+        return hasattr(x, "tocsr")
 
 
-class MappedBatches(_Table):
-    """Minibatches of a memory-mapped file of any size, in main memory of 64 MiB.
+class MappedSource(TableSource):
+    """A memory-mapped file of any size, in main memory of 64 MiB.
 
     Shuffled, blocks of 512 KiB are read in random order, 128 of them into a window, whose rows
     are shuffled (`BlockOrder`). Each datum comes once an epoch and every batch but the last is
@@ -72,38 +182,35 @@ class MappedBatches(_Table):
     the file are alike, as in a file sorted by class, a batch is more alike than a random one. A
     file that fits a window is shuffled exactly as data in memory are.
 
-    Args:
-        program, y, mask, batch_size: as for `ArrayBatches`.
-        x: (N, *event), a `numpy.memmap` or an array over one, of any dtype of numbers.
-
-    Raises:
-        DataError: the data do not fit the program.
-
     Example:
-        >>> import numpy as np, pyrovae as pv, tempfile
-        >>> vae = pv.build((2,), latent_dim=1)
+        >>> import tempfile
         >>> with tempfile.TemporaryFile() as file:
         ...     x = np.memmap(file, "u1", "w+", shape=(5, 2))
-        ...     batches = MappedBatches(vae, x, None, None, batch_size=2)
-        ...     [len(batch.x) for batch in batches.epoch(shuffle=True)]
+        ...     source = MappedSource(x, batch_size=2)
+        ...     [batch.num_data for batch in source.epoch(shuffle=True)]
         [2, 2, 1]
     """
 
-    def __init__(self, program: nn.Module, x: Any, y: Any, mask: Any, *, batch_size: int):
-        super().__init__(program, x, y, mask, batch_size=batch_size)
-        row = [c.shape[1:].numel() * c.dtype.itemsize for c in self.columns.columns.values()]
+    def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
+        super().__init__(x, y, mask, batch_size=batch_size)
+        row = [c.shape[1:].numel() * c.dtype.itemsize for c in self.table.columns.values()]
         num_bytes = sum(row) + 8  # and its place in the order
         self.block = max(1, BLOCK_BYTES // num_bytes)
         # whole batches, so that none is cut in two by the end of a window
         self.window = max(1, WINDOW_BYTES // num_bytes // batch_size) * batch_size
         self.spare: dict[str, Tensor] | None = None
 
+    @classmethod
+    def takes(cls, x: Any) -> bool:
+        """Return whether x is a `numpy.memmap`, or an array over one."""
+        return mapped_file(x) is not None and np.ndim(x) > 0
+
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
-        """One pass over the data, each datum once; the order is drawn from the global generator."""
+        """Start one pass over the data, each datum once, in an order of blocks and windows."""
         if not shuffle:
             starts = range(skip * self.batch_size, self.num_data, self.batch_size)
-            batches = (self.columns[start : start + self.batch_size] for start in starts)
-            return (shared(batch, share) for batch in batches)
+            rows = (self.table.rows(slice(start, start + self.batch_size)) for start in starts)
+            return (self.cast(batch).share(share) for batch in rows)
         order = BlockOrder(self.num_data, block=self.block, window=self.window)
         return self._shuffled(order, skip * self.batch_size, share)
 
@@ -118,22 +225,52 @@ class MappedBatches(_Table):
                 for index in order.permutation(number)[skipped:].split(self.batch_size):
                     if len(index):
                         rows = {n: w.index_select(0, index[share]) for n, w in windows.items()}
-                        yield self.columns.cast(**rows)
+                        yield self.cast(Batch(**rows))
         finally:
             self.spare = windows
 
     def _new_windows(self) -> dict[str, Tensor]:
-        size, columns = min(self.window, self.num_data), self.columns.columns.items()
+        size, columns = min(self.window, self.num_data), self.table.columns.items()
         return {name: torch.empty(size, *c.shape[1:], dtype=c.dtype) for name, c in columns}
 
     def _read(self, windows: dict[str, Tensor], runs: list[slice]) -> None:
-        """Fill the windows with these rows of the file, one run after the other."""
+        """Fill the windows with these rows of the file, run by run."""
         start = 0
         for run in runs:
             stop = start + run.stop - run.start
-            for name, column in self.columns.columns.items():
+            for name, column in self.table.columns.items():
                 if isinstance(column, MappedRows):
                     column.read_into(windows[name][start:stop], run)
                 else:
                     windows[name][start:stop] = column[run]
             start = stop
+
+
+def _digest(column: Tensor | Rows) -> str:
+    if isinstance(column, SparseRows):
+        matrix = column.matrix
+        return sha256_of_arrays([matrix.data, matrix.indices, matrix.indptr])
+    return sha256(column)
+
+
+class _Pass:
+    """A pass over data, equal to another with the same key; it forgets the data once made."""
+
+    def __init__(self, key: Hashable, work: Callable[[], Any]):
+        self.key, self.work = key, work
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Pass) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def result(self) -> Any:
+        """Make the pass."""
+        work, self.work = self.work, None  # the memory keeps this object, and must not keep x
+        return work()
+
+
+@lru_cache(maxsize=64)
+def _remembered(work: _Pass) -> Any:
+    return work.result()

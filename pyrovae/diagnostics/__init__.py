@@ -17,7 +17,8 @@ give records of named arrays, in nats per datum unless a name says otherwise. `r
 which trains, is in `pyrovae.training.refit`.
 """
 
-from pyrovae.core.terms import ElboTerms, elbo_terms
+from pyrovae.core.draws import elbo_terms
+from pyrovae.core.terms import ElboTerms
 from pyrovae.diagnostics.aggregate import AggregateTest, aggregate_test
 from pyrovae.diagnostics.collapse import ActiveUnits, Collapse, active_units, collapsed_dimensions
 from pyrovae.diagnostics.comparison import ComparedModel, Comparison, compare_priors

@@ -24,10 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
-from pyrovae.contract.validation import admit
+from pyrovae.contract import validated
 from pyrovae.core.draws import diagnosing, latent_names
 from pyrovae.core.joint import flat, joint_of
-from pyrovae.data import Batch
 from pyrovae.errors import DataError
 
 
@@ -96,18 +95,17 @@ def aggregate_test(
     """
     num_draws = whole_number(num_draws, "num_draws", 2)
     num_permutations = whole_number(num_permutations, "num_permutations", 1)
-    batch = Batch(*admit(program, x, y, mask))
-    if len(batch.x) < 2:
+    data = validated(program, x, y, mask)
+    if data.count() < 2:
         raise DataError(
             "x holds one datum, but an aggregate posterior takes two or more.\n"
             "Pass a few hundred data."
         )
     with diagnosing(program, seed):
-        rows = torch.randperm(len(batch.x))[:num_draws].to(batch.x.device)
-        chosen = Batch(*(None if t is None else t[rows] for t in batch))
-        joint = joint_of(program, chosen)
+        rows = torch.randperm(data.count())[:num_draws].to(data.device)
+        joint = joint_of(program, data.take(rows))
         ours, prior = (flat(draw(1))[0].double() for draw in (joint.draw_guide, joint.draw_prior))
-        names = latent_names(program, batch)
+        names = latent_names(program, data)
         energy, ks = _permuted(torch.cat([ours, prior]), num_permutations)
     p_value, ks_p_value = (_p_value(values) for values in (energy, ks))
     return AggregateTest(energy[0].item(), p_value.item(), ks[0], ks_p_value, names, len(rows))

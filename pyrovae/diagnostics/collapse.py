@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
-from pyrovae.contract.validation import admit
+from pyrovae.contract import validated
 from pyrovae.core.draws import Arrays, diagnosing, latent_names, over_draws, read_latents
 from pyrovae.core.terms import Traces
-from pyrovae.data import Batch
 from pyrovae.diagnostics.by_dimension import read_kl, read_means
 from pyrovae.errors import DataError
 
@@ -212,16 +211,16 @@ def _read(traces: Traces, num_data: int) -> Arrays:
 
 def _read_all(program, x, y, mask, read, *, num_samples, seed, memory_budget):
     num_samples = whole_number(num_samples, "num_samples", 2)
-    batch = Batch(*admit(program, x, y, mask))
-    if len(batch.x) < 2:
+    data = validated(program, x, y, mask)
+    if data.count() < 2:
         raise DataError(
             "x holds one datum, but whether a latent dimension moves with x takes two or more.\n"
             "Pass the data that the model was trained on, or a few hundred of them."
         )
     with diagnosing(program, seed):
-        names = latent_names(program, batch)
+        names = latent_names(program, data)
         options = {"num_samples": num_samples, "memory_budget": memory_budget}
-        return over_draws(program, batch, read, **options), names
+        return over_draws(program, data, read, **options), names
 
 
 def _variance_of_means(means: Tensor) -> tuple[Tensor, Tensor]:

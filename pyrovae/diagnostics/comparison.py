@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pyrovae.contract.validation import is_discrete, sees_covariates
+from pyrovae.contract.validator import is_discrete, sees_covariates
 from pyrovae.core.pareto import pareto_k_threshold
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo
 from pyrovae.errors import ConfigError
-from pyrovae.evidence import DEFAULT_SAMPLES, log_evidence
+from pyrovae.evidence import log_evidence, method_of
 
 
 class ComparedModel(NamedTuple):
@@ -96,9 +96,9 @@ def compare_priors(
     y: Any = None,
     mask: Any = None,
     *,
-    method: str = "iwae",
-    num_samples: int | None = None,
+    method: str | Any = "iwae",
     seed: int | None = 0,
+    memory_budget: int | None = None,
     **options: Any,
 ) -> Comparison:
     """Models (with different priors, say) by paired differences of held-out log p(x).
@@ -110,9 +110,9 @@ def compare_priors(
         y: (N, …), covariates, for those of the models that see them.
         mask: of x's shape, true where x is observed.
         method: of log p(x), as for `log_evidence`.
-        num_samples: for log p(x), as for `log_evidence`.
         seed: of the draws; None takes a fresh one for each model.
-        **options: further ones of `log_evidence`; not `num_data`, since rows must be the same.
+        memory_budget: bytes for one chunk, as for `log_evidence`.
+        **options: of the method; not `num_data`, since rows must be the same.
 
     Returns:
         Comparison: rows, best first, and log p(x) per datum.
@@ -138,14 +138,14 @@ def compare_priors(
             "at least, on the same rows (so no num_data).\n"
             'Write compare_priors({"normal": vae, "vamp": other}, x).'
         )
-    if num_samples is None:
-        num_samples = DEFAULT_SAMPLES.get(method, 1)
-    options |= {"method": method, "num_samples": num_samples, "seed": seed}
+    method = method_of(method, options)
+    options = {"method": method, "seed": seed, "memory_budget": memory_budget}
     blind = {name for name, m in models.items() if not sees_covariates(m)}
     blind = blind if len(blind) < len(models) else set()  # then y is a mistake, and is refused
     data = {name: (x, None if name in blind else y, mask) for name in models}
     _check_kinds({name: is_discrete(m, *data[name]) for name, m in models.items()})
     evidence = {name: log_evidence(m, *data[name], **options) for name, m in models.items()}
+    num_samples = getattr(method, "num_samples", 1)
     order = sorted(models, key=lambda name: -evidence[name].log_px.mean().item())
     best = evidence[order[0]].log_px
     rows = []

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from pyrovae.checks import whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.contract import validated
+from pyrovae.core.chunking import budget_of
 from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae
 from pyrovae.core.joint import VAEJoint
 from pyrovae.core.pareto import pareto_k, pareto_k_threshold
@@ -115,14 +115,11 @@ def feature_check(
     """
     num_samples = whole_number(num_samples, "num_samples", MIN_DRAWS)
     refuse_unless_vae(vae, "feature_check")
-    batch = Batch(*admit(vae, x, y, mask))
-    budget = budget_in_bytes(memory_budget, batch.x.device)
-    rows = max(1, budget // (8 * ARRAYS * num_samples * batch.x[0].numel()))
+    data = validated(vae, x, y, mask)
+    budget = budget_of(memory_budget, data.device).num_bytes
+    rows = max(1, budget // (8 * ARRAYS * num_samples * data.head().x.numel()))
     with diagnosing(vae, seed):
-        parts = [_cells(vae, piece, num_samples) for piece in row_batches(batch, rows)]
-    found = concat(parts, 0)
-    if batch.mask is not None:
-        found = {name: value.masked_fill(~batch.mask, math.nan) for name, value in found.items()}
+        found = concat([_cells(vae, part, num_samples) for part in data.read(rows)], 0)
     values = found["log_conditional"]
     num = (~values.isnan()).sum(0)
     mean = values.nanmean(0)
@@ -152,11 +149,14 @@ def _cells(vae: nn.Module, piece: Batch, num_samples: int) -> dict[str, Tensor]:
     replicate = per_feature.sample()
     below = (share * (replicate < x)).sum(0)
     equal = (share * (replicate == x)).sum(0)
-    return {
+    found = {
         "log_conditional": log_w.logsumexp(0) - log_v.logsumexp(0),
         "pit": below + torch.rand(equal.shape).to(equal) * equal,
         "pareto_k": pareto_k(log_v.flatten(1)).reshape(x.shape),
     }
+    if piece.mask is not None:
+        return {name: value.masked_fill(~piece.mask, math.nan) for name, value in found.items()}
+    return found
 
 
 def _elementwise(p_x: Any) -> Any:

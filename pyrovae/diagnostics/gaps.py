@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, first_row, row_batches
+from pyrovae.contract import validated
+from pyrovae.core.chunking import budget_of, bytes_per_draw, sizes
 from pyrovae.core.draws import (
     Arrays,
     concat,
@@ -31,7 +31,6 @@ from pyrovae.core.draws import (
     over_draws,
     read_terms,
     refuse_unless_vae,
-    sizes,
 )
 from pyrovae.core.joint import VAEJoint
 from pyrovae.core.pareto import pareto_k
@@ -155,15 +154,15 @@ def inference_gaps(
     """
     num_samples = whole_number(num_samples, "num_samples", 2)
     refuse_unless_vae(vae, "inference_gaps")
-    batch = Batch(*admit(vae, x, y, mask))
+    data = validated(vae, x, y, mask)
     seed = seed_number(seed)  # one for both ELBOs, also where it is a fresh one
     options = {"num_steps": num_steps, "seed": seed, "memory_budget": memory_budget}
     parts = []
-    for rows in row_batches(batch, ROWS):
+    for rows in data.read(ROWS):
         refined = refine(vae, *rows, **options).guide
         with diagnosing(vae, seed):
             joint = VAEJoint(vae, rows)
-            chunk = _chunk(vae, batch, len(rows.x), memory_budget)
+            chunk = _chunk(vae, rows, memory_budget)
             best, start = (
                 _log_weights(joint, q, num_samples, chunk, seed) for q in (refined, joint.guide)
             )
@@ -172,9 +171,9 @@ def inference_gaps(
     log_px, elbo, best_elbo = found["log_px"], found["elbo"], found["best_elbo"]
     error, k = found["approximation_std_error"], found["pareto_k"]
     if method != "refined":
-        draws = num_samples if method == "iwae" else None
-        options = {"num_samples": draws, "seed": seed, "memory_budget": memory_budget}
-        evidence = log_evidence(vae, *batch, method=method, **options)
+        options = {"seed": seed, "memory_budget": memory_budget}
+        options |= {"num_samples": num_samples} if method == "iwae" else {}
+        evidence = log_evidence(vae, x, y, mask, method=method, **options)
         log_px, k = evidence.log_px, evidence.pareto_k
         error = torch.hypot(evidence.std_error, found["best_elbo_std_error"])  # other draws
     gaps = log_px - best_elbo, best_elbo - elbo
@@ -191,10 +190,10 @@ def inference_gaps(
     )
 
 
-def _chunk(vae: nn.Module, batch: Batch, num_rows: int, memory_budget: int | None) -> int:
-    """How many draws of so many data fit the budget, at least one."""
-    cost = num_rows * bytes_per_draw(VAEJoint(vae, first_row(batch)).weighted_draws)
-    return max(1, budget_in_bytes(memory_budget, batch.x.device) // cost)
+def _chunk(vae: nn.Module, rows: Batch, memory_budget: int | None) -> int:
+    """How many draws of these data fit the budget, at least one."""
+    cost = rows.num_data * bytes_per_draw(VAEJoint(vae, rows.head()).weighted_draws)
+    return max(1, budget_of(memory_budget, rows.device).num_bytes // cost)
 
 
 def _log_weights(
@@ -231,10 +230,10 @@ def _generalisation(vae, elbo, validation, num_samples, seed, memory_budget) -> 
     if validation is None:
         return None
     held_out = validation if isinstance(validation, tuple | list) else (validation,)
-    batch = Batch(*admit(vae, *held_out))
+    data = validated(vae, *held_out)
     options = {"num_samples": min(num_samples, 100), "memory_budget": memory_budget}
     with diagnosing(vae, seed):
-        terms = over_draws(vae, batch, read_terms, **options)
+        terms = over_draws(vae, data, read_terms, **options)
     log_weights = terms["log_likelihood"] + terms["log_prior"] - terms["log_guide"]
     ours, theirs = mean_of(elbo), mean_of(log_weights.mean(0))
     return Estimate(ours.value - theirs.value, math.hypot(ours.std_error, theirs.std_error))

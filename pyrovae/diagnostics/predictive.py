@@ -25,9 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
-from pyrovae.contract.validation import admit
+from pyrovae.contract import validated
 from pyrovae.core.draws import diagnosing, replicated
-from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 
 Statistic = Callable[[Tensor], Any]
@@ -131,7 +130,7 @@ def posterior_check(
 
 def _check(program, data, statistic, from_prior, num_samples, seed, memory_budget):
     num_samples = whole_number(num_samples, "num_samples", 2)
-    batch = Batch(*admit(program, *data))
+    batch = validated(program, *data).whole()
     observed = _value(statistic, _seen(batch.x, batch.mask))
     options = {"num_samples": num_samples, "memory_budget": memory_budget}
     with diagnosing(program, seed):

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import as_tensor, seed_number, whole_number
+from pyrovae.checks import seed_number, whole_number
 from pyrovae.core.pareto import pareto_k_threshold
+from pyrovae.data import open_source
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import log_evidence
 from pyrovae.posterior import Posterior, hmc, refine, sir
@@ -157,10 +158,7 @@ def escalate(
             "rows is empty, so there is no datum to escalate: the guide covers them all.\n"
             "Call escalate only where len(pareto_k(…).failed) > 0."
         )
-    x, y, mask = (
-        None if t is None else _rows(as_tensor(t, name), rows)
-        for name, t in {"x": x, "y": y, "mask": mask}.items()
-    )
+    x, y, mask = open_source(x, y, mask).take(rows)
     options |= {"seed": seed}
     if method == "sir":
         return sir(program, x, y, mask, num_samples=num_samples, **options)
@@ -173,7 +171,3 @@ def escalate(
         draws = guide.sample((whole_number(num_samples, "num_samples", 1),))[None]
     nan = torch.full((len(rows),), torch.nan, dtype=torch.float64)
     return Posterior(draws, torch.full_like(nan, num_samples), nan, nan)
-
-
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    return values[rows.to(values.device)]

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.core.chunking import first_row, row_batches
+from pyrovae.contract import validated
 from pyrovae.core.draws import (
     Arrays,
     concat,
@@ -40,7 +39,6 @@ from pyrovae.core.draws import (
 from pyrovae.core.joint import joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.core.terms import Traces
-from pyrovae.data import Batch
 
 SENSITIVE = 0.05  # Kallioinen et al. 2023
 ROWS = 64
@@ -119,14 +117,14 @@ def prior_sensitivity(
     delta = real_number(delta, "delta", above=0.0)
     threshold = real_number(threshold, "threshold", least=0.0)
     num_samples = whole_number(num_samples, "num_samples", 2)
-    batch = Batch(*admit(program, x, y, mask))
+    data = validated(program, x, y, mask)
     options = {"num_samples": num_samples, "memory_budget": memory_budget}
     with diagnosing(program, seed):
-        joint_of(program, first_row(batch))  # refuses latents that all data share
-        names = latent_names(program, batch)
+        joint_of(program, data.head())  # refuses latents that all data share
+        names = latent_names(program, data)
         parts = [
             _sensitivities(over_draws(program, rows, _read, **options), delta)
-            for rows in row_batches(batch, ROWS)
+            for rows in data.read(ROWS)
         ]
     found = concat(parts, 0)
     return PriorSensitivity(**found, threshold=threshold, names=names)

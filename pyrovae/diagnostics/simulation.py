@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
-from pyrovae.contract.validation import as_covariates
-from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.contract.validator import as_covariates
+from pyrovae.core.chunking import budget_of
 from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae, sizes
 from pyrovae.core.joint import VAEJoint
 from pyrovae.data import Batch
@@ -146,9 +146,9 @@ def calibration(
     with diagnosing(vae, seed):
         z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
         x = vae.decoder(z, *given(y, vae.decoder)).sample()
-        budget = budget_in_bytes(memory_budget, x.device)
+        budget = budget_of(memory_budget, x.device).num_bytes
         rows = max(1, budget // (16 * num_draws * max(1, z[0].numel())))
-        pieces = zip(row_batches(Batch(x, y), rows), z.split(rows), strict=True)
+        pieces = zip(Batch(x, y).read(rows), z.split(rows), strict=True)
         found = concat([_ranks(VAEJoint(vae, piece), at, num_draws) for piece, at in pieces], 0)
         found = {name: ranks.cpu() for name, ranks in found.items()}
         band = _band(n, num_draws, level)

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.core.chunking import budget_in_bytes, first_row, row_batches
+from pyrovae.contract import validated
+from pyrovae.core.chunking import budget_of
 from pyrovae.core.draws import Arrays, diagnosing, latent_names, over_draws, read_terms
 from pyrovae.core.joint import is_plain_vae, joint_of
 from pyrovae.core.terms import Traces, draw_traces, is_local, terms_of
-from pyrovae.data import Batch
+from pyrovae.data import Batch, Source
 from pyrovae.diagnostics.by_dimension import read_kl
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.networks import given
@@ -119,14 +119,14 @@ def decompose_elbo(
     """
     num_samples = whole_number(num_samples, "num_samples", 1)
     num_aggregate = whole_number(num_aggregate, "num_aggregate", 2)
-    batch = Batch(*admit(program, x, y, mask))
+    data = validated(program, x, y, mask)
     with diagnosing(program, seed):
-        names = latent_names(program, batch)
+        names = latent_names(program, data)
         found = over_draws(
-            program, batch, _read, num_samples=num_samples, memory_budget=memory_budget
+            program, data, _read, num_samples=num_samples, memory_budget=memory_budget
         )
         information = surgery(
-            program, batch, num_aggregate=num_aggregate, memory_budget=memory_budget
+            program, data, num_aggregate=num_aggregate, memory_budget=memory_budget
         )
     kl = found["log_guide"] - found["log_prior"]
     log_weights = found["log_likelihood"] - kl
@@ -155,22 +155,22 @@ def _read(traces: Traces, num_data: int) -> Arrays:
 
 
 def surgery(
-    program: nn.Module, batch: Batch, *, num_aggregate: int, memory_budget: int | None
+    program: nn.Module, data: Source | Batch, *, num_aggregate: int, memory_budget: int | None
 ) -> tuple[Estimate, Estimate, Estimate]:
     """I_q, its upper companion, and KL(q(z) ‖ p(z)), nats, from M draws of q(z).
 
     Args:
         program: inside `draws.diagnosing`.
-        batch: checked data.
+        data: validated.
         num_aggregate: M; each datum gives ⌊M/N⌋ or ⌈M/N⌉ of them.
         memory_budget: bytes for one piece of the (M, N) log-densities.
     """
-    if not _has_one_prior(program, batch):
+    if not _has_one_prior(program, data):
         return (Estimate(math.nan, math.nan, True),) * 3
-    row, z, terms = _aggregate_draws(program, batch, num_aggregate, memory_budget)
+    row, z, terms = _aggregate_draws(program, data, num_aggregate, memory_budget)
     own = terms["log_guide"]
-    others = _log_sum_of_others(program, batch, row, z, memory_budget)  # (M,)
-    num_data = len(batch.x)
+    others = _log_sum_of_others(program, data, row, z, memory_budget)  # (M,)
+    num_data = data.count()
     log_aggregate = torch.logaddexp(own, others) - math.log(num_data)
     log_others = others - math.log(num_data - 1) if num_data > 1 else others * math.nan
     return (
@@ -180,21 +180,21 @@ def surgery(
     )
 
 
-def _has_one_prior(program: nn.Module, batch: Batch) -> bool:
+def _has_one_prior(program: nn.Module, data: Source | Batch) -> bool:
     """Whether all latents are local, and p(z) is the same for each datum."""
     if is_plain_vae(program):
-        return not program.prior(*given(batch.y, program.prior)).batch_shape
-    sites = draw_traces(program.model, program.guide, *first_row(batch)).model
+        return not program.prior(*given(data.head().y, program.prior)).batch_shape
+    sites = draw_traces(program.model, program.guide, *data.head()).model
     return all(is_local(site) for _, site in sites.iter_stochastic_nodes())
 
 
 def _aggregate_draws(
-    program: nn.Module, batch: Batch, num: int, memory_budget: int | None
+    program: nn.Module, data: Source | Batch, num: int, memory_budget: int | None
 ) -> tuple[Tensor, Arrays, Arrays]:
     """Rows (M,), their latents by site (M, *event), and terms (M,): draws of q(z)."""
-    order = torch.randperm(len(batch.x), device=batch.x.device)
+    order = torch.randperm(data.count(), device=data.device)
     row = order.repeat(-(-num // len(order)))[:num]
-    chosen = Batch(*(None if t is None else t[row] for t in batch))
+    chosen = data.take(row)
 
     def read(traces: Traces, num_data: int) -> Arrays:
         latents = terms_of(traces, num_data).latents
@@ -207,7 +207,7 @@ def _aggregate_draws(
 
 
 def _log_sum_of_others(
-    program: nn.Module, batch: Batch, row: Tensor, z: Arrays, memory_budget: int | None
+    program: nn.Module, data: Source | Batch, row: Tensor, z: Arrays, memory_budget: int | None
 ) -> Tensor:
     """log Σ_{j ≠ i} q(z_m|x_j) for the draws z_m of datum i = row[m]: (M,) float64."""
 
@@ -216,11 +216,11 @@ def _log_sum_of_others(
         at = {n: v[:, None].expand(len(v), size, *v.shape[1:]) for n, v in z.items()}
         return joint_of(program, rows).log_guide(at).double()  # (M, n)
 
-    cost = max(1, bytes_of(lambda: log_guide(first_row(batch))))
-    budget = budget_in_bytes(memory_budget, batch.x.device)
+    cost = max(1, bytes_of(lambda: log_guide(data.head())))
+    budget = budget_of(memory_budget, data.device).num_bytes
     total = torch.full_like(row, -math.inf, dtype=torch.float64)
     start = 0
-    for rows in row_batches(batch, max(1, budget // cost)):
+    for rows in data.read(max(1, budget // cost)):
         column = torch.arange(start, start + len(rows.x), device=row.device)
         others = log_guide(rows).masked_fill(row[:, None] == column, -math.inf)
         total, start = torch.logaddexp(total, others.logsumexp(1)), start + len(rows.x)

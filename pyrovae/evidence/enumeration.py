@@ -6,39 +6,49 @@ The values are those that the prior's `enumerate_support` lists; the decoder run
 each, in chunks of a byte budget.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from pyrovae.core.chunking import bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.core.chunking import chunked
 from pyrovae.core.joint import VAEJoint, is_plain_vae
-from pyrovae.data import Batch
+from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.record import Evidence, exact
 
 
-def enumerated_evidence(vae: nn.Module, batch: Batch, *, memory_budget: int) -> Evidence:
-    """log p(x) = log Σ_z p(z) p(x|z), (N,), without Monte-Carlo error.
+@dataclass(frozen=True)
+class Enumerate:
+    """The sum over all values of a discrete latent, without Monte-Carlo error; a `VAE`.
 
-    Args:
-        vae: a `VAE` whose prior has an `enumerate_support`, in eval mode.
-        batch: checked data.
-        memory_budget: bytes for one chunk.
-
-    Raises:
-        ConfigError: another program, or a prior whose values cannot be listed.
-        MemoryError: one value of one datum does not fit the budget.
+    Example:
+        >>> import pyrovae as pv
+        >>> part = "Bernoulli"
+        >>> vae = pv.build((2,), latent_dim=3, prior=part, guide=part, seed=0)
+        >>> pv.log_evidence(vae, torch.ones(1, 2), method=Enumerate()).std_error
+        tensor([0.], dtype=torch.float64)
     """
-    if not is_plain_vae(vae):
-        raise ConfigError(
-            f"method='enumerate' sums over the values of the one latent of a VAE, but this is a "
-            f"{type(vae).__name__}.\nWrite method='iwae', which takes any program."
-        )
-    one = VAEJoint(vae, first_row(batch))
-    num_values = len(_values(one))
-    cost = bytes_per_draw(lambda n: one.terms({"z": _values(one)[[0] * n]}))
-    chunk = chunk_of(num_values, len(batch.x), cost, memory_budget, what="values of z")
-    parts = [_log_sum(VAEJoint(vae, b), chunk.draws) for b in row_batches(batch, chunk.rows)]
-    return exact(torch.cat(parts))
+
+    def __call__(
+        self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
+    ) -> Evidence:
+        """Return log p(x) for each datum; errors as `log_evidence`."""
+        if not is_plain_vae(program):
+            raise ConfigError(
+                f"method='enumerate' sums over the values of the one latent of a VAE, but this is "
+                f"a {type(program).__name__}.\nWrite method='iwae', which takes any program."
+            )
+
+        def draw(rows: Batch):
+            joint = VAEJoint(program, rows)
+            return lambda n: joint.terms({"z": _values(joint)[[0] * n]})
+
+        num_values = len(_values(VAEJoint(program, data.head())))
+        options = {"memory_budget": memory_budget, "what": "values of z"}
+        chunks = chunked(data, num_values, draw, **options)
+        parts = [_log_sum(VAEJoint(program, rows), sizes[0]) for rows, sizes in chunks]
+        return exact(torch.cat(parts))
 
 
 def _values(joint: VAEJoint) -> Tensor:

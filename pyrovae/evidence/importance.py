@@ -10,38 +10,56 @@ References:
     https://arxiv.org/abs/1509.00519
 """
 
+from dataclasses import dataclass
+
 from torch import nn
 
-from pyrovae.core.chunking import bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.checks import whole_number
+from pyrovae.core.chunking import chunked
 from pyrovae.core.importance import WeightSums, weighted_chunks
 from pyrovae.core.joint import joint_of
-from pyrovae.data import Batch
+from pyrovae.data import Batch, Source
 from pyrovae.evidence.record import Evidence, concat, estimated
 from pyrovae.runtime.memory import keep_freed_memory
 
 
-def importance_evidence(
-    program: nn.Module, batch: Batch, *, num_samples: int, memory_budget: int
-) -> Evidence:
-    """The IWAE estimate of log p(x) from K draws of the guide.
+@dataclass(frozen=True)
+class IWAE:
+    """Importance sampling from the guide; any program without global latents.
 
     Args:
-        program: any program without global latents, in eval mode.
-        batch: checked data.
         num_samples: K, draws per datum.
-        memory_budget: bytes for one chunk.
 
-    Raises:
-        ConfigError: the program has latents outside the plate "data".
-        MemoryError: one draw of one datum does not fit the budget.
+    References:
+        Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016,
+        https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import pyrovae as pv, torch
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> found = pv.log_evidence(vae, torch.ones(3, 2), method=IWAE(num_samples=50))
+        >>> found.log_px.shape
+        torch.Size([3])
     """
-    keep_freed_memory(batch.x.device)
-    cost = bytes_per_draw(joint_of(program, first_row(batch)).weighted_draws)
-    chunk = chunk_of(num_samples, len(batch.x), cost, memory_budget, what="draws")
-    parts = []
-    for rows in row_batches(batch, chunk.rows):
-        sums = WeightSums(num_samples)
-        for _, log_weights in weighted_chunks(joint_of(program, rows), num_samples, chunk.draws):
-            sums.add(log_weights)
-        parts.append(estimated(sums))
-    return concat(parts)
+
+    num_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        whole_number(self.num_samples, "num_samples", 1)
+
+    def __call__(
+        self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
+    ) -> Evidence:
+        """Return the estimate of log p(x) for each datum; errors as `log_evidence`."""
+        keep_freed_memory(data.device)
+
+        def draw(rows: Batch):
+            return joint_of(program, rows).weighted_draws
+
+        parts = []
+        for rows, sizes in chunked(data, self.num_samples, draw, memory_budget=memory_budget):
+            sums = WeightSums(self.num_samples)
+            for _, log_weights in weighted_chunks(draw(rows), sizes):
+                sums.add(log_weights)
+            parts.append(estimated(sums))
+        return concat(parts)

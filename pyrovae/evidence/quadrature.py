@@ -13,6 +13,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrovae.core.joint import is_plain_vae
-from pyrovae.data import Batch
+from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
+from pyrovae.evidence.record import Evidence, exact
 from pyrovae.networks import given
-from pyrovae.vae import fill, observed_only
+from pyrovae.vae import fill, log_likelihood
 
 DATA_AT_A_TIME = 256
 NUMBERS_AT_A_TIME = 2**18  # of one evaluation of the decoder: what stays in a processor cache
@@ -53,20 +55,26 @@ class Cells(NamedTuple):
     width: float
 
 
-def grid_evidence(vae: nn.Module, batch: Batch) -> Tensor:
-    """log p(x), (N,) float64, in nats.
+@dataclass(frozen=True)
+class Grid:
+    """Quadrature over the latent space, exact to about 1e-6 nat; a `VAE` of one or two latents.
 
-    Args:
-        vae: a `VAE` of latent dimension 1 or 2, in eval mode.
-        batch: checked data.
-
-    Raises:
-        ConfigError: more latent dimensions, or a posterior too narrow for `MAX_LEVELS` levels.
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> pv.log_evidence(vae, torch.ones(1, 2), method=Grid()).std_error
+        tensor([0.], dtype=torch.float64)
     """
-    log_px = torch.full((len(batch.x),), math.nan, dtype=torch.float64, device=batch.x.device)
-    for settled in settled_cells(vae, batch):
-        log_px[settled.rows] = settled.log_px
-    return log_px
+
+    def __call__(
+        self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
+    ) -> Evidence:
+        """Return log p(x) for each datum; its cells have a bound of their own."""
+        shape = (data.count(),)
+        log_px = torch.full(shape, math.nan, dtype=torch.float64, device=data.device)
+        for settled in settled_cells(program, data):
+            log_px[settled.rows] = settled.log_px
+        return exact(log_px)
 
 
 class Settled(NamedTuple):
@@ -89,34 +97,31 @@ class Settled(NamedTuple):
     log_px: Tensor
 
 
-def settled_cells(vae: nn.Module, batch: Batch) -> Iterator[Settled]:
-    """Each datum once, when its grid has settled. Arguments and errors as `grid_evidence`."""
+def settled_cells(vae: nn.Module, data: Source | Batch) -> Iterator[Settled]:
+    """Yield each datum once, when its grid has settled; errors as `Grid`."""
     if not is_plain_vae(vae):
         raise ConfigError(
             f"the grid covers the one latent of a VAE, but this is a {type(vae).__name__}.\n"
             "Use method='iwae', or posterior.sir for draws, which take any program."
         )
-    vae = copy.deepcopy(vae).double()
-    batch = Batch(*(_double(t) for t in batch))
-    p_z = vae.prior(*given(batch.y, vae.prior))
-    _check_latent_space(p_z, "the grid")
-    dim = p_z.event_shape.numel()
-    for rows in torch.arange(len(batch.x), device=batch.x.device).split(DATA_AT_A_TIME):
-        part = Batch(*(None if t is None else t[rows] for t in batch))
-        for cells, is_settled, log_px in _settling(vae, part, dim):
+    vae, start = copy.deepcopy(vae).double(), 0
+    for part in data.read(DATA_AT_A_TIME):
+        part = part.double()
+        p_z = vae.prior(*given(part.y, vae.prior))
+        if not start:
+            _check_latent_space(p_z, "the grid")
+        rows = torch.arange(start, start + part.num_data, device=part.device)
+        for cells, is_settled, log_px in _settling(vae, part, p_z.event_shape.numel()):
             yield Settled(vae, part, cells, is_settled, rows[is_settled], log_px[is_settled])
+        start += part.num_data
 
 
 def log_joint(vae: nn.Module, batch: Batch, z: Tensor) -> Tensor:
     """log p(x, z) in nats, (*S, N), at z (*S, 1 or N, D); −∞ outside the support of p(z)."""
     p_x = vae.decoder(z, *given(batch.y, vae.decoder))
-    observed = observed_only(p_x, batch.mask).log_prob(fill(batch.x, batch.mask, p_x.support))
+    observed = log_likelihood(p_x, batch.x, batch.mask)
     p_z = vae.prior(*given(batch.y, vae.prior))
     return (p_z.log_prob(z) + observed).where(p_z.support.check(z), -math.inf)
-
-
-def _double(value: Tensor | None) -> Tensor | None:
-    return value.double() if value is not None and value.is_floating_point() else value
 
 
 def _check_latent_space(p_z: Distribution, method: str) -> None:
@@ -217,7 +222,7 @@ def refined(vae: nn.Module, batch: Batch, cells: Cells, log_px: Tensor, is_open:
     datum = cells.datum[kept].repeat_interleave(len(offsets))
     size = max(1, NUMBERS_AT_A_TIME // batch.x[0].numel())
     values = [
-        log_joint(vae, Batch(*(None if t is None else t[n] for t in batch)), z)
+        log_joint(vae, batch.rows(n), z)
         for z, n in zip(center.split(size), datum.split(size), strict=True)
     ]
     is_found = torch.zeros_like(datum, dtype=torch.bool)

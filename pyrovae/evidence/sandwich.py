@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.contract.validation import admit, as_covariates
-from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.contract.validator import as_covariates, validated
 from pyrovae.core.joint import Unconstrained, is_plain_vae, joint_of
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.annealing import Annealing, backward, forward, pilot, rows_at_a_time, summed
+from pyrovae.evidence.annealing import AIS, backward, forward, pilot, rows_at_a_time, summed
 from pyrovae.handlers import evaluation
 from pyrovae.networks import given
 from pyrovae.runtime.random_stream import RandomStream
@@ -104,8 +103,7 @@ def bdmc(
         >>> abs(sandwich.gap) < 0.1
         True
     """
-    how = Annealing(num_temperatures, num_leapfrog, start).checked()
-    n, num_samples = whole_number(n, "n", 1), whole_number(num_samples, "num_samples", 1)
+    n, how = whole_number(n, "n", 1), AIS(num_samples, num_temperatures, num_leapfrog, start)
     if not is_plain_vae(vae):
         raise ConfigError(
             f"bdmc simulates z ~ p(z), x ~ p(x|z) from the parts of a VAE, but this is a "
@@ -115,18 +113,18 @@ def bdmc(
     with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
         z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
         x = vae.decoder(z, *given(y, vae.decoder)).sample()
-        batch = Batch(*admit(vae, x, y))
-        memory_budget = budget_in_bytes(memory_budget, batch.x.device)
-        rows = rows_at_a_time(vae, batch, num_samples, memory_budget)
-        pieces = zip(row_batches(batch, rows), z.split(rows), strict=True)
-        bounds = [_bounds(vae, piece, at, how, num_samples) for piece, at in pieces]
+        bounds, start = [], 0
+        for rows in rows_at_a_time(vae, validated(vae, x, y), how.num_samples, memory_budget):
+            stop = start + rows.num_data
+            bounds.append(_bounds(vae, rows, z[start:stop], how))
+            start = stop
     return Sandwich(x, z, *(torch.cat(side) for side in zip(*bounds, strict=True)))
 
 
-def _bounds(vae: nn.Module, batch: Batch, z: Tensor, how: Annealing, num_samples: int) -> tuple:
+def _bounds(vae: nn.Module, batch: Batch, z: Tensor, how: AIS) -> tuple:
     density = Unconstrained(joint_of(vae, batch), method="bdmc")
     kernels = pilot(density, how)
-    lower = summed(forward(density, kernels, how, num_samples)).log_px
-    u = density.coordinates({"z": z[None]}).expand(num_samples, -1, -1)
+    lower = summed(forward(density, kernels, how)).log_px
+    u = density.coordinates({"z": z[None]}).expand(how.num_samples, -1, -1)
     upper = -summed(-backward(density, kernels, how, u)).log_px
     return lower, upper

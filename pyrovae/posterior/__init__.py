@@ -9,6 +9,8 @@ The first three give a `Posterior`, draws of one shape (C, S, N, D): chain, draw
 latent. Compare any of them with `vae.encode(x)`.
 """
 
+from types import MappingProxyType
+
 from pyrovae.posterior.cells import grid
 from pyrovae.posterior.chains import hmc
 from pyrovae.posterior.convergence import bulk_ess, split_r_hat
@@ -16,4 +18,17 @@ from pyrovae.posterior.record import Posterior
 from pyrovae.posterior.refinement import Refined, refine
 from pyrovae.posterior.resampling import sir
 
-__all__ = ["Posterior", "Refined", "bulk_ess", "grid", "hmc", "refine", "sir", "split_r_hat"]
+__all__ = [
+    "METHODS",
+    "Posterior",
+    "Refined",
+    "bulk_ess",
+    "grid",
+    "hmc",
+    "refine",
+    "sir",
+    "split_r_hat",
+]
+
+# draws of p(z|x), by name
+METHODS = MappingProxyType({"grid": grid, "sir": sir, "hmc": hmc})

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.data import Batch
+from pyrovae.contract import validated
 from pyrovae.evidence.quadrature import Cells, Settled, refined, settled_cells
 from pyrovae.handlers import evaluation
 from pyrovae.posterior.record import Posterior
@@ -58,15 +57,15 @@ def grid(
         torch.Size([1, 100, 3, 1])
     """
     num_samples = whole_number(num_samples, "num_samples", 1)
-    batch = Batch(*admit(vae, x, y, mask))
+    data = validated(vae, x, y, mask)
     found = {}
     with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
-        for settled in settled_cells(vae, batch):
+        for settled in settled_cells(vae, data):
             members = settled.is_settled.nonzero()[:, 0].tolist()
             for i, member in enumerate(members):
                 found[int(settled.rows[i])] = _draws(settled, member, i, num_samples)
-    draws = torch.stack([found[row] for row in range(len(batch.x))], 1)[None]
-    nan = draws.new_full((len(batch.x),), math.nan)
+    draws = torch.stack([found[row] for row in sorted(found)], 1)[None]
+    nan = draws.new_full((len(found),), math.nan)
     return Posterior(draws, torch.full_like(nan, num_samples), nan, nan)
 
 
@@ -79,7 +78,7 @@ def _draws(settled: Settled, member: int, i: int, num_samples: int) -> Tensor:
         log_joint=settled.cells.log_joint[mine],
         is_found=settled.cells.is_found[mine],
     )
-    one = Batch(*(None if t is None else t[member : member + 1] for t in settled.batch))
+    one = settled.batch.rows(slice(member, member + 1))
     log_px = settled.log_px[i : i + 1]
     is_open = torch.ones(1, dtype=torch.bool, device=mine.device)
     for _ in range(MAX_CUTS):

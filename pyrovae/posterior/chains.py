@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.contract import validated
 from pyrovae.core.hamiltonian import Kernel, Point, adapted, point_at, transition
 from pyrovae.core.joint import Unconstrained, flat, joint_of
-from pyrovae.data import Batch
 from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
 from pyrovae.handlers import evaluation
 from pyrovae.posterior.convergence import bulk_ess, split_r_hat
@@ -81,13 +79,11 @@ def hmc(
     settings = {"num_samples": num_samples, "num_chains": num_chains, "num_leapfrog": num_leapfrog}
     num_samples, num_chains, num_leapfrog = (whole_number(v, k, 1) for k, v in settings.items())
     num_warmup = whole_number(num_warmup, "num_warmup", 0)
-    batch = Batch(*admit(program, x, y, mask))
-    memory_budget = budget_in_bytes(memory_budget, batch.x.device)
+    data = validated(program, x, y, mask)
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
-        rows = rows_at_a_time(program, batch, num_chains, memory_budget)
         parts = []
-        for piece in row_batches(batch, rows):
-            density = Unconstrained(joint_of(program, piece), method="posterior.hmc")
+        for rows in rows_at_a_time(program, data, num_chains, memory_budget):
+            density = Unconstrained(joint_of(program, rows), method="posterior.hmc")
             point, kernel = warmed_up(density, num_chains, num_warmup, num_leapfrog)
             parts.append(_chains(density, point, kernel, num_samples))
     draws = torch.cat(parts, 2)

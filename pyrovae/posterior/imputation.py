@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number
-from pyrovae.contract.validation import admit
+from pyrovae.contract import validated
 from pyrovae.core.joint import is_plain_vae
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
@@ -89,7 +89,7 @@ def impute(
     seed = seed_number(seed)
     settings = {"num_samples": num_samples, "num_proposals": num_proposals, "seed": seed}
     posterior = sir(vae, x, y, mask, **settings)
-    x, y, mask = admit(vae, x, y, mask)
+    x, y, mask = validated(vae, x, y, mask).whole()
     z = posterior.draws[0].to(x)  # (S, N, D)
     with RandomStream(seed), evaluation(vae):
         p_x = vae.decode(z, y)

@@ -21,10 +21,8 @@ from torch.distributions import Distribution, transform_to
 from torch.nn.functional import normalize
 
 from pyrovae.checks import real_number, seed_number, whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.core.chunking import budget_in_bytes, row_batches
+from pyrovae.contract import validated
 from pyrovae.core.joint import VAEJoint, is_plain_vae
-from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
 from pyrovae.handlers import evaluation
@@ -111,11 +109,10 @@ def refine(
             f"refine moves the parameters of a VAE's q(z|x), but this is a {type(vae).__name__}.\n"
             "posterior.sir and posterior.hmc take any program."
         )
-    batch = Batch(*admit(vae, x, y, mask))
-    memory_budget = budget_in_bytes(memory_budget, batch.x.device)
+    data = validated(vae, x, y, mask)
     with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
-        rows = rows_at_a_time(vae, batch, num_samples, memory_budget)
-        pieces = [VAEJoint(vae, piece) for piece in row_batches(batch, rows)]
+        chunks = rows_at_a_time(vae, data, num_samples, memory_budget)
+        pieces = [VAEJoint(vae, rows) for rows in chunks]
         moved = [_optimised(joint, num_steps, learning_rate, num_samples) for joint in pieces]
         chunk = BACKWARD_COST * num_samples  # without gradients as large as those of a step
         checked = [_no_worse(*p, chunk) for p in zip(pieces, moved, strict=True)]

@@ -6,6 +6,7 @@ with w = p(x, z) / q(z|x). As good as the guide: where pareto_k exceeds
 `pareto_k_threshold(K)`, a few proposals carry all the weight and the draws repeat them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.contract.validation import admit
-from pyrovae.core.chunking import budget_in_bytes, bytes_per_draw, chunk_of, first_row, row_batches
+from pyrovae.contract import validated
+from pyrovae.core.chunking import chunked
 from pyrovae.core.importance import weighted_chunks
-from pyrovae.core.joint import ProgramJoint, VAEJoint, flat, joint_of
+from pyrovae.core.joint import flat, joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.data import Batch
 from pyrovae.handlers import evaluation
@@ -72,26 +73,24 @@ def sir(
     """
     num_samples = whole_number(num_samples, "num_samples", 1)
     num_proposals = whole_number(num_proposals, "num_proposals", 1)
-    batch = Batch(*admit(program, x, y, mask))
-    memory_budget = budget_in_bytes(memory_budget, batch.x.device)
+    data = validated(program, x, y, mask)
+
+    def draw(rows: Batch):
+        return joint_of(program, rows).weighted_draws
+
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
-        cost = bytes_per_draw(joint_of(program, first_row(batch)).weighted_draws)
-        chunk = chunk_of(num_proposals, len(batch.x), cost, memory_budget, what="proposals")
-        parts = [
-            _resampled(joint_of(program, rows), num_samples, num_proposals, chunk.draws)
-            for rows in row_batches(batch, chunk.rows)
-        ]
+        options = {"memory_budget": memory_budget, "what": "proposals"}
+        chunks = chunked(data, num_proposals, draw, **options)
+        parts = [_resampled(draw(rows), num_samples, sizes) for rows, sizes in chunks]
     draws, ess, k = (
         torch.cat(p, -2 if i == 0 else 0) for i, p in enumerate(zip(*parts, strict=True))
     )
     return Posterior(draws[None], ess, torch.full_like(ess, torch.nan), k)
 
 
-def _resampled(
-    joint: VAEJoint | ProgramJoint, num_samples: int, num_proposals: int, chunk: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _resampled(draw: Callable, num_samples: int, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """(S, n, D) draws, and ESS and k̂ of the weights, (n,)."""
-    drawn = [(flat(z), log_w) for z, log_w in weighted_chunks(joint, num_proposals, chunk)]
+    drawn = [(flat(z), log_w) for z, log_w in weighted_chunks(draw, sizes)]
     z, log_w = (torch.cat(arrays) for arrays in zip(*drawn, strict=True))  # (K, n, D), (K, n)
     weight = log_w.double().softmax(0)
     index = weight.T.multinomial(num_samples, replacement=True).T  # (S, n)

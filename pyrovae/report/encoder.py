@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyrovae.contract import validated
 from pyrovae.contract.densities import coordinate_of, support_of
-from pyrovae.contract.validation import admit
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import VAEJoint
-from pyrovae.data import Batch
 from pyrovae.diagnostics import Estimate
 
 ROWS = 500  # data at a time
@@ -57,11 +56,10 @@ def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Esti
         >>> abs(kl_weight(vae, x).value - 0.25) < 0.1
         True
     """
-    x = Batch(*admit(vae, x)).x
-    parts = []
+    data, parts = validated(vae, x), []
     with diagnosing(vae, seed):
-        for rows in x.split(ROWS):
-            found = _slopes(VAEJoint(vae, Batch(rows, None, None)), num_samples)
+        for rows in data.read(ROWS):
+            found = _slopes(VAEJoint(vae, rows), num_samples)
             if found is None:
                 return Estimate(math.nan, math.nan)
             parts.append(found)

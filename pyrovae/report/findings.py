@@ -18,8 +18,8 @@ from torch import Tensor
 
 import pyrovae.diagnostics as diagnostics
 from pyrovae.checks import whole_number
+from pyrovae.core.draws import elbo_terms
 from pyrovae.core.pareto import pareto_k_threshold
-from pyrovae.core.terms import elbo_terms
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.estimate import mean_of
 from pyrovae.errors import ConfigError, DivergenceError

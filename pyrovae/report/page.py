@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pyrovae.contract.validation import trace_once
+from pyrovae.contract.program import trace_once
 from pyrovae.core.terms import bound_on
 from pyrovae.report.figures import Picture, worst_data
 from pyrovae.report.findings import Findings

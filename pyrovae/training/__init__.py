@@ -26,7 +26,7 @@ from pyro.infer import ELBO
 from torch import nn
 
 from pyrovae.checks import warn_caller
-from pyrovae.data import as_batches
+from pyrovae.contract import validated
 from pyrovae.errors import DivergenceError
 from pyrovae.history import Epoch, History
 from pyrovae.runtime.memory import keep_freed_memory
@@ -190,7 +190,7 @@ def fit(
         move(program, device)
         generators = stack.enter_context(own_generators(plan.seed, x, validation))
         with RandomStream(plan.seed):
-            data = as_batches(program, x, y, mask, batch_size=plan.batch_size)
+            data = validated(program, x, y, mask, batch_size=plan.batch_size)
         with RandomStream(plan.seed):  # its order does not depend on what the training data are
             held_out = held_out_batches(program, validation, plan.batch_size, y)
         if group:

@@ -23,7 +23,7 @@ from torch import nn
 
 from pyrovae import _version
 from pyrovae.checks import warn_caller
-from pyrovae.contract.validation import sees_covariates
+from pyrovae.contract.validator import sees_covariates
 from pyrovae.errors import StateMismatchError
 from pyrovae.history import Epoch
 from pyrovae.loggers import CSV

@@ -259,8 +259,7 @@ class Loop:
         self.spikes.load(own.get("spikes", {}))
         if state.get("first_batch"):
             device = next(self.program.parameters()).device
-            moved = (None if t is None else t.to(device) for t in state["first_batch"])
-            self.first_batch = Batch(*moved)
+            self.first_batch = Batch(*state["first_batch"]).map(lambda t: t.to(device))
         self.start = time.perf_counter() - state["seconds"]
 
     @property
@@ -379,7 +378,7 @@ def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, fl
 
     Args:
         program: with `.model` and `.guide`.
-        data: as `pyrovae.data.as_batches` gives them.
+        data: a source of validated batches.
         seed: of the draws.
 
     Returns:

@@ -55,7 +55,7 @@ class Monitor:
         """Take the rows from a batch, or from all of the data: evenly spaced ones, at most 500."""
         size, num_rows = len(batch.x), min(len(batch.x), NUM_ROWS)
         index = torch.arange(num_rows) * (size - 1) // max(num_rows - 1, 1)
-        self.rows = Batch(*(None if t is None else t[index.to(t.device)] for t in batch))
+        self.rows = batch.rows(index)
 
     def record(self, step: int) -> dict[str, Any]:
         """One record: numbers in nats per datum, and lists of them by latent dimension."""
@@ -107,4 +107,4 @@ class Monitor:
 def check_monitorable(program: nn.Module, batch: Batch) -> None:
     """ConfigError for a program that the recorder cannot look at, such as one without a q(z|x)."""
     with pyro.poutine.block():  # SVI listens for parameters
-        decompose_elbo(program, *(None if t is None else t[:2] for t in batch), num_samples=1)
+        decompose_elbo(program, *batch.head(2), num_samples=1)

@@ -21,9 +21,8 @@ import pyro
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.contract.validation import admit
+from pyrovae.contract import validated
 from pyrovae.core.draws import diagnosing, over_draws, read_latents, refuse_unless_vae
-from pyrovae.data import Batch
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.estimate import mean_of
 from pyrovae.errors import ConfigError
@@ -157,11 +156,12 @@ class _PriorAlone(nn.Module):
 
 def _codes(vae: nn.Module, data: tuple, num_samples: int, seed: int) -> tuple[Tensor, ...]:
     """Draws of q(z|x), (S · N, D), and the covariates of each; datum after datum per draw."""
-    batch = Batch(*admit(vae, *data))
+    source = validated(vae, *data)
     with diagnosing(vae, seed):
-        z = over_draws(vae, batch, read_latents, num_samples=num_samples, memory_budget=None)["z"]
-    y = None if batch.y is None else batch.y.repeat(num_samples, *[1] * (batch.y.dim() - 1))
-    return z.flatten(0, 1), y
+        z = over_draws(vae, source, read_latents, num_samples=num_samples, memory_budget=None)["z"]
+    if source.head().y is None:
+        return z.flatten(0, 1), None
+    return z.flatten(0, 1), source.whole().repeat(num_samples).y
 
 
 def _gain(old: VAE, new: VAE, codes: tuple, num_samples: int) -> Estimate:

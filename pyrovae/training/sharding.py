@@ -1,20 +1,20 @@
 """What the processes of a run share: batches, and the folder that rank 0 alone reads and writes.
 
-Both stand before what a single process uses, `Batches` and `RunFolder`, with the same interface.
+Both stand before what a single process uses, `Source` and `RunFolder`, with the same interface.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyrovae.data import Batch, Batches
+from pyrovae.data import Batch, Source
 from pyrovae.runtime.process_group import Group
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.run_folder import Checkpoint, RunFolder
 
 
 class Sharded:
-    """The share that a process takes of each batch; with the interface of `Batches`.
+    """The share that a process takes of each batch; with the interface of `Source`.
 
     `num_data`, `num_batches` and `batch_size` are those of all processes together. A share
     can be empty: of a batch of 1, say.
@@ -25,7 +25,7 @@ class Sharded:
         stream: the order of data is drawn from it, and all that a Dataset draws.
     """
 
-    def __init__(self, batches: Batches, group: Group, stream: RandomStream):
+    def __init__(self, batches: Source, group: Group, stream: RandomStream):
         self.batches, self.stream = batches, stream
         self.rows = slice(group.rank, None, group.size)
 

@@ -93,7 +93,7 @@ class TracedLoss:
     def _inputs(self, batch: Batch) -> list[Tensor]:
         like, weights = self.trainable[0], self.objective.weights().values()
         weights = [torch.tensor(w, dtype=like.dtype, device=like.device) for w in weights]
-        return [*self.trainable, *self.others, *weights, *(t for t in batch if t is not None)]
+        return [*self.trainable, *self.others, *weights, *batch.columns.values()]
 
     def _graph(self, batch: Batch) -> "_Graph | None":
         key = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
@@ -144,7 +144,7 @@ class TracedLoss:
         leaves = [next(given).detach().requires_grad_() for _ in self.trainable]
         others = [next(given) for _ in self.others]
         self.objective.given_weights = {name: next(given) for name in self.objective.weights()}
-        batch = Batch(*(None if t is None else next(given) for t in like))
+        batch = like.map(lambda _: next(given))
         new = dict(zip(map(id, [*self.trainable, *self.others]), [*leaves, *others], strict=True))
         # out of reach, because a number that changes would be recorded as a constant
         progress = vars(self.objective).pop("progress")

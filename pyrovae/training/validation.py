@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from pyrovae.checks import warn_caller, whole_number
-from pyrovae.contract.validation import trace_once
-from pyrovae.core.terms import bound_on, is_local
-from pyrovae.data import as_batches
+from pyrovae.contract import validated
+from pyrovae.contract.program import is_local, trace_once
+from pyrovae.core.terms import bound_on
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
 from pyrovae.objectives import TraceELBO
@@ -72,7 +72,7 @@ def loss_settings(
 
     Before the first update, so that what a recorder cannot look at is refused here.
     """
-    traces = trace_once(program, *(None if t is None else t[:1] for t in batch))
+    traces = trace_once(program, *batch.head())
     history.bound_on, guide_trace = bound_on(*traces), traces[1]
     has_globals = not all(is_local(site) for _, site in guide_trace.iter_stochastic_nodes())
     if has_globals and isinstance(objective, RenyiELBO | ReweightedWakeSleep):
@@ -160,14 +160,16 @@ def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: An
             f"validation is a {kind} of {len(parts)}, but it is x, (x, y) or (x, y, mask).\n"
             "Pass the held-out split of a data set, such as data.test."
         )
-    is_bare = not isinstance(validation, Dataset | DataLoader) and parts[1:2] in ((), (None,))
-    if y is not None and is_bare and getattr(program, "sees_covariates", False):
+    has_y = isinstance(validation, Dataset | DataLoader) or (
+        len(parts) > 1 and parts[1] is not None
+    )
+    if y is not None and not has_y and getattr(program, "sees_covariates", False):
         raise DataError(
             "x comes with covariates y, but validation without: its ELBO would be of p(x|z) at no "
             "y.\nWrite validation=(x_test, y_test)."
         )
     try:
-        return as_batches(program, *parts, batch_size=max(batch_size, 1024))
+        return validated(program, *parts, batch_size=max(batch_size, 1024))
     except (DataError, ConfigError) as error:
         raise type(error)(f"in validation: {error}") from None
 

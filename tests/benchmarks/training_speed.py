@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import pyrovae as pv
-from pyrovae.data import ArrayBatches
+from pyrovae.data import ArraySource
 from pyrovae.handlers import own_store
 from pyrovae.objectives import TraceELBO
 from pyrovae.training.eager import EagerLoss, Settings
@@ -109,7 +109,7 @@ def of_pyrovae(x: torch.Tensor, size: int, sizes: dict, *, engine: str, precisio
     if engine != "eager":
         loss = TracedLoss(loss, is_compiled=engine == "inductor", full_size=size)
     steps = TrainingStep(vae, loss, optimizer)
-    data = ArrayBatches(vae, x, None, None, batch_size=size)
+    data = ArraySource(vae, x, None, None, batch_size=size)
     batches = (batch for _ in iter(int, 1) for batch in data.epoch(shuffle=True))
 
     def run(num_steps: int) -> None:

@@ -1,0 +1,187 @@
+"""What a program must be, found out by running it once on the first two rows.
+
+1. model and guide take (x, y, mask), the parts keep their contract (`parts`),
+2. model and guide have the same latents, of the same shapes, in the same plates,
+3. no parameter lives outside the module,
+4. a mask that is given is used.
+
+The program runs in eval mode, without gradients, with generators and parameter store put back.
+Whether the densities are densities is `densities`' question; whether the values fit, that of
+the `validator`.
+"""
+
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from pyrovae.contract.densities import plate_errors_explained
+from pyrovae.data import Batch
+from pyrovae.errors import ConfigError
+from pyrovae.handlers import evaluation
+from pyrovae.runtime.random_stream import RandomStream
+
+
+def trace_once(program: nn.Module, *batch: Tensor | None) -> tuple[poutine.Trace, poutine.Trace]:
+    """The traces of (model, guide) on a batch, leaving no mark on the process.
+
+    Eval mode, no gradients, a random stream and a parameter store of its own, Pyro's
+    validation off (the checks here say more).
+    """
+    with quietly(program):
+        return _trace(program.model, *batch), _trace(program.guide, *batch)
+
+
+@contextmanager
+def quietly(program: nn.Module) -> Iterator[None]:
+    """A look that leaves no mark: own stream and store, eval mode, no gradients, no validation."""
+    with RandomStream(0), evaluation(program), pyro.validation_enabled(False):
+        yield
+
+
+def _trace(function: Any, *batch: Tensor | None) -> poutine.Trace:
+    # the context form: trace(fn).get_trace() would append a table of shapes to every error
+    with poutine.block(), poutine.trace() as tracer:
+        function(*batch)
+    return prune_subsample_sites(tracer.trace)
+
+
+def first_look(program: nn.Module, rows: Batch) -> tuple[poutine.Trace, poutine.Trace]:
+    """Return the traces of (model, guide) on the first rows, after the checks of the program.
+
+    Args:
+        program: a module with `.model` and `.guide`.
+        rows: the first two data, x in the dtype of the parameters. With one row a part that
+            mixes data up would broadcast without harm.
+
+    Raises:
+        ConfigError: the program is not what every method needs.
+    """
+    if hasattr(program, "check_parts"):
+        with quietly(program):
+            program.check_parts(*rows)
+    with plate_errors_explained():
+        traces = trace_once(program, *rows)
+    check_latents(*traces)
+    check_plates(*traces)
+    check_parameters(program, *traces)
+    return traces
+
+
+def check_mask_is_seen(program: nn.Module, rows: Batch, model_trace: poutine.Trace) -> None:
+    """Raise ConfigError where log p(x|z) of a custom program is the same without the mask.
+
+    Args:
+        program: without `check_parts`, which says more.
+        rows: two copies of a datum with a hidden cell, x in the dtype of the parameters.
+        model_trace: of the model on two data.
+    """
+    x, y, seen = rows
+    with quietly(program):  # hidden cells may be NaN: a draw is in the support
+        x = torch.where(seen.to(x.device), x, model_trace.nodes["x"]["fn"].sample())
+    log_prob = []
+    for mask in (seen, torch.ones_like(seen)):
+        site = observed_site(trace_once(program, x, y, mask)[0])
+        counted = torch.as_tensor(True if site["mask"] is None else site["mask"], device=x.device)
+        log_prob.append(torch.where(counted, site["fn"].log_prob(site["value"]), 0.0))
+    if torch.equal(*log_prob):
+        raise ConfigError(
+            f"mask was given, but the model of this {type(program).__name__} does not use it: log "
+            "p(x|z) is the same without it, and hidden cells would count as data.\n"
+            "From pyrovae.vae, write pyro.sample('x', observed_only(p_x, mask), obs=fill(x, mask, "
+            "p_x.support)), and give the encoder fill(x, mask)."
+        )
+
+
+def check_signatures(program: nn.Module) -> None:
+    """ConfigError unless model and guide can be called with x, y and mask."""
+    for name in ("model", "guide"):
+        try:
+            inspect.signature(getattr(program, name)).bind(None, None, None)
+        except TypeError as error:
+            raise ConfigError(
+                f"the {name} of a {type(program).__name__} cannot be called as {name}(x, y, mask): "
+                f"{error}.\nWrite def {name}(self, x, y=None, mask=None), with the plate 'data' "
+                "over the rows of x and the data as site 'x'."
+            ) from None
+
+
+def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """ConfigError unless guide and model have the same latent sites of the same shape."""
+    model_sites = dict(model_trace.iter_stochastic_nodes())
+    guide_sites = dict(guide_trace.iter_stochastic_nodes())
+    for name in {**model_sites, **guide_sites}:
+        if name not in model_sites or name not in guide_sites:
+            where = "model" if name in model_sites else "guide"
+            raise ConfigError(f"the latent {name!r} is in the {where} only; SVI needs it in both.")
+        p, q = model_sites[name]["fn"].event_shape, guide_sites[name]["fn"].event_shape
+        if p != q:
+            advice = "Give prior and encoder the same latent_dim."
+            if len(p) != len(q):
+                advice = f"End the one with .to_event({max(len(p), len(q))}), as the other does."
+            raise ConfigError(
+                f"p({name}) is over shape {tuple(p)}, but q({name}|x) is over {tuple(q)}; the KL "
+                f"between them does not exist.\n{advice}"
+            )
+
+
+def check_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """ConfigError unless x is in the plate "data", and p and q of each latent count alike."""
+    if not is_local(observed_site(model_trace)):
+        raise ConfigError(
+            "the site 'x' is not inside a plate 'data', so its rows are not told from each other: "
+            "there is no log p(x|z) of a datum.\n"
+            "Write with pyro.plate('data', len(x)): around the sites of a datum, in the guide too."
+        )
+    for name, p in model_trace.iter_stochastic_nodes():
+        q = guide_trace.nodes[name]
+        if is_local(p) != is_local(q):
+            inside, outside = ("model", "guide") if is_local(p) else ("guide", "model")
+            raise ConfigError(
+                f"the latent {name!r} is inside the plate 'data' in the {inside}, but not in the "
+                f"{outside}: one has a draw for each datum, the other one for all.\n"
+                f"Write with pyro.plate('data', len(x)): around it in the {outside} as well."
+            )
+        scales = float(torch.as_tensor(p["scale"]).max()), float(torch.as_tensor(q["scale"]).max())
+        if not math.isclose(*scales, rel_tol=1e-6):
+            raise ConfigError(
+                f"log p({name}) is scaled by another factor in the model than log q({name}|x) in "
+                "the guide, so what is trained would be no bound.\n"
+                "Give both the same plate, pyro.plate('data', len(x)): fit scales batches itself."
+            )
+
+
+def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
+    """ConfigError when the program has a `pyro.param` that is no parameter of the module."""
+    own = {id(p) for p in program.parameters()}
+    for trace in traces:
+        for name, site in trace.nodes.items():
+            if site["type"] == "param" and id(site["value"]) not in own:
+                raise ConfigError(
+                    f"the program holds pyro.param({name!r}), which lives in Pyro's global store: "
+                    "it would neither be saved nor moved with the module.\n"
+                    "Make it an nn.Parameter of the module."
+                )
+
+
+def is_local(site: dict) -> bool:
+    """Whether a traced site stands inside the plate "data"."""
+    return any(frame.name == "data" for frame in site["cond_indep_stack"])
+
+
+def observed_site(model_trace: poutine.Trace) -> dict:
+    """The model's observed site "x"; ConfigError where there is none."""
+    site = model_trace.nodes.get("x")
+    if site is None or not site["is_observed"]:
+        raise ConfigError(
+            "the model has no observed site 'x', so its data cannot be checked or scored.\n"
+            "Name the data's site 'x': pyro.sample('x', p_x, obs=x)."
+        )
+    return site

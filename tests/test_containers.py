@@ -1,0 +1,164 @@
+"""Every public function takes every container, and gives what it gives for the dense tensor.
+
+The tables cross: a container is a line in `CONTAINERS` (tests/contracts.py), a function one in
+`FUNCTIONS` here. Results are equal to the bit, because all containers are read in the same chunks.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from contracts import CONTAINERS
+
+import pyrovae as pv
+from pyrovae.contract import validated
+from pyrovae.errors import ConfigError, DataError
+
+N, D = 12, 4
+FAST = {"num_samples": 20, "memory_budget": 2**14}
+
+
+def counts():
+    """(N, D) counts in float32, each row another one."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.poisson(3 * torch.rand(N, D, generator=generator), generator=generator)
+
+
+def model(**options):
+    return pv.build((D,), latent_dim=2, hidden=(5,), likelihood="Poisson", seed=0, **options)
+
+
+def trained(vae, x):
+    pv.fit(vae, x, epochs=1, batch_size=5, seed=1)
+    return list(vae.parameters())
+
+
+def with_global_draws(function):
+    def seeded(vae, x):
+        torch.manual_seed(3)
+        return function(vae, x)
+
+    return seeded
+
+
+FUNCTIONS = {
+    "loss": with_global_draws(lambda vae, x: vae.loss(x)),
+    "loss_terms": with_global_draws(lambda vae, x: vae.loss_terms(x)[:2]),
+    "encode": lambda vae, x: vae.encode(x).mean,
+    "reconstruct": lambda vae, x: vae.reconstruct(x, seed=1),
+    "elbo_terms": lambda vae, x: pv.elbo_terms(vae, x, num_samples=3),
+    "log_evidence, iwae": lambda vae, x: pv.log_evidence(vae, x, **FAST),
+    "log_evidence, subset": lambda vae, x: pv.log_evidence(vae, x, num_samples=20, num_data=5),
+    "log_evidence, ais": lambda vae, x: pv.log_evidence(
+        vae, x, method="ais", num_samples=2, num_temperatures=3, memory_budget=2**16
+    ),
+    "log_evidence, grid": lambda vae, x: pv.log_evidence(vae, x, method="grid"),
+    "posterior.grid": lambda vae, x: pv.posterior.grid(vae, x, num_samples=3),
+    "posterior.sir": lambda vae, x: pv.posterior.sir(vae, x, num_samples=3, num_proposals=30),
+    "posterior.hmc": lambda vae, x: pv.posterior.hmc(vae, x, num_samples=12, num_warmup=2),
+    "posterior.refine": lambda vae, x: pv.posterior.refine(vae, x, num_steps=2)[1:],
+    "decompose_elbo": lambda vae, x: pv.diagnostics.decompose_elbo(vae, x, num_aggregate=9),
+    "active_units": lambda vae, x: pv.diagnostics.active_units(vae, x),
+    "collapsed_dimensions": lambda vae, x: pv.diagnostics.collapsed_dimensions(vae, x),
+    "pareto_k": lambda vae, x: pv.diagnostics.pareto_k(vae, x, num_samples=30),
+    "escalate": lambda vae, x: pv.diagnostics.escalate(
+        vae, x, rows=torch.tensor([7, 2]), method="sir", num_samples=3, num_proposals=20
+    ),
+    "inference_gaps": lambda vae, x: pv.diagnostics.inference_gaps(
+        vae, x, num_samples=30, num_steps=2
+    )[:8],
+    "feature_check": lambda vae, x: pv.diagnostics.feature_check(vae, x, num_samples=30),
+    "prior_check": lambda vae, x: pv.diagnostics.prior_check(vae, x, statistic=torch.mean),
+    "posterior_check": lambda vae, x: pv.diagnostics.posterior_check(vae, x, statistic=torch.mean),
+    "aggregate_test": lambda vae, x: pv.diagnostics.aggregate_test(vae, x, num_permutations=5),
+    "prior_sensitivity": lambda vae, x: pv.diagnostics.prior_sensitivity(vae, x, num_samples=30),
+    "compare_priors": lambda vae, x: pv.diagnostics.compare_priors(
+        {"one": vae, "other": vae}, x, num_samples=20
+    ).log_px["other"],
+    "to_arviz": lambda vae, x: pv.to_arviz(vae, x, num_samples=3)["posterior"]["z"].values,
+    "refit_prior": lambda vae, x: pv.refit_prior(
+        vae, x, pv.priors.LearnedNormal(2), epochs=1
+    ).gain,
+}
+
+
+def arrays_of(found):
+    """All arrays and numbers of a result, in order."""
+    if isinstance(found, torch.Tensor):
+        return [found.detach().numpy()]
+    if isinstance(found, np.ndarray | float | int | str | type(None)):
+        return [np.asarray(found)]
+    if dataclasses.is_dataclass(found) or isinstance(found, dict):
+        found = vars(found) if not isinstance(found, dict) else found
+        return [array for value in found.values() for array in arrays_of(value)]
+    return [array for value in found for array in arrays_of(value)]
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """What each function gives for the dense tensor; drawn up as it is asked for."""
+    found = {}
+
+    def of(name):
+        if name not in found:
+            found[name] = arrays_of(FUNCTIONS[name](model(), counts()))
+        return found[name]
+
+    return of
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_result_is_that_of_the_dense_tensor(function, container, dense, tmp_path):
+    found = arrays_of(FUNCTIONS[function](model(), CONTAINERS[container](tmp_path, counts())))
+    for ours, expected in zip(found, dense(function), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_rows_come_in_order_whatever_the_chunks(container, tmp_path):
+    source = validated(model(), CONTAINERS[container](tmp_path, counts()))
+    for size in (1, 5, N, 100):
+        chunks = [batch.x for batch in source.read(size)]
+        assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
+        assert torch.equal(torch.cat(chunks), counts())
+    index = torch.tensor([7, 2, 2, 11])
+    assert torch.equal(source.take(index).x, counts()[index])
+    assert torch.equal(source.whole().x, counts())
+    assert (source.count(), source.head(2).num_data) == (N, 2)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_bad_value_in_the_last_row_is_refused(container, tmp_path):
+    bad = counts()
+    bad[-1, 2] = -1
+    with pytest.raises(DataError, match=r"= -1, but a Poisson likelihood needs whole numbers"):
+        pv.elbo_terms(model(), CONTAINERS[container](tmp_path, bad))
+
+
+def test_names_of_rows_and_columns_travel_with_the_data():
+    import pandas as pd
+
+    names = [f"cell{i}" for i in range(N)]
+    frame = pd.DataFrame(counts().numpy(), index=names, columns=list("abcd"))
+    source = validated(model(), frame)
+    assert source.labels.columns == ("a", "b", "c", "d")
+    parts = [batch.labels.rows.tolist() for batch in source.read(5)]
+    assert parts == [names[:5], names[5:10], names[10:]]
+    assert source.take(torch.tensor([3, 1])).labels.rows.tolist() == ["cell3", "cell1"]
+    assert validated(model(), counts()).labels.rows is None
+
+
+def test_a_sampler_without_a_known_order_is_refused_where_rows_matter():
+    class Odd(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter(range(1, N, 2))
+
+        def __len__(self):
+            return N // 2
+
+    loader = torch.utils.data.DataLoader(counts(), batch_size=3, sampler=Odd())
+    with pytest.raises(ConfigError, match=r"rows by a Odd.*unknown.*\n?.*Pass the Dataset itself"):
+        pv.log_evidence(model(), loader, num_samples=2)
+    pv.fit(model(), loader, epochs=1)
