@@ -170,7 +170,7 @@ def _share(value: float, name: str, whole: str) -> float:
     value = real_number(value, name, above=0.0)
     if value > 1.0:
         raise ConfigError(
-            f"{name} = {value:g}, but it is a fraction of {whole}, in (0, 1]: β would never reach "
-            f"its value.\nFor 10 epochs of 100 write {name}=0.1."
+            f"{name} = {value:g}, but it must be a fraction of {whole}, in (0, 1]: β would never "
+            f"reach its value.\nFor 10 epochs of 100 write {name}=0.1."
         )
     return value
