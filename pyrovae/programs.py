@@ -139,7 +139,7 @@ class SemiSupervisedVAE(nn.Module):
         self.alpha = real_number(alpha, "alpha", least=0.0)
 
     def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """p(x, y, z): plate "data", sites "y", "z", "x", and "label", which fixes known labels.
+        """Run p(x, y, z): plate "data", sites "y", "z", "x", and "label", which fixes known labels.
 
         Args:
             x: (B, *event), the observed data.
@@ -157,7 +157,7 @@ class SemiSupervisedVAE(nn.Module):
             pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
 
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """q(y|x) q(z|x, y): plate "data", sites "y" (enumerated on request) and "z"."""
+        """Run q(y|x) q(z|x, y): plate "data", sites "y" (enumerated on request) and "z"."""
         register(self)
         label, x = self.labels(x, y), fill(x, mask)
         with pyro.plate("data", len(x), dim=-1):
@@ -360,7 +360,7 @@ class BayesianVAE(nn.Module):
         self.global_prior, self.global_guide = global_prior, global_guide
 
     def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """p(x, z, w): site "w" outside the plate "data", "z" and "x" inside. As for `VAE.model`."""
+        """Run p(x, z, w): site "w" outside the plate "data", "z" and "x" inside, as `VAE.model`."""
         register(self)
         w = pyro.sample("w", self.global_prior())
         p_z = self.prior(*seen(self.prior, y, w))
@@ -371,7 +371,7 @@ class BayesianVAE(nn.Module):
             pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
 
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """q(w) Π_i q(z_i|x_i, w): sites "w" and "z". Arguments as for `model`."""
+        """Run q(w) Π_i q(z_i|x_i, w): sites "w" and "z". Arguments as for `model`."""
         register(self)
         w = pyro.sample("w", self.global_guide())
         with pyro.plate("data", len(x), dim=-1):

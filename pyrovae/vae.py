@@ -116,7 +116,7 @@ class VAE(nn.Module):
     # The probabilistic interpretation.
 
     def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """p(x, z) = p(x|z) p(z) as a Pyro program: plate "data", sites "z" and "x".
+        """Run p(x, z) = p(x|z) p(z) as a Pyro program: plate "data", sites "z" and "x".
 
         Args:
             x: (B, *event), the observed data.
@@ -141,7 +141,7 @@ class VAE(nn.Module):
             pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
 
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """q(z|x) as a Pyro program: plate "data", site "z". Arguments as for `model`."""
+        """Run q(z|x) as a Pyro program: plate "data", site "z". Arguments as for `model`."""
         register(self)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", self.encoder(fill(x, mask), *given(y, self.encoder)))

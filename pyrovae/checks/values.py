@@ -223,7 +223,7 @@ def _requirement(support: Any) -> str:
     if support.is_discrete and low is not None:
         return f"whole numbers ≥ {low}"
     if low is not None and high is not None:
-        return f"values in [{low:g}, {high:g}], or in ({low:g}, {high:g}) where its density ends"
+        return f"values in [{low:g}, {high:g}], or ({low:g}, {high:g}) if log p diverges at an end"
     if low is not None:
         return f"values > {low:g}"
     return f"values in {support}"

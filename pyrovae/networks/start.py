@@ -18,9 +18,9 @@ MARGIN = 1e-3  # as in the code of Burda et al. 2016, which clips pixel means to
 
 
 def features_of(head: nn.Module) -> torch.Size:
-    """Return the shape of a head's features: (count, *event_shape), or (F,) if F is no multiple.
+    """Return the shape of a head's features: (count, *event_shape).
 
-    This is the `out_features` of a decoder network; `mlp` uses its product.
+    It is (F,) if F is not a multiple of the event's size. It is the `out_features` of a decoder.
 
     Args:
         head: a likelihood with `num_features` and `event_shape`.
@@ -51,8 +51,8 @@ def start_at_mean(decoder: nn.Sequential, x: Tensor, *, mask: Tensor | None = No
         The decoder.
 
     Raises:
-        ConfigError: the decoder has no such layer, or the likelihood no such mean (as for
-            `Categorical`): set the bias by hand.
+        ConfigError: the decoder has no such layer, or the mean does not increase with a
+            parameter (`Categorical`): set the bias by hand.
         DataError: x does not fit the likelihood's event shape.
 
     Example:

@@ -61,7 +61,7 @@ class Objective(ELBO):
 
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
         """Return the loss in nats, (), with the gradient of the step."""
-        raise NotImplementedError("an objective defines surrogate(traces, num_data)")
+        raise NotImplementedError("an objective must define surrogate(traces, num_data)")
 
     def check(self, traces: Traces) -> None:
         """Raise ConfigError if the gradient of this objective is wrong for the program."""

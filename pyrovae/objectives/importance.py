@@ -184,9 +184,10 @@ class WakeSleep(Objective):
 
 
 def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
-    """−log mean w, with Σ w̃ ∂ log p for the model and Σ w̃² (∂ log w/∂z)(∂z/∂φ) for the guide.
+    """Return −log mean w, with gradients Σ w̃ ∂ log p and Σ w̃² (∂ log w/∂z)(∂z/∂φ).
 
-    log p(x, z) depends on φ through z as well; this path is replaced by the correct one.
+    The first is the model's, the second the guide's. log p(x, z) depends on φ through z as
+    well; this path is replaced by the correct one.
     """
     site, terms = _only_latent(traces), terms_of(traces, num_data)
     z, q_z = site["value"], site["fn"]
