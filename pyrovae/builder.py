@@ -1,10 +1,10 @@
-"""A whole sensible VAE in one call.
+"""A complete VAE in one call.
 
-`build` chooses nothing that could not be written out as VAE(prior, encoder, decoder): it joins
-one prior, one guide family, one likelihood and one kind of network by name, with widths that
-fit. The names are the public names of the part families themselves, and a part's constructor
-says by its argument names what it wants to know: latent_dim, event_shape, encoder,
-pseudo_inputs. What was built remembers its specification, plain enough for JSON.
+`build` is shorthand for VAE(prior, encoder, decoder): it combines a prior, a guide family, a
+likelihood and a kind of network by name, with matching widths. The names are the public names
+of the part families, and the argument names of a part's constructor declare what it needs:
+latent_dim, event_shape, encoder, pseudo_inputs. The result stores its JSON-serializable
+specification.
 """
 
 import inspect
@@ -40,11 +40,11 @@ def build(
     data: Any = None,
     seed: int | None = None,
 ) -> VAE:
-    """VAE(prior, encoder, decoder) from names and sizes.
+    """Construct a VAE(prior, encoder, decoder) from names and sizes.
 
     A choice is a public name, or a dict of that name and the part's options, such as
     {"name": "GaussianMixture", "num_components": 20}. Likelihoods of counts also take a size
-    for each datum as y.
+    per datum as y.
 
     Args:
         event_shape: the shape of one datum: x.shape[1:].
@@ -54,17 +54,17 @@ def build(
         likelihood: a name in `pyrovae.likelihoods`.
         network: "mlp", "gated_mlp", "residual_mlp" or "conv".
         hidden: the encoder's hidden widths; the decoder has them in reverse.
-        data: (N, *event), training data that parts may start from: the decoder's bias at their
-            mean, a VampPrior's pseudo-inputs at 500 of them; {"name": "VampPrior",
-            "pseudo_inputs": x[:50]} takes others.
-        seed: of the initial weights; None draws them from the global generator.
+        data: (N, *event), training data to initialize parts from: the decoder's bias at their
+            mean, the pseudo-inputs of a VampPrior at 500 of them; {"name": "VampPrior",
+            "pseudo_inputs": x[:50]} overrides these.
+        seed: the seed of the initial weights; None draws them from the global generator.
 
     Returns:
-        A VAE whose `spec` holds these arguments but for the data and the seed.
+        A VAE whose `spec` holds these arguments except for data and seed.
 
     Raises:
-        ConfigError: an unknown name (the nearest one is suggested), an option that the part does
-            not have, or a size that is no whole number ≥ 1.
+        ConfigError: a name is unknown (the nearest one is suggested), the part does not have an
+            option, or a size is not a whole number ≥ 1.
 
     Example:
         >>> vae = build((8, 8), latent_dim=10, hidden=(100,))
@@ -76,7 +76,7 @@ def build(
     event_shape = as_event_shape(event_shape)
     if isinstance(hidden, int):
         raise ConfigError(
-            f"hidden = {hidden}, but it holds a width for each hidden layer.\n"
+            f"hidden = {hidden}, but it must hold a width for each hidden layer.\n"
             f"Write hidden=({hidden},)."
         )
     as_latent_shape(latent_dim)
@@ -117,14 +117,14 @@ def build(
 def _pseudo_inputs(data: Tensor | None) -> Tensor:
     if data is None:
         raise ConfigError(
-            "this prior starts from data, but none were given.\nPass build(…, data=x_train)."
+            "this prior starts from data, but none were given.\nWrite build(…, data=x_train)."
         )
     chosen = torch.randperm(len(data))[:NUM_PSEUDO_INPUTS]
     return data[chosen].to(torch.get_default_dtype())
 
 
 def _made(family: Any, choice: Choice, known: dict[str, Callable[[], Any]]) -> nn.Module:
-    """The chosen member of a family, given what its constructor asks for by name."""
+    """Construct a member of a family with the arguments that its constructor names."""
     name, options = _name_and_options(choice)
     constructor = part_named(family, name)
     signature = inspect.signature(constructor)
@@ -134,8 +134,8 @@ def _made(family: Any, choice: Choice, known: dict[str, Callable[[], Any]]) -> n
     except TypeError as error:
         kind = family.__name__.rpartition(".")[2]
         raise ConfigError(
-            f"{name}: {error}.\nIts signature is {name}{signature}; give its options as "
-            f"{{'name': {name!r}, …}}, or write the part out: VAE(prior, encoder, decoder) with "
+            f"{name}: {error}.\nIts signature is {name}{signature}; pass its options as "
+            f"{{'name': {name!r}, …}}, or write VAE(prior, encoder, decoder) with "
             f"{kind}.{name}(…)."
         ) from None
     return constructor(**arguments, **options)
@@ -144,13 +144,13 @@ def _made(family: Any, choice: Choice, known: dict[str, Callable[[], Any]]) -> n
 def _name_and_options(choice: Choice) -> tuple[str, dict[str, Any]]:
     if isinstance(choice, nn.Module):
         raise ConfigError(
-            f"build joins parts by name, but it was given a {type(choice).__name__} itself.\n"
-            "Write its name, or join the modules yourself: VAE(prior, encoder, decoder)."
+            f"build combines parts by name, but it received a {type(choice).__name__} module.\n"
+            "Pass a name, or combine the modules yourself: VAE(prior, encoder, decoder)."
         )
     if isinstance(choice, dict):
         if "name" not in choice:
             raise ConfigError(
-                f"{choice} has options of a part, but not whose.\n"
+                f"{choice} has options of a part, but not its name.\n"
                 "Write {'name': 'GaussianMixture', 'num_components': 20}."
             )
         return choice["name"], {k: v for k, v in choice.items() if k != "name"}
@@ -158,10 +158,10 @@ def _name_and_options(choice: Choice) -> tuple[str, dict[str, Any]]:
 
 
 def part_named(family: Any, name: str) -> Callable[..., nn.Module]:
-    """The public member of a family of parts with this name.
+    """Return the public member of a family of parts with this name.
 
     Raises:
-        ConfigError: there is none; the message lists the names and suggests the nearest.
+        ConfigError: the name is unknown; the message lists all names and suggests the nearest.
 
     Example:
         >>> part_named(priors, "StandardNormal").__name__

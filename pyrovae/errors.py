@@ -1,9 +1,9 @@
-"""The errors that pyrovae raises on purpose.
+"""The exceptions that pyrovae raises deliberately.
 
-Each one subclasses the builtin that a caller would expect, so `except ValueError`
-keeps working. A message has four parts: what was given, where it is, what is
-required, and what to write instead. It is at most six lines long and never holds
-a whole tensor.
+Each subclasses the builtin that a caller would expect, so `except ValueError` keeps
+working. A message has four parts: what was expected, what arrived and where, why it
+matters, and what to write instead. It has at most six lines and never contains a
+whole tensor.
 """
 
 import re
@@ -11,43 +11,43 @@ from typing import Any
 
 
 class DataError(ValueError):
-    """The data cannot be what the model describes (shape, dtype, support, NaN)."""
+    """The data do not fit the model (shape, dtype, support, NaN)."""
 
     def __init__(self, *args: Any):
         super().__init__(*map(_without_shapes, args))
 
 
 class ConfigError(ValueError):
-    """An argument, or a combination of parts, cannot work whatever the data."""
+    """An argument or a combination of parts is invalid regardless of the data."""
 
     def __init__(self, *args: Any):
         super().__init__(*map(_without_shapes, args))
 
 
 def _without_shapes(message: Any) -> Any:
-    """The message without the table that Pyro's tracing appends as it raises an error again."""
+    """Remove the table that Pyro's tracing appends when it re-raises an error."""
     return re.split(r"\n *Trace Shapes:", message)[0] if isinstance(message, str) else message
 
 
 class DivergenceError(FloatingPointError):
-    """A loss or a gradient is not finite; the update that it belongs to was not made."""
+    """A loss or a gradient is not finite; the corresponding update was skipped."""
 
 
 class WorkerLostError(RuntimeError):
-    """Another process of a run on several ended, or did not answer in time."""
+    """Another process of a distributed run exited or timed out."""
 
 
 class CheckpointError(RuntimeError):
-    """A saved model or run cannot be used, or one could not be saved."""
+    """A saved model or run cannot be used, or saving failed."""
 
 
 class CorruptCheckpointError(CheckpointError):
-    """A file is not what was written: truncated, altered, or holding what no model has.
+    """A file is not what was written: truncated, altered, or with impossible contents.
 
     Attributes:
         path: the file.
-        expected: what it should be (a SHA-256, a number of bytes), or None.
-        got: what it is, likewise.
+        expected: the expected SHA-256 or number of bytes, or None.
+        got: the actual one, or None.
     """
 
     def __init__(self, message: str, path: object = None, expected: Any = None, got: Any = None):
@@ -56,24 +56,24 @@ class CorruptCheckpointError(CheckpointError):
 
 
 class UnsafeFormatError(CheckpointError):
-    """A file that is no tensor file of pyrovae's, or names what pyrovae does not have."""
+    """A file is not a pyrovae tensor file, or refers to names unknown to pyrovae."""
 
 
 class VersionMismatchError(CheckpointError):
-    """A file in a format of a later release."""
+    """A file has the format of a later release."""
 
 
 class StateMismatchError(CheckpointError):
-    """What was saved does not fit the model, the data or the settings at hand."""
+    """A saved state does not match the current model, data or settings."""
 
 
 class RunLockedError(CheckpointError):
     """Another process, or another run of this one, is using the run folder.
 
     Attributes:
-        pid: its process id, or None where it could not be read.
+        pid: its process id, or None if it could not be read.
         host: the machine that it runs on.
-        start: when it took the folder, ISO 8601.
+        start: when it locked the folder, ISO 8601.
     """
 
     def __init__(self, message: str, pid: int | None = None, host: str = "?", start: str = "?"):

@@ -1,8 +1,8 @@
-"""Contexts around a program: what a run borrows from the process, it gives back.
+"""Context managers that leave the process as they found it.
 
-Three things in a torch + Pyro process are global: the generators, Pyro's parameter
-store, and (per module) the train/eval mode. Each public entry point of pyrovae wraps
-itself in the contexts of this file, so that nothing outside can tell that it ran.
+A torch + Pyro process has three kinds of global state: random generators, Pyro's parameter
+store, and the train/eval mode of each module. Every public entry point of pyrovae runs
+inside the contexts of this file, so it has no side effects on them.
 """
 
 import math
@@ -31,7 +31,7 @@ __all__ = [
 
 @contextmanager
 def own_store() -> Iterator[None]:
-    """An empty parameter store of Pyro for the block, the caller's back after it.
+    """Use an empty Pyro parameter store inside the block and restore the caller's after it.
 
     Example:
         >>> with own_store():
@@ -45,7 +45,7 @@ def own_store() -> Iterator[None]:
 
 @contextmanager
 def evaluation(program: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, and a parameter store of its own for the block.
+    """Use eval mode, no gradients and a separate parameter store inside the block.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -58,14 +58,14 @@ def evaluation(program: nn.Module) -> Iterator[None]:
 
 
 class DataScale(Messenger):
-    """Multiplies the scale of every site under the plate "data"; made by `data_scale`."""
+    """Handler that scales every site under the plate "data"; constructed by `data_scale`."""
 
     def __init__(self, factor: float):
         super().__init__()
         if not (isinstance(factor, int | float) and 0 < factor < math.inf):
             raise ConfigError(
-                f"data_scale: factor = {factor!r}, but it counts how often each datum stands for "
-                "itself: a finite number > 0.\nWrite data_scale(num_data / batch_size)."
+                f"data_scale: factor = {factor!r}, but it is the weight of each datum: a finite "
+                "number > 0.\nWrite data_scale(num_data / batch_size)."
             )
         self.factor = factor
 
@@ -77,15 +77,15 @@ class DataScale(Messenger):
 def data_scale(factor: float) -> DataScale:
     """Count each datum `factor` times: the minibatch scale N / B for global latents.
 
-    For B of N data, drawn at random, and global latents w outside the plate "data",
+    For a random minibatch of B of N data and global latents w outside the plate "data",
 
         (N / B) Σ_{i in batch} ELBO_i(w) + log p(w) − log q(w)
 
-    has the expectation Σ_{i ≤ N} ELBO_i(w) + log p(w) − log q(w). Global sites keep their scale,
-    so do unscaled log-densities (`terms_of`). Handlers nest: factors multiply.
+    has expectation Σ_{i ≤ N} ELBO_i(w) + log p(w) − log q(w). Global sites keep their scale,
+    and unscaled log-densities (`terms_of`) are unchanged. Nested factors multiply.
 
     Args:
-        factor: N / B, a number > 0, without unit.
+        factor: N / B > 0, dimensionless.
 
     Returns:
         A handler: use it in a `with` block around an SVI step, or call it on a program.

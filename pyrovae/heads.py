@@ -1,14 +1,13 @@
-"""What the last layers share: features (*S, B, F) in, parameters of a density out.
+"""Shared functions of heads: features (*S, B, F) in, parameters of a density out.
 
-A *head* is a module features → Distribution that tells the width it needs as
+A *head* is a module features → Distribution that declares its input width as
 `num_features`; guide families (`pyrovae.guides`) and likelihoods
-(`pyrovae.likelihoods`) are heads. This file holds the two rules that all of them
-follow:
+(`pyrovae.likelihoods`) are heads. All of them follow two rules:
 
 - `positive` maps an unconstrained real feature to a scale,
-- `split_features` cuts F features into parameters of one event shape each.
+- `split_features` splits F features into parameters of one event shape each.
 
-It defines no distribution and no base class.
+This file defines neither a distribution nor a base class.
 """
 
 import math
@@ -25,7 +24,7 @@ MIN_SCALE = 1e-5
 
 
 def positive(raw: Tensor) -> Tensor:
-    """A positive scale from an unconstrained real: softplus(raw) + 1e-5.
+    """Map an unconstrained real to a positive scale: softplus(raw) + 1e-5.
 
     softplus grows linearly, so raw = 1e6 gives a scale of 1e6 where exp(raw) would
     overflow; the floor keeps 1 / scale² finite in float32, so raw = -1e6 gives 1e-5
@@ -35,7 +34,7 @@ def positive(raw: Tensor) -> Tensor:
         raw: any shape.
 
     Returns:
-        A tensor of raw's shape, in [1e-5, ∞).
+        A tensor of the shape of raw, in [1e-5, ∞).
 
     Example:
         >>> positive(torch.tensor([-1e6, 0.0, 1e6]))
@@ -45,14 +44,14 @@ def positive(raw: Tensor) -> Tensor:
 
 
 def inverse_positive(scale: Tensor) -> Tensor:
-    """The raw value that `positive` maps to `scale`; scale must exceed 1e-5.
+    """Return the raw value that `positive` maps to `scale`; scale must exceed 1e-5.
 
     Args:
         scale: any shape, in (1e-5, ∞).
 
     Returns:
-        raw with positive(raw) = scale: log(exp(s) − 1) for s = scale − 1e-5, written so
-        that a large s does not overflow.
+        raw with positive(raw) = scale: log(exp(s) − 1) for s = scale − 1e-5, in a form
+        that does not overflow for large s.
 
     Example:
         >>> inverse_positive(positive(torch.tensor(3.0)))
@@ -63,11 +62,11 @@ def inverse_positive(scale: Tensor) -> Tensor:
 
 
 def as_event_shape(event_shape: int | Sequence[int], *, name: str = "event_shape") -> torch.Size:
-    """The shape of one datum (or one latent) as a torch.Size, checked.
+    """Check the shape of one datum (or one latent) and return it as a torch.Size.
 
     Args:
         event_shape: a positive whole number, or a sequence of them.
-        name: what the caller calls it, for the message.
+        name: the caller's name for it, for the message.
 
     Returns:
         The shape, at least one-dimensional.
@@ -83,14 +82,14 @@ def as_event_shape(event_shape: int | Sequence[int], *, name: str = "event_shape
     whole = [isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes]
     if not sizes or not all(whole) or min(sizes) < 1:
         raise ConfigError(
-            f"{name} = {event_shape!r}, but it counts the numbers in one vector or array: "
-            f"a whole number ≥ 1, or a tuple of them. Write for example {name}=2."
+            f"{name} = {event_shape!r}, but it is the size of one vector or array: a whole "
+            f"number ≥ 1, or a tuple of them. Write for example {name}=2."
         )
     return torch.Size([int(n) for n in sizes])
 
 
 def as_latent_shape(latent_dim: int) -> torch.Size:
-    """(D,) for a latent vector of D numbers.
+    """Return the shape (D,) of a latent vector of D numbers.
 
     Raises:
         ConfigError: latent_dim is not a whole number ≥ 1.
@@ -101,25 +100,25 @@ def as_latent_shape(latent_dim: int) -> torch.Size:
     """
     if isinstance(latent_dim, tuple | list):
         raise ConfigError(
-            f"latent_dim = {latent_dim!r}, but z is a vector: give its length, a whole number ≥ 1, "
+            f"latent_dim = {latent_dim!r}, but z is a vector: pass its length, a whole number ≥ 1, "
             "such as latent_dim=2."
         )
     return as_event_shape(latent_dim, name="latent_dim")
 
 
 def split_features(features: Tensor, event_shape: torch.Size, count: int = 1) -> list[Tensor]:
-    """Cut features into `count` parameters of shape `event_shape` each.
+    """Split features into `count` parameters of shape `event_shape` each.
 
     Args:
         features: (*S, B, count · prod(event_shape)).
         event_shape: the shape of one datum.
-        count: how many parameters the density has for each number in the datum.
+        count: the number of parameters that the density has per element of the datum.
 
     Returns:
         `count` tensors (*S, B, *event_shape).
 
     Raises:
-        ConfigError: the last size of features is another one.
+        ConfigError: the last dimension of features has the wrong size.
 
     Example:
         >>> loc, raw = split_features(torch.zeros(7, 12), torch.Size([2, 3]), 2)
@@ -130,9 +129,9 @@ def split_features(features: Tensor, event_shape: torch.Size, count: int = 1) ->
     if features.shape[-1] != expected:
         raise ConfigError(
             f"this head needs {expected} features ({count} for each of "
-            f"{tuple(event_shape)}), but the network before it gives {features.shape[-1]}.\n"
-            "Give the network's last layer out_features=head.num_features."
+            f"{tuple(event_shape)}), but the network before it returns {features.shape[-1]}.\n"
+            "Set out_features=head.num_features in the network's last layer."
         )
     if features.dtype in (torch.bfloat16, torch.float16):
-        features = features.float()  # networks may compute in 16 bits, densities never do
+        features = features.float()  # densities are never computed in 16 bits
     return [part.unflatten(-1, event_shape) for part in features.chunk(count, dim=-1)]

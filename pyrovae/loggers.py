@@ -1,10 +1,10 @@
-"""Where the records of a run go beside its `History`: files that other tools read.
+"""Loggers: the records of a run as files for other tools, alongside its `History`.
 
     pv.fit(vae, x, callbacks=[pv.loggers.CSV("run.csv")])
 
-A logger is a callback of `fit`, called as logger(program, record) after each epoch; it opens its
-file at each record and closes it again, so that nothing is left open when a run fails. With a
-`run_dir`, `fit` writes history.csv by itself.
+A logger is a callback of `fit`, called as logger(program, record) after each epoch. It opens and
+closes its file for each record, so that a failing run leaves nothing open. With a `run_dir`,
+`fit` writes history.csv itself.
 """
 
 import csv
@@ -17,14 +17,14 @@ from pyrovae.errors import CheckpointError, ConfigError
 
 
 class CSV:
-    """One line an epoch, under a header with the fields of `Epoch`, in nats per datum.
+    """CSV logger: a header with the fields of `Epoch`, then a row per epoch, in nats per datum.
 
     Args:
-        path: of the file; an old one there is replaced when the first epoch ends.
+        path: the file; an existing one is replaced when the first epoch ends.
 
     Raises:
-        ConfigError: path can be no name of a file.
-        CheckpointError: it cannot be written.
+        ConfigError: path is not a valid file name.
+        CheckpointError: the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -47,7 +47,7 @@ class CSV:
         self._write("a", [record])
 
     def begin(self, fields: Sequence[str], records: Iterable[Any] = ()) -> None:
-        """Write the file afresh: the header, and the records that there are already."""
+        """Write a new file with the header and the given records."""
         self._write("w", [fields, *records])
         self.is_begun = True
 
@@ -57,18 +57,18 @@ class CSV:
                 csv.writer(file).writerows(rows)
         except OSError as error:
             raise CheckpointError(
-                f"{self.path} cannot be written: {error}.\nGive CSV a path in a folder that exists."
+                f"{self.path} cannot be written: {error}.\nPass CSV a path in an existing folder."
             ) from error
 
 
 class TensorBoard:
-    """Scalars by epoch for TensorBoard: training/elbo, validation/elbo and so on, nats per datum.
+    """TensorBoard logger: training/elbo, validation/elbo and so on by epoch, in nats per datum.
 
     Args:
-        folder: of the event files.
+        folder: the folder for the event files.
 
     Raises:
-        ConfigError: TensorBoard is not installed, or folder can be no name.
+        ConfigError: TensorBoard is not installed, or folder is not a valid name.
 
     Example:
         >>> TensorBoard("runs/first").folder

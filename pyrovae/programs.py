@@ -1,13 +1,13 @@
-"""Programs beyond the VAE: a second latent, local and discrete, or global.
+"""Programs beyond the VAE, with a second latent: local and discrete, or global.
 
     SemiSupervisedVAE   y_i ~ p(y),  z_i ~ p(z),    x_i ~ p(x|z_i, y_i);   some y_i are known
-    BayesianVAE     w ~ p(w),    z_i ~ p(z|w),  x_i ~ p(x|z_i, w)
+    BayesianVAE         w ~ p(w),    z_i ~ p(z|w),  x_i ~ p(x|z_i, w)
 
 Each is a module with `.model` and `.guide` over the plate "data", made of the same parts
-as a `VAE`, and `fit`, `elbo_terms` and what follows them take it like one. Symbols as in
+as a `VAE`, and works with `fit`, `elbo_terms` and the other methods. Symbols as in
 `pyrovae.vae`; K is the number of classes.
 
-Another structure is another program: these two are short enough to copy.
+Both are short enough to serve as templates for custom programs.
 """
 
 from typing import Any
@@ -28,12 +28,14 @@ from pyrovae.vae import fill, observed_only, register
 
 __all__ = ["BayesianVAE", "CategoricalHead", "GivenGlobal", "SemiSupervisedVAE", "partly_known"]
 
-# exp of it is 0 in every float type, and it is finite, so that 0 · log 0 is 0 and not NaN
+# exp(LOG_ZERO) is 0 in every float type; it is finite, so that 0 · log 0 is 0 and not NaN
 LOG_ZERO = -1e4
 
 
 class CategoricalHead(nn.Module):
-    """q(y|x) = Categorical(y; softmax(l)) over classes 0 … K − 1; the features are the logits l.
+    """Categorical classifier head, q(y|x) = Categorical(y; softmax(l)), y in 0 … K − 1.
+
+    The features are the logits l.
 
     Args:
         num_classes: K.
@@ -42,7 +44,7 @@ class CategoricalHead(nn.Module):
         num_features: K.
 
     Raises:
-        ConfigError: num_classes is not a whole number ≥ 1, or the features have another width.
+        ConfigError: num_classes is not a whole number ≥ 1, or the features have the wrong width.
 
     Example:
         >>> head = CategoricalHead(10)
@@ -63,38 +65,38 @@ class CategoricalHead(nn.Module):
 
 
 class SemiSupervisedVAE(nn.Module):
-    """The model M2 of Kingma et al. 2014: labels y are latent where they are not known.
+    """Semi-supervised VAE (model M2 of Kingma et al. 2014): unknown labels y are latent.
 
-    For a datum with and without its label, in nats,
+    For a datum with and without a label, in nats,
 
         ELBO(x, y) = E_{q(z|x,y)}[log p(x|z, y) + log p(y) + log p(z) − log q(z|x, y)]
         ELBO(x)    = Σ_y q(y|x) (ELBO(x, y) − log q(y|x))
 
     and training maximizes  Σ_i ELBO_i + α Σ_{i known} log q(y_i|x_i).
 
-    Labels are whole numbers 0 … K − 1, and any negative number where they are not known:
-    y_mask = (y ≥ 0); `partly_known(y, y_mask)` writes a y_mask into y. In the guide, a known
-    label is a q(y|x) that is certain of it. The α term is the factor "classification" of the
-    guide: objectives see it, `elbo_terms` does not.
+    Labels are whole numbers 0 … K − 1, and any negative number if unknown: y_mask = (y ≥ 0);
+    `partly_known(y, y_mask)` encodes a y_mask in y. In the guide, q(y|x) puts all probability
+    on a known label. The α term is the factor "classification" of the guide: objectives
+    include it, `elbo_terms` does not.
 
-    `pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)` sums y out exactly, so pass it to `fit`.
-    Other objectives draw y, and their gradients are noisy.
+    `pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)` sums exactly over y, so pass it to `fit`.
+    Other objectives draw y and have noisy gradients.
 
     Args:
         prior: `prior()` → p(z), as for `VAE`.
         encoder: `encoder(x, y)` → q(z|x, y), wrapped in `networks.Given` to see y.
-        decoder: `decoder(z, y)` → p(x|z, y), likewise; y may be (K, 1) where it is enumerated,
-            which `networks.Concat` and `networks.OneHot` take.
+        decoder: `decoder(z, y)` → p(x|z, y), also wrapped; y may be (K, 1) if enumerated, which
+            `networks.Concat` and `networks.OneHot` support.
         classifier: `classifier(x)` → q(y|x), a Categorical with batch_shape (B,):
             Sequential(network, CategoricalHead(K)).
         label_prior: `label_prior()` → p(y), a Categorical with batch_shape ().
-        alpha: α ≥ 0, nats for each nat of a known label's log q(y|x). The paper takes
+        alpha: α ≥ 0, the weight of log q(y|x) of known labels. The paper uses
             0.1 · (number of data) / (number of known labels).
 
     Raises:
-        ConfigError: alpha is negative or not finite; from `fit` and all that take data, where the
-            classifier and the label prior differ in K.
-        DataError: likewise, where y holds no labels.
+        ConfigError: alpha is negative or not finite; from functions that take data, classifier
+            and label prior differ in K.
+        DataError: from functions that take data, y does not hold labels.
 
     References:
         Semi-supervised Learning with Deep Generative Models, Kingma et al., 2014,
@@ -137,11 +139,11 @@ class SemiSupervisedVAE(nn.Module):
         self.alpha = real_number(alpha, "alpha", least=0.0)
 
     def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """p(x, y, z): plate "data", sites "y", "z", "x", and "label", which holds y to a known one.
+        """Run p(x, y, z): plate "data", sites "y", "z", "x", and "label", which fixes known labels.
 
         Args:
             x: (B, *event), the observed data.
-            y: (B,), labels, negative where unknown; None where all are.
+            y: (B,), labels, negative where unknown; None if all are unknown.
             mask: of x's shape, true where x is observed.
         """
         register(self)
@@ -155,7 +157,7 @@ class SemiSupervisedVAE(nn.Module):
             pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
 
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """q(y|x) q(z|x, y): plate "data", sites "y" (enumerated if asked to) and "z"."""
+        """Run q(y|x) q(z|x, y): plate "data", sites "y" (enumerated on request) and "z"."""
         register(self)
         label, x = self.labels(x, y), fill(x, mask)
         with pyro.plate("data", len(x), dim=-1):
@@ -171,13 +173,13 @@ class SemiSupervisedVAE(nn.Module):
             return q_y
         has = f" over {q_y.logits.shape[-1]} classes" if isinstance(q_y, dist.Categorical) else ""
         raise ConfigError(
-            f"the classifier gave a {type(q_y).__name__}{has}, but q(y|x) is a Categorical over "
-            f"the {classes} classes of label_prior: they are summed out one by one.\n"
+            f"the classifier returned a {type(q_y).__name__}{has}, but q(y|x) must be Categorical "
+            f"over the {classes} classes of label_prior, which are summed over.\n"
             f"End the classifier in programs.CategoricalHead({classes})."
         )
 
     def classify(self, x: Any, mask: Any = None) -> Tensor:
-        """q(y|x), the probability of each class: (N, K), rows sum to 1; eval mode, no gradients.
+        """Return q(y|x), the class probabilities (N, K), in eval mode without gradients.
 
         Args:
             x: (N, *event).
@@ -191,14 +193,14 @@ class SemiSupervisedVAE(nn.Module):
             return self.classifier(fill(x, mask)).probs
 
     def check_data(self, x: Tensor, y: Tensor) -> None:
-        """Look at every label, before training; errors as for `labels`."""
+        """Check every label before training; errors as for `labels`."""
         self.labels(x, y)
 
     def labels(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """(B,) whole numbers: y checked, or −1 everywhere for None.
+        """Return the checked labels, (B,) whole numbers; −1 everywhere if y is None.
 
         Raises:
-            DataError: y is not one whole number < K for each datum.
+            DataError: y is not one whole number < K per datum.
         """
         if y is None:
             return torch.full((len(x),), -1, device=x.device)
@@ -214,23 +216,23 @@ class SemiSupervisedVAE(nn.Module):
             raise DataError(
                 f"y[{row}] = {int(y[row])}, but there are {num_classes} classes, numbered 0 … "
                 f"{num_classes - 1}, and -1 where the label is unknown.\n"
-                "Count classes from 0, or give label_prior and classifier more of them."
+                "Number classes from 0, or increase K in label_prior and classifier."
             )
         return y
 
 
 def partly_known(y: Any, y_mask: Any) -> Tensor:
-    """Labels as `SemiSupervisedVAE` takes them: y where it is known, −1 elsewhere.
+    """Return labels for `SemiSupervisedVAE`: y where it is known, −1 elsewhere.
 
     Args:
-        y: (N,), whole numbers ≥ 0 where known; what stands elsewhere, NaN too, does not matter.
+        y: (N,), whole numbers ≥ 0 where known; other values, including NaN, are ignored.
         y_mask: (N,), true where the label is known.
 
     Returns:
         (N,), whole numbers.
 
     Raises:
-        DataError: y_mask is not one true or false for each label, or a known label is no whole
+        DataError: y_mask is not one boolean per label, or a known label is not a whole
             number ≥ 0.
 
     Example:
@@ -240,8 +242,8 @@ def partly_known(y: Any, y_mask: Any) -> Tensor:
     y, known = as_tensor(y, "y"), as_tensor(y_mask, "y_mask")
     if known.shape != y.shape or ((known != 0) & (known != 1)).any():
         raise DataError(
-            f"y_mask has shape {tuple(known.shape)} and y {tuple(y.shape)}, but y_mask holds one "
-            "true (known) or false for each label.\nWrite y_mask=~torch.isnan(y), say."
+            f"y_mask has shape {tuple(known.shape)} and y {tuple(y.shape)}, but y_mask must hold "
+            "true (known) or false for each label.\nWrite for example y_mask=~torch.isnan(y)."
         )
     known = known.bool()
     labels = torch.where(known, y, -1).long()
@@ -251,13 +253,13 @@ def partly_known(y: Any, y_mask: Any) -> Tensor:
         raise DataError(
             f"y{at(row)} = {y[row].item():g} is marked as known, but labels are the whole numbers "
             f"0, 1, … ({int(is_bad.sum()):,} of {int(known.sum()):,} are not).\n"
-            "Correct it, or let y_mask be false there."
+            "Correct it, or set y_mask to false there."
         )
     return labels
 
 
 def certain(q_y: dist.Distribution, label: Tensor) -> dist.Distribution:
-    """q(y|x), but all probability on the label where it is known (label ≥ 0).
+    """Return q(y|x) with all probability on the label where it is known (label ≥ 0).
 
     Args:
         q_y: Categorical, batch_shape (B,).
@@ -274,10 +276,10 @@ def certain(q_y: dist.Distribution, label: Tensor) -> dist.Distribution:
 
 
 class GivenGlobal(nn.Module):
-    """A part that also sees the global latents w of a `BayesianVAE`, last.
+    """Part that also sees the global latents w of a `BayesianVAE`, as its last argument.
 
-    prior(w), encoder(x, w), decoder(z, w), and after covariates: GivenGlobal(Given(part)) is
-    called part(…, y, w). Under vectorized particles w is (S, 1, *event): it broadcasts
+    prior(w), encoder(x, w), decoder(z, w); with covariates, GivenGlobal(Given(part)) is
+    called as part(…, y, w). With vectorized particles w is (S, 1, *event) and broadcasts
     against z (S, B, D) from the right.
 
     Args:
@@ -306,19 +308,19 @@ class GivenGlobal(nn.Module):
 
 
 class BayesianVAE(nn.Module):
-    """A VAE with global latents w that all data share, with a prior and a guide of their own.
+    """VAE with global latents w, shared by all data, with their own prior and guide.
 
         ELBO(x_1 … x_N) = E_q[Σ_i log p(x_i|z_i, w) + log p(z_i|w) − log q(z_i|x_i, w)]
                           − KL(q(w) ‖ p(w)),    in nats
 
     w may be the scales of the latent dimensions with a hyper-prior (automatic relevance
-    determination), or the weights of a Bayesian decoder layer. A minibatch of B counts each
-    datum N / B times, `handlers.data_scale(N / B)`; the KL of w is not multiplied.
+    determination), or the weights of a Bayesian decoder layer. A minibatch of B data is scaled
+    by N / B, `handlers.data_scale(N / B)`; the KL of w is not.
 
     Args:
-        prior, encoder, decoder: as for `VAE`; one wrapped in `GivenGlobal` also sees w.
+        prior, encoder, decoder: as for `VAE`; those wrapped in `GivenGlobal` also see w.
         global_prior: `global_prior()` → p(w), batch_shape (); any part of `pyrovae.priors`.
-        global_guide: `global_guide()` → q(w), likewise over the same event.
+        global_guide: `global_guide()` → q(w), with the same batch_shape and event_shape.
 
     References:
         Auto-Encoding Variational Bayes, appendix F, Kingma & Welling, 2014,
@@ -358,7 +360,7 @@ class BayesianVAE(nn.Module):
         self.global_prior, self.global_guide = global_prior, global_guide
 
     def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """p(x, z, w): site "w" outside the plate "data", "z" and "x" inside. As for `VAE.model`."""
+        """Run p(x, z, w): site "w" outside the plate "data", "z" and "x" inside, as `VAE.model`."""
         register(self)
         w = pyro.sample("w", self.global_prior())
         p_z = self.prior(*seen(self.prior, y, w))
@@ -369,7 +371,7 @@ class BayesianVAE(nn.Module):
             pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
 
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """q(w) Π_i q(z_i|x_i, w): sites "w" and "z". Arguments as for `model`."""
+        """Run q(w) Π_i q(z_i|x_i, w): sites "w" and "z". Arguments as for `model`."""
         register(self)
         w = pyro.sample("w", self.global_guide())
         with pyro.plate("data", len(x), dim=-1):
@@ -377,6 +379,6 @@ class BayesianVAE(nn.Module):
 
 
 def seen(part: nn.Module, y: Tensor | None, w: Tensor) -> tuple[Tensor, ...]:
-    """What `part` takes after its first argument: y if it is `Given`, then w if `GivenGlobal`."""
+    """Return the later arguments of `part`: y if it is `Given`, then w if `GivenGlobal`."""
     inner = part.part if isinstance(part, GivenGlobal) else part
     return (*given(y, inner), *(() if inner is part else (w,)))

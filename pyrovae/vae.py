@@ -1,14 +1,14 @@
-"""The VAE: one object, two readings.
+"""The VAE: one object with two interpretations.
 
     probability model   z_i ~ p(z),  x_i ~ p(x|z_i);     p(x, z) = p(x|z) p(z)
     neural net          l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z))
 
 `VAE.model` and `VAE.guide` are the first, as Pyro programs; `VAE.loss` is the second,
-as a plain function of tensors. Bayes' rule p(z|x) = p(x|z) p(z) / p(x) ties them
-together: with ELBO_i = −l_i,  log p(x_i) = ELBO_i + KL(q(z|x_i) ‖ p(z|x_i)).
+as a plain function of tensors. Bayes' rule p(z|x) = p(x|z) p(z) / p(x) connects
+them: with ELBO_i = −l_i,  log p(x_i) = ELBO_i + KL(q(z|x_i) ‖ p(z|x_i)).
 
 Symbols: x (B, *event), z (B, D), y (B, …) covariates, mask of x's shape with true =
-observed. This file knows no particular prior, guide family, likelihood or network.
+observed. This file depends on no particular prior, guide family, likelihood or network.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -45,7 +45,7 @@ class LossTerms(NamedTuple):
 
 
 class VAE(nn.Module):
-    """A prior p(z), an encoder q(z|x) and a decoder p(x|z).
+    """Variational autoencoder of a prior p(z), an encoder q(z|x) and a decoder p(x|z).
 
     Args:
         prior: module, `prior()` → p(z), batch_shape (), event_shape (D,).
@@ -80,7 +80,7 @@ class VAE(nn.Module):
             if isinstance(part, type):
                 raise ConfigError(
                     f"{name} is the class {part.__name__}, but a part is an nn.Module.\n"
-                    f"Make one of it: {part.__name__}(…)."
+                    f"Construct it: {part.__name__}(…)."
                 )
             if not isinstance(part, nn.Module):
                 fix = "Join a network and a head: torch.nn.Sequential(network, head)."
@@ -93,30 +93,30 @@ class VAE(nn.Module):
         self.prior, self.encoder, self.decoder = prior, encoder, decoder
 
     def forward(self, *args: object) -> None:
-        """A VAE has no single output; always raises ConfigError."""
+        """Raise ConfigError, because a VAE has no single output."""
         raise ConfigError(
-            "a VAE has no single output, so vae(x) means nothing.\n"
+            "a VAE has no single output, so vae(x) is undefined.\n"
             "Write vae.loss(x), vae.encode(x), vae.reconstruct(x) or vae.sample(n)."
         )
 
     @property
     def sees_covariates(self) -> bool:
-        """Whether y means something: a part is wrapped in `networks.Given`.
+        """Whether y has an effect: a part is wrapped in `networks.Given`.
 
-        A subclass with a model or guide of its own may see it there.
+        A subclass with a custom model or guide may use it there.
         """
         is_own = type(self).model is not VAE.model or type(self).guide is not VAE.guide
         parts = (self.prior, self.encoder, self.decoder)
         return is_own or any(isinstance(part, Given) for part in parts)
 
     def check_parts(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
-        """ConfigError unless the parts keep their contract on these two rows; see `parts`."""
+        """Raise ConfigError unless the parts fulfill their contract on these two rows."""
         check_parts(self.prior, self.encoder, self.decoder, x, y, fill(x, mask))
 
-    # The probabilistic reading.
+    # The probabilistic interpretation.
 
     def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """p(x, z) = p(x|z) p(z) as a Pyro program: plate "data", sites "z" and "x".
+        """Run p(x, z) = p(x|z) p(z) as a Pyro program: plate "data", sites "z" and "x".
 
         Args:
             x: (B, *event), the observed data.
@@ -141,31 +141,31 @@ class VAE(nn.Module):
             pyro.sample("x", observed_only(p_x, mask), obs=fill(x, mask, p_x.support))
 
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """q(z|x) as a Pyro program: plate "data", site "z". Arguments as for `model`."""
+        """Run q(z|x) as a Pyro program: plate "data", site "z". Arguments as for `model`."""
         register(self)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", self.encoder(fill(x, mask), *given(y, self.encoder)))
 
-    # The neural-net reading.
+    # The neural-network interpretation.
 
     def loss(self, x: Any, y: Any = None, mask: Any = None, *, analytic_kl: bool = True) -> Tensor:
-        """l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z)) at one draw of z; lower is better.
+        """Return l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z)) at one draw of z; lower is better.
 
-        It is differentiable and runs in the module's own train or eval mode. Its sum over
-        data is the loss of Pyro's `TraceMeanField_ELBO` (or, with analytic_kl=False, of
+        It is differentiable and runs in the module's current train or eval mode. Its sum over
+        the data is the loss of Pyro's `TraceMeanField_ELBO` (or, with analytic_kl=False, of
         `Trace_ELBO`) on the same draw.
 
         Args:
             x: (B, *event).
             y: (B, …), covariates.
             mask: of x's shape, true where x is observed.
-            analytic_kl: use the closed form of the KL where torch has one.
+            analytic_kl: whether to use the closed form of the KL if torch has one.
 
         Returns:
             (B,), nats per datum.
 
         Raises:
-            DataError: x does not fit the decoder; nothing has been drawn then.
+            DataError: x does not fit the decoder; raised before anything is drawn.
 
         Example:
             >>> import pyrovae as pv
@@ -179,7 +179,7 @@ class VAE(nn.Module):
     def loss_terms(
         self, x: Any, y: Any = None, mask: Any = None, *, analytic_kl: bool = True
     ) -> LossTerms:
-        """The two terms of `loss`, named, and whether the KL is analytic. Arguments as there.
+        """Return the two terms of `loss` and whether the KL is analytic. Arguments as for `loss`.
 
         Example:
             >>> import pyrovae as pv
@@ -197,7 +197,7 @@ class VAE(nn.Module):
         )
 
     def encode(self, x: Any, y: Any = None, mask: Any = None) -> dist.Distribution:
-        """q(z|x): batch_shape (B,), event_shape (D,). Arguments and errors as for `loss`.
+        """Return q(z|x): batch_shape (B,), event_shape (D,). Arguments and errors as for `loss`.
 
         Example:
             >>> import pyrovae as pv
@@ -209,10 +209,10 @@ class VAE(nn.Module):
         return self.encoder(fill(x, mask), *given(y, self.encoder))
 
     def decode(self, z: Any, y: Any = None) -> dist.Distribution:
-        """p(x|z): batch_shape z.shape[:-1], for z (*S, B, D) in the units of the latent space.
+        """Return p(x|z): batch_shape z.shape[:-1], for z (*S, B, D) in units of the latent space.
 
         Raises:
-            DataError: z is not finite, has no batch dimension, or not as many rows as y.
+            DataError: z is not finite, has no batch dimension, or differs from y in rows.
 
         Example:
             >>> import pyrovae as pv
@@ -224,7 +224,7 @@ class VAE(nn.Module):
         check_finite(z, name="z")
         if z.dim() < 2:
             raise DataError(
-                f"z has shape {tuple(z.shape)}, but it holds one latent vector a row: (B, D).\n"
+                f"z has shape {tuple(z.shape)}, but it holds one latent vector per row: (B, D).\n"
                 "Add a batch dim: z[None]."
             )
         y = as_covariates(y, z.shape[-2], self)
@@ -236,17 +236,17 @@ class VAE(nn.Module):
                 raise
             raise DataError(
                 f"z has shape {tuple(z.shape)}, but p(z) is over vectors of {width}: the decoder "
-                f"takes (*S, B, {width}).\nGive it latents of this model, such as encode(x).mean."
+                f"takes (*S, B, {width}).\nPass latents of this model, such as encode(x).mean."
             ) from error
 
     def reconstruct(
         self, x: Any, y: Any = None, mask: Any = None, *, seed: int | None = None
     ) -> Tensor:
-        """E[x|z] at one draw z ~ q(z|x): (B, *event), in the units of x.
+        """Return E[x|z] at one draw z ~ q(z|x): (B, *event), in the units of x.
 
         Args:
             x: (B, *event); y and mask as for `loss`.
-            seed: makes the draw repeatable; None takes the global generator.
+            seed: the seed of the draw; None uses the global generator.
 
         Example:
             >>> import pyrovae as pv
@@ -258,12 +258,12 @@ class VAE(nn.Module):
             return self.decode(self.encode(x, y, mask).sample(), y).mean
 
     def sample(self, n: int, y: Any = None, *, seed: int | None = None) -> Tensor:
-        """n draws of x by ancestral sampling, z ~ p(z) then x ~ p(x|z): (n, *event).
+        """Draw n data by ancestral sampling, z ~ p(z) then x ~ p(x|z): (n, *event).
 
         Args:
-            n: how many.
+            n: the number of draws.
             y: (n, …), covariates.
-            seed: makes the draws repeatable; None takes the global generator.
+            seed: the seed of the draws; None uses the global generator.
 
         Raises:
             ConfigError: n is not a whole number ≥ 1.
@@ -282,10 +282,10 @@ class VAE(nn.Module):
 
 
 def register(module: nn.Module, name: str = "vae") -> None:
-    """Register the trainable parameters with Pyro, refusing a store with another object's.
+    """Register the trainable parameters with Pyro, unless the store holds another object's.
 
-    `pyro.module` would train whichever object came first, silently leave this one as it is
-    (pyro issues 1488, 3094, 3209), and warn of each frozen parameter.
+    `pyro.module` would train the object registered first, silently leave this one untrained
+    (pyro issues 1488, 3094, 3209), and warn about each frozen parameter.
 
     Raises:
         ConfigError: the store holds another object's parameters under this name.
@@ -311,13 +311,13 @@ def register(module: nn.Module, name: str = "vae") -> None:
 def kl_to_prior(
     q_z: dist.Distribution, p_z: dist.Distribution, z: Tensor, *, analytic: bool = True
 ) -> tuple[Tensor, bool]:
-    """KL(q ‖ p) in nats, (B,): the closed form where torch has one, else log q(z) − log p(z).
+    """Return KL(q ‖ p), (B,), nats: the closed form if torch has one, else log q(z) − log p(z).
 
     Args:
         q_z: q(z|x), batch_shape (B,).
         p_z: p(z), batch_shape () or (B,).
         z: (B, D), a draw from q_z.
-        analytic: whether to look for the closed form.
+        analytic: whether to use the closed form.
 
     Returns:
         The KL, and whether it is analytic.
@@ -338,7 +338,7 @@ def kl_to_prior(
 def fill(
     x: Tensor, mask: Tensor | None, support: constraints.Constraint = constraints.real
 ) -> Tensor:
-    """x with one constant of the support in every unobserved cell, so that NaN there is inert.
+    """Fill the unobserved cells of x with a constant of the support, so that NaN has no effect.
 
     Masking a log-density is not enough: the gradient of a NaN times zero is NaN.
 
@@ -355,9 +355,9 @@ def fill(
 
 
 def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribution:
-    """p(x_observed | z): the same density with log-factors of unobserved cells left out.
+    """Return p(x_observed | z), the density without the log-factors of unobserved cells.
 
-    The mask goes inside the Independent, cell by cell; around the site it would
+    The mask is applied inside the Independent, per cell; around the site it would
     broadcast against the batch.
 
     Raises:
@@ -370,7 +370,7 @@ def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribut
         raise ConfigError(
             f"mask= needs a likelihood that factorizes over the cells of x, but "
             f"{type(base).__name__} has event_shape {tuple(base.event_shape)}: leaving out a cell "
-            "is no marginal of it.\nUse an elementwise likelihood, or drop the mask."
+            "does not give a marginal.\nUse an elementwise likelihood, or drop the mask."
         )
     return base.mask(mask).to_event(len(p_x.event_shape))
 
@@ -389,5 +389,5 @@ def log_likelihood(p_x: dist.Distribution, x: Tensor, mask: Tensor | None) -> Te
 
 
 def own_draws(seed: int | None) -> AbstractContextManager:
-    """A random stream of this seed for a `with` block, or the global one for None."""
+    """Return a context with a random stream of this seed, or the global one for None."""
     return nullcontext() if seed is None else RandomStream(seed_number(seed))

@@ -114,7 +114,7 @@ BAD_DATA = {
     "B11 inf in float32": (
         "Normal",
         (one_bad(1e300, torch.float64),),
-        r"overflows torch.float32[\s\S]*tandardise",
+        r"overflows torch.float32[\s\S]*Standardize x",
     ),
     "B12 NaN beside the mask": (
         "Normal",

@@ -78,7 +78,7 @@ UNREADABLE = {
     "dates": (lambda: np.zeros(2, "datetime64[D]"), r"datetime64"),
     "None": (lambda: None, "object"),
     "a dict": (lambda: {"x": 1}, "object"),
-    "ragged list": (lambda: [[1, 2], [3]], "x is no array of numbers"),
+    "ragged list": (lambda: [[1, 2], [3]], "x is not a numeric array"),
     "string column": (lambda: FRAME, r"column 'name'[\s\S]*drop"),
     "missing value in a column": (lambda: MISSING, r"column 'age'.*row 1[\s\S]*notna"),
     "NaN in a column": (lambda: pd.DataFrame({"a": [1.0, np.nan]}), r"column 'a'.*row 1"),

@@ -558,7 +558,10 @@ def test_relaxed_vae_trains():
         (lambda: priors.Bernoulli(2, 1.0), r"probs holds 1,.*inside \(0, 1\)"),
         (lambda: priors.Bernoulli(2, [0.1, 0.2, 0.3]), r"shape \(3,\), but there are 2 latents"),
         (lambda: priors.Bernoulli(0), "latent_dim"),
-        (lambda: priors.Categorical(7, 3), r"3 does not divide it.*\n.*latent_dim=6"),
+        (
+            lambda: priors.Categorical(7, 3),
+            r"must be a multiple of num_categories = 3.*\n.*latent_dim=6",
+        ),
         (lambda: priors.Categorical(1), "latent_dim"),
         (lambda: priors.Categorical(3, probs=[0.2, 0.2, 0.2]), "sum to 0.6"),
         (lambda: priors.Categorical(3, probs=[0.5, 0.5]), r"shape \(2,\)"),

@@ -150,7 +150,7 @@ MISTAKES = {
         lambda: build(prior={"name": "FlowPrior", "flow": "couplin"}),
         "autoregressive, coupling, spline",
     ),
-    "options without a name": (lambda: build(prior={"num_components": 20}), "but not whose"),
+    "options without a name": (lambda: build(prior={"num_components": 20}), "but not its name"),
     "a model of x alone": (
         lambda: pv.fit(OfPyrosTutorial(), X),
         r"the model of a OfPyrosTutorial cannot be called[\s\S]*y=None, mask=None",
@@ -336,9 +336,9 @@ def test_a_data_set_of_masks_in_the_place_of_labels():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: pv.objectives.linear_warmup(10), "fraction = 10, .* share of the training"),
-        (lambda: pv.objectives.cosine_warmup(10), "fraction = 10, .* share of the training"),
-        (lambda: pv.objectives.cyclical(4, rise=2), "rise = 2, .* share of a cycle"),
+        (lambda: pv.objectives.linear_warmup(10), "fraction = 10, .* fraction of the training"),
+        (lambda: pv.objectives.cosine_warmup(10), "fraction = 10, .* fraction of the training"),
+        (lambda: pv.objectives.cyclical(4, rise=2), "rise = 2, .* fraction of a cycle"),
     ],
 )
 def test_a_warm_up_in_epochs(make, match):

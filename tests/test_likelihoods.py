@@ -291,7 +291,7 @@ def test_size_reaches_every_call_of_a_vae(event_shape):
 
 def test_size_of_another_shape_is_refused():
     head = likelihoods.Poisson(3)
-    with pytest.raises(DataError, match=r"y has shape \(7, 3\).*one size a datum"):
+    with pytest.raises(DataError, match=r"y has shape \(7, 3\).*one size per datum"):
         head(torch.zeros(7, 3), torch.ones(7, 3))
 
 

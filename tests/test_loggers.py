@@ -31,7 +31,7 @@ def test_csv_replaces_an_old_file(tmp_path):
 
 
 def test_csv_in_no_folder_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match=r"cannot be written.*\n.*folder that exists"):
+    with pytest.raises(CheckpointError, match=r"cannot be written.*\n.*existing folder"):
         trained(pv.loggers.CSV(tmp_path / "missing" / "run.csv"))
 
 

@@ -160,7 +160,7 @@ def test_decoder_features_are_in_the_order_of_the_heads(event):
     [lambda shape: networks.conv_encoder(shape, 4), lambda shape: networks.conv_decoder(2, shape)],
 )
 def test_convolution_of_a_vector_is_refused(make):
-    with pytest.raises(ConfigError, match=r"needs an image: \(H, W\).*\n.*networks\.mlp"):
+    with pytest.raises(ConfigError, match=r"needs images of shape \(H, W\).*\n.*networks\.mlp"):
         make(784)
 
 
@@ -216,7 +216,7 @@ def test_joined_is_concatenation(float64):
 
 def test_joined_takes_whole_number_covariates_and_needs_a_feature_dimension():
     assert concat(torch.zeros(7, 3), torch.ones(7, 1, dtype=torch.long)).dtype == torch.float
-    with pytest.raises(ConfigError, match=r"\(7, 3\) and \(7,\) do not go side by side.*\n?.*\n?"):
+    with pytest.raises(ConfigError, match=r"\(7, 3\) and \(7,\) cannot be concatenated.*\n?.*\n?"):
         concat(torch.zeros(7, 3), torch.ones(7))
     with pytest.raises(ConfigError, match=r"of_x=nn\.Flatten\(-2\)"):
         given_concat(68, pv.guides.DiagonalNormal(2), of_y=OneHot(4))(
@@ -372,7 +372,7 @@ def test_a_likelihood_without_a_mean_is_refused():
 
     decoder = decoder_for(Levels())
     before = last_bias(decoder).clone()
-    with pytest.raises(ConfigError, match="mean follows none of its parameters"):
+    with pytest.raises(ConfigError, match="none of its parameters moves its mean"):
         start_at_mean(decoder, torch.ones(5, 3))
     assert torch.equal(last_bias(decoder), before)
 

@@ -274,7 +274,7 @@ def test_bad_pseudo_inputs_are_refused():
     for bad, message in (
         (torch.zeros(3), r"shape \(3,\).*\(K, \*event\)"),
         (torch.zeros(0, 3), r"K ≥ 1.*\n.*x\[:500\]"),
-        (torch.ones(2, 3), r"lie in \[1, 1\].*room to move.*\n.*bounds=\(0\.0, 1\.0\)"),
+        (torch.ones(2, 3), r"lie in \[1, 1\].*low < high.*\n.*bounds=\(0\.0, 1\.0\)"),
     ):
         with pytest.raises(ConfigError, match=message):
             priors.VampPrior(encoder(), bad)

@@ -172,8 +172,8 @@ def test_y_mask_says_which_labels_are_known_whatever_stands_elsewhere(filler, fl
 @pytest.mark.parametrize(
     ("y", "y_mask", "message"),
     [
-        ([0, 1], [True], r"y_mask has shape \(1,\) and y \(2,\).*one true"),
-        ([0, 1], [1.0, 0.5], "one true .known. or false for each label"),
+        ([0, 1], [True], r"y_mask has shape \(1,\) and y \(2,\).*must hold true"),
+        ([0, 1], [1.0, 0.5], "must hold true .known. or false for each label"),
         ([0.0, 0.5], [True, True], r"y\[1\] = 0.5 is marked as known.*\n?.*\(1 of 2"),
         ([-2, 0], [True, False], r"y\[0\] = -2 is marked as known"),
         ([math.nan, 0.0], [True, True], r"y\[0\] = nan is marked as known"),

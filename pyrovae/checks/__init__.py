@@ -1,12 +1,11 @@
-"""Checks of values: settings, paths, containers and dtypes, shape and support of the data.
+"""Checks of values: settings, paths, containers, dtypes, and shape and support of the data.
 
-Each check takes what a caller passed and either returns it in one form or raises,
-with the place (row, column), what was expected there, and what to write instead.
-They look at all of the data, in chunks, whether it is a tensor or `Rows` of a file or of a
-sparse matrix; they are plain `if`s, so `python -O` keeps
-them. Nothing is ever repaired: no scaling, clipping or binarizing happens here.
+Each check either returns a caller's value in one form or raises an error with the place
+(row, column), what was expected there, and what to write instead. All of the data are
+checked, in chunks, whether a tensor or the `Rows` of a file or a sparse matrix. Checks are
+plain `if`s, so `python -O` keeps them. They never scale, clip or binarize anything.
 
-What a program expects of its data is found out in `pyrovae.contract`.
+`pyrovae.contract` finds out what a program requires of its data.
 """
 
 from pyrovae.checks.paths import as_path, shortened

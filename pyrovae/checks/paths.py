@@ -1,4 +1,4 @@
-"""Names of files: what a caller wrote, as a path that a file system and a log can take."""
+"""Checks of file names, for file systems and logs."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from pyrovae.errors import ConfigError
 
 
 def as_path(path: Any) -> Path:
-    """The path, when it can be the name of a file.
+    """Return the path if it is a valid file name.
 
     Raises:
         ConfigError: it is empty or blank, has control characters, or is too long.
@@ -25,20 +25,20 @@ def as_path(path: Any) -> Path:
         raise ConfigError(f"path = {path!r}, but it must name a file: a non-empty str or Path.")
     if any(ord(c) < 32 or ord(c) == 127 for c in text):
         raise ConfigError(
-            f"path = {shortened(text)}, but a path must have no control characters (a newline, "
-            "a NUL), which shells and logs cannot show.\nGive a printable name."
+            f"path = {shortened(text)}, but a path must not contain control characters (newline, "
+            "NUL), which shells and logs cannot show.\nUse a printable name."
         )
     longest = max(len(os.fsencode(part)) for part in Path(text).parts or ("",))
     if longest > 250 or len(os.fsencode(text)) > 4000:
         raise ConfigError(
-            f"path = {shortened(text)} has {len(text):,} characters, but no file system takes it."
-            "\nGive a shorter name: at most 250 bytes a part."
+            f"path = {shortened(text)} has {len(text):,} characters, too many for a file system."
+            "\nUse a shorter name: at most 250 bytes per part."
         )
     return Path(text)
 
 
 def shortened(text: Any, limit: int = 60) -> str:
-    """repr of a text that may be long.
+    """Return the repr of a text, truncated to `limit` characters.
 
     Example:
         >>> shortened("a" * 100, 5)

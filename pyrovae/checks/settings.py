@@ -12,7 +12,7 @@ from pyrovae.errors import ConfigError
 
 
 def whole_number(value: Any, name: str, minimum: int) -> int:
-    """`value` when it is a whole number ≥ minimum; else ConfigError.
+    """Return `value` if it is a whole number ≥ minimum, else raise ConfigError.
 
     Example:
         >>> whole_number(128, "batch_size", 1)
@@ -26,7 +26,7 @@ def whole_number(value: Any, name: str, minimum: int) -> int:
 
 
 def real_number(value: Any, name: str, *, above: float = -math.inf, least: float = -math.inf):
-    """`value` as a float when it is finite, > above and ≥ least; else ConfigError.
+    """Return `value` as a float if it is finite, > above and ≥ least, else raise ConfigError.
 
     Example:
         >>> real_number(1e-3, "learning_rate", above=0.0)
@@ -41,7 +41,7 @@ def real_number(value: Any, name: str, *, above: float = -math.inf, least: float
 
 
 def nearest(name: Any, names: Iterable[str]) -> str | None:
-    """The name that a misspelt one may mean, in whatever case; None where none is near.
+    """Return the name closest to a misspelled one, ignoring case; None if none is close.
 
     Example:
         >>> nearest("vampprio", ["StandardNormal", "VampPrior"])
@@ -53,7 +53,7 @@ def nearest(name: Any, names: Iterable[str]) -> str | None:
 
 
 def seed_number(seed: int | None) -> int:
-    """The seed itself, or a fresh random one for None (recorded by the caller).
+    """Return the seed, or a new random one for None (recorded by the caller).
 
     Example:
         >>> seed_number(7)

@@ -1,4 +1,4 @@
-"""What users hold data in, as tensors: arrays, data frames, masks."""
+"""Conversion of the user's arrays, data frames and masks to tensors."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from pyrovae.errors import DataError
 
 
 def as_tensor(value: Any, name: str = "x") -> Tensor:
-    """A detached strided tensor with the caller's numbers; never a view of their array.
+    """Return a detached strided tensor with the caller's numbers; never a view of their array.
 
-    Accepts tensors, NumPy arrays of any order, stride or byte order, data frames of
-    numbers, and nested lists.
+    Accepts tensors, NumPy arrays of any order, stride or byte order, numeric data frames,
+    and nested lists.
 
     Args:
         value: the data.
-        name: what the caller calls it, for the message.
+        name: the caller's name for it, for the message.
 
     Raises:
-        DataError: complex, sparse, text, object or otherwise not numbers; the message
+        DataError: value is complex, sparse, text, object or otherwise not numeric; the message
             names the dtype, and the column of a data frame.
 
     Example:
@@ -32,12 +32,12 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
         return _checked_tensor(value, name)
     if hasattr(value, "_fields"):
         raise DataError(
-            f"{name} is a whole {type(value).__name__} of arrays, {', '.join(value._fields[:3])}, …"
-            f"\nPass one of them, such as data.{value._fields[0]}."
+            f"{name} is a {type(value).__name__} of several arrays, "
+            f"{', '.join(value._fields[:3])}, …\nPass one of them, such as data.{value._fields[0]}."
         )
     if isinstance(value, np.ma.MaskedArray):
         raise DataError(
-            f"{name} is a masked array, whose hidden values a density would see.\n"
+            f"{name} is a masked array, but a density would see its masked values.\n"
             f"Pass {name}.filled(0) as x and ~np.ma.getmaskarray({name}) as mask=."
         )
     if _is_frame(value):
@@ -49,7 +49,7 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise DataError(f"{name} is no array of numbers: {error}.") from None
+        raise DataError(f"{name} is not a numeric array: {error}.") from None
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"{name} has dtype {array.dtype}, but a density needs real numbers (float, integer "
@@ -59,7 +59,7 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
         array = array.astype("float64")  # torch has no long double
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype("float64")  # nor arithmetic on wide unsigned integers
-    # a copy in native byte order: torch takes neither big-endian nor negative strides
+    # a copy in native byte order: torch supports neither big-endian nor negative strides
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
 
 
@@ -112,7 +112,7 @@ def _from_data_frame(value: Any, name: str) -> np.ndarray:
         if not (values.dtype.is_numeric() or str(values.dtype) == "Boolean"):
             raise DataError(
                 f"column {column!r} of {name} has dtype {values.dtype}, but a density needs "
-                f"numbers.\nDrop it or encode it: {name}.drop(columns=[{column!r}])."
+                f"numbers.\nEncode it, or drop it: {name}.drop(columns=[{column!r}])."
             )
         is_missing = values.is_null().to_numpy()
         if is_missing.any():
@@ -126,15 +126,15 @@ def _from_data_frame(value: Any, name: str) -> np.ndarray:
 
 
 def as_mask(mask: Any, x: Tensor, *, is_whole: bool = True) -> Tensor | None:
-    """The mask as a bool tensor of x's shape: true where x is observed.
+    """Return the mask as a bool tensor of x's shape, true where x is observed.
 
     Args:
         mask: None, or an array of x's shape that holds only true/false or 0/1.
         x: (N, *event).
-        is_whole: whether x is all of the data, so that something in it must be observed.
+        is_whole: whether x is all of the data, so that some entry must be observed.
 
     Raises:
-        DataError: another shape, a value between, or nothing observed at all.
+        DataError: the mask has another shape, other values, or no true entry.
 
     Example:
         >>> as_mask([[1, 0]], torch.zeros(1, 2))
@@ -148,7 +148,7 @@ def as_mask(mask: Any, x: Tensor, *, is_whole: bool = True) -> Tensor | None:
 
 
 def check_mask(mask: Any, shape: torch.Size, *, is_whole: bool = True) -> None:
-    """DataError unless a mask, a tensor or `Rows`, is one for data of this shape.
+    """Raise DataError unless a mask, a tensor or `Rows`, is valid for data of this shape.
 
     Example:
         >>> check_mask(torch.tensor([[1, 0]]), torch.Size([1, 2]))
@@ -156,7 +156,7 @@ def check_mask(mask: Any, shape: torch.Size, *, is_whole: bool = True) -> None:
     if mask.shape != shape:
         raise DataError(
             f"mask has shape {tuple(mask.shape)}, but x has {tuple(shape)}: a mask says for "
-            "every number in x whether it was observed.\nWrite mask=~torch.isnan(x), say."
+            "every number in x whether it was observed.\nWrite for example mask=~torch.isnan(x)."
         )
     is_any = False
     for start, values, _ in chunks(mask):
@@ -172,5 +172,5 @@ def check_mask(mask: Any, shape: torch.Size, *, is_whole: bool = True) -> None:
     if is_whole and not is_any:
         raise DataError(
             "mask is false everywhere: there are no observed entries to learn from.\n"
-            "True means observed; if yours marks the missing ones, pass ~mask."
+            "True means observed; if yours marks missing entries, pass ~mask."
         )

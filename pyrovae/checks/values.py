@@ -1,4 +1,4 @@
-"""Shape, support and precision of the data, against what a density says."""
+"""Checks of shape, support and precision of the data against a density."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from pyrovae.errors import DataError
 
 
 def check_event_shape(x: Any, event_shape: torch.Size) -> None:
-    """DataError unless x is (N, *event_shape).
+    """Raise DataError unless x is (N, *event_shape).
 
     Example:
         >>> check_event_shape(torch.zeros(7, 64), torch.Size([64]))
@@ -22,26 +22,26 @@ def check_event_shape(x: Any, event_shape: torch.Size) -> None:
     wanted, arrived = tuple(event_shape), tuple(x.shape[1:])
     sizes = ", ".join(map(str, wanted))
     message = f"each datum in x has shape {arrived}, but p(x|z) is over shape {wanted}: x must be "
-    message += f"(N, {sizes}), one datum a row.\n"
+    message += f"(N, {sizes}), one datum per row.\n"
     if wanted == (1,) and x.dim() == 1:
-        message += "One number a datum is a column: write x[:, None]."
+        message += "One number per datum is a column: write x[:, None]."
     elif math.prod(arrived) == math.prod(wanted) and x.dim() > 1:
-        message += f"The numbers are as many, so write x.reshape(-1, {sizes})."
+        message += f"The sizes match, so write x.reshape(-1, {sizes})."
     elif len(arrived) < len(wanted):
-        message += "Without the first dimension one datum would be taken for many. "
+        message += "Without the first dimension, one datum would be read as several. "
         message += "If x is a single datum, add a batch dim: x[None]."
     else:
-        message += f"Give data of that shape, or a likelihood with event_shape={arrived}."
+        message += f"Pass data of that shape, or use a likelihood with event_shape={arrived}."
     raise DataError(message)
 
 
 def check_values(x: Any, p_x: Distribution, mask: Any = None) -> None:
-    """DataError unless x is finite and inside the support of p(x|z), in every observed cell.
+    """Raise DataError unless each observed cell of x is finite and in the support of p(x|z).
 
     Args:
-        x: (N, *event), as the caller has it (any dtype, a tensor or `Rows`).
-        p_x: p(x|z) for one datum; its event shape and support are what is required.
-        mask: of x's shape; what is false is not looked at.
+        x: (N, *event), as the caller passed it (any dtype, a tensor or `Rows`).
+        p_x: p(x|z) for one datum, with the required event shape and support.
+        mask: of x's shape; false entries are ignored.
 
     Example:
         >>> import pyro.distributions as dist
@@ -96,7 +96,7 @@ OPEN = tuple({type(c) for c in (constraints.unit_interval, constraints.positive)
 
 
 def innermost(support: Any) -> Any:
-    """The support of one number of x, or of one event that is not made of independent ones.
+    """Return the support of one element of x, or of one event if it does not factorize.
 
     Example:
         >>> innermost(constraints.independent(constraints.positive, 1))
@@ -108,7 +108,7 @@ def innermost(support: Any) -> Any:
 
 
 def _for_any_datum(support: Any) -> Any:
-    """A support with tensors for bounds, which are those of some data: with the widest of them."""
+    """Replace bounds that differ between data (tensors) by the widest ones."""
     names = [n for n in ("lower_bound", "upper_bound") if hasattr(support, n)]
     bounds = {name: getattr(support, name) for name in names}
     if not any(isinstance(bound, Tensor) and bound.dim() for bound in bounds.values()):
@@ -118,7 +118,7 @@ def _for_any_datum(support: Any) -> Any:
 
 
 def has_edges(support: Any) -> bool:
-    """Whether a continuous support is bounded: the density may be 0 or infinite at its edge.
+    """Return whether a continuous support has edges, where the density may be 0 or infinite.
 
     Example:
         >>> has_edges(constraints.unit_interval), has_edges(constraints.real)
@@ -129,12 +129,12 @@ def has_edges(support: Any) -> bool:
 
 
 def _has_density(p_x: Distribution, rows: Tensor, observed: Tensor | None, is_bad: Tensor):
-    """Which values have a finite log-density: Gamma says that 0 is in its support, say."""
+    """Return which values have a finite log-density; Gamma, for one, includes 0 in its support."""
     base = elementwise(p_x)
     middle = torch.where(is_bad, 0.5, rows)  # 0.5 lies inside every support with edges
     middle = middle if observed is None else torch.where(observed, middle, 0.5)
     middle = middle.to(torch.get_default_dtype())
-    # p_x may be that of several data: each value is asked of every one of them
+    # p_x may have a batch of data: each value must have a density under all of them
     lead = len(base.batch_shape) - (rows.dim() - 1)
     beside = middle.reshape(len(rows), *[1] * lead, *rows.shape[1:])
     return (
@@ -145,14 +145,14 @@ def _has_density(p_x: Distribution, rows: Tensor, observed: Tensor | None, is_ba
 
 
 def elementwise(p_x: Distribution) -> Distribution:
-    """p_x without the Independent and mask around it: one density for each number of x."""
+    """Return p_x without Independent and mask: one density for each element of x."""
     while type(p_x).__name__ in ("Independent", "MaskedDistribution"):
         p_x = p_x.base_dist
     return p_x
 
 
 def check_finite(x: Any, mask: Any = None, name: str = "x") -> None:
-    """DataError unless every observed number is finite.
+    """Raise DataError unless every observed number is finite.
 
     Example:
         >>> check_finite(torch.tensor([[0.0, torch.nan]]), torch.tensor([[True, False]]))
@@ -161,18 +161,16 @@ def check_finite(x: Any, mask: Any = None, name: str = "x") -> None:
         return
     bad = Counter()
     for start, rows, observed in chunks(x, mask):
-        if math.isfinite(rows.sum()):  # then each is, and a sum is the cheapest look
+        if math.isfinite(rows.sum()):  # then every number is, and a sum is the cheapest check
             continue
         is_bad = ~torch.isfinite(rows)
         bad.add(is_bad if observed is None else is_bad & observed, start)
     if bad.count:
         fix = f"Rescale or drop them; {x.dtype} ends at {torch.finfo(x.dtype).max:.3g}."
         if x[bad.first].isnan():
-            fix = "Drop these rows; a label that is not known is -1 in programs.SemiSupervisedVAE."
+            fix = "Drop these rows; unknown labels are -1 in programs.SemiSupervisedVAE."
             if name == "x":
-                fix = (
-                    "If they are missing values, pass mask=~torch.isnan(x), and they are left out."
-                )
+                fix = "If they are missing values, pass mask=~torch.isnan(x) to leave them out."
         raise DataError(
             f"{name}{at(bad.first)} = {x[bad.first].item()}, but every number must be finite "
             f"({bad.count:,} of {x.numel():,} entries are not).\n{fix}"
@@ -186,11 +184,11 @@ def check_precision(
     *,
     p_x: Distribution | None = None,
 ) -> None:
-    """DataError unless float arithmetic in `dtype` can hold every observed number, and its square.
+    """Raise DataError unless `dtype` can represent every observed number and its square.
 
-    A whole number above 2²⁴ is not exact in float32, which matters where x has whole numbers for
-    a dtype or p_x is a density of counts; real numbers are rounded. A number whose square
-    overflows gives an infinite Gaussian log-density.
+    Whole numbers above 2²⁴ are not exact in float32, which matters if x has an integer dtype
+    or p_x is a density of counts; real numbers may be rounded. A number whose square
+    overflows has an infinite Gaussian log-density.
 
     Example:
         >>> check_precision(torch.tensor([[1e4]]), torch.float32)
@@ -209,7 +207,7 @@ def check_precision(
         raise DataError(
             f"x{at(large.first)} = {x[large.first].item():.3g}, but its square overflows {dtype} "
             f"({large.count:,} of {x.numel():,} entries above {largest:.3g}), and a log-density "
-            "squares it.\nStandardise x: (x - x.mean(0)) / x.std(0)."
+            "squares it.\nStandardize x: (x - x.mean(0)) / x.std(0)."
         )
     is_whole = p_x is not None and getattr(innermost(p_x.support), "is_discrete", False)
     if inexact.count and (is_whole or not x.is_floating_point()):
@@ -221,14 +219,14 @@ def check_precision(
 
 
 def _is_within(x: Any, bound: float) -> bool:
-    """Whether |x| ≤ bound everywhere, in one pass; False where NaN stands."""
+    """Return whether |x| ≤ bound everywhere, in one pass; False if x holds NaN."""
     low, high = _ends(x)
     return -bound <= low and high <= bound
 
 
 def _ends(x: Any) -> tuple[float, float]:
-    """The smallest and the largest number of x; NaN where it holds one."""
-    # torch orders no wide unsigned integers
+    """Return the smallest and largest number of x; NaN if it holds one."""
+    # torch does not order wide unsigned integers
     is_ordered = x.is_floating_point() or x.element_size() == 1
     parts = (rows if is_ordered else rows.double() for _, rows, _ in chunks(x))
     both = torch.stack([torch.stack(part.aminmax()).double() for part in parts])
@@ -258,7 +256,7 @@ def _requirement(support: Any) -> str:
     if support.is_discrete and low is not None:
         return f"whole numbers ≥ {low}"
     if low is not None and high is not None:
-        return f"values in [{low:g}, {high:g}], or in ({low:g}, {high:g}) where its density ends"
+        return f"values in [{low:g}, {high:g}], or ({low:g}, {high:g}) if log p diverges at an end"
     if low is not None:
         return f"values > {low:g}"
     return f"values in {support}"
@@ -271,7 +269,7 @@ def _fix(support: Any, low: float, high: float) -> str:
         scale = "Scale x to [0, 1] first: x / 255." if high > 1 else "Quantize x first."
         return scale + " For values between the levels use likelihoods.ContinuousBernoulli."
     if support.is_discrete and getattr(support, "upper_bound", None) is not None:
-        return f"Number the categories from 0, or give num_categories={int(max(high, 1)) + 1}."
+        return f"Number the categories from 0, or set num_categories={int(max(high, 1)) + 1}."
     if support.is_discrete:
         fix = "For real values use likelihoods.Normal or StudentT."
         return fix if low < 0 else fix + " If x is normalized, pass the raw counts and sizes as y."

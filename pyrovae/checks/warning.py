@@ -1,4 +1,4 @@
-"""Warnings that name the line of the caller's own code."""
+"""Warnings that point at the caller's own line."""
 
 import sys
 import warnings
@@ -7,7 +7,7 @@ LIBRARIES = {"pyrovae", "pyro", "torch", "contextlib"}
 
 
 def warn_caller(message: str) -> None:
-    """Warn at the innermost line that is in none of the libraries: the one to be changed.
+    """Warn at the innermost line outside the libraries, which is the one to change.
 
     Example:
         >>> with warnings.catch_warnings(record=True, action="always") as said:

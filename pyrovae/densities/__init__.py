@@ -1,12 +1,12 @@
-"""Densities that the parts need and that torch has not, or not stably in float32.
+"""Densities that torch lacks or does not compute stably in float32.
 
-Those of likelihoods are named here; those of priors and guides are in `flows`, `sphere`,
+Those of likelihoods are exported here; those of priors and guides are in `flows`, `sphere`,
 `discrete` and `relaxed`.
 
-Each is a Pyro distribution whose log-density keeps its digits over extreme parameters;
-torch's own continuous Bernoulli and negative binomial stop summing to 1. Parameters
-broadcast against each other. Values are data: gradients with respect to them are left
-out. Log-densities are in nats.
+Each is a Pyro distribution whose log-density stays accurate for extreme parameters, where
+torch's own continuous Bernoulli and negative binomial no longer sum to 1. Parameters
+broadcast against each other. Values are data, without gradients with respect to them.
+Log-densities are in nats.
 """
 
 from pyrovae.densities.categorical import Categorical

@@ -1,4 +1,4 @@
-"""The categorical distribution over float values, with a mean."""
+"""Categorical distribution over float values, with a mean."""
 
 import pyro.distributions as dist
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Categorical(dist.Categorical):
-    """p(x = k) = softmax(logits)_k for k = 0 … K − 1; values and draws are floats.
+    """Categorical, p(x = k) = softmax(logits)_k for k = 0 … K − 1; values and draws are floats.
 
     Args:
         logits: (*batch, K).
@@ -19,7 +19,7 @@ class Categorical(dist.Categorical):
 
     @property
     def mean(self) -> Tensor:
-        """Σ_k k p_k, a level between 0 and K − 1; meaningful where the categories are ordered."""
+        """Σ_k k p_k, in [0, K − 1]; meaningful if the categories are ordered."""
         return self.probs @ torch.arange(
             self.probs.shape[-1], dtype=self.probs.dtype, device=self.probs.device
         )

@@ -8,10 +8,10 @@ from pyrovae.densities.elementwise import Elementwise
 
 
 class ContinuousBernoulli(Elementwise):
-    """p(x) = exp(l x) · l / (exp(l) − 1) on [0, 1], uniform at l = 0.
+    """Continuous Bernoulli, p(x) = exp(l x) · l / (exp(l) − 1) on [0, 1], uniform at l = 0.
 
-    With a = |l| and d the distance of x from the end that l favours (1 − x for l > 0),
-    log p = −a d + log(a / (1 − exp(−a))): nothing cancels and nothing overflows. torch's own
+    With a = |l| and d the distance of x from the end that l favors (1 − x for l > 0),
+    log p = −a d + log(a / (1 − exp(−a))), without cancellation or overflow. torch's own
     integrates to 0.53 at l = 30 in float32.
 
     Args:
@@ -49,7 +49,7 @@ class ContinuousBernoulli(Elementwise):
         is_small = self.logits.abs() < 0.1
         safe = torch.where(is_small, 1.0, self.logits)
         a = safe.abs()
-        far = 1 / a - torch.exp(-a) / -torch.expm1(-a)  # mean distance from the favoured end
+        far = 1 / a - torch.exp(-a) / -torch.expm1(-a)  # mean distance from the favored end
         small = torch.where(is_small, self.logits, 0.0)
         square = small**2
         inner = 0.5 + small / 12 * (1 - square / 60 * (1 - square / 42))

@@ -1,8 +1,8 @@
-"""Counts without cancellation: Poisson, negative binomial, and this with extra zeros.
+"""Counts without cancellation: Poisson, negative binomial and its zero-inflated form.
 
-    log p = −stirling(x) − deviance(x, mean)        (Poisson; the others alike)
+    log p = −stirling(x) − deviance(x, mean)        (Poisson; the others are similar)
 
-The textbook forms subtract numbers of the size x log x to get a log-density of size 10;
+The textbook forms subtract terms of size x log x to obtain a log-density of size 10;
 here every term is as small as the result.
 
 References:
@@ -22,7 +22,7 @@ from pyrovae.densities.elementwise import Elementwise
 
 
 def stirling(n: Tensor) -> Tensor:
-    """log Γ(n + 1) − n log n + n, for n ≥ 0: 0 at n = 0, about ½ log(2πn) for large n.
+    """Return log Γ(n + 1) − n log n + n for n ≥ 0: 0 at n = 0, ≈ ½ log(2πn) for large n.
 
     Example:
         >>> stirling(torch.tensor([0.0, 1.0, 1e8]))
@@ -31,7 +31,7 @@ def stirling(n: Tensor) -> Tensor:
     small, large = n.clamp(max=16.0), n.clamp(min=16.0)
     direct = torch.lgamma(small + 1) - torch.xlogy(small, small) + small
     square = 1 / large**2
-    # to 1/n⁹; the next term is below 1e-15 from n = 16 on
+    # up to 1/n⁹; the next term is below 1e-15 for n ≥ 16
     series = 1 / 1188 * square - 1 / 1680
     for coefficient in (1 / 1260, -1 / 360, 1 / 12):
         series = series * square + coefficient
@@ -39,13 +39,13 @@ def stirling(n: Tensor) -> Tensor:
 
 
 def deviance(x: Tensor, mean: Tensor, log_mean: Tensor, excess: Tensor) -> Tensor:
-    """x log(x / m) + m − x ≥ 0, with 0 log 0 = 0.
+    """Return x log(x / m) + m − x ≥ 0, with 0 log 0 = 0.
 
     Args:
         x: counts ≥ 0.
         mean: m ≥ 0.
-        log_mean: log m, which is finite even where m underflows to 0.
-        excess: x − m, as exactly as the caller can write it.
+        log_mean: log m, finite even where m underflows to 0.
+        excess: x − m, as accurately as the caller can compute it.
 
     Example:
         >>> x, m = torch.tensor([0.0, 11.0]), torch.tensor([0.5, 10.0])
@@ -60,7 +60,7 @@ def deviance(x: Tensor, mean: Tensor, log_mean: Tensor, excess: Tensor) -> Tenso
 
 
 class Poisson(dist.Poisson):
-    """p(x) = μˣ exp(−μ) / x!, with log p = −stirling(x) − deviance(x, μ).
+    """Poisson, p(x) = μˣ exp(−μ) / x!, with log p = −stirling(x) − deviance(x, μ).
 
     Args:
         rate: μ > 0.
@@ -78,11 +78,11 @@ class Poisson(dist.Poisson):
 
 
 class NegativeBinomial(Elementwise):
-    """p(x) = Γ(x + r) / (Γ(r) x!) · (r / (r + μ))ʳ (μ / (r + μ))ˣ: mean μ, variance μ + μ²/r.
+    """Negative binomial, p(x) = Γ(x + r) / (Γ(r) x!) · (r / (r + μ))ʳ (μ / (r + μ))ˣ.
 
-    With n = x + r and p = r / (r + μ): log p(x) = log(r / n) + stirling(n) − stirling(r) −
-    stirling(x) − deviance(r, np) − deviance(x, n(1 − p)). torch's own sums to 0.57 at
-    r = 1e6, μ = 10 in float32.
+    The mean is μ, the variance μ + μ²/r. With n = x + r and p = r / (r + μ): log p(x) =
+    log(r / n) + stirling(n) − stirling(r) − stirling(x) − deviance(r, np) − deviance(x, n(1 − p)).
+    torch's own sums to 0.57 at r = 1e6, μ = 10 in float32.
 
     Args:
         rate: μ > 0, the mean.
@@ -127,10 +127,10 @@ class NegativeBinomial(Elementwise):
 
 
 class ZeroInflatedNegativeBinomial(Elementwise):
-    """p(x) = π [x = 0] + (1 − π) NegativeBinomial(x; μ, r), with π = sigmoid(gate_logits).
+    """ZINB, p(x) = π [x = 0] + (1 − π) NegativeBinomial(x; μ, r), with π = sigmoid(gate_logits).
 
     Args:
-        rate: μ > 0, the mean of the negative binomial; that of x is (1 − π) μ.
+        rate: μ > 0, the mean of the negative binomial; the mean of x is (1 − π) μ.
         concentration: r > 0.
         gate_logits: log π − log(1 − π), any real.
 

@@ -1,14 +1,14 @@
-"""Binary and categorical vectors as densities over z in R^D that know all their values.
+"""Binary and categorical vectors z in R^D with enumerable joint values.
 
     BernoulliVector(l)   z in {0, 1}^D       p(z) = Π_j σ(l_j)^z_j σ(−l_j)^(1−z_j)
     OneHotVector(l)      L one-hot blocks    p(z) = Π_b softmax(l_b)[category of block b]
 
-Logits l are (*B, D), or (*B, L, K) for blocks, which lie side by side in z: D = L·K. Values
+Logits l are (*B, D), or (*B, L, K) for blocks, which are concatenated in z: D = L·K. Values
 are floats, as decoders take them; log-probabilities are (*S, *B), in nats.
 
-Both list their joint values (`enumerate_support`), 2^D or K^L of them, so that Pyro can
-sum them out: `Bernoulli(logits=l).to_event(1)` has no such list and is silently drawn.
-Left out: order, dependence between the coordinates. Relaxations are in `pyrovae.densities.relaxed`.
+Both enumerate their 2^D or K^L joint values (`enumerate_support`), so that Pyro can sum
+over them; `Bernoulli(logits=l).to_event(1)` cannot, and Pyro silently draws it instead.
+Not modeled: order, dependence between coordinates. Relaxations: `pyrovae.densities.relaxed`.
 """
 
 import itertools
@@ -28,7 +28,7 @@ MAX_JOINT_VALUES = 2**12
 
 
 class OneHotBlocks(constraints.Constraint):
-    """Vectors of blocks of K numbers: in each block one 1, the others 0."""
+    """Constraint to concatenated one-hot blocks of K numbers."""
 
     event_dim = 1
     is_discrete = True
@@ -47,7 +47,7 @@ class OneHotBlocks(constraints.Constraint):
 
 
 class LogitVector(TorchDistribution):
-    """What the vectors here share: logits (*B, *rows), event_shape (D,), D = rows.numel()."""
+    """Base class of the vectors: logits (*B, *rows), event_shape (D,), D = rows.numel()."""
 
     num_event_dims = 1
 
@@ -68,13 +68,13 @@ class LogitVector(TorchDistribution):
         return type(self)(logits, validate_args=False)
 
     def _all_values(self, values: Tensor, expand: bool) -> Tensor:
-        """(num_values, D) as (num_values, *B, D), or with 1s for B."""
+        """Expand values (num_values, D) to (num_values, *B, D), or with 1s in place of B."""
         values = values.reshape(-1, *[1] * len(self.batch_shape), *self.event_shape)
         return values.expand(-1, *self.batch_shape, -1) if expand else values
 
 
 class BernoulliVector(LogitVector):
-    """p(z) = Π_j σ(l_j)^z_j σ(−l_j)^(1−z_j) for z in {0, 1}^D.
+    """Independent Bernoulli vector, p(z) = Π_j σ(l_j)^z_j σ(−l_j)^(1−z_j) for z in {0, 1}^D.
 
     Args:
         logits: l, (*B, D).
@@ -109,7 +109,7 @@ class BernoulliVector(LogitVector):
         return (value * self.logits - softplus(self.logits)).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """(2^D, *B, D): every z, the last coordinate changing fastest; 1s for B unless expand."""
+        """Return every z, (2^D, *B, D), the last coordinate fastest; 1s for B unless expand."""
         dim = self.event_shape[0]
         check_joint_values(2, dim)
         pair = self.logits.new_tensor([0.0, 1.0])
@@ -117,7 +117,7 @@ class BernoulliVector(LogitVector):
 
 
 class OneHotVector(LogitVector):
-    """p(z) = Π_b softmax(l_b)[k_b] for z the one-hot codes of the categories k_1 … k_L in a row.
+    """Concatenated one-hot codes z of categories k_1 … k_L, p(z) = Π_b softmax(l_b)[k_b].
 
     Args:
         logits: l, (*B, L, K): L independent categorical latents of K categories.
@@ -158,7 +158,7 @@ class OneHotVector(LogitVector):
         return (value * self.logits.log_softmax(-1).flatten(-2)).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """(K^L, *B, L·K): every z, the last block changing fastest; 1s for B unless expand."""
+        """Return every z, (K^L, *B, L·K), the last block fastest; 1s for B unless expand."""
         num_blocks, num_categories = self.logits.shape[-2:]
         check_joint_values(num_categories, num_blocks)
         categories = itertools.product(range(num_categories), repeat=num_blocks)
@@ -168,7 +168,7 @@ class OneHotVector(LogitVector):
 
 
 def check_joint_values(num_values: int, num_latents: int) -> None:
-    """ConfigError when num_values ^ num_latents exceeds 4,096.
+    """Raise ConfigError if num_values ^ num_latents exceeds 4,096.
 
     Example:
         >>> check_joint_values(2, 12)
@@ -177,14 +177,14 @@ def check_joint_values(num_values: int, num_latents: int) -> None:
     if total > MAX_JOINT_VALUES:
         raise ConfigError(
             f"z has {num_values}^{num_latents} = {total:.4g} joint values, but at most "
-            f"{MAX_JOINT_VALUES:,} are summed out: the decoder runs once for each.\n"
+            f"{MAX_JOINT_VALUES:,} can be summed over: the decoder runs once for each.\n"
             "Use fewer latents, or draw z: objectives.TraceELBO, or a relaxed prior and guide."
         )
 
 
 @register_kl(BernoulliVector, BernoulliVector)
 def _kl_bernoulli(q: BernoulliVector, p: BernoulliVector) -> Tensor:
-    """KL(q ‖ p) = Σ_j Σ_{z_j} q(z_j) log q(z_j)/p(z_j), nats; finite for all finite logits."""
+    """Return KL(q ‖ p) = Σ_j Σ_{z_j} q(z_j) log q(z_j)/p(z_j), nats; finite for finite logits."""
     one = q.logits.sigmoid() * (logsigmoid(q.logits) - logsigmoid(p.logits))
     zero = (-q.logits).sigmoid() * (logsigmoid(-q.logits) - logsigmoid(-p.logits))
     return (one + zero).sum(-1)
@@ -192,19 +192,16 @@ def _kl_bernoulli(q: BernoulliVector, p: BernoulliVector) -> Tensor:
 
 @register_kl(OneHotVector, OneHotVector)
 def _kl_one_hot(q: OneHotVector, p: OneHotVector) -> Tensor:
-    """KL(q ‖ p) = Σ_b Σ_k q_bk log q_bk/p_bk, nats."""
+    """Return KL(q ‖ p) = Σ_b Σ_k q_bk log q_bk/p_bk, nats."""
     log_q, log_p = q.logits.log_softmax(-1), p.logits.log_softmax(-1)
     return (log_q.exp() * (log_q - log_p)).sum((-2, -1))
 
 
-# ---- settings that priors and guides share
-
-
 def block_shape(latent_dim: int, num_categories: int | None) -> torch.Size:
-    """(L, K) for z of latent_dim = L·K numbers; one block unless num_categories says otherwise.
+    """Return (L, K) for z of latent_dim = L·K numbers; by default one block, K = latent_dim.
 
     Raises:
-        ConfigError: they are not whole numbers with K ≥ 2, or K does not divide latent_dim.
+        ConfigError: an argument is not a whole number ≥ 2, or K does not divide latent_dim.
 
     Example:
         >>> block_shape(6, 3), block_shape(6, None)
@@ -214,18 +211,18 @@ def block_shape(latent_dim: int, num_categories: int | None) -> torch.Size:
     k = whole_number(latent_dim if num_categories is None else num_categories, "num_categories", 2)
     if latent_dim % k:
         raise ConfigError(
-            f"latent_dim = {latent_dim} is the width of z, L one-hot codes of num_categories = {k} "
-            f"numbers each, but {k} does not divide it.\n"
+            f"latent_dim = {latent_dim} must be a multiple of num_categories = {k}, because z is "
+            f"L one-hot codes of {k} numbers each.\n"
             f"Write latent_dim={max(1, latent_dim // k) * k}, or another num_categories."
         )
     return torch.Size([latent_dim // k, k])
 
 
 def bernoulli_logits(probs: float | Tensor | Sequence[float], latent_dim: int) -> Tensor:
-    """log p/(1 − p), (D,), from the probabilities of z_j = 1.
+    """Return the logits log p/(1 − p), (D,), of the probabilities of z_j = 1.
 
     Raises:
-        ConfigError: a probability is not inside (0, 1), or there are not 1 or D of them.
+        ConfigError: a probability is not inside (0, 1), or their number is not 1 or D.
 
     Example:
         >>> bernoulli_logits(0.5, 2)
@@ -235,17 +232,17 @@ def bernoulli_logits(probs: float | Tensor | Sequence[float], latent_dim: int) -
     if probs.shape not in (torch.Size(), torch.Size([latent_dim])):
         raise ConfigError(
             f"probs has shape {tuple(probs.shape)}, but there are {latent_dim} latents.\n"
-            f"Give one number, or {latent_dim} of them."
+            f"Pass one number, or {latent_dim} numbers."
         )
     _check_open(probs)
     return torch.logit(probs).expand(latent_dim).clone()
 
 
 def categorical_logits(probs: Tensor | Sequence | None, shape: torch.Size) -> Tensor:
-    """log p, (L, K), from the probabilities of the categories, uniform for None.
+    """Return the logits log p, (L, K), of the categories' probabilities; None is uniform.
 
     Raises:
-        ConfigError: they are not (K,) or (L, K) numbers inside (0, 1) that sum to 1.
+        ConfigError: probs is not (K,) or (L, K), inside (0, 1) and summing to 1.
 
     Example:
         >>> categorical_logits([0.25, 0.75], torch.Size([1, 2])).exp()
@@ -257,14 +254,14 @@ def categorical_logits(probs: Tensor | Sequence | None, shape: torch.Size) -> Te
     if probs.shape not in (shape, shape[1:]):
         raise ConfigError(
             f"probs has shape {tuple(probs.shape)}, but there are {shape[0]} latents of {shape[1]} "
-            f"categories.\nGive {shape[1]} numbers, or an array of shape {tuple(shape)}."
+            f"categories.\nPass {shape[1]} numbers, or an array of shape {tuple(shape)}."
         )
     _check_open(probs)
     if ((probs.sum(-1) - 1).abs() > 1e-5).any():
         total = probs.sum(-1).flatten()[(probs.sum(-1) - 1).abs().argmax()].item()
         raise ConfigError(
             f"probs of a latent sum to {total:.6g}, but the probabilities of its categories must "
-            "sum to 1.\nDivide them: probs / probs.sum(-1, keepdim=True)."
+            "sum to 1.\nNormalize them: probs / probs.sum(-1, keepdim=True)."
         )
     return probs.log().expand(shape).clone()
 
@@ -274,6 +271,6 @@ def _check_open(probs: Tensor) -> None:
     if is_bad.any():
         raise ConfigError(
             f"probs holds {probs[is_bad][0].item():.6g}, but a prior probability must lie inside "
-            "(0, 1): at 0 the KL of a guide that allows the value is infinite.\n"
+            "(0, 1): at 0, the KL of a guide that allows the value is infinite.\n"
             "Write for example probs=0.01."
         )

@@ -1,4 +1,4 @@
-"""A logistic density over gray levels."""
+"""Discretized logistic distribution over gray levels."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from pyrovae.densities.elementwise import Elementwise
 
 
 class _GreyLevels(constraints.Constraint):
-    """{0, 1/(K − 1), …, 1}, to the rounding of float32."""
+    """Constraint to {0, 1/(K − 1), …, 1}, up to float32 rounding."""
 
     is_discrete = True
     lower_bound, upper_bound = 0.0, 1.0
@@ -28,11 +28,11 @@ class _GreyLevels(constraints.Constraint):
 
 
 class DiscretizedLogistic(Elementwise):
-    """A logistic density cut into K bins, one for each gray level x in {0, 1/(K − 1), …, 1}.
+    """Logistic density split into K bins, one for each gray level x in {0, 1/(K − 1), …, 1}.
 
-    P(x) = σ(b) − σ(a), the bin's edges being x ± ½/(K − 1) in units of scale from loc; the
-    first bin reaches to −∞ and the last to +∞. log P = log σ(b) + log σ(−a) +
-    log(1 − exp(a − b)) is the same number without a difference of sigmoids.
+    P(x) = σ(b) − σ(a), where b and a are the bin's edges x ± ½/(K − 1), relative to loc in
+    units of scale; the first bin extends to −∞ and the last to +∞. It is evaluated as
+    log P = log σ(b) + log σ(−a) + log(1 − exp(a − b)), without subtracting sigmoids.
 
     Args:
         loc: the logistic's center, in the units of x.
@@ -74,7 +74,7 @@ class DiscretizedLogistic(Elementwise):
 
     @property
     def mean(self) -> Tensor:
-        """E[x] = Σ_k P(x ≥ k/(K − 1)) / (K − 1), one edge at a time to spare memory."""
+        """E[x] = Σ_k P(x ≥ k/(K − 1)) / (K − 1), one edge at a time to save memory."""
         last = self.num_levels - 1
         edges = ((k - 0.5) / last for k in range(1, self.num_levels))
         return sum(torch.sigmoid((self.loc - edge) / self.scale) for edge in edges) / last

@@ -1,4 +1,4 @@
-"""What densities of one number share."""
+"""Base class of scalar densities."""
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class Elementwise(TorchDistribution):
-    """A density of one number: its parameters are the names in `arg_constraints`."""
+    """Scalar density whose parameters are the names in `arg_constraints`."""
 
     def __init__(self, *, validate_args: bool | None = None, **parameters: Tensor):
-        # not broadcast to one shape: what depends on a per-feature parameter alone stays small
+        # not broadcast together: terms of a per-feature parameter alone stay small
         for name, value in parameters.items():
             setattr(self, name, value)
         shape = torch.broadcast_shapes(*(p.shape for p in parameters.values()))

@@ -1,15 +1,15 @@
-"""Normalizing flows: z = f(u) with u ~ N(0, I), one density for prior and guide alike.
+"""Normalizing flows, z = f(u) with u ~ N(0, I), for priors and guides.
 
     log p(z) = log N(u; 0, I) − log |det ∂f/∂u|,    u = f⁻¹(z)
 
 `FlowDistribution` is that density as a Pyro distribution. The bijections are zuko's;
-`coupling`, `autoregressive` and `spline` make the three usual kinds, started near the
-identity. Each is a function (D, size of the context) → zuko flow, and so is any class
-in `zuko.flows`: `priors.FlowPrior` and `guides.FlowGuide` take either.
+`coupling`, `autoregressive` and `spline` construct the three common kinds, initialized
+near the identity. Each is a function (D, size of the context) → zuko flow, as is any
+class in `zuko.flows`: `priors.FlowPrior` and `guides.FlowGuide` take either.
 
-Symbols: u, z (*S, B, D); context (B, C), what f is conditioned on. Which way round f is
-used is the caller's choice: a prior needs densities in one pass, a guide draws.
-Left out: zuko's own distributions, which `pyro.infer.Predictive` cannot use.
+Symbols: u, z (*S, B, D); context (B, C), what f is conditioned on. The caller chooses the
+direction of f: a prior needs densities in one pass, a guide needs draws.
+Not used: zuko's own distributions, which `pyro.infer.Predictive` cannot handle.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,15 +30,15 @@ Flow = Callable[[int, int], nn.Module]  # (D, size of the context) → zuko flow
 
 
 class FlowDistribution(RemembersDraw, TorchDistribution):
-    """The density of z = f(u), u ~ base: log p(z) = log base(u) − log |det ∂f/∂u|, in nats.
+    """Density of z = f(u), u ~ base: log p(z) = log base(u) − log |det ∂f/∂u|, in nats.
 
-    Drawing runs f once; the log-density of another point runs f⁻¹ once. The log-density
-    of the point that was drawn last is remembered (`RemembersDraw`), so that log q(z) at
-    z ~ q costs no inverse: in an autoregressive flow one of the two directions takes D passes.
+    A draw evaluates f once; the log-density of another point evaluates f⁻¹ once. The
+    log-density of the latest draw is cached (`RemembersDraw`), so log q(z) at z ~ q needs no
+    inverse: one of the two directions of an autoregressive flow takes D passes.
 
     Args:
         transform: f, a bijection of vectors with zuko's `call_and_ladj` and `inv`.
-        base: of u: batch_shape as the result's, event_shape (D,), reparameterized.
+        base: the distribution of u: the same batch_shape, event_shape (D,), reparameterized.
 
     Example:
         >>> flow = autoregressive(2)
@@ -82,16 +82,16 @@ class FlowDistribution(RemembersDraw, TorchDistribution):
 def coupling(
     features: int, context: int = 0, *, num_transforms: int = 4, hidden: Sequence[int] = (64, 64)
 ) -> nn.Module:
-    """An affine coupling flow: half of z scales and shifts the other half, in turns.
+    """Return an affine coupling flow: the halves of z scale and shift each other in turn.
 
     z_a = u_a,  z_b = u_b exp(s(u_a, c)) + t(u_a, c);  one pass in either direction. In one
     dimension it is an affine map.
 
     Args:
         features: D.
-        context: C, the width of what it is conditioned on; 0 for nothing.
-        num_transforms: layers; the halves take turns.
-        hidden: the widths of each layer's network.
+        context: C, the width of the context; 0 for none.
+        num_transforms: the number of layers, with alternating halves.
+        hidden: the hidden widths of each layer's network.
 
     Returns:
         A `zuko.lazy.Flow`.
@@ -111,16 +111,16 @@ def coupling(
 def autoregressive(
     features: int, context: int = 0, *, num_transforms: int = 3, hidden: Sequence[int] = (64, 64)
 ) -> nn.Module:
-    """An affine autoregressive flow: each number is scaled and shifted by those before it.
+    """Return an affine autoregressive flow: previous coordinates scale and shift the next.
 
-    z_i = u_i exp(s_i(u_{<i}, c)) + t_i(u_{<i}, c);  one pass this way, D passes back. Used
-    for densities it is MAF, used for draws IAF.
+    z_i = u_i exp(s_i(u_{<i}, c)) + t_i(u_{<i}, c);  one pass forward, D passes to invert.
+    Used for densities it is MAF, used for draws IAF.
 
     Args:
         features: D.
-        context: C, the width of what it is conditioned on; 0 for nothing.
-        num_transforms: layers, in alternating order of the numbers.
-        hidden: the widths of each layer's masked network.
+        context: C, the width of the context; 0 for none.
+        num_transforms: the number of layers, with alternating order of the coordinates.
+        hidden: the hidden widths of each layer's masked network.
 
     Returns:
         A `zuko.lazy.Flow`.
@@ -147,17 +147,17 @@ def spline(
     num_bins: int = 8,
     hidden: Sequence[int] = (64, 64),
 ) -> nn.Module:
-    """A neural spline flow: autoregressive, each map a monotone rational-quadratic spline.
+    """Return an autoregressive flow of monotone rational-quadratic splines.
 
-    The splines bend [−5, 5] and leave the rest of the line as it is, so it can make
-    several modes where affine flows cannot. One pass this way, D passes back.
+    The splines warp [−5, 5] and are the identity outside, so it can represent several
+    modes where affine flows cannot. One pass forward, D passes to invert.
 
     Args:
         features: D.
-        context: C, the width of what it is conditioned on; 0 for nothing.
-        num_transforms: layers, in alternating order of the numbers.
-        num_bins: the pieces of each spline.
-        hidden: the widths of each layer's masked network.
+        context: C, the width of the context; 0 for none.
+        num_transforms: the number of layers, with alternating order of the coordinates.
+        num_bins: the number of bins of each spline.
+        hidden: the hidden widths of each layer's masked network.
 
     Returns:
         A `zuko.lazy.Flow`.
@@ -176,10 +176,10 @@ def spline(
 
 
 def flow_named(flow: str | Flow) -> Flow:
-    """The function that makes a flow, by its name in this file; any other function as it is.
+    """Return the flow constructor of this name; any other function is returned unchanged.
 
     Raises:
-        ConfigError: there is no such name.
+        ConfigError: the name is unknown.
 
     Example:
         >>> flow_named("coupling") is coupling
@@ -189,13 +189,13 @@ def flow_named(flow: str | Flow) -> Flow:
     if callable(flow) or flow in named:
         return named.get(flow, flow) if isinstance(flow, str) else flow
     raise ConfigError(
-        f"flow = {flow!r}, but it is one of {', '.join(named)}, or a function (D, C) → zuko flow.\n"
+        f"flow = {flow!r}, but it must be {', '.join(named)}, or a function (D, C) → zuko flow.\n"
         "Write flow='coupling', or functools.partial(flows.coupling, hidden=(32,))."
     )
 
 
 def located(transform: Transform, loc: Tensor, scale: Tensor) -> Transform:
-    """u → loc + scale · f(u), for loc and scale (*B, D).
+    """Return the transform u → loc + scale · f(u), for loc and scale (*B, D).
 
     Example:
         >>> f = coupling(2).transform()
@@ -207,7 +207,7 @@ def located(transform: Transform, loc: Tensor, scale: Tensor) -> Transform:
 
 
 def _zuko() -> Any:
-    """zuko, imported when first needed: importing it switches torch's validation off for all."""
+    """Import zuko on first use, keeping torch's argument validation, which zuko disables."""
     validates = Distribution._validate_args
     import zuko
 
@@ -216,11 +216,11 @@ def _zuko() -> Any:
 
 
 def _network(hidden: Sequence[int]) -> dict[str, Any]:
-    return {"hidden_features": tuple(hidden), "activation": nn.SiLU}  # smooth, so ∂ log p / ∂z is
+    return {"hidden_features": tuple(hidden), "activation": nn.SiLU}  # smooth, as is ∂ log p / ∂z
 
 
 def _near_identity(flow: nn.Module) -> nn.Module:
-    """Shrink what the flow's maps are made of: f ≈ identity, and yet no gradient is 0."""
+    """Shrink the flow's last layers so that f ≈ identity while no gradient vanishes."""
     with torch.no_grad():
         for module in flow.modules():
             last = module.hyper[-1].parameters() if hasattr(module, "hyper") else ()

@@ -1,4 +1,4 @@
-"""The normal distribution of a Cholesky factor, whose own draws keep their density."""
+"""Multivariate normal whose draws keep their log-density."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from pyrovae.densities.drawn import RemembersDraw
 
 
 class FullNormal(RemembersDraw, dist.MultivariateNormal):
-    """q(z) = N(z; μ, L Lᵀ): z = μ + L ε, log q(z) = −½|ε|² − Σ_i log L_ii − (D / 2) log 2π.
+    """Normal N(z; μ, L Lᵀ): z = μ + L ε, log q(z) = −½|ε|² − Σ_i log L_ii − (D / 2) log 2π.
 
-    At its own draws ε is the one that was drawn. torch solves L ε = z − μ for it, which
-    magnifies the rounding of z by up to |L⁻¹||L|: off-diagonal elements of 10 diagonal ones in
-    32 dimensions made log q(z) too small by 10²⁴ nats in float32, and the ELBO too large.
+    For draws from it, ε is the drawn noise. torch solves L ε = z − μ instead, which amplifies
+    the rounding of z by up to |L⁻¹||L|: off-diagonal elements 10 times the diagonal in 32
+    dimensions make log q(z) too small by 10²⁴ nats in float32, and the ELBO too large.
 
     Args:
         loc: μ, (*B, D).

@@ -1,14 +1,14 @@
-"""Mixtures of K densities over z, fast where they are diagonal Gaussians and K is large.
+"""Mixtures of K densities over z, fast for many diagonal Gaussians.
 
     log p(z) = log Σ_k π_k N(z; μ_k, diag σ_k²)
 
-With λ = 1 / σ² the squared distances of B points to K components are matrix products,
+With λ = 1 / σ², the squared distances of B points to K components are matrix products,
 
     Σ_d (z_d − μ_kd)² λ_kd = (z²) λᵀ − 2 z (μ λ)ᵀ + Σ_d μ_kd² λ_kd,
 
 instead of a (B, K, D) array. They cancel to about 1e-7 of z² λ in float32, so small mixtures,
-where the array costs little, keep the subtraction. The form depends on the mixture alone:
-a point's density is the same however many others are asked for.
+where the array costs little, use the subtraction. The choice depends only on the mixture, so
+the density of a point does not depend on the others in the batch.
 """
 
 import math
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-SMALL = 2**6  # K · D: up to here the array costs little for any number of points
+SMALL = 2**6  # K · D: up to this the array is cheap for any number of points
 
 
 class Mixture(dist.MixtureSameFamily):
-    """A mixture that says that its support is ℝ^D where that of its components is.
+    """Mixture that declares the support ℝ^D if its components have it.
 
-    torch's own wraps the support in a constraint without a bijection, and NUTS needs one.
+    torch's own wraps the support in a constraint without a bijection, which NUTS needs.
 
     Args:
-        weights: a `Categorical` of batch_shape () over K components.
-        components: a density of batch_shape (K,) and event_shape (D,).
+        weights: a `Categorical` with batch_shape () over K components.
+        components: a density with batch_shape (K,) and event_shape (D,).
 
     Example:
         >>> components = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
@@ -69,13 +69,13 @@ class Mixture(dist.MixtureSameFamily):
 
 
 def diagonal_log_probs(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """log N(z; μ_k, diag σ_k²) for every k, in nats: (*S, D), (K, D), (K, D) → (*S, K).
+    """Return log N(z; μ_k, diag σ_k²) for every k, in nats: (*S, D), (K, D), (K, D) → (*S, K).
 
     Example:
         >>> diagonal_log_probs(torch.zeros(5, 2), torch.zeros(3, 2), torch.ones(3, 2))[0]
         tensor([-1.8379, -1.8379, -1.8379])
     """
-    center = loc.detach().mean(0)  # distances do not change, and fewer digits cancel
+    center = loc.detach().mean(0)  # leaves distances unchanged and reduces cancellation
     z, loc = z - center, loc - center
     precision = scale**-2
     distance = z**2 @ precision.T - 2 * z @ (loc * precision).T + (loc**2 * precision).sum(-1)

@@ -1,4 +1,4 @@
-"""The multinomial with a total of each datum's own."""
+"""Multinomial distribution with a total per datum."""
 
 import math
 
@@ -14,14 +14,14 @@ DRAWS_AT_A_TIME = 2**23  # bounds the memory of a draw
 
 
 class Multinomial(TorchDistribution):
-    """p(x | n) = n! / Π_j x_j! · Π_j π_jˣʲ for Σ_j x_j = n, with π = softmax(logits).
+    """Multinomial, p(x | n) = n! / Π_j x_j! · Π_j π_jˣʲ for Σ_j x_j = n, with π = softmax(logits).
 
     log p = stirling(n) − Σ_j [stirling(x_j) + deviance(x_j, n π_j)]. Each datum has its own n.
 
     Args:
         logits: (*batch, V).
-        total: n, broadcastable to batch; None takes n = Σ_j x_j from the value in `log_prob`,
-            and then there is neither a mean nor a draw.
+        total: n, broadcastable to batch; None uses n = Σ_j x_j of the value in `log_prob`;
+            the mean and draws are then unavailable.
 
     Example:
         >>> p = Multinomial(torch.zeros(2, 3), total=torch.tensor([1.0, 5.0]))
@@ -30,7 +30,7 @@ class Multinomial(TorchDistribution):
     """
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
-    # cell by cell, not the sum: a single total would not hold for the other data
+    # per cell, without the sum: the total differs between data
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(
@@ -58,7 +58,7 @@ class Multinomial(TorchDistribution):
         n = x.sum(-1)
         log_p = self.logits.log_softmax(-1)
         mean = n[..., None] * log_p.exp()
-        # where n = 0 every x is 0 and so is its deviance, whatever log_mean
+        # where n = 0 every x is 0, and so is its deviance for any log_mean
         log_mean = log_p + n.clamp(min=1)[..., None].log()
         cells = stirling(x) + deviance(x, mean, log_mean, x - mean)
         log_prob = stirling(n) - cells.sum(-1)
@@ -86,7 +86,7 @@ class Multinomial(TorchDistribution):
         if self.total is None:
             raise ConfigError(
                 "a Multinomial likelihood has no total count, but its draws and its mean need "
-                "one: n says how many words or ratings a datum has.\n"
+                "one: n is the number of words or ratings per datum.\n"
                 "Pass the totals as y, with decoder=Given(CountDecoder(network, head)), or fix "
                 "one: likelihoods.Multinomial(…, total=100)."
             )

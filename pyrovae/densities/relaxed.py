@@ -1,16 +1,16 @@
-"""Relaxed binary and categorical vectors (Concrete, Gumbel-softmax): densities on (0, 1)^D.
+"""Relaxed binary and categorical vectors (Concrete, Gumbel-softmax), densities on (0, 1)^D.
 
     BinaryConcrete(l, T)   z in (0, 1)^D       z_j = σ(y_j), y_j = (l_j + logistic noise)/T
     Concrete(l, T)         L simplex blocks    z_b = softmax((l_b + Gumbel noise)/T)
 
-Logits l are (*B, D), or (*B, L, K) for blocks, which lie side by side in z: D = L·K; the
-temperature T > 0 has no unit; log-densities (with respect to volume) are (*S, *B), in nats.
+Logits l are (*B, D), or (*B, L, K) for blocks, which are concatenated in z: D = L·K; the
+temperature T > 0 is dimensionless; log-densities (with respect to volume) are (*S, *B), in nats.
 
-These are other, continuous models, with a bound on their own log p(x). Floating point needs
-care: σ(y) rounds to 1 and softmax to 0 for confident logits, log q(z) of the rounded value
-falls without limit as the logits grow, and the "bound" rises above log p(x). Therefore
-BinaryConcrete is truncated, and properly normalized, where its dtype can no longer tell z
-from 1; a Concrete guide bounds its logits (`max_logit`); and T < 0.4 is refused by the parts.
+These define different, continuous models, whose ELBO bounds their own log p(x). In floating
+point, σ(y) rounds to 1 and softmax to 0 for confident logits, log q(z) of the rounded value
+decreases without limit as the logits grow, and the "bound" exceeds log p(x). Therefore
+BinaryConcrete is truncated and renormalized where its dtype cannot distinguish z from 1;
+a Concrete guide bounds its logits (`max_logit`); and the parts reject T < 0.4.
 """
 
 import math
@@ -29,7 +29,7 @@ MIN_TEMPERATURE = 0.4
 
 
 class SimplexBlocks(constraints.Constraint):
-    """Vectors of blocks of K numbers > 0 that sum to 1, up to 100 rounding errors."""
+    """Constraint to concatenated blocks of K numbers > 0 that sum to 1, up to rounding."""
 
     event_dim = 1
 
@@ -47,10 +47,10 @@ class SimplexBlocks(constraints.Constraint):
 
 
 class _Relaxed(LogitVector):
-    """A logit vector with a temperature; draws are reparameterized."""
+    """Base class of logit vectors with a temperature; draws are reparameterized."""
 
     has_rsample = True
-    is_relaxed = True  # `terms.bound_on` reads it: its ELBO is another model's
+    is_relaxed = True  # read by `terms.bound_on`: the ELBO is that of another model
 
     def __init__(self, logits: Tensor, temperature: float, *, validate_args: bool | None = None):
         self.temperature = temperature
@@ -61,17 +61,17 @@ class _Relaxed(LogitVector):
 
 
 class BinaryConcrete(_Relaxed):
-    """z = σ(y), y = (l + logistic noise)/T given |y| ≤ c: Bernoulli(σ(l)) made continuous.
+    """Relaxed Bernoulli(σ(l)): z = σ(y), y = (l + logistic noise)/T given |y| ≤ c.
 
     With w = T y and h = T c, a coordinate has
     log p(z) = log T + log σ(w − l) + log σ(l − w) − log[σ(h − l) − σ(−h − l)] − log z(1 − z).
-    The cut c = −log 4ε is where z can still be told from 1 (14.6 in float32); without it
-    confident logits would make log p(z) wrong by any amount. For T ≥ 1/2 and |l| ≤ 1 what is
-    cut off has a probability below 3e-3 in float32 and 1e-7 in float64. Beyond it the density is 0.
+    Up to the cut c = −log 4ε (14.6 in float32), z is distinguishable from 1; without it, confident
+    logits would make log p(z) arbitrarily wrong. Beyond it the density is 0. For T ≥ 1/2 and
+    |l| ≤ 1 the truncated probability is below 3e-3 in float32 and 1e-7 in float64.
 
     Args:
         logits: l, (*B, D).
-        temperature: T > 0; smaller is nearer to {0, 1}.
+        temperature: T > 0; smaller is closer to {0, 1}.
 
     References:
         The Concrete Distribution, Maddison, Mnih & Teh, 2017, https://arxiv.org/abs/1611.00712
@@ -79,7 +79,7 @@ class BinaryConcrete(_Relaxed):
         https://arxiv.org/abs/1611.01144
 
     Example:
-        >>> p = BinaryConcrete(torch.zeros(1), 1.0)  # uniform on (0, 1), but for the cut
+        >>> p = BinaryConcrete(torch.zeros(1), 1.0)  # uniform on (0, 1), up to the cut
         >>> p.log_prob(torch.tensor([0.3])).exp()
         tensor(1.0000)
     """
@@ -95,7 +95,7 @@ class BinaryConcrete(_Relaxed):
     def rsample(self, sample_shape=()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         h = self.temperature * self.cut
-        # by symmetry for l ≥ 0 alone: in the other half the formulas would cancel
+        # by symmetry only for l ≥ 0, because the formulas cancel for l < 0
         sign = _sign(self.logits)
         size = sign * self.logits
         gap = softplus(h - size) - softplus(-h - size)
@@ -116,13 +116,13 @@ class BinaryConcrete(_Relaxed):
         log_prob = log_normalizer + (w - h) - 2 * softplus(w - size)
         log_prob = log_prob + softplus(h - size) + softplus(-h - size)
         log_volume = softplus(y) + softplus(-y)  # −log z(1 − z)
-        # a quarter is more than the rounding of y at the cut
+        # 0.25 exceeds the rounding error of y at the cut
         is_inside = y.abs() <= self.cut + 0.25
         return torch.where(is_inside, log_prob + log_volume, -math.inf).sum(-1)
 
 
 def _sign(t: Tensor) -> Tensor:
-    """1 or −1, never 0: |t| written as _sign(t)·t has derivative 1 at 0."""
+    """Return 1 or −1, never 0, so that |t| written as _sign(t)·t has derivative 1 at 0."""
     return torch.where(t < 0, -1.0, 1.0).to(t.dtype)
 
 
@@ -132,21 +132,21 @@ def _exponential_noise(like: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _logistic_noise(like: Tensor, shape: torch.Size) -> Tensor:
-    # as a ratio of exponentials, since the logit of a float32 uniform stops at 16.6
+    # a ratio of exponentials, because the logit of a float32 uniform never exceeds 16.6
     return _exponential_noise(like, shape).log() - _exponential_noise(like, shape).log()
 
 
 class Concrete(_Relaxed):
-    """z_b = softmax((l_b + Gumbel noise)/T) for each of L blocks: a one-hot made continuous.
+    """Relaxed one-hot blocks, z_b = softmax((l_b + Gumbel noise)/T) for each of L blocks.
 
-    A block of K numbers that sum to 1 has, as a density over K − 1 of them,
+    The density of a block of K numbers that sum to 1, with respect to K − 1 of them, is
     log p(z) = log Γ(K) + (K − 1) log T + Σ_k (l_k − (T + 1) log z_k)
     − K log Σ_k e^(l_k − T log z_k).
 
     Args:
-        logits: l, (*B, L, K). Differences of more than 2 `max_logit(T)` make draws underflow
-            in float32; draws are then put at the smallest float, and their density is off.
-        temperature: T > 0; smaller is nearer to one-hot.
+        logits: l, (*B, L, K). Differences of more than 2 `max_logit(T)` make draws underflow in
+            float32; draws are then clamped to the smallest float, and their density is wrong.
+        temperature: T > 0; smaller is closer to one-hot.
 
     References:
         The Concrete Distribution, Maddison, Mnih & Teh, 2017, https://arxiv.org/abs/1611.00712
@@ -183,10 +183,10 @@ class Concrete(_Relaxed):
 
 
 def max_logit(temperature: float) -> float:
-    """B = (80 T − 21)/2, how far from 0 the logits of a Concrete may lie in float32.
+    """Return B = (80 T − 21)/2, the largest magnitude of Concrete logits in float32.
 
     The Gumbel noise of two categories differs by less than 21 in float32, so that
-    log z ≥ −(2 B + 21)/T = −80, above the smallest float's −87.
+    log z ≥ −(2 B + 21)/T = −80, above −87 for the smallest float.
 
     Args:
         temperature: T ≥ 0.4.
@@ -199,10 +199,10 @@ def max_logit(temperature: float) -> float:
 
 
 def relaxed_temperature(temperature: float) -> float:
-    """T, checked: ≥ 0.4, where float32 can still hold draws and their density.
+    """Return T if it is ≥ 0.4, where float32 can represent draws and their density.
 
     Raises:
-        ConfigError: it is not a finite number ≥ 0.4.
+        ConfigError: T is not a finite number ≥ 0.4.
 
     Example:
         >>> relaxed_temperature(0.5)
@@ -211,7 +211,7 @@ def relaxed_temperature(temperature: float) -> float:
     if real_number(temperature, "temperature", above=0.0) < MIN_TEMPERATURE:
         raise ConfigError(
             f"temperature = {temperature:g}, but a relaxed latent needs {MIN_TEMPERATURE} or more: "
-            "below it, draws round to 0 and 1, where their density cannot be told.\n"
+            "below it, draws round to 0 and 1, where their density is undefined.\n"
             "Write temperature=0.5, or use the discrete prior and guide with objectives.EnumELBO."
         )
     return float(temperature)

@@ -6,13 +6,13 @@
     C = 2^(α+β) π^β Γ(α) / Γ(α+β),   β = (D − 1)/2,  α = β + κ
 
 z (*S, B, D), the direction μ (B, D) with |μ| = 1, the concentration κ (B,) > 0. Densities
-are with respect to the area of the sphere, in nats; they read a value as the direction
-that it points in, so that float32 rounding of its length does not enter.
+are with respect to the area of the sphere, in nats; they depend only on the direction of a
+value, so float32 rounding of its length has no effect.
 
-Everything between input and output is computed in float64: the log-Γ terms of C cancel
-by eleven digits at κ = 1e4, and 1 + μᵀz loses all of its digits near the antipode unless
-it is taken as |μ + z|² / 2. Left out: the von Mises-Fisher density, whose rejection
-sampler has no unbiased pathwise gradient.
+Intermediate results are float64: the log-Γ terms of C lose eleven digits to cancellation
+at κ = 1e4, and 1 + μᵀz loses all of its digits near the antipode unless computed as
+|μ + z|² / 2. Left out: the von Mises-Fisher density, whose rejection sampler has no
+unbiased pathwise gradient.
 """
 
 import math
@@ -29,7 +29,7 @@ from pyrovae.errors import ConfigError
 
 
 def sphere_dim(latent_dim: int) -> int:
-    """D, checked: the number of coordinates of a point on the sphere S^(D−1).
+    """Return D ≥ 2, the number of coordinates of a point on the sphere S^(D−1).
 
     Raises:
         ConfigError: latent_dim is not a whole number ≥ 2.
@@ -40,14 +40,14 @@ def sphere_dim(latent_dim: int) -> int:
     """
     if whole_number(latent_dim, "latent_dim", 1) < 2:
         raise ConfigError(
-            "latent_dim = 1, but the sphere in R¹ is the two points ±1 and has no density.\n"
+            "latent_dim = 1, but the sphere in R¹ is two points, ±1, and has no density.\n"
             "Write latent_dim=2 for a circle, or use the Bernoulli parts for two values."
         )
     return latent_dim
 
 
 def log_area(dim: int) -> float:
-    """log A = log 2 + (D/2) log π − log Γ(D/2): the area of S^(D−1), as a logarithm.
+    """Return log A = log 2 + (D/2) log π − log Γ(D/2), A the area of S^(D−1).
 
     Example:
         >>> round(math.exp(log_area(3)) / math.pi, 6)
@@ -57,12 +57,12 @@ def log_area(dim: int) -> float:
 
 
 class HypersphericalUniform(TorchDistribution):
-    """p(z) = 1 / A on S^(D−1), A = 2 π^(D/2) / Γ(D/2).
+    """Uniform distribution on S^(D−1), p(z) = 1 / A, A = 2 π^(D/2) / Γ(D/2).
 
     Args:
         dim: D ≥ 2.
-        batch_shape: of independent copies.
-        dtype, device: of the draws; torch's defaults for None.
+        batch_shape: the shape of independent copies.
+        dtype, device: those of the draws; None means torch's defaults.
 
     Example:
         >>> HypersphericalUniform(3).log_prob(torch.tensor([0.0, 0.0, 1.0]))  # −log 4π
@@ -112,17 +112,17 @@ class HypersphericalUniform(TorchDistribution):
 
 
 class PowerSpherical(TorchDistribution):
-    """q(z) = (1 + μᵀz)^κ / C on S^(D−1): a bump around the direction μ, wider for smaller κ.
+    """Power spherical, q(z) = (1 + μᵀz)^κ / C on S^(D−1): a bump around μ, wider for smaller κ.
 
     With t = μᵀz, (1 + t)/2 ~ Beta(α, β) and z is uniform given t, so that
     E[z] = μ κ / (κ + D − 1). A draw is z = t μ + √(1 − t²) v with v a uniform tangent:
-    a Beta draw, D − 1 normals, and one Householder reflection that carries e₁ to μ;
-    no rejection. It is pathwise in μ and κ; torch's implicit derivative of the Beta draw
-    is accurate to a relative 1.5e-3 or better.
+    a Beta draw, D − 1 normals, and one Householder reflection that maps e₁ to μ, without
+    rejection. Gradients in μ and κ are pathwise; torch's implicit derivative of the Beta
+    draw has a relative error of at most 1.5e-3.
 
     Args:
         direction: μ, (*B, D), of length 1.
-        concentration: κ, (*B,) > 0, without unit.
+        concentration: κ, (*B,) > 0, dimensionless.
 
     References:
         The Power Spherical distribution, De Cao & Aziz, 2020, https://arxiv.org/abs/2006.04437
@@ -173,7 +173,7 @@ class PowerSpherical(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """(*B, D), of each coordinate: E[t²] μ² + E[1 − t²] (1 − μ²)/(D − 1) − E[z]²."""
+        """(*B, D), per coordinate: E[t²] μ² + E[1 − t²] (1 − μ²)/(D − 1) − E[z]²."""
         alpha, beta = self._alpha_beta
         # 1 − t² = 4 b (1 − b) for b ~ Beta(α, β)
         across = (4 * alpha * beta / ((alpha + beta) * (alpha + beta + 1))).unsqueeze(-1)
@@ -184,7 +184,7 @@ class PowerSpherical(TorchDistribution):
     def rsample(self, sample_shape=()) -> Tensor:
         sample_shape = torch.Size(sample_shape)
         alpha, beta = self._alpha_beta
-        # both b and 1 − b, as neither follows from the other in floating point
+        # both b and 1 − b, because neither determines the other in floating point
         both = torch.stack([alpha, torch.full_like(alpha, beta)], -1)
         b = Dirichlet(both, validate_args=False).rsample(sample_shape).clamp_min(1e-30)
         t = b[..., :1] - b[..., 1:]
@@ -198,13 +198,13 @@ class PowerSpherical(TorchDistribution):
             self._validate_sample(value)
         both = normalize(self.direction.double(), dim=-1) + normalize(value.double(), dim=-1)
         one_plus_cosine = both.square().sum(-1) / 2
-        # the density is 0 at the antipode alone; the floor keeps its logarithm a number
+        # the density is 0 only at the antipode; the floor keeps its logarithm finite
         log_base = one_plus_cosine.clamp_min(torch.finfo(torch.float64).tiny).log()
         log_prob = self.concentration.double() * log_base - self._log_normalizer()
         return log_prob.to(self.direction.dtype)
 
     def _log_normalizer(self) -> Tensor:
-        """log C, (*B,), float64."""
+        """Return log C, (*B,), float64."""
         alpha, beta = self._alpha_beta
         log_gammas = torch.lgamma(alpha) - torch.lgamma(alpha + beta)
         return (alpha + beta) * math.log(2.0) + beta * math.log(math.pi) + log_gammas
@@ -215,15 +215,15 @@ class PowerSpherical(TorchDistribution):
         return self._log_normalizer() - self.concentration.double() * mean_log_base
 
     def entropy(self) -> Tensor:
-        """(*B,), nats: log C − κ (log 2 + ψ(α) − ψ(α + β))."""
+        """Return log C − κ (log 2 + ψ(α) − ψ(α + β)), (*B,), nats."""
         return self._entropy().to(self.direction.dtype)
 
 
 def _carry_first_axis_to(direction: Tensor, y: Tensor) -> Tensor:
-    """y reflected so that e₁ goes to ±direction, and then signed so that it goes to direction.
+    """Reflect y so that e₁ is mapped to ±direction, then fix the sign.
 
     The usual reflection along e₁ − μ divides by zero at μ = e₁; with s = ±1 the sign of μ₁,
-    that along μ + s e₁ (length ≥ √2) carries e₁ to −s μ, always stably.
+    the one along μ + s e₁ (length ≥ √2) maps e₁ to −s μ and is always stable.
     """
     sign = torch.where(direction[..., :1] < 0, -1.0, 1.0).to(direction.dtype)
     u = torch.cat([direction[..., :1] + sign, direction[..., 1:]], -1)
@@ -233,5 +233,5 @@ def _carry_first_axis_to(direction: Tensor, y: Tensor) -> Tensor:
 
 @register_kl(PowerSpherical, HypersphericalUniform)
 def _kl_power_spherical_uniform(q: PowerSpherical, p: HypersphericalUniform) -> Tensor:
-    """KL(q ‖ p) = log A − H[q], in nats; the difference is taken in float64."""
+    """Return KL(q ‖ p) = log A − H[q], in nats; the difference is computed in float64."""
     return (log_area(p.dim) - q._entropy()).to(q.direction.dtype)

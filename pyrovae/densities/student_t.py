@@ -1,4 +1,4 @@
-"""Student's t."""
+"""Student's t-distribution."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class StudentT(dist.StudentT):
-    """p(x) ∝ (1 + t²/ν)^(−(ν + 1)/2), t = (x − loc) / scale; stable for large ν and large t.
+    """Student-t, p(x) ∝ (1 + t²/ν)^(−(ν + 1)/2), t = (x − loc) / scale; stable for large ν and t.
 
     Args:
         df: ν > 0; Gaussian for ν → ∞.
@@ -25,8 +25,8 @@ class StudentT(dist.StudentT):
         if self._validate_args:
             self._validate_sample(value)
         u = (value - self.loc).abs() / self.scale / self.df.sqrt()
-        # log(1 + u²) = 2 log u + log(1 + u⁻²) for u > 1, because u² overflows; where() and not
-        # clamp(), which passes a gradient at u = 1 itself
+        # log(1 + u²) = 2 log u + log(1 + u⁻²) for u > 1, because u² overflows; where(), because
+        # clamp() passes a gradient at u = 1 itself
         is_near = u <= 1
         far = torch.where(is_near, 1.0, u)
         log_kernel = 2 * far.log() + torch.log1p(torch.where(is_near, u, 1 / far) ** 2)
@@ -35,7 +35,7 @@ class StudentT(dist.StudentT):
 
 
 def _log_gamma_half_step(a: Tensor) -> Tensor:
-    """log Γ(a + ½) − log Γ(a), for a > 0."""
+    """Return log Γ(a + ½) − log Γ(a), for a > 0."""
     small, large = a.clamp(max=16.0), a.clamp(min=16.0)
     square = 1 / large**2
     series = 17 / 14336 * square - 1 / 640

@@ -2,9 +2,9 @@
 
     features (B, F) → q(z|x) with batch_shape (B,), event_shape (D,)
 
-`nn.Sequential(network, DiagonalNormal(D))` is a complete encoder. Each head tells
-the width that it needs as `num_features`. All scales are `heads.positive` of a
-feature: softplus + 1e-5, so that features of ±1e6 stay finite.
+`nn.Sequential(network, DiagonalNormal(D))` is a complete encoder. Each head declares
+its input width as `num_features`. All scales are `heads.positive` of a feature,
+softplus + 1e-5, so that features of ±1e6 stay finite.
 """
 
 from pyrovae.guides.bernoulli import Bernoulli

@@ -8,10 +8,10 @@ from pyrovae.heads import as_latent_shape, split_features
 
 
 class Bernoulli(nn.Module):
-    """q(z|x) = Π_j Bernoulli(z_j; σ(l_j(x))) for z in {0, 1}^D; the features are the logits l.
+    """Bernoulli guide, q(z|x) = Π_j Bernoulli(z_j; σ(l_j(x))), z in {0, 1}^D; features: logits l.
 
-    Draws are not reparameterized. `objectives.EnumELBO` needs none: it sums the 2^D joint
-    values out (D ≤ 12). `objectives.TraceELBO`, the default of `fit`, takes Pyro's
+    Draws are not reparameterized. `objectives.EnumELBO` draws nothing: it sums over the 2^D
+    joint values (D ≤ 12). `objectives.TraceELBO`, the default of `fit`, uses Pyro's
     score-function gradient, unbiased but noisy. The KL to `priors.Bernoulli` is analytic.
 
     Args:
@@ -21,7 +21,7 @@ class Bernoulli(nn.Module):
         num_features: D.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 1, or the features have another width.
+        ConfigError: latent_dim is not a whole number ≥ 1, or the features have the wrong width.
 
     References:
         Neural Variational Inference and Learning in Belief Networks, Mnih & Gregor, 2014,

@@ -8,10 +8,10 @@ from pyrovae.heads import split_features
 
 
 class Categorical(nn.Module):
-    """q(z|x) = Π_b softmax(l_b(x))[k_b], z the one-hot codes of k_1 … k_L; the features are l.
+    """Categorical guide, q(z|x) = Π_b softmax(l_b(x))[k_b], z the one-hot codes of k_1 … k_L.
 
-    Draws are not reparameterized. `objectives.EnumELBO` needs none: it sums the K^L joint
-    values out (up to 4,096). `objectives.TraceELBO`, the default of `fit`, takes Pyro's
+    The features are the logits l; draws are not reparameterized. `objectives.EnumELBO` sums over
+    the K^L joint values (at most 4,096). `objectives.TraceELBO`, the default of `fit`, uses Pyro's
     score-function gradient, unbiased but noisy. The KL to `priors.Categorical` is analytic.
 
     Args:
@@ -22,7 +22,7 @@ class Categorical(nn.Module):
         num_features: D.
 
     Raises:
-        ConfigError: the sizes do not fit together, or the features have another width.
+        ConfigError: the sizes are inconsistent, or the features have the wrong width.
 
     References:
         Categorical Reparameterization with Gumbel-Softmax, Jang, Gu & Poole, 2017,

@@ -7,7 +7,7 @@ from pyrovae.heads import as_latent_shape, positive, split_features
 
 
 class DiagonalNormal(nn.Module):
-    """q(z|x) = N(z; μ(x), diag σ(x)²), the mean-field Gaussian.
+    """Diagonal normal guide, q(z|x) = N(z; μ(x), diag σ(x)²).
 
     The features are (μ, s), and σ = softplus(s) + 1e-5.
 
@@ -18,7 +18,7 @@ class DiagonalNormal(nn.Module):
         num_features: 2 D.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 1, or the features have another width.
+        ConfigError: latent_dim is not a whole number ≥ 1, or the features have the wrong width.
 
     References:
         Auto-Encoding Variational Bayes, Kingma & Welling, 2014,

@@ -10,27 +10,27 @@ from pyrovae.heads import as_latent_shape, positive, split_features
 
 
 class FlowGuide(nn.Module):
-    """q(z|x): z = μ(x) + σ(x) ⊙ f(u; c(x)), u ~ N(0, I), f a bijection given the context c.
+    """Flow guide, z = μ(x) + σ(x) ⊙ f(u; c(x)), u ~ N(0, I), f a bijection given the context c.
 
     log q(z|x) = log N(u; 0, I) − log |det ∂f/∂u| − Σ_i log σ_i. The features are (μ, s, r): σ =
     softplus(s) + 1e-5 and c = tanh(r), bounded so that features of ±1e6 stay finite. With
     the flows of `pyrovae.densities.flows` it starts near `DiagonalNormal`.
 
-    Drawing z is one pass of f, an autoregressive one included (IAF), and gives log q(z|x)
-    along the way; the log-density of any other point needs f⁻¹, D passes there.
+    Drawing z takes one pass of f, even if f is autoregressive (IAF), and yields log q(z|x);
+    the log-density of any other point needs f⁻¹, which then takes D passes.
 
     Args:
         latent_dim: D.
-        num_context: C, the features that f itself sees.
-        flow: "coupling", "autoregressive" or "spline", of `densities.flows`; or a function (D, C)
+        num_context: C, the number of context features that f sees.
+        flow: "coupling", "autoregressive" or "spline" from `densities.flows`; or a function (D, C)
             → zuko flow, such as any class in `zuko.flows`; `functools.partial` sets its options.
 
     Attributes:
         num_features: 2 D + C.
 
     Raises:
-        ConfigError: latent_dim or num_context is not a whole number ≥ 1, there is no such flow, or
-            the features have another width.
+        ConfigError: latent_dim or num_context is not a whole number ≥ 1, the name of the flow is
+            unknown, or the features have the wrong width.
 
     References:
         Variational Inference with Normalizing Flows, Rezende & Mohamed, 2015,
@@ -68,7 +68,7 @@ class FlowGuide(nn.Module):
         base = self.flow.base().expand(features.shape[:-1])
         return FlowDistribution(located(transform, loc, positive(raw_scale)), base)
 
-    def __repr__(self) -> str:  # in one line; zuko's own draws from the global generator
+    def __repr__(self) -> str:  # one line; zuko's repr draws from the global generator
         num_context = self.num_features - 2 * self.latent_dim
         name = type(self.flow).__name__
         return f"FlowGuide({name}, latent_dim={self.latent_dim}, num_context={num_context})"

@@ -9,12 +9,12 @@ from pyrovae.heads import as_latent_shape, positive, split_features
 
 
 class FullNormal(nn.Module):
-    """q(z|x) = N(z; μ(x), L(x) L(x)ᵀ), L = diag(σ) (I + A) with A strictly lower triangular.
+    """Full-covariance normal guide, q(z|x) = N(z; μ(x), L(x) L(x)ᵀ), L = diag(σ) (I + A).
 
     z_i = μ_i + σ_i (ε_i + Σ_{j<i} A_ij ε_j). The features are (μ, s, a): σ = softplus(s) + 1e-5,
-    and A = 10 tanh(a / 10) row by row, so that correlations stop at 0.995. At its own draws
-    log q(z|x) comes from ε, exact and finite for features of ±1e6 in any number of dimensions;
-    that of another point solves for ε, and near the bound loses a digit with each dimension.
+    and A = 10 tanh(a / 10), row by row, strictly lower triangular; correlations stay below 0.995.
+    log q(z|x) of a draw comes from its ε, exact and finite for features of ±1e6 in any number
+    of dimensions; other points are solved for ε, losing a digit per dimension near the bound.
 
     Args:
         latent_dim: D.
@@ -23,7 +23,7 @@ class FullNormal(nn.Module):
         num_features: 2 D + D (D − 1) / 2.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 1, or the features have another width.
+        ConfigError: latent_dim is not a whole number ≥ 1, or the features have the wrong width.
 
     References:
         An Introduction to Variational Autoencoders, Kingma & Welling, 2019, section 2.5.1,

@@ -7,7 +7,7 @@ from pyrovae.heads import as_latent_shape, positive, split_features
 
 
 class Laplace(nn.Module):
-    """q(z|x) = Π_i Laplace(z_i; μ_i(x), b_i(x)), density exp(−|z_i − μ_i| / b_i) / (2 b_i).
+    """Laplace guide, q(z|x) = Π_i Laplace(z_i; μ_i(x), b_i(x)) = Π_i exp(−|z_i − μ_i|/b_i)/(2 b_i).
 
     The features are (μ, s), and b = softplus(s) + 1e-5; the standard deviation is √2 b. The
     KL to a Laplace prior is analytic: priors.Fixed(lambda b: Laplace(0, b).to_event(1), b=…).
@@ -19,7 +19,7 @@ class Laplace(nn.Module):
         num_features: 2 D.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 1, or the features have another width.
+        ConfigError: latent_dim is not a whole number ≥ 1, or the features have the wrong width.
 
     References:
         Auto-Encoding Variational Bayes, Kingma & Welling, 2014, section 2.4 (location-scale

@@ -9,10 +9,10 @@ from pyrovae.heads import as_latent_shape, positive, split_features
 
 
 class LowRankNormal(nn.Module):
-    """q(z|x) = N(z; μ(x), S (I + W(x) W(x)ᵀ) S), S = diag σ(x), W of R columns.
+    """Low-rank normal guide, q(z|x) = N(z; μ(x), S (I + W(x) W(x)ᵀ) S), S = diag σ(x), W (D, R).
 
     z = μ + σ ⊙ (ε + W η), ε ~ N(0, I_D), η ~ N(0, I_R): between `DiagonalNormal` (R = 0) and
-    `FullNormal`, with a number of features that grows as D. The features are (μ, s, w): σ =
+    `FullNormal`, with a number of features linear in D. The features are (μ, s, w): σ =
     softplus(s) + 1e-5 and W = 10 tanh(w / 10), bounded so that ±1e6 stay finite in float32.
 
     Args:
@@ -23,8 +23,8 @@ class LowRankNormal(nn.Module):
         num_features: D (2 + R).
 
     Raises:
-        ConfigError: latent_dim or rank is not a whole number ≥ 1, or the features have
-            another width.
+        ConfigError: latent_dim or rank is not a whole number ≥ 1, or the features have the
+            wrong width.
 
     References:
         Stochastic Backpropagation and Approximate Inference in Deep Generative Models,

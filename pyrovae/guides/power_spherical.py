@@ -12,16 +12,16 @@ MIN_LENGTH = 1e-6
 
 
 class PowerSpherical(nn.Module):
-    """q(z|x) = (1 + μᵀz)^κ / C on the unit sphere: a bump of concentration κ around μ.
+    """Power spherical guide on the unit sphere, q(z|x) = (1 + μᵀz)^κ / C, concentrated around μ.
 
     C = 2^(α+β) π^β Γ(α) / Γ(α+β), β = (D − 1)/2, α = β + κ. The features are (d, s): D
-    numbers for the direction and one for the concentration, and
+    numbers for the direction and one for the concentration,
 
         μ = d / |d|,   κ = softplus(s) + 1e-5
 
-    Where |d| < 1e-6 there is no direction to speak of: μ is then the first axis e₁, and no
-    gradient flows through d. Draws are reparameterized (`sphere.PowerSpherical`), and the
-    KL to `priors.HypersphericalUniform` is analytic. Internally float64.
+    Where |d| < 1e-6 the direction is undefined: μ is then the basis vector e₁, and no gradient
+    flows through d. Draws are reparameterized (`sphere.PowerSpherical`), and the KL to
+    `priors.HypersphericalUniform` is analytic. Computed in float64.
 
     Args:
         latent_dim: D ≥ 2, the number of coordinates of z.
@@ -30,7 +30,7 @@ class PowerSpherical(nn.Module):
         num_features: D + 1.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 2, or the features have another width.
+        ConfigError: latent_dim is not a whole number ≥ 2, or the features have the wrong width.
 
     References:
         The Power Spherical distribution, De Cao & Aziz, 2020, https://arxiv.org/abs/2006.04437
@@ -51,9 +51,9 @@ class PowerSpherical(nn.Module):
         if features.shape[-1] != self.num_features:
             raise ConfigError(
                 f"this head needs {self.num_features} features ({self.event_shape[0]} for the "
-                f"direction, 1 for the concentration), but the network before it gives "
+                f"direction, 1 for the concentration), but the network before it returns "
                 f"{features.shape[-1]}.\n"
-                "Give the network's last layer out_features=head.num_features."
+                "Set out_features=head.num_features in the network's last layer."
             )
         concentration = positive(features[..., -1])
         return sphere.PowerSpherical(_direction(features[..., :-1]), concentration)

@@ -11,9 +11,9 @@ class RelaxedBernoulli(nn.Module):
     """q(z|x) = Π_j BinaryConcrete(z_j; l_j(x), T) on (0, 1)^D; the features are the logits l.
 
     z_j = σ((l_j + logistic noise)/T), reparameterized. With `priors.RelaxedBernoulli` the
-    ELBO is that of the relaxed, continuous model: a bound on its own log p(x). z is cut off
-    where its dtype can no longer tell it from 1, and the density renormalised, so that the
-    bound stays one for logits of any size (`relaxed.BinaryConcrete`). The KL is Monte Carlo.
+    ELBO bounds log p(x) of the relaxed, continuous model. z is truncated where its dtype
+    cannot distinguish it from 1, and its density renormalized, so that the bound holds for
+    logits of any size (`relaxed.BinaryConcrete`). The KL is Monte Carlo.
 
     Args:
         latent_dim: D.
@@ -23,7 +23,7 @@ class RelaxedBernoulli(nn.Module):
         num_features: D.
 
     Raises:
-        ConfigError: latent_dim or temperature is no such number, or the features have another
+        ConfigError: latent_dim or temperature is invalid, or the features have the wrong
             width.
 
     References:

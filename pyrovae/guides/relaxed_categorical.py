@@ -11,10 +11,10 @@ from pyrovae.heads import split_features
 class RelaxedCategorical(nn.Module):
     """q(z|x) = Π_b Concrete(z_b; l_b(x), T): L simplex blocks, reparameterized.
 
-    z_b = softmax((l_b + Gumbel noise)/T). The logits are bounded, l = B tanh(f/B) of the
-    features f with B = (80 T − 21)/2 (16.2 at T = 2/3), so that no draw underflows in float32
-    and the bound stays one. With `priors.RelaxedCategorical` the ELBO is that of the relaxed,
-    continuous model: a bound on its own log p(x). The KL is Monte Carlo.
+    z_b = softmax((l_b + Gumbel noise)/T). The logits are bounded, l = B tanh(f/B) for features
+    f with B = (80 T − 21)/2 (16.2 at T = 2/3), so that no draw underflows in float32 and the
+    ELBO stays a bound. With `priors.RelaxedCategorical` it bounds log p(x) of the relaxed,
+    continuous model. The KL is Monte Carlo.
 
     Args:
         latent_dim: D = L·K, the width of z.
@@ -25,8 +25,8 @@ class RelaxedCategorical(nn.Module):
         num_features: D.
 
     Raises:
-        ConfigError: the sizes do not fit together, the temperature is no such number, or the
-            features have another width.
+        ConfigError: the sizes are inconsistent, temperature is invalid, or the features have
+            the wrong width.
 
     References:
         The Concrete Distribution, Maddison, Mnih & Teh, 2017, https://arxiv.org/abs/1611.00712

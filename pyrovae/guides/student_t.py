@@ -9,23 +9,23 @@ from pyrovae.heads import as_latent_shape, inverse_positive, positive, split_fea
 
 
 class StudentT(nn.Module):
-    """q(z|x) = Π_i t_ν(z_i; μ_i(x), σ_i(x)): tails heavier than the normal's, for safer weights.
+    """Student-t guide, q(z|x) = Π_i t_ν(z_i; μ_i(x), σ_i(x)), with heavier tails than the normal.
 
-    The features are (μ, s), and σ = softplus(s) + 1e-5; the standard deviation is
-    σ √(ν / (ν − 2)). The degrees of freedom ν are one number for all x, a constant or
-    learned as ν = 2 + softplus(r) + 1e-5.
+    They make importance weights safer. The features are (μ, s), and σ = softplus(s) + 1e-5;
+    the standard deviation is σ √(ν / (ν − 2)). The degrees of freedom ν are shared by all x,
+    fixed or learned as ν = 2 + softplus(r) + 1e-5.
 
     Args:
         latent_dim: D.
-        df: ν, or where it starts; > 2, so that the variance is finite.
-        learn_df: learn ν.
+        df: ν, or its initial value; > 2, so that the variance is finite.
+        learn_df: whether to learn ν.
 
     Attributes:
         num_features: 2 D.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 1, df is not above 2, or the features
-            have another width.
+        ConfigError: latent_dim is not a whole number ≥ 1, df ≤ 2, or the features have the
+            wrong width.
 
     References:
         Student-t Variational Autoencoder for Robust Density Estimation, Takahashi et al.,
@@ -43,7 +43,7 @@ class StudentT(nn.Module):
         super().__init__()
         self.event_shape = as_latent_shape(latent_dim)
         self.num_features = 2 * latent_dim
-        # in float64 first: close to 2 the inverse of softplus is far down
+        # float64 first: close to 2 the inverse of softplus is very negative
         raw = inverse_positive(torch.tensor(real_number(df, "df", above=2.00001), dtype=float) - 2)
         raw = raw.to(torch.get_default_dtype())
         if learn_df:

@@ -2,9 +2,9 @@
 
     features (*S, B, F) → p(x|z) with batch_shape (*S, B), event_shape x.shape[1:]
 
-`nn.Sequential(network, Bernoulli((28, 28)))` is a complete decoder. Each head tells
-the width that it needs as `num_features`, and fixes the event shape: the network's
-flat output is folded back into it. Log-densities are in nats, summed over the event.
+`nn.Sequential(network, Bernoulli((28, 28)))` is a complete decoder. Each head declares
+its input width as `num_features` and fixes the event shape, into which it reshapes the
+network's flat output. Log-densities are in nats, summed over the event.
 
     x                              likelihood
     {0, 1}                         Bernoulli
@@ -15,17 +15,17 @@ flat output is folded back into it. Log-densities are in nats, summed over the e
     counts 0, 1, 2, …              Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial
     counts with a given total      Multinomial
 
-All but the last factorize over the numbers of a datum, so they take a `mask`. Count
+All but the last factorize over the elements of x, so they take a `mask`. Count
 likelihoods also take the size of each datum: `pyrovae.likelihoods.count_decoder`.
 
-A density of reals tells as `learns_scale_per_cell` whether each number of a datum has a learned
-scale of its own: `fit` then warns of columns that are constant. A head of yours may tell it too.
+A density of reals declares as `learns_scale_per_cell` whether each element of x has its own
+learned scale: `fit` then warns about constant columns. Custom heads may declare it too.
 """
 
 from pyrovae.likelihoods.bernoulli import Bernoulli
 from pyrovae.likelihoods.categorical import Categorical
 from pyrovae.likelihoods.continuous_bernoulli import ContinuousBernoulli
-from pyrovae.likelihoods.count_decoder import CountDecoder as CountDecoder  # no head: not a name
+from pyrovae.likelihoods.count_decoder import CountDecoder as CountDecoder  # not a head
 from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic
 from pyrovae.likelihoods.heteroscedastic_normal import HeteroscedasticNormal
 from pyrovae.likelihoods.multinomial import Multinomial

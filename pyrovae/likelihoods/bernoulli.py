@@ -9,9 +9,10 @@ from pyrovae.heads import as_event_shape, split_features
 
 
 class Bernoulli(nn.Module):
-    """p(x|z) = Π_j Bernoulli(x_j; sigmoid(l_j)) for x_j in {0, 1}; the features are the logits l.
+    """Bernoulli likelihood of x_j in {0, 1}, p(x|z) = Π_j Bernoulli(x_j; sigmoid(l_j)).
 
-    −log p(x|z) = Σ_j log(1 + exp(l_j)) − x_j l_j: the binary cross-entropy.
+    The features are the logits l. −log p(x|z) = Σ_j log(1 + exp(l_j)) − x_j l_j is the binary
+    cross-entropy.
 
     Args:
         event_shape: the shape of one datum, such as 784 or (28, 28).
@@ -20,7 +21,7 @@ class Bernoulli(nn.Module):
         num_features: the product of event_shape.
 
     Raises:
-        ConfigError: a size is not a whole number ≥ 1, or the features have another width.
+        ConfigError: a size is not a whole number ≥ 1, or the features have the wrong width.
 
     Example:
         >>> import torch

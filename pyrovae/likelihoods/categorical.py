@@ -1,4 +1,4 @@
-"""The categorical likelihood of K levels or classes in each place."""
+"""The categorical likelihood of K levels or classes per element."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,20 @@ from pyrovae.heads import as_event_shape, split_features
 
 
 class Categorical(nn.Module):
-    """p(x|z) = Π_j softmax(l_j)_{x_j} for x_j in {0, …, K − 1}; the features are the logits l.
+    """Categorical likelihood of x_j in {0, …, K − 1}, p(x|z) = Π_j softmax(l_j)_{x_j}.
 
-    x holds category numbers, not one-hot vectors. Its mean Σ_k k p_k is a level: of use
-    where the categories are ordered, such as quantized gray values.
+    The features are the logits l. x holds category numbers, not one-hot vectors. The mean
+    Σ_k k p_k is useful if the categories are ordered, such as quantized gray values.
 
     Args:
         event_shape: the shape of one datum.
-        num_categories: K ≥ 2, in each place.
+        num_categories: K ≥ 2, for each x_j.
 
     Attributes:
-        num_features: K times the product of event_shape; K neighbors belong to one place.
+        num_features: K times the product of event_shape, the categories first, as channels.
 
     Raises:
-        ConfigError: a size is not a whole number, or the features have another width.
+        ConfigError: a size is not a whole number, or the features have the wrong width.
 
     References:
         Pixel Recurrent Neural Networks, van den Oord et al., 2016,

@@ -10,10 +10,10 @@ from pyrovae.heads import as_event_shape, split_features
 
 
 class ContinuousBernoulli(nn.Module):
-    """p(x|z) = Π_j exp(l_j x_j) · l_j / (exp(l_j) − 1) for x_j in [0, 1]; features are logits l.
+    """Continuous Bernoulli, p(x|z) = Π_j exp(l_j x_j) · l_j / (exp(l_j) − 1) for x_j in [0, 1].
 
-    The density that the binary cross-entropy of gray values leaves unnormalized. Its mean
-    is 1/(1 − exp(−l)) − 1/l, not sigmoid(l).
+    The features are the logits l. It normalizes the binary cross-entropy of gray values; its
+    mean is 1/(1 − exp(−l)) − 1/l, not sigmoid(l).
 
     Args:
         event_shape: the shape of one datum, such as 784 or (28, 28).
@@ -22,7 +22,7 @@ class ContinuousBernoulli(nn.Module):
         num_features: the product of event_shape.
 
     Raises:
-        ConfigError: a size is not a whole number ≥ 1, or the features have another width.
+        ConfigError: a size is not a whole number ≥ 1, or the features have the wrong width.
 
     References:
         The continuous Bernoulli: fixing a pervasive error in variational autoencoders,

@@ -1,4 +1,4 @@
-"""A decoder of counts that sees the size of each datum as its covariate."""
+"""A decoder of counts with the size of each datum as a covariate."""
 
 import pyro.distributions as dist
 import torch
@@ -9,19 +9,19 @@ from pyrovae.likelihoods.multinomial import Multinomial
 
 
 class CountDecoder(nn.Module):
-    """p(x|z, size) = head(network(z), size): the size of a datum beside its code.
+    """Decoder of counts of known size, p(x|z, size) = head(network(z), size).
 
     For `Poisson`, `NegativeBinomial` and `ZeroInflatedNegativeBinomial` the size multiplies
-    the mean: an exposure, such as a cell's total count over the average one; without y it is
-    1. For `Multinomial` it is the total count itself. Wrapped in `networks.Given` it is a
-    decoder, and the sizes are the y of `fit`, `loss`, `sample` and all others.
+    the mean: an exposure, such as a cell's total count relative to the average; without y it
+    is 1. For `Multinomial` it is the total count itself. Wrapped in `networks.Given` it is a
+    decoder, and the sizes are passed as y to `fit`, `loss`, `sample` and so on.
 
     Args:
         network: (*S, B, D) → (*S, B, F).
         head: a count likelihood, (features, size) → p(x|z, size).
 
     Raises:
-        DataError: a size is not positive, or not one number a datum.
+        DataError: a size is not positive, or there is not one size per datum.
 
     Example:
         >>> import pyrovae as pv
@@ -45,7 +45,7 @@ class CountDecoder(nn.Module):
         return self.head(self.network(z), size)
 
     def check_data(self, x: Tensor, size: Tensor | None) -> None:
-        """DataError unless every size is positive, and for `Multinomial` the sum of its row.
+        """Raise DataError unless sizes are positive and, for `Multinomial`, the sums of the rows.
 
         Args:
             x: (B, *event).
@@ -65,7 +65,7 @@ class CountDecoder(nn.Module):
                 f"y[{row}] = {size[row].item():g}, but the size of a datum must be positive and "
                 f"finite ({int(is_bad.sum()):,} of {len(size):,} are not), because the mean is "
                 "proportional to it.\n"
-                "Drop the rows without any count, or give each its exposure."
+                "Drop the rows without counts, or pass the exposure of each."
             )
         sums = x.flatten(1).sum(1)
         if isinstance(self.head, Multinomial) and (is_bad := sums != size).any():
@@ -73,5 +73,5 @@ class CountDecoder(nn.Module):
             raise DataError(
                 f"y[{row}] = {size[row].item():g}, but row {row} of x sums to "
                 f"{sums[row].item():g} ({int(is_bad.sum()):,} of {len(size):,} rows differ): a "
-                "multinomial distributes exactly its total.\nWrite y=x.sum(1)."
+                "multinomial distributes its total exactly.\nWrite y=x.sum(1)."
             )

@@ -1,4 +1,4 @@
-"""The discretised logistic likelihood of gray values."""
+"""The discretized logistic likelihood of gray values."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from pyrovae.heads import as_event_shape, positive, split_features
 
 
 class DiscretizedLogistic(nn.Module):
-    """P(x|z) = Π_j σ(b_j) − σ(a_j) for gray levels x_j in {0, 1/(K − 1), …, 1}.
+    """Discretized logistic, P(x|z) = Π_j σ(b_j) − σ(a_j) for levels x_j in {0, 1/(K − 1), …, 1}.
 
     a, b = (x ∓ ½/(K − 1) − loc)/scale, but a = −∞ at x = 0 and b = ∞ at x = 1. The features
-    are loc, then the raw scale = softplus + 1e-5, both in the units of x. It is a probability
-    of levels, so bits per pixel are −log P / (D log 2), comparable with a `Categorical` of K.
+    are loc, then the raw scale, scale = softplus(raw) + 1e-5, both in the units of x. P is a
+    probability, so bits per pixel, −log P / (D log 2), compare with those of `Categorical`.
 
-    x is the image scaled to [0, 1], as for `ContinuousBernoulli`: 8-bit values v are v / 255
+    x is the image scaled to [0, 1], as for `ContinuousBernoulli`: 8-bit values v become v / 255
     with K = 256; `datasets.digits()` has K = 17.
 
     Args:
@@ -28,7 +28,7 @@ class DiscretizedLogistic(nn.Module):
         num_features: twice the product of event_shape.
 
     Raises:
-        ConfigError: a size is not a whole number, or the features have another width.
+        ConfigError: a size is not a whole number, or the features have the wrong width.
 
     References:
         PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood,

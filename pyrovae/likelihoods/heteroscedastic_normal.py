@@ -9,10 +9,10 @@ from pyrovae.heads import as_event_shape, positive, split_features
 
 
 class HeteroscedasticNormal(nn.Module):
-    """p(x|z) = Π_j N(x_j; μ_j(z), σ_j(z)²); the features are μ, then the raw σ.
+    """Normal likelihood with predicted scale, p(x|z) = Π_j N(x_j; μ_j(z), σ_j(z)²).
 
-    σ = softplus(raw) + 1e-5, in the units of x: the floor bounds log p(x|z) by 10.6 nats a
-    number, which an exactly reproduced x would otherwise exceed without end.
+    The features are μ, then the raw σ; σ = softplus(raw) + 1e-5, in the units of x. The floor
+    bounds log p(x|z) by 10.6 nats per x_j; without it a perfect reconstruction has no bound.
 
     Args:
         event_shape: the shape of one datum.
@@ -21,7 +21,7 @@ class HeteroscedasticNormal(nn.Module):
         num_features: twice the product of event_shape.
 
     Raises:
-        ConfigError: a size is not a whole number ≥ 1, or the features have another width.
+        ConfigError: a size is not a whole number ≥ 1, or the features have the wrong width.
 
     References:
         Auto-Encoding Variational Bayes (appendix C.2), Kingma & Welling, 2014,
@@ -41,7 +41,7 @@ class HeteroscedasticNormal(nn.Module):
 
     @property
     def learns_scale_per_cell(self) -> bool:
-        """True: each x_j has a σ_j(z) of its own, which falls to 1e-5 for a constant x_j."""
+        """True: each x_j has its own σ_j(z), which falls to 1e-5 for a constant x_j."""
         return True
 
     def forward(self, features: Tensor) -> dist.Distribution:

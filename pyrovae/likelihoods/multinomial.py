@@ -14,23 +14,23 @@ from pyrovae.likelihoods.sizes import size_of_each
 
 
 class Multinomial(nn.Module):
-    """p(x|z, n) = n! / Π_j x_j! · Π_j π_jˣʲ, with π = softmax(features) and Σ_j x_j = n.
+    """Multinomial likelihood, p(x|z, n) = n! / Π_j x_j! · Π_j π_jˣʲ, for Σ_j x_j = n.
 
-    The total n, how many words or ratings a datum has, is given and never modeled. It is
-    the y of `CountDecoder`, or one fixed number; without either it is read off x, which
-    scores data but leaves draws and reconstructions without a total. The density does not
+    π = softmax(features). The total n, the number of words or ratings per datum, is not
+    modeled: it is the y of `CountDecoder`, or one fixed number. Without either it is the sum
+    of x, so data can be scored, but neither drawn nor reconstructed. The density does not
     factorize over j, so it takes no `mask`.
 
     Args:
         event_shape: V, the number of words.
-        total: n where it is the same for all data.
+        total: n, if shared by all data.
 
     Attributes:
         num_features: V.
 
     Raises:
-        ConfigError: event_shape is no vector, total no whole number ≥ 1, or a draw or a mean is
-            asked for without a total.
+        ConfigError: event_shape is not one-dimensional, total is not a whole number ≥ 1, or a
+            draw or a mean is requested without a total.
 
     References:
         Variational Autoencoders for Collaborative Filtering, Liang et al., 2018,
@@ -48,8 +48,8 @@ class Multinomial(nn.Module):
         if len(self.event_shape) > 1:
             raise ConfigError(
                 f"Multinomial: event_shape = {tuple(self.event_shape)}, but the categories that "
-                "share one total are a vector.\n"
-                f"Reshape x to rows and write event_shape={self.event_shape.numel()}."
+                "share one total form a vector.\n"
+                f"Flatten each datum and write event_shape={self.event_shape.numel()}."
             )
         self.num_features = self.event_shape.numel()
         total = None if total is None else torch.tensor(float(whole_number(total, "total", 1)))

@@ -13,26 +13,26 @@ from pyrovae.likelihoods.sizes import scaled_by_size
 
 
 class NegativeBinomial(nn.Module):
-    """p(x|z) = Π_j Γ(x + r)/(Γ(r) x!) (r/(r + μ))ʳ (μ/(r + μ))ˣ, for whole x_j ≥ 0.
+    """Negative binomial, p(x|z) = Π_j Γ(x + r)/(Γ(r) x!) (r/(r + μ))ʳ (μ/(r + μ))ˣ, whole x_j ≥ 0.
 
     The mean is μ and the variance μ + μ²/r: a Poisson whose rate varies with relative
-    variance 1/r, Poisson itself for r → ∞. μ = size · (softplus(feature) + 1e-5), in counts;
-    the concentration r_j belongs to the head, one for each number of a datum.
+    variance 1/r, and the Poisson itself for r → ∞. μ = size · (softplus(feature) + 1e-5), in
+    counts; the concentration r belongs to the head, one r_j for each x_j.
 
     Args:
         event_shape: the shape of one datum.
-        concentration: r, or where it starts: a number, or a tensor of event_shape.
+        concentration: r, or its initial value: a number, or a tensor of event_shape.
         learn_concentration: whether r_j = softplus + 1e-5 are parameters.
 
     Attributes:
         num_features: the product of event_shape.
 
     Raises:
-        ConfigError: concentration is not positive and finite, or of another shape.
+        ConfigError: concentration is not positive and finite, or has the wrong shape.
 
     References:
         Deep generative modeling for single-cell transcriptomics (scVI), Lopez et al., 2018,
-        https://doi.org/10.1038/s41592-018-0229-2, where r is called the inverse dispersion.
+        https://doi.org/10.1038/s41592-018-0229-2, where r is the inverse dispersion.
 
     Example:
         >>> p_x = NegativeBinomial(3)(torch.zeros(2, 3), size=torch.tensor([1, 10]))

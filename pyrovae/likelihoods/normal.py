@@ -1,4 +1,4 @@
-"""The Gaussian likelihood with a scale of its own."""
+"""The Gaussian likelihood whose scale does not depend on z."""
 
 from collections.abc import Sequence
 
@@ -15,23 +15,22 @@ from pyrovae.likelihoods.own_positive import (
 
 
 class Normal(nn.Module):
-    """p(x|z) = Π_j N(x_j; μ_j, σ_j²); the features are the means μ.
+    """Normal likelihood, p(x|z) = Π_j N(x_j; μ_j, σ_j²); the features are the means μ.
 
-    The scale σ belongs to the head, not to the features: one number for all, or one
-    for each number of the datum; fixed, or learned from that start (σ = softplus + 1e-5,
-    so a constant column cannot drive it to 0). For a σ that depends on z, see
-    `HeteroscedasticNormal`.
+    The scale σ belongs to the head, not to the features: one shared number, or one for
+    each x_j; fixed, or learned (σ = softplus + 1e-5, so a constant column cannot drive it
+    to 0). For a σ that depends on z, see `HeteroscedasticNormal`.
 
     Args:
         event_shape: the shape of one datum.
         scale: σ in the units of x: a number, or a tensor of event_shape.
-        learn_scale: whether σ is a parameter that starts there.
+        learn_scale: whether to learn σ, starting from `scale`.
 
     Attributes:
         num_features: the product of event_shape.
 
     Raises:
-        ConfigError: scale is not positive and finite, or of another shape.
+        ConfigError: scale is not positive and finite, or has the wrong shape.
 
     References:
         Auto-Encoding Variational Bayes, Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114;
@@ -63,7 +62,7 @@ class Normal(nn.Module):
 
     @property
     def learns_scale_per_cell(self) -> bool:
-        """Whether each x_j has a learned σ_j of its own, which falls to 1e-5 for a constant x_j."""
+        """Whether each x_j has its own learned σ_j, which falls to 1e-5 for a constant x_j."""
         return is_learned_per_cell(self, "scale")
 
     def forward(self, features: Tensor) -> dist.Distribution:

@@ -1,4 +1,4 @@
-"""A positive number of a head's own, beside its features: fixed, or learned from a start."""
+"""Positive numbers that a head holds alongside its features, fixed or learned."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,16 @@ from pyrovae.heads import MIN_SCALE, inverse_positive, positive
 
 
 def hold_positive(head: nn.Module, name: str, value: float | Tensor, *, is_learned: bool) -> None:
-    """Give a head a positive number: a parameter that starts at `value`, or a buffer.
+    """Add a positive number to a head: a parameter with initial value `value`, or a buffer.
 
     Args:
         head: the module, with `event_shape` set.
-        name: what the number is called, for the state and the message.
+        name: the name in the state and in messages.
         value: a number, or a tensor of event_shape; finite and above 1e-5.
         is_learned: a parameter raw with value = softplus(raw) + 1e-5, or a fixed buffer.
 
     Raises:
-        ConfigError: the value is not positive and finite, or has another shape.
+        ConfigError: the value is not positive and finite, or has the wrong shape.
 
     Example:
         >>> head = nn.Module()
@@ -31,7 +31,7 @@ def hold_positive(head: nn.Module, name: str, value: float | Tensor, *, is_learn
     if value.shape not in (torch.Size(), head.event_shape):
         raise ConfigError(
             f"{kind}: {name} has shape {tuple(value.shape)}, but a datum has {event_shape}.\n"
-            "Give one number, or one for each of these."
+            "Pass one number, or an array of that shape."
         )
     is_bad = ~((value > MIN_SCALE) & torch.isfinite(value))
     if is_bad.any():
@@ -46,13 +46,13 @@ def hold_positive(head: nn.Module, name: str, value: float | Tensor, *, is_learn
 
 
 def held_positive(head: nn.Module, name: str) -> Tensor:
-    """The number that `hold_positive` gave, of shape () or event_shape."""
+    """Return the number that `hold_positive` added, of shape () or event_shape."""
     raw = getattr(head, f"raw_{name}", None)
     return getattr(head, f"fixed_{name}") if raw is None else positive(raw)
 
 
 def is_learned_per_cell(head: nn.Module, name: str) -> bool:
-    """Whether each number of a datum has its own, and these are trained.
+    """Return whether each element of x has its own number and these are trained.
 
     Example:
         >>> head = nn.Module()
@@ -66,6 +66,6 @@ def is_learned_per_cell(head: nn.Module, name: str) -> bool:
 
 
 def how_held(head: nn.Module, name: str) -> str:
-    """A few words for `extra_repr`: whether it is learned, and its shape."""
+    """Describe it for `extra_repr`: whether it is learned, and its shape."""
     how = "learned" if hasattr(head, f"raw_{name}") else "fixed"
     return f"{name}: {how}, {tuple(held_positive(head, name).shape)}"

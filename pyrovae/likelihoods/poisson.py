@@ -11,10 +11,10 @@ from pyrovae.likelihoods.sizes import scaled_by_size
 
 
 class Poisson(nn.Module):
-    """p(x|z) = Π_j μ_jˣ exp(−μ_j) / x_j!, for whole x_j ≥ 0; mean and variance are μ.
+    """Poisson likelihood, p(x|z) = Π_j μ_jˣ exp(−μ_j) / x_j!, for whole x_j ≥ 0.
 
-    μ = size · (softplus(feature) + 1e-5), in counts; size is the datum's exposure, 1 unless
-    it comes as a covariate through `CountDecoder`.
+    Mean and variance are μ = size · (softplus(feature) + 1e-5), in counts; size is the exposure
+    of the datum, 1 unless passed as a covariate through `CountDecoder`.
 
     Args:
         event_shape: the shape of one datum.
@@ -23,7 +23,7 @@ class Poisson(nn.Module):
         num_features: the product of event_shape.
 
     Raises:
-        ConfigError: a size is not a whole number ≥ 1, or the features have another width.
+        ConfigError: a size is not a whole number ≥ 1, or the features have the wrong width.
 
     References:
         Stable log-density: Fast and Accurate Computation of Binomial Probabilities, Loader, 2000,

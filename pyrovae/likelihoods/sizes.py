@@ -1,4 +1,4 @@
-"""The size of a datum, as count likelihoods take it."""
+"""Sizes of the data, as count likelihoods take them."""
 
 from torch import Tensor
 
@@ -6,10 +6,10 @@ from pyrovae.errors import DataError
 
 
 def size_of_each(size: Tensor, like: Tensor) -> Tensor:
-    """Sizes (B,) or (B, 1) as (B,), in the dtype and on the device of `like`.
+    """Return sizes (B,) or (B, 1) as (B,), with the dtype and device of `like`.
 
     Raises:
-        DataError: another shape.
+        DataError: any other shape.
 
     Example:
         >>> import torch
@@ -18,14 +18,14 @@ def size_of_each(size: Tensor, like: Tensor) -> Tensor:
     """
     if size.dim() != 1 and size.shape[1:] != (1,):
         raise DataError(
-            f"y has shape {tuple(size.shape)}, but a count likelihood takes one size a datum, (B,) "
-            "or (B, 1).\nPass one number a row; a decoder of your own can use more covariates."
+            f"y has shape {tuple(size.shape)}, but a count likelihood takes one size per datum, "
+            "(B,) or (B, 1).\nPass one number per row; a custom decoder can use more covariates."
         )
     return size.reshape(-1).to(like)
 
 
 def scaled_by_size(rate: Tensor, size: Tensor | None, event_dim: int) -> Tensor:
-    """rate (*S, B, *event) times the size of each datum; None is 1.
+    """Multiply rate (*S, B, *event) by the size of each datum; None means 1.
 
     Example:
         >>> import torch

@@ -18,24 +18,24 @@ from pyrovae.likelihoods.own_positive import (
 
 
 class StudentT(nn.Module):
-    """p(x|z) = Π_j StudentT(x_j; ν_j, μ_j, s_j); the features are the centres μ.
+    """Student-t likelihood, p(x|z) = Π_j StudentT(x_j; ν_j, μ_j, s_j); features: the centers μ.
 
     log p = log Γ((ν+1)/2) − log Γ(ν/2) − ½ log(πν) − log s − (ν+1)/2 log(1 + t²/ν), with
-    t = (x − μ)/s. An outlier costs log t instead of t². Degrees of freedom ν > 1, so that
-    the mean exists, and scale s belong to the head; s² is not the variance, s² ν/(ν − 2).
+    t = (x − μ)/s. An outlier costs log t instead of t². The degrees of freedom ν > 1, so that
+    the mean exists, and the scale s belong to the head; the variance is s² ν/(ν − 2), not s².
 
     Args:
         event_shape: the shape of one datum.
         df: ν: a number > 1, or a tensor of event_shape.
         scale: s in the units of x: a number, or a tensor of event_shape.
-        learn_df: whether ν = 1 + softplus + 1e-5 is a parameter that starts at `df`.
-        learn_scale: whether s = softplus + 1e-5 is a parameter that starts at `scale`.
+        learn_df: whether to learn ν = 1 + softplus + 1e-5, starting from `df`.
+        learn_scale: whether to learn s = softplus + 1e-5, starting from `scale`.
 
     Attributes:
         num_features: the product of event_shape.
 
     Raises:
-        ConfigError: df is not above 1, or scale not positive, or one has another shape.
+        ConfigError: df ≤ 1, scale ≤ 0, or one of them has the wrong shape.
 
     References:
         Student-t Variational Autoencoder for Robust Density Estimation, Takahashi et al., 2018,
@@ -62,8 +62,8 @@ class StudentT(nn.Module):
         excess = torch.as_tensor(df, dtype=torch.get_default_dtype()) - 1
         if not (excess > MIN_SCALE).all():
             raise ConfigError(
-                f"StudentT: df holds {excess.min().item() + 1:.3g}, but it must be above 1: up to "
-                "there x has no mean, and a reconstruction is one.\nWrite for example df=4.0."
+                f"StudentT: df holds {excess.min().item() + 1:.3g}, but it must be above 1: at or "
+                "below 1, x has no mean to reconstruct.\nWrite for example df=4.0."
             )
         hold_positive(self, "df_above_one", excess, is_learned=learn_df)
         hold_positive(self, "scale", scale, is_learned=learn_scale)
@@ -80,7 +80,7 @@ class StudentT(nn.Module):
 
     @property
     def learns_scale_per_cell(self) -> bool:
-        """Whether each x_j has a learned s_j of its own, which falls to 1e-5 for a constant x_j."""
+        """Whether each x_j has its own learned s_j, which falls to 1e-5 for a constant x_j."""
         return is_learned_per_cell(self, "scale")
 
     def forward(self, features: Tensor) -> dist.Distribution:

@@ -12,7 +12,7 @@ from pyrovae.likelihoods.sizes import scaled_by_size
 
 
 class ZeroInflatedNegativeBinomial(nn.Module):
-    """p(x|z) = Π_j π_j [x_j = 0] + (1 − π_j) NegativeBinomial(x_j; μ_j, r_j).
+    """ZINB likelihood, p(x|z) = Π_j π_j [x_j = 0] + (1 − π_j) NegativeBinomial(x_j; μ_j, r_j).
 
     The features are the raw μ, then the logits of π, the probability of an extra zero.
     μ = size · (softplus(feature) + 1e-5) and r are as for `NegativeBinomial`; the mean of x
@@ -20,14 +20,14 @@ class ZeroInflatedNegativeBinomial(nn.Module):
 
     Args:
         event_shape: the shape of one datum.
-        concentration: r, or where it starts: a number, or a tensor of event_shape.
+        concentration: r, or its initial value: a number, or a tensor of event_shape.
         learn_concentration: whether r_j = softplus + 1e-5 are parameters.
 
     Attributes:
         num_features: twice the product of event_shape.
 
     Raises:
-        ConfigError: concentration is not positive and finite, or of another shape.
+        ConfigError: concentration is not positive and finite, or has the wrong shape.
 
     References:
         Deep generative modeling for single-cell transcriptomics (scVI), Lopez et al., 2018,

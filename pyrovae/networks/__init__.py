@@ -1,14 +1,14 @@
-"""Networks: the deterministic middle of an encoder or a decoder, and covariates.
+"""Networks: the deterministic part of an encoder or a decoder, and covariates.
 
 A network maps an event to a feature vector, (*S, B, *event) → (*S, B, F). It knows
-nothing of densities: `nn.Sequential(network, head)` is the part. Any torch module
-with that signature will do; the ones here save typing:
+nothing about densities: `nn.Sequential(network, head)` is the part. Any torch module
+with that signature works; these are the common ones:
 
-    mlp, gated_mlp, residual_mlp    (in_features, out_features, *, hidden, …), both ways
+    mlp, gated_mlp, residual_mlp    (in_features, out_features, *, hidden, …), both directions
     conv_encoder, conv_decoder      the same signature, images in and images out
 
-`NETWORKS` names the pairs that make an autoencoder. `Given`, `Concat` and `OneHot` bring in
-covariates, `FlattenBatch` leading sample dimensions, `start_at_mean` the data's mean.
+`NETWORKS` names the pairs for autoencoders. `Given`, `Concat` and `OneHot` handle covariates,
+`FlattenBatch` leading sample dimensions; `start_at_mean` initializes a decoder.
 """
 
 from collections.abc import Callable
@@ -48,11 +48,11 @@ __all__ = [
 
 
 class Network(NamedTuple):
-    """The constructors of the two networks of an autoencoder.
+    """Constructors of the two networks of an autoencoder.
 
     Attributes:
         encoder: called as encoder(event_shape, q.num_features, hidden=…).
-        decoder: called as decoder(latent_dim, features_of(p), hidden=…), widths reversed.
+        decoder: called as decoder(latent_dim, features_of(p), hidden=…), with reversed widths.
 
     Example:
         >>> NETWORKS["conv"].encoder is conv_encoder

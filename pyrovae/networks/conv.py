@@ -1,15 +1,15 @@
 """Residual convolutions for images of any height and width, (H, W) or (C, H, W).
 
-The encoder halves the sizes once for each of its hidden widths, H → ⌈H/2⌉; the decoder goes
-through the same sizes backwards. Both are built of one block, R a change of resolution:
+The encoder halves the sizes once per hidden width, H → ⌈H/2⌉; the decoder goes through
+the same sizes in reverse. Both consist of one block, where R changes the resolution:
 
     h = a(P R x + K₂ a(K₁ R x)),    K 3×3 kernels, P a 1×1 kernel, a the nonlinearity
 
-In the encoder R is a stride of 2 in K₁ and P. In the decoder it repeats pixels, which,
-unlike a transposed convolution, reaches odd sizes and leaves no checkerboard (Odena,
-Dumoulin & Olah 2016, https://distill.pub/2016/deconv-checkerboard).
+In the encoder R is a stride of 2 in K₁ and P. In the decoder R repeats pixels, which,
+unlike a transposed convolution, supports odd sizes and avoids checkerboard artifacts
+(Odena, Dumoulin & Olah 2016, https://distill.pub/2016/deconv-checkerboard).
 
-Images are channels-first, as everywhere in torch; (H, W) is one channel without its dimension.
+Images are channels-first, as in torch; (H, W) is an image of one channel.
 """
 
 import itertools
@@ -31,16 +31,17 @@ def conv_encoder(
     hidden: Sequence[int] = (32, 64, 64),
     activation: Callable[[], nn.Module] = nn.SiLU,
 ) -> nn.Module:
-    """A strided residual convolution network, (*S, B, *in_features) → (*S, B, F).
+    """Return a strided residual convolutional network, (*S, B, *in_features) → (*S, B, F).
 
     Args:
-        in_features: the shape of an image: (H, W) or (C, H, W), any sizes.
-        out_features: F, or a shape with F numbers.
-        hidden: the channels of the blocks, from input to output; each halves the sizes.
+        in_features: the shape of an image: (H, W) or (C, H, W), of any size.
+        out_features: F, or a shape with F elements.
+        hidden: the channels of the blocks, from input to output; each block halves the sizes.
         activation: a constructor of the nonlinearity.
 
     Raises:
-        ConfigError: in_features is no image, hidden is empty, or a size is no whole number ≥ 1.
+        ConfigError: in_features is not the shape of an image, hidden is empty, or a size is not
+            a whole number ≥ 1.
 
     References:
         Deep Residual Learning for Image Recognition, He et al., 2016,
@@ -72,21 +73,22 @@ def conv_decoder(
     hidden: Sequence[int] = (64, 64, 32),
     activation: Callable[[], nn.Module] = nn.SiLU,
 ) -> nn.Module:
-    """A growing residual convolution network, (*S, B, *in_features) → (*S, B, F), flat.
+    """Return an upsampling residual convolutional network, (*S, B, *in_features) → (*S, B, F).
 
-    Its features are row-major over out_features, so a head that takes `count` parameters for
-    each pixel finds them in the order of `heads.split_features` when out_features is
-    (count, *event_shape): `features_of(head)` says it. The last layer adds one learned number
-    to each feature, which `start_at_mean` sets.
+    The flat features are row-major over out_features: with out_features = (count,
+    *event_shape), which `features_of(head)` returns, they are in the order in which
+    `heads.split_features` reads `count` parameters per pixel. The last layer adds a learned
+    bias to each feature, which `start_at_mean` sets.
 
     Args:
         in_features: the size of z (or a shape, flattened).
-        out_features: (…, H, W); F is its product, and everything before H is a channel.
-        hidden: the channels of the blocks, from input to output; sizes double after each.
+        out_features: (…, H, W); F is its product, and all dimensions before H are channels.
+        hidden: the channels of the blocks, from input to output; each block doubles the sizes.
         activation: a constructor of the nonlinearity.
 
     Raises:
-        ConfigError: out_features is no image, hidden is empty, or a size is no whole number ≥ 1.
+        ConfigError: out_features is not the shape of an image, hidden is empty, or a size is
+            not a whole number ≥ 1.
 
     Example:
         >>> from pyrovae.likelihoods import Bernoulli
@@ -107,7 +109,7 @@ def conv_decoder(
         activation(),
         *(_Block(a, b, activation, size=to) for (a, b), to in blocks),
         nn.Upsample(size=tuple(size)),
-        # 5×5: after the repetition each pixel still sees 3×3 different neighbors
+        # 5×5, so that after the repetition each pixel still sees 3×3 distinct neighbors
         nn.Conv2d(widths[-1], channels, 5, padding=2, bias=False),
         nn.Flatten(),
         Bias(channels * math.prod(size)),
@@ -116,7 +118,7 @@ def conv_decoder(
 
 
 class Bias(nn.Module):
-    """features + bias, one learned number for each feature, from 0: (*S, B, F) → (*S, B, F).
+    """Learned bias per feature, initially 0: (*S, B, F) → (*S, B, F).
 
     Args:
         num_features: F.
@@ -138,7 +140,7 @@ class Bias(nn.Module):
 
 
 class _Block(nn.Module):
-    """h = a(P R x + K₂ a(K₁ R x)), R a stride or a repetition to `size`."""
+    """Residual block, h = a(P R x + K₂ a(K₁ R x)), R a stride or a repetition to `size`."""
 
     def __init__(
         self,
@@ -164,21 +166,21 @@ class _Block(nn.Module):
 
 
 def _as_image(shape: torch.Size, name: str) -> tuple[int, int, int]:
-    """(channels, height, width) of (…, H, W)."""
+    """Return (channels, height, width) of a shape (…, H, W)."""
     if len(shape) < 2 or (name == "in_features" and len(shape) > 3):
         raise ConfigError(
-            f"{name} = {tuple(shape)}, but a convolution needs an image: (H, W) or (C, H, W), "
-            "channels first.\nWithout neighbors there is nothing to convolve: use networks.mlp, "
-            "or reshape x."
+            f"{name} = {tuple(shape)}, but a convolution runs over the neighbors of a pixel and "
+            "needs images of shape (H, W) or (C, H, W), channels first.\n"
+            "Use networks.mlp, or reshape x."
         )
     return math.prod(shape[:-2]), shape[-2], shape[-1]
 
 
 def _as_widths(hidden: Sequence[int]) -> list[int]:
-    """The channels of each block, checked; at least one."""
+    """Return the channels of each block; there must be at least one."""
     return list(as_event_shape(tuple(hidden), name="hidden"))
 
 
 def _sizes(size: Sequence[int], halvings: int) -> list[tuple[int, int]]:
-    """The (height, width) before and after each halving, rounded up as a stride of 2 does."""
+    """Return (height, width) before and after each halving, rounded up as by a stride of 2."""
     return [tuple(-(-n // 2**k) for n in size) for k in range(halvings + 1)]

@@ -1,12 +1,12 @@
 """Parts that also see covariates: p(x|z, y), q(z|x, y), p(z|y).
 
-`Given(part)` says that a part takes y; `Concat` is the common way to use it, which puts the
-features of both inputs side by side:
+`Given(part)` declares that a part takes y; `Concat` is the common way to use it and
+concatenates the features of both inputs:
 
     forward(x, y) = part([of_x(x), of_y(y)])
 
-`OneHot` turns class labels into features. Leading dimensions broadcast: z (*S, B, D) meets
-y (B, …), and the enumerated labels (K, 1) of a semi-supervised program meet x (B, *event).
+`OneHot` turns class labels into features. Leading dimensions broadcast: z (*S, B, D) with
+y (B, …), and the enumerated labels (K, 1) of a semi-supervised program with x (B, *event).
 """
 
 import torch
@@ -18,9 +18,9 @@ from pyrovae.errors import ConfigError, DataError
 
 
 class Given(nn.Module):
-    """A part that also sees the covariates y: p(x|z, y), q(z|x, y) or p(z|y).
+    """Part that also sees the covariates y: p(x|z, y), q(z|x, y) or p(z|y).
 
-    `VAE` calls a part that is wrapped with y as its last argument, `encoder(x, y)`,
+    `VAE` calls a wrapped part with y as its last argument, `encoder(x, y)`,
     `decoder(z, y)`, `prior(y)`; a part that is not wrapped never sees y.
 
     Args:
@@ -34,7 +34,7 @@ class Given(nn.Module):
         >>> prior(torch.tensor([3, 7])).batch_shape
         torch.Size([2])
 
-        A decoder's z has sample dimensions before the batch, (*S, B, D), and y has none:
+        In a decoder, z has sample dimensions before the batch, (*S, B, D), but y has none:
 
         >>> from pyrovae import likelihoods
         >>> p = likelihoods.Bernoulli(5)
@@ -56,18 +56,18 @@ class Given(nn.Module):
     def forward(self, *args: Tensor | None):
         try:
             return self.part(*args)
-        except (TypeError, AttributeError) as error:  # what None gives rise to
+        except (TypeError, AttributeError) as error:  # raised because y is None
             if not args or args[-1] is not None:
                 raise
             reason = str(error).strip().partition("\n")[0][:200]
             raise ConfigError(
-                f"a part is Given covariates, but y is None, and it failed without: {reason}\n"
-                "Pass y=, one row a datum."
+                f"a part is Given covariates, but y is None, and it failed without y: {reason}\n"
+                "Pass y=, one row per datum."
             ) from error
 
 
 def given(y: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:
-    """The covariates as extra arguments for `part`: (y,) when it is `Given`, else ().
+    """Return the covariates as extra arguments for `part`: (y,) if it is `Given`, else ().
 
     Example:
         >>> given(torch.ones(3), nn.Identity())
@@ -77,14 +77,14 @@ def given(y: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:
 
 
 class OneHot(nn.Module):
-    """Class labels as features: e_y, the y-th unit vector; (*S, B) → (*S, B, K).
+    """One-hot features of class labels, e_y: (*S, B) → (*S, B, K).
 
     Args:
         num_classes: K; labels are the whole numbers 0 … K − 1.
 
     Raises:
         ConfigError: num_classes is not a whole number ≥ 1.
-        DataError: a label is no whole number, or outside 0 … K − 1.
+        DataError: a label is not a whole number in 0 … K − 1.
 
     Example:
         >>> OneHot(3)(torch.tensor([2, 0]))
@@ -101,7 +101,7 @@ class OneHot(nn.Module):
         if y.is_floating_point():
             raise DataError(
                 f"y has dtype {y.dtype}, but class labels are the whole numbers 0 … "
-                f"{len(self.eye) - 1}.\nWrite y.long() for labels; numbers need no OneHot."
+                f"{len(self.eye) - 1}.\nWrite y.long() for labels; real covariates need no OneHot."
             )
         try:
             return functional.embedding(y.long(), self.eye)
@@ -111,7 +111,7 @@ class OneHot(nn.Module):
             raise DataError(
                 f"label {int(y.flatten()[at])} (position {at} of this batch), but there are "
                 f"{len(self.eye)} classes, numbered 0 … {len(self.eye) - 1}: nothing was learned "
-                "from this batch.\nCount classes from 0, or raise num_classes."
+                "from this batch.\nNumber classes from 0, or increase num_classes."
             ) from None
 
     def extra_repr(self) -> str:
@@ -119,18 +119,18 @@ class OneHot(nn.Module):
 
 
 class Concat(nn.Module):
-    """A part of two inputs side by side: (x, y) ↦ part([of_x(x), of_y(y)]).
+    """Part of two concatenated inputs, (x, y) ↦ part([of_x(x), of_y(y)]).
 
     Args:
         part: a module of the joined features (*S, B, F + E), such as Sequential(network, head).
-        of_x: the first input (x in an encoder, z in a decoder) → features (*S, B, F). For images
-            it flattens them, nn.Flatten(-2), or is a network, which then runs once for each x
-            even where y is enumerated. By default x itself, a vector a datum.
+        of_x: the first input (x in an encoder, z in a decoder) → features (*S, B, F). For images,
+            nn.Flatten(-2), or a network, which then runs once per x even where y is enumerated.
+            By default x itself, one vector per datum.
         of_y: covariates → features (*S, B, E): `OneHot(K)` or an nn.Embedding for labels; by
             default y itself, (B, E) floats.
 
     Raises:
-        ConfigError: the features do not go side by side; the message shows their shapes.
+        ConfigError: the features cannot be concatenated; the message shows their shapes.
 
     References:
         Learning Structured Output Representation using Deep Conditional Generative Models,
@@ -162,13 +162,13 @@ class Concat(nn.Module):
     def forward(self, x: Tensor, y: Tensor):
         if y is None:
             raise DataError(
-                "this part sees covariates, but y was not given.\nPass y beside x, one row a datum."
+                "this part sees covariates, but y was not given.\nPass y with x, one row per datum."
             )
         return self.part(concat(self.of_x(x), self.of_y(y)))
 
 
 def concat(left: Tensor, right: Tensor) -> Tensor:
-    """[left, right] along the last dimension, the others broadcast.
+    """Concatenate along the last dimension and broadcast the others.
 
     Args:
         left: (*S, B, F).
@@ -178,7 +178,7 @@ def concat(left: Tensor, right: Tensor) -> Tensor:
         (*broadcast(S, T), B, F + E).
 
     Raises:
-        ConfigError: another dimension than the last differs, or a batch dimension is missing.
+        ConfigError: the leading dimensions do not broadcast, or a batch dimension is missing.
 
     Example:
         >>> concat(torch.zeros(5, 1, 3), torch.zeros(7, 2)).shape
@@ -190,9 +190,9 @@ def concat(left: Tensor, right: Tensor) -> Tensor:
         batch = torch.broadcast_shapes(left.shape[:-1], right.shape[:-1])
     except RuntimeError:
         raise ConfigError(
-            f"features of shape {tuple(left.shape)} and {tuple(right.shape)} do not go side by "
-            "side: both need a batch dimension and one of features.\nFlatten images with "
-            "of_x=nn.Flatten(-2); give labels (N,) of_y=OneHot(K), a real covariate as y[:, None]."
+            f"features of shapes {tuple(left.shape)} and {tuple(right.shape)} cannot be "
+            "concatenated: both need a batch and a feature dimension.\nFlatten images with "
+            "of_x=nn.Flatten(-2); for labels (N,) use of_y=OneHot(K), for real ones y[:, None]."
         ) from None
     dtype = left.dtype  # numeric covariates may be whole numbers
     return torch.cat([left.expand(*batch, -1), right.to(dtype).expand(*batch, -1)], -1)

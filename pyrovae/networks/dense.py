@@ -1,11 +1,11 @@
-"""Multi-layer perceptrons, from three kinds of layer.
+"""Multi-layer perceptrons from three kinds of layers.
 
     h₀ = flatten(x),  hₗ₊₁ = layerₗ(hₗ),  features = W h_L + b
 
-`stack` is that recursion for any layer; `mlp`, `gated_mlp` and `residual_mlp` are it with
-`Dense`, `GatedDense` and `Residual`. A layer is a constructor (before, after) → Module, so
-one's own is one argument. Normalisation over a batch is left out: it would make the density
-of one datum depend on the others.
+`stack` is that recursion for any layer; `mlp`, `gated_mlp` and `residual_mlp` use `Dense`,
+`GatedDense` and `Residual`. A layer is a constructor (before, after) → Module, so custom
+layers are one argument. Batch normalization is left out: it would make the density of one
+datum depend on the others.
 """
 
 import itertools
@@ -21,13 +21,13 @@ Norm = Callable[[int], nn.Module]
 
 
 class Dense(nn.Sequential):
-    """h = a(norm(W x + b)), the plain layer: (…, before) → (…, after).
+    """Dense layer, h = a(norm(W x + b)): (…, before) → (…, after).
 
     Args:
         before: the width of x.
         after: the width of h.
         activation: a constructor of the nonlinearity a.
-        norm: a constructor of a normalisation of that width, such as `nn.LayerNorm`, or None.
+        norm: a constructor of a normalization of that width, such as `nn.LayerNorm`, or None.
 
     Example:
         >>> [type(m).__name__ for m in Dense(4, 3, activation=nn.ReLU, norm=nn.LayerNorm)]
@@ -47,14 +47,14 @@ class Dense(nn.Sequential):
 
 
 class GatedDense(nn.Module):
-    """h = norm(W x + b) ⊙ sigmoid(V x + c), the gated layer: (…, before) → (…, after).
+    """Gated layer, h = norm(W x + b) ⊙ sigmoid(V x + c): (…, before) → (…, after).
 
     The gate is the nonlinearity, so there is no activation to choose.
 
     Args:
         before: the width of x.
         after: the width of h.
-        norm: a constructor of a normalisation of that width, or None.
+        norm: a constructor of a normalization of that width, or None.
 
     References:
         VAE with a VampPrior, Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120
@@ -76,15 +76,15 @@ class GatedDense(nn.Module):
 
 
 class Residual(nn.Module):
-    """h = P x + W₂ a(W₁ norm(x) + b₁) + b₂, the residual layer: (…, before) → (…, after).
+    """Residual layer, h = P x + W₂ a(W₁ norm(x) + b₁) + b₂: (…, before) → (…, after).
 
-    P is the identity where the widths are equal, else a learned matrix.
+    P is the identity if the widths are equal, else a learned matrix.
 
     Args:
         before: the width of x.
-        after: the width of h, and between the two maps.
+        after: the width of h and of the hidden layer.
         activation: a constructor of the nonlinearity a.
-        norm: a constructor of a normalisation of width `before`, or None.
+        norm: a constructor of a normalization of width `before`, or None.
 
     References:
         Identity Mappings in Deep Residual Networks, He et al., 2016,
@@ -124,15 +124,15 @@ def stack(
     hidden: Sequence[int],
     layer: Callable[[int, int], nn.Module],
 ) -> nn.Sequential:
-    """Layers of one kind and an affine map after them: (*S, B, *in_features) → (*S, B, F).
+    """Stack layers of one kind and a final affine map, (*S, B, *in_features) → (*S, B, F).
 
     h₀ = flatten(x), hₗ₊₁ = layerₗ(hₗ), features = W h_L + b.
 
     Args:
         in_features: the size of a vector input, or the shape of an array input such as
             (28, 28), whose trailing dimensions are flattened in row-major order.
-        out_features: F, the width that the head after it asks for (`head.num_features`), or a
-            shape with F numbers; the output is flat either way.
+        out_features: F, the input width of the head (`head.num_features`), or a shape with F
+            elements; the output is flat either way.
         hidden: the widths of the layers, from input to output; () is an affine map.
         layer: the constructor of a layer, called as layer(before, after).
 
@@ -162,14 +162,14 @@ def mlp(
     activation: Activation = nn.SiLU,
     norm: Norm | None = None,
 ) -> nn.Sequential:
-    """A multi-layer perceptron of `Dense` layers, (*S, B, *in_features) → (*S, B, F).
+    """Return a multi-layer perceptron of `Dense` layers, (*S, B, *in_features) → (*S, B, F).
 
-    hₗ₊₁ = a(norm(Wₗ hₗ + bₗ)), and a last layer without activation.
+    hₗ₊₁ = a(norm(Wₗ hₗ + bₗ)); the last layer has no activation.
 
     Args:
         in_features: a size or a shape, as for `stack`.
-        out_features: F, or a shape with F numbers.
-        hidden: the widths between, from input to output; () is an affine map.
+        out_features: F, or a shape with F elements.
+        hidden: the hidden widths, from input to output; () is an affine map.
         activation: a constructor of the nonlinearity.
         norm: `nn.LayerNorm`, or None.
 
@@ -193,7 +193,7 @@ def gated_mlp(
     hidden: Sequence[int] = (200,),
     norm: Norm | None = None,
 ) -> nn.Sequential:
-    """A perceptron of `GatedDense` layers, (*S, B, *in_features) → (*S, B, F).
+    """Return a perceptron of `GatedDense` layers, (*S, B, *in_features) → (*S, B, F).
 
     hₗ₊₁ = norm(Wₗ hₗ + bₗ) ⊙ sigmoid(Vₗ hₗ + cₗ). Arguments and errors as for `mlp`.
 
@@ -216,7 +216,7 @@ def residual_mlp(
     activation: Activation = nn.SiLU,
     norm: Norm | None = None,
 ) -> nn.Sequential:
-    """A perceptron of `Residual` layers, (*S, B, *in_features) → (*S, B, F).
+    """Return a perceptron of `Residual` layers, (*S, B, *in_features) → (*S, B, F).
 
     hₗ₊₁ = P hₗ + W₂ a(W₁ norm(hₗ) + b₁) + b₂. Arguments and errors as for `mlp`.
 

@@ -1,7 +1,7 @@
-"""Folding of leading sample dimensions, so that any torch layer works on (*S, B, *event).
+"""Flattening of leading sample dimensions, so that any torch layer works on (*S, B, *event).
 
-Vectorized particles and enumeration put dimensions in front of the batch; convolutions take
-exactly one. `FlattenBatch` makes one of them and gives them back.
+Vectorized particles and enumeration add dimensions in front of the batch; convolutions take
+exactly one. `FlattenBatch` flattens and restores them.
 """
 
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from pyrovae.errors import ConfigError
 
 
 class FlattenBatch(nn.Module):
-    """A module that expects (B, *event), made to take (*S, B, *event).
+    """Wrapper that applies a module of (B, *event) to (*S, B, *event).
 
     y = unfold(module(fold(x))), with fold: (*S, B, *event) → (∏S · B, *event).
 
     Args:
-        module: maps (B, *event) to (B, *out), each row for itself.
-        event_dims: how many dimensions an event has; 3 for (C, H, W).
+        module: maps (B, *event) to (B, *out), row by row.
+        event_dims: the number of dimensions of an event; 3 for (C, H, W).
 
     Raises:
         ConfigError: event_dims is not a whole number ≥ 1, or x has fewer dimensions.
@@ -38,7 +38,7 @@ class FlattenBatch(nn.Module):
         if x.dim() < self.event_dims:
             raise ConfigError(
                 f"this network takes events of {self.event_dims} dimensions, but its input has "
-                f"shape {tuple(x.shape)}.\nGive it (*S, B, *event)."
+                f"shape {tuple(x.shape)}.\nPass it (*S, B, *event)."
             )
         batch, event = x.shape[: -self.event_dims], x.shape[-self.event_dims :]
         out = self.module(x.reshape(batch.numel(), *event))

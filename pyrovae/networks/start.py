@@ -1,10 +1,10 @@
-"""A decoder that starts at the mean of the data.
+"""Initialization of a decoder at the mean of the data.
 
     E[x_j | features = b] = mean of x_j over the data
 
-with b the bias of the decoder's last layer: training then begins with the structure around
-the mean instead of the mean itself. The inverse of features ↦ mean is found by bisection on
-the likelihood's own `.mean`, so no likelihood needs to know of it.
+with b the bias of the decoder's last layer: training can then begin with the structure around
+the mean instead of the mean itself. The map features ↦ mean is inverted by bisection on the
+likelihood's own `.mean`, so likelihoods need not support it.
 """
 
 import torch
@@ -18,9 +18,9 @@ MARGIN = 1e-3  # as in the code of Burda et al. 2016, which clips pixel means to
 
 
 def features_of(head: nn.Module) -> torch.Size:
-    """The shape of a head's features: (count, *event_shape), or (F,) where they are no multiple.
+    """Return the shape of a head's features: (count, *event_shape).
 
-    It is what a decoder network's `out_features` should be; `mlp` takes the product of it.
+    It is (F,) if F is not a multiple of the event's size. It is the `out_features` of a decoder.
 
     Args:
         head: a likelihood with `num_features` and `event_shape`.
@@ -37,23 +37,23 @@ def features_of(head: nn.Module) -> torch.Size:
 def start_at_mean(decoder: nn.Sequential, x: Tensor, *, mask: Tensor | None = None) -> nn.Module:
     """Set the last bias so that the likelihood's mean at z-independent features is that of x.
 
-    The mean must rise with one of the likelihood's parameters (logits, location, log-rate).
+    The mean must increase with one of the likelihood's parameters (logits, location, log-rate).
     A mean at the edge of the support would need an infinite bias: it is moved inside by 0.1 %
     of the width of the support or, for a half-line, of the mean over all cells.
 
     Args:
-        decoder: nn.Sequential(network, head); changed in place. The network ends in a layer
-            with one bias a feature, as all of `pyrovae.networks` do.
+        decoder: nn.Sequential(network, head); modified in place. The network ends in a layer
+            with one bias per feature, as all of `pyrovae.networks` do.
         x: (N, *event), the training data.
-        mask: of x's shape, true where x is observed; a cell that never is gets the mean of all.
+        mask: of x's shape, true where x is observed; never observed cells get the overall mean.
 
     Returns:
         The decoder.
 
     Raises:
-        ConfigError: the decoder has no such layer, or the likelihood no such mean (a
-            `Categorical` has none): set the bias by hand then.
-        DataError: x does not fit the likelihood's event.
+        ConfigError: the decoder has no such layer, or the mean does not increase with a
+            parameter (`Categorical`): set the bias by hand.
+        DataError: x does not fit the likelihood's event shape.
 
     Example:
         >>> from pyrovae import likelihoods, networks
@@ -80,7 +80,7 @@ def _head_of(decoder: nn.Module) -> nn.Module:
     if not hasattr(head, "num_features") or not hasattr(head, "event_shape"):
         raise ConfigError(
             f"the decoder is a {type(decoder).__name__} that does not end in a likelihood head, "
-            "whose mean is needed.\nWrite it as nn.Sequential(network, head)."
+            "whose mean is needed.\nWrite nn.Sequential(network, head)."
         )
     return head
 
@@ -92,12 +92,12 @@ def _last_bias(decoder: nn.Module, num_features: int) -> nn.Parameter:
             return bias
     raise ConfigError(
         f"no layer of the decoder has one bias for each of {num_features} features, so there is "
-        "nothing to set.\nEnd the network in nn.Linear(…, head.num_features) or networks.Bias."
+        "no bias to set.\nEnd the network in nn.Linear(…, head.num_features) or networks.Bias."
     )
 
 
 def _data_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(*event,), float64: the mean over observed data."""
+    """Return the mean over observed data, (*event,), float64."""
     if mask is None:
         return x.double().mean(0)
     total, count = torch.where(mask, x, 0).double().sum(0), mask.sum(0)
@@ -105,7 +105,7 @@ def _data_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _inside(mean: Tensor, support: constraints.Constraint) -> Tensor:
-    """The mean, off the edges of the support by MARGIN."""
+    """Move the mean away from the edges of the support by MARGIN."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     is_boolean = support is constraints.boolean
@@ -118,7 +118,7 @@ def _inside(mean: Tensor, support: constraints.Constraint) -> Tensor:
 
 
 def _features_at(head: nn.Module, start: Tensor, target: Tensor) -> Tensor:
-    """Features whose mean is `target`, one of the head's parameters changed from `start`."""
+    """Return features with mean `target`: `start` with one of the head's parameters changed."""
     size = target.numel()
     for first in range(0, len(start) - len(start) % size, size):
         block = slice(first, first + size)
@@ -134,13 +134,13 @@ def _features_at(head: nn.Module, start: Tensor, target: Tensor) -> Tensor:
             features[block] = value
             return features
     raise ConfigError(
-        f"{type(head).__name__}: its mean follows none of its parameters to the mean of the data, "
-        "so no bias starts it there.\nSet the last layer's bias by hand, or leave it."
+        f"{type(head).__name__}: none of its parameters moves its mean to the mean of the data, "
+        "so no bias can start it there.\nSet the last layer's bias by hand, or leave it."
     )
 
 
 def _bisect(function, target: Tensor) -> Tensor:
-    """t with function(t) = target, elementwise, for a rising function."""
+    """Solve function(t) = target elementwise for an increasing function."""
     reach = torch.ones_like(target)
     for _ in range(40):
         too_small = (function(reach) < target) | (function(-reach) > target)

@@ -1,12 +1,12 @@
 """Training objectives: what a step minimizes, each a `pyro.infer.ELBO` that SVI accepts.
 
     TraceELBO, MeanFieldELBO   −Σ_i ELBO_i, with a Monte-Carlo or analytic KL
-    BetaELBO, FreeBits         another weight on the KL
-    EnumELBO                   the ELBO with discrete latents summed out
+    BetaELBO, FreeBits         a different weight on the KL
+    EnumELBO                   the ELBO summed exactly over discrete latents
     IWAE, Renyi, DReG          bounds from several draws
     STL, WakeSleep             other gradients
 
-Whatever the objective, what is reported as "elbo" is the β = 1 ELBO (`terms.terms_of`).
+Regardless of the objective, "elbo" always reports the ELBO with β = 1 (`terms.terms_of`).
 """
 
 from pyrovae.objectives.base import Objective

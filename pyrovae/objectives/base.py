@@ -1,9 +1,9 @@
-"""What every objective shares: an ELBO that SVI accepts, as a function of a pair of traces.
+"""Base class of the objectives: an ELBO that SVI accepts, as a function of a pair of traces.
 
-A subclass says what the traces cost (`surrogate`): a scalar whose value is the loss and
-whose gradient is the step's. Unlike Pyro's own objectives none calls `.item()`, so a step
-needs no synchronisation and can be traced as one graph. The scale that handlers put on
-the plate "data" multiplies per-datum losses, outside any log-sum-exp.
+A subclass defines `surrogate`, a scalar whose value is the loss and whose gradient is that
+of the step. Unlike Pyro's own objectives, none calls `.item()`, so a step needs no
+synchronization and can be traced as one graph. The scale that handlers put on the plate
+"data" multiplies per-datum losses, outside any log-sum-exp.
 """
 
 from typing import Any, ClassVar
@@ -17,14 +17,14 @@ from pyrovae.errors import ConfigError
 
 
 class Objective(ELBO):
-    """Base of the objectives here: subclasses say what a pair of traces costs.
+    """Base class of the objectives; subclasses define the loss of a pair of traces.
 
     Args:
-        num_particles: draws of z per datum and step.
+        num_particles: the number of draws of z per datum and step.
 
     Attributes:
         progress: the fraction of the planned steps that is done, in [0, 1]; `fit` sets it
-            before each step. A surrogate reads schedules by `weight`, so that it can be traced.
+            before each step. A surrogate reads schedules through `weight`, so it can be traced.
         needs_reparameterised: whether the gradient flows through z only.
         needs_local_latents: whether the bound is per datum, without global latents.
 
@@ -52,23 +52,23 @@ class Objective(ELBO):
         self.given_weights: dict[str, Tensor] = {}
 
     def weights(self) -> dict[str, float]:
-        """The surrogate's numbers that change as training goes on, by name; none by default."""
+        """Return the numbers in the surrogate that change during training, by name."""
         return {}
 
     def weight(self, name: str) -> float | Tensor:
-        """One of `weights`; while a step is traced, the tensor that stands for it."""
+        """Return one of `weights`; in a traced step, the tensor that represents it."""
         return self.given_weights[name] if self.given_weights else self.weights()[name]
 
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
-        """(), nats: the value of the loss, with the gradient that a step should take."""
-        raise NotImplementedError("an objective defines surrogate(traces, num_data)")
+        """Return the loss in nats, (), with the gradient of the step."""
+        raise NotImplementedError("an objective must define surrogate(traces, num_data)")
 
     def check(self, traces: Traces) -> None:
-        """ConfigError when this objective's gradient would be wrong for such a program."""
+        """Raise ConfigError if the gradient of this objective is wrong for the program."""
         name = type(self).__name__
         if self.needs_reparameterised and not is_reparameterized(traces):
             raise ConfigError(
-                f"{name} takes its gradient through z, but the guide draws a latent that is not "
+                f"{name} takes its gradient through z, but a latent of the guide is not "
                 "reparameterized: the guide would get a wrong gradient.\n"
                 "Use objectives.TraceELBO() (score function), objectives.EnumELBO() (exact sum) "
                 "or a relaxed guide."
@@ -80,7 +80,7 @@ class Objective(ELBO):
             )
 
     def traces(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Traces:
-        """Draw the traces that `surrogate` takes."""
+        """Draw the traces for `surrogate`."""
         size, detach = self.num_particles, self.detaches_draws
         return draw_traces(model, guide, *args, num_samples=size, detach=detach, **kwargs)
 
@@ -88,17 +88,17 @@ class Objective(ELBO):
         return self.traces(model, guide, *args, **kwargs)  # pyro.infer.ELBO asks for this name
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """(), nats: the loss, with gradients. Arguments after the guide are the program's."""
+        """Return the loss in nats, (), with gradients; later arguments go to the program."""
         traces = self.traces(model, guide, *args, **kwargs)
         self.check(traces)
         return self.surrogate(traces, len(args[0]))
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """(), nats: the loss, without gradients."""
+        """Return the loss in nats, (), without gradients."""
         return self.differentiable_loss(model, guide, *args, **kwargs).detach()
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """(), nats: the loss; its gradients are added to the parameters' `.grad`."""
+        """Return the loss in nats, (), and add its gradients to the parameters' `.grad`."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -110,12 +110,12 @@ def _latents(trace: Any) -> list[dict]:
 
 
 def is_reparameterized(traces: Traces) -> bool:
-    """Whether every latent of the guide is drawn with `rsample`, so that z carries gradients."""
+    """Return whether every latent of the guide has `rsample`, so that z carries gradients."""
     return all(site["fn"].has_rsample for site in _latents(traces.guide))
 
 
 def scale_of(traces: Traces) -> float | Tensor:
-    """The scale that handlers put on the plate "data" (N / B for a minibatch); 1 without any."""
+    """Return the scale of the plate "data" (N / B for a minibatch); 1 without handlers."""
     observed = [
         site["scale"]
         for site in traces.model.nodes.values()
@@ -125,10 +125,10 @@ def scale_of(traces: Traces) -> float | Tensor:
 
 
 def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
-    """A scalar equal to `value` whose gradient is that of `surrogate`."""
+    """Return a scalar equal to `value` whose gradient is that of `surrogate`."""
     return value.detach() + surrogate - surrogate.detach()
 
 
 def scaled_total(per_datum: Tensor, traces: Traces) -> Tensor:
-    """(S,) or (): per-datum losses (…, N) times the data scale, summed over data."""
+    """Sum per-datum losses (…, N), times the data scale, over the data: (S,) or ()."""
     return (scale_of(traces) * per_datum).sum(-1)

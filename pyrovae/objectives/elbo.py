@@ -10,11 +10,11 @@ from pyrovae.objectives.base import Objective, is_reparameterized, scaled_total,
 
 
 class TraceELBO(Objective):
-    """−Σ_i ELBO_i = Σ_i E_q[log q(z|x_i) − log p(z) − log p(x_i|z)]; lower is better.
+    """Negative ELBO, −Σ_i ELBO_i = Σ_i E_q[log q(z|x_i) − log p(z) − log p(x_i|z)].
 
-    The same value and the same gradient as `pyro.infer.Trace_ELBO` on the same draws: the
-    pathwise gradient where q(z|x) is reparameterized, Pyro's score-function estimator
-    where it is not.
+    Lower is better. Value and gradient equal those of `pyro.infer.Trace_ELBO` on the same
+    draws: the pathwise gradient if q(z|x) is reparameterized, Pyro's score-function estimator
+    otherwise.
 
     Args:
         num_particles: S, draws per datum; the loss is their mean.
@@ -47,10 +47,10 @@ class TraceELBO(Objective):
 
 
 def score_function_loss(traces: Traces) -> Tensor:
-    """(), a loss with the gradient of −ELBO where latents are not reparameterized.
+    """Return a loss, (), with the gradient of −ELBO for latents that are not reparameterized.
 
-    Σ log r · log q(z|x) beside the pathwise terms, with log r = log p − log q summed over the
-    plates that a site is not in, as `pyro.infer.Trace_ELBO` has it, without its `.item()`.
+    Σ log r · log q(z|x) plus the pathwise terms, with log r = log p − log q summed over the
+    plates that a site is not in, as in `pyro.infer.Trace_ELBO`, without its `.item()`.
 
     Example:
         >>> import pyrovae as pv, torch
@@ -73,11 +73,11 @@ def score_function_loss(traces: Traces) -> Tensor:
 
 
 class MeanFieldELBO(Objective):
-    """−Σ_i ELBO_i with the closed form of KL(q(z|x_i) ‖ p(z)) where torch has one.
+    """Negative ELBO, −Σ_i ELBO_i, with the closed form of KL(q(z|x_i) ‖ p(z)) if torch has one.
 
-    The same expectation as `TraceELBO` with less variance where the KL is analytic; a latent
-    without closed form is scored at its draw. Equal to `pyro.infer.TraceMeanField_ELBO` on
-    the same draws. The prior of a latent must not depend on another latent.
+    It has the expectation of `TraceELBO` and less variance if the KL is analytic; the KL of
+    other latents is evaluated at the draw. Equal to `pyro.infer.TraceMeanField_ELBO` on the
+    same draws. The prior of a latent must not depend on another latent.
 
     Args:
         num_particles: S, draws per datum; the loss is their mean.

@@ -1,12 +1,12 @@
-"""Exact sums over discrete latents: an objective that needs no draws of them.
+"""Exact sums over discrete latents, without drawing them.
 
     −Σ_i ELBO_i,   ELBO_i = Σ_z q(z|x_i) [log p(x_i|z) + log p(z) − log q(z|x_i)]
 
-Pyro's `TraceEnum_ELBO` sums out the guide's sites that are marked for enumeration; the
-objective here marks all those whose density has an `enumerate_support` (the discrete parts
-of pyrovae have one over the joint values of the whole vector z) and says so if there are
-none. Latents without it, such as normal ones, are drawn as usual. The decoder is called
-once for all K joint values, with z of shape (K, 1, D).
+Pyro's `TraceEnum_ELBO` sums over the guide's sites that are marked for enumeration; this
+objective marks all sites whose density has an `enumerate_support` (that of the discrete
+parts of pyrovae covers the joint values of the vector z) and raises if there are none.
+Other latents, such as normal ones, are drawn as usual. The decoder is called once for all
+K joint values, with z of shape (K, 1, D).
 """
 
 from collections.abc import Callable, Iterator
@@ -21,18 +21,18 @@ __all__ = ["EnumELBO"]
 
 
 class EnumELBO(TraceEnum_ELBO):
-    """−Σ_i ELBO_i with the guide's discrete latents summed out, not drawn; lower is better.
+    """Negative ELBO, −Σ_i ELBO_i, summed exactly over discrete latents; lower is better.
 
-    Value and gradient carry no Monte-Carlo noise when all latents are discrete. A vector of D
+    If all latents are discrete, value and gradient have no Monte-Carlo noise. A vector of D
     Bernoulli latents has 2^D joint values, L blocks of K categories have K^L; at most 4,096.
 
     Args:
-        num_particles: S, draws of the other latents per datum and step; 1 without such.
+        num_particles: S, draws of the other latents per datum and step; 1 if there are none.
         max_plate_nesting: the number of nested plates of the program; 1 is the plate "data".
 
     Raises:
-        ConfigError: num_particles or max_plate_nesting is not a whole number ≥ 1; when it
-            runs, the guide has nothing to enumerate, or more than 4,096 joint values.
+        ConfigError: num_particles or max_plate_nesting is not a whole number ≥ 1; at run
+            time, the guide has nothing to enumerate, or more than 4,096 joint values.
 
     References:
         Tensor Variable Elimination for Plated Factor Graphs, Obermeyer et al., 2019,
@@ -65,13 +65,13 @@ class EnumELBO(TraceEnum_ELBO):
 
 
 def check_enumerated(guide_trace: Any) -> None:
-    """ConfigError unless some latent of the guide was enumerated."""
+    """Raise ConfigError unless a latent of the guide was enumerated."""
     sites = list(guide_trace.iter_stochastic_nodes())
     if any(site["infer"].get("_enumerate_dim") is not None for _, site in sites):
         return
     kinds = ", ".join(f"{name} ~ {type(site['fn']).__name__}" for name, site in sites)
     raise ConfigError(
-        f"EnumELBO sums out discrete latents, but the guide has none that can be enumerated "
+        f"EnumELBO sums over discrete latents, but the guide has none that can be enumerated "
         f"({kinds or 'it has no latents'}): their density needs an enumerate_support.\n"
         "Write objective=None for the usual ELBO, or use guides.Bernoulli or guides.Categorical."
     )

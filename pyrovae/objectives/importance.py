@@ -2,8 +2,8 @@
 
     IWAE       log (1/K) Σ_k w_k                          a tighter bound (Burda et al. 2016)
     Renyi(α)   1/(1−α) log (1/K) Σ_k w_k^(1−α)            IWAE at α = 0, ELBO at α → 1
-    STL, DReG  the ELBO and IWAE with guide gradients of less variance
-    WakeSleep  each network by its own loss, weights w_k / Σ w_k, no gradient through z
+    STL, DReG  the ELBO and IWAE with lower-variance guide gradients
+    WakeSleep  a loss for each network, weights w_k / Σ w_k, no gradient through z
 
 Everything is per datum; the data scale multiplies outside the log-sum-exp.
 """
@@ -20,7 +20,7 @@ from pyrovae.objectives.base import Objective, scaled_total, with_gradient_of
 
 
 class IWAE(Objective):
-    """−Σ_i log (1/K) Σ_k w_ik: minus the importance-weighted bound; lower is better.
+    """Negative importance-weighted bound, −Σ_i log (1/K) Σ_k w_ik; lower is better.
 
     Args:
         num_particles: K, draws per datum.
@@ -48,9 +48,9 @@ class IWAE(Objective):
 
 
 class Renyi(Objective):
-    """−Σ_i 1/(1−α) log (1/K) Σ_k w_ik^(1−α): minus the variational Rényi bound.
+    """Negative variational Rényi bound, −Σ_i 1/(1−α) log (1/K) Σ_k w_ik^(1−α).
 
-    α = 0 is IWAE, α → 1 the ELBO (α = 1 is refused: write TraceELBO), α > 1 lies below it.
+    α = 0 is IWAE, α → 1 the ELBO (α = 1 is an error: use TraceELBO), α > 1 lies below it.
 
     Args:
         alpha: α ≠ 1.
@@ -84,14 +84,14 @@ class Renyi(Objective):
 
 
 class STL(Objective):
-    """−Σ_i ELBO_i, its guide gradient through z only ("sticking the landing").
+    """Negative ELBO, −Σ_i ELBO_i, with the guide gradient through z only ("sticking the landing").
 
     ∂/∂φ log w is taken along z(φ) and not along the parameters of log q, whose term has mean 0.
-    At q = p(z|x) the guide's gradient is exactly 0 for every draw. With more than one draw
-    in a log-sum-exp this would be biased: that is what `DReG` is for.
+    At q = p(z|x) the guide gradient is exactly 0 for every draw. With several draws in a
+    log-sum-exp this would be biased; use `DReG` instead.
 
     Raises:
-        ConfigError: the guide is not reparameterized; more than one latent site, or global ones.
+        ConfigError: the guide is not reparameterized, or has several latents or global ones.
 
     References:
         Sticking the Landing, Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194
@@ -107,7 +107,7 @@ class STL(Objective):
     def __init__(self, num_particles: int = 1):
         if num_particles != 1:
             raise ConfigError(
-                f"num_particles = {num_particles}, but STL takes one draw: with more inside a "
+                f"num_particles = {num_particles}, but STL takes one draw: with several in a "
                 "log-sum-exp its gradient is biased.\nUse objectives.DReG(num_particles=K)."
             )
         super().__init__(1)
@@ -117,16 +117,16 @@ class STL(Objective):
 
 
 class DReG(Objective):
-    """−Σ_i log (1/K) Σ_k w_ik, its guide gradient doubly reparameterized.
+    """IWAE loss, −Σ_i log (1/K) Σ_k w_ik, with a doubly reparameterized guide gradient.
 
-    ∂/∂φ = Σ_k w̃_k² (∂ log w_k / ∂z_k) (∂z_k / ∂φ) with w̃ = w / Σ w: unbiased, and unlike
-    `IWAE`'s its signal-to-noise ratio does not fall with K.
+    ∂/∂φ = Σ_k w̃_k² (∂ log w_k / ∂z_k) (∂z_k / ∂φ) with w̃ = w / Σ w: unbiased, and its
+    signal-to-noise ratio, unlike that of `IWAE`, does not decrease with K.
 
     Args:
         num_particles: K, draws per datum.
 
     Raises:
-        ConfigError: the guide is not reparameterized; more than one latent site, or global ones.
+        ConfigError: the guide is not reparameterized, or has several latents or global ones.
 
     References:
         Doubly Reparameterized Gradient Estimators, Tucker et al., 2019,
@@ -148,10 +148,10 @@ class DReG(Objective):
 
 
 class WakeSleep(Objective):
-    """Reweighted wake-sleep: the model by Σ_k w̃_k log p(x, z_k), the guide by Σ_k w̃_k log q(z_k|x).
+    """Reweighted wake-sleep: model by Σ_k w̃_k log p(x, z_k), guide by Σ_k w̃_k log q(z_k|x).
 
-    Both are ascended; w̃ = w / Σ w per datum. No gradient passes through z, so discrete latents
-    are as good as others. The value reported as loss is −IWAE.
+    Both are maximized; w̃ = w / Σ w per datum. No gradient passes through z, so discrete latents
+    work as well as others. The reported loss is −IWAE.
 
     Args:
         num_particles: K ≥ 2, draws per datum.
@@ -184,9 +184,10 @@ class WakeSleep(Objective):
 
 
 def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
-    """−log mean w, with Σ w̃ ∂ log p for the model and Σ w̃² (∂ log w/∂z)(∂z/∂φ) for the guide.
+    """Return −log mean w, with gradients Σ w̃ ∂ log p and Σ w̃² (∂ log w/∂z)(∂z/∂φ).
 
-    log p(x, z) depends on φ through z as well; that path is replaced by the wanted one.
+    The first is the model's, the second the guide's. log p(x, z) depends on φ through z as
+    well; this path is replaced by the correct one.
     """
     site, terms = _only_latent(traces), terms_of(traces, num_data)
     z, q_z = site["value"], site["fn"]
@@ -196,7 +197,7 @@ def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
         return scaled_total(value, traces)
     weights = normalized(terms.log_weights)  # (K, N)
     (d_joint,) = torch.autograd.grad(log_joint.sum(), z, retain_graph=True, materialize_grads=True)
-    # at a copy of z, because a flow knows log q of its own draw without going through z
+    # at a copy of z, because a flow caches log q of its own draw without a path through z
     leaf = z.detach().requires_grad_()
     (d_guide,) = torch.autograd.grad(q_z.log_prob(leaf).sum(), leaf, materialize_grads=True)
     w = _against(weights, z)
@@ -210,7 +211,7 @@ def _only_latent(traces: Traces) -> dict:
     latents = [site for _, site in traces.guide.iter_stochastic_nodes()]
     if len(latents) != 1:
         raise ConfigError(
-            f"STL and DReG follow the path through one latent, but the guide has {len(latents)}.\n"
+            f"STL and DReG need a guide with exactly one latent, but it has {len(latents)}.\n"
             "Use objectives.TraceELBO() or objectives.IWAE(num_particles=K)."
         )
     return latents[0]
@@ -222,14 +223,14 @@ def _sample_shape(weights: Tensor, z: Tensor) -> tuple[int, ...]:
 
 
 def _against(weights: Tensor, z: Tensor) -> Tensor:
-    """The weights (K, N), broadcast against z (K, N, *event) or (N, *event)."""
+    """Reshape the weights (K, N) to broadcast against z (K, N, *event) or (N, *event)."""
     batch = _sample_shape(weights, z)
     w = weights if len(batch) == 2 and z.shape[:2] == weights.shape else weights[0]
     return w.reshape(*w.shape, *[1] * (z.dim() - w.dim()))
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    """log (1/K) Σ_k w_k over the first dimension: (K, N) → (N,).
+    """Return log (1/K) Σ_k w_k over the first dimension: (K, N) → (N,).
 
     Example:
         >>> log_mean_exp(torch.zeros(4, 2))
@@ -239,7 +240,7 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 
 def normalized(log_w: Tensor) -> Tensor:
-    """w̃_k = w_k / Σ w over the first dimension, without gradients.
+    """Return w̃_k = w_k / Σ w over the first dimension, without gradients.
 
     Example:
         >>> normalized(torch.zeros(4, 1))[:, 0]

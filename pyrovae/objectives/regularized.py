@@ -1,4 +1,4 @@
-"""The ELBO with another weight on its KL: β, its schedules, and free bits."""
+"""ELBOs with a reweighted KL: β, its schedules, and free bits."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,10 @@ Schedule = Callable[[float], float]
 
 
 class BetaELBO(Objective):
-    """−Σ_i (E_q[log p(x_i|z)] − β KL(q(z|x_i) ‖ p(z))); lower is better.
+    """Negative β-ELBO, −Σ_i (E_q[log p(x_i|z)] − β KL(q(z|x_i) ‖ p(z))); lower is better.
 
-    β = 1 is the negative ELBO; β = 0 drops the regulariser, β > 1 strengthens it. The KL is
-    that of all latents, global ones included.
+    β = 1 is the negative ELBO; β = 0 drops the regularizer, β > 1 strengthens it. The KL
+    covers all latents, including global ones.
 
     Args:
         beta: β ≥ 0, or a schedule: a function of the fraction of training done, in [0, 1],
@@ -55,9 +55,9 @@ class BetaELBO(Objective):
 
 
 class FreeBits(Objective):
-    """−Σ_i E_q[log p(x_i|z)] + B Σ_d max(λ, KL_d), KL_d the minibatch mean of dimension d's KL.
+    """Free bits, −Σ_i E_q[log p(x_i|z)] + B Σ_d max(λ, KL_d), KL_d the minibatch mean for dim d.
 
-    Each latent dimension may carry λ nats for free, so none collapses for want of a start.
+    Each latent dimension may carry λ nats for free, so none collapses early in training.
     The KL per dimension is the closed form of a factorized guide and prior.
 
     Args:
@@ -94,7 +94,7 @@ class FreeBits(Objective):
 
 
 def kl_by_dimension(q: object, p: object) -> Tensor:
-    """KL(q_d ‖ p_d) for each latent dimension d, (*batch, D), in nats.
+    """Return KL(q_d ‖ p_d) for each latent dimension d, (*batch, D), in nats.
 
     Raises:
         ConfigError: q or p does not factorize, or the pair has no closed form.
@@ -112,14 +112,14 @@ def kl_by_dimension(q: object, p: object) -> Tensor:
         return kl_divergence(*bases)
     except NotImplementedError:
         raise ConfigError(
-            f"the KL per dimension needs a guide and a prior that factorize, with a closed form, "
-            f"but they are {type(bases[0]).__name__} and {type(bases[1]).__name__}.\n"
+            f"the KL per dimension needs a factorized guide and prior with a closed form, but "
+            f"they are {type(bases[0]).__name__} and {type(bases[1]).__name__}.\n"
             "Use DiagonalNormal with StandardNormal, or objectives.BetaELBO with a warm-up."
         ) from None
 
 
 def constant(beta: float) -> Schedule:
-    """β the whole time.
+    """Return a schedule with constant β.
 
     Example:
         >>> constant(2.0)(0.7)
@@ -130,7 +130,7 @@ def constant(beta: float) -> Schedule:
 
 
 def linear_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
-    """From 0 up to β in a straight line over the first `fraction` of training (Bowman et al. 2016).
+    """Increase from 0 to β linearly over the first `fraction` of training (Bowman et al. 2016).
 
     Example:
         >>> [linear_warmup(0.5)(t) for t in (0.0, 0.25, 0.5, 1.0)]
@@ -141,7 +141,7 @@ def linear_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
 
 
 def cosine_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
-    """From 0 up to β along half a cosine over the first `fraction` of training.
+    """Increase from 0 to β along a half cosine over the first `fraction` of training.
 
     Example:
         >>> round(cosine_warmup(0.5)(0.25), 3)
@@ -152,7 +152,7 @@ def cosine_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
 
 
 def cyclical(cycles: int = 4, *, rise: float = 0.5, beta: float = 1.0) -> Schedule:
-    """`cycles` times from 0 to β: rising over a `rise` share of each cycle, then β.
+    """Repeat `cycles` times: increase from 0 to β over a fraction `rise` of the cycle, then β.
 
     References:
         Cyclical Annealing Schedule, Fu et al., 2019, https://arxiv.org/abs/1903.10145
@@ -170,7 +170,7 @@ def _share(value: float, name: str, whole: str) -> float:
     value = real_number(value, name, above=0.0)
     if value > 1.0:
         raise ConfigError(
-            f"{name} = {value:g}, but it is a share of {whole}, in (0, 1]: β would never reach its "
-            f"value.\nFor 10 epochs of 100 write {name}=0.1."
+            f"{name} = {value:g}, but it must be a fraction of {whole}, in (0, 1]: β would never "
+            f"reach its value.\nFor 10 epochs of 100 write {name}=0.1."
         )
     return value

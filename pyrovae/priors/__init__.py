@@ -2,8 +2,8 @@
 
     z ~ p(z),   batch_shape (), event_shape (D,)
 
-Density and sampler are one object, so they cannot disagree. Constants are buffers:
-`.to()`, `state_dict` and saving carry them. Latents are in the units of the latent
+Density and sampler are one object, so they cannot disagree. Constants are buffers, so
+`.to()`, `state_dict` and saving include them. Latents are in the units of the latent
 space; log-densities are in nats.
 """
 

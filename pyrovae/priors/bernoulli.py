@@ -10,18 +10,18 @@ from pyrovae.heads import as_latent_shape
 
 
 class Bernoulli(nn.Module):
-    """p(z) = Π_j π_j^z_j (1 − π_j)^(1−z_j) for z in {0, 1}^D, as floats.
+    """Independent Bernoulli prior, p(z) = Π_j π_j^z_j (1 − π_j)^(1−z_j), z in {0, 1}^D as floats.
 
-    With `guides.Bernoulli`, `objectives.EnumELBO` sums the 2^D joint values out exactly
-    (D ≤ 12); `objectives.TraceELBO` draws z and takes the score-function gradient.
+    With `guides.Bernoulli`, `objectives.EnumELBO` sums exactly over the 2^D joint values
+    (D ≤ 12); `objectives.TraceELBO` draws z and uses the score-function gradient.
 
     Args:
         latent_dim: D.
-        probs: π, the probability of z_j = 1: one number, or D of them, inside (0, 1).
-        learn_probs: whether the logits of π are parameters that start there.
+        probs: π, the probability of z_j = 1: one number or D numbers, inside (0, 1).
+        learn_probs: whether to learn the logits of π, starting from `probs`.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 1, or probs are no such numbers.
+        ConfigError: latent_dim is not a whole number ≥ 1, or probs is invalid.
 
     References:
         Neural Variational Inference and Learning in Belief Networks, Mnih & Gregor, 2014,

@@ -9,20 +9,20 @@ from pyrovae.densities.discrete import OneHotVector, block_shape, categorical_lo
 
 
 class Categorical(nn.Module):
-    """p(z) = Π_b π_b[k_b], where z is the one-hot codes of the categories k_1 … k_L in a row.
+    """Categorical prior, p(z) = Π_b π_b[k_b], z the concatenated one-hot codes of k_1 … k_L.
 
-    z has L·K = D numbers, 0 or 1: L latents of K categories; a single one by default.
-    With `guides.Categorical`, `objectives.EnumELBO` sums the K^L joint values out exactly
-    (up to 4,096); `objectives.TraceELBO` draws z and takes the score-function gradient.
+    z has L·K = D entries, 0 or 1: L latents of K categories; a single latent by default.
+    With `guides.Categorical`, `objectives.EnumELBO` sums exactly over the K^L joint values
+    (at most 4,096); `objectives.TraceELBO` draws z and uses the score-function gradient.
 
     Args:
         latent_dim: D, the width of z: a multiple of num_categories.
         num_categories: K ≥ 2; None means K = D, one latent.
-        probs: π, (K,) or (L, K), inside (0, 1) and of sum 1; None is uniform.
-        learn_probs: whether the logits of π are parameters that start there.
+        probs: π, (K,) or (L, K), inside (0, 1) and summing to 1; None is uniform.
+        learn_probs: whether to learn the logits of π, starting from `probs`.
 
     Raises:
-        ConfigError: the sizes do not fit together, or probs are no such numbers.
+        ConfigError: the sizes are inconsistent, or probs is invalid.
 
     References:
         Categorical Reparameterization with Gumbel-Softmax, Jang, Gu & Poole, 2017,

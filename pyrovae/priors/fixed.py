@@ -1,4 +1,4 @@
-"""Any distribution as a prior without parameters to learn."""
+"""Any distribution as a prior without learned parameters."""
 
 from collections.abc import Callable
 
@@ -10,19 +10,19 @@ from pyrovae.errors import ConfigError
 
 
 class Fixed(nn.Module):
-    """Any distribution as a prior without parameters to learn: p(z) = constructor(**tensors).
+    """Any distribution as a prior without learned parameters: p(z) = constructor(**tensors).
 
     A bare Distribution neither moves with `.to()` nor saves; here its tensors are
-    buffers, and the distribution is made anew from them at each call.
+    buffers, and each call builds the distribution from them.
 
     Args:
         constructor: a function of the named tensors that returns a
-            `pyro.distributions.Distribution` of batch_shape () and event_shape (D,).
+            `pyro.distributions.Distribution` with batch_shape () and event_shape (D,).
         **tensors: its arguments; numbers become float tensors.
 
     Raises:
-        ConfigError: the constructor's distribution has a batch_shape, as it has
-            where `.to_event(1)` is missing, or it is no Distribution.
+        ConfigError: the constructor does not return a Distribution, or returns one with
+            a nonempty batch_shape (`.to_event(1)` is missing).
 
     Example:
         >>> prior = Fixed(
@@ -59,13 +59,13 @@ class Fixed(nn.Module):
     def _check(p_z: dist.Distribution) -> None:
         if not isinstance(p_z, torch.distributions.Distribution):
             raise ConfigError(
-                f"Fixed: the constructor gave a {type(p_z).__name__}, but a prior is a "
-                "density.\nReturn a pyro.distributions.Distribution from it."
+                f"Fixed: the constructor returned a {type(p_z).__name__}, but a prior is a "
+                "density.\nReturn a pyro.distributions.Distribution."
             )
         if p_z.batch_shape:
             raise ConfigError(
-                f"Fixed: the constructor gave batch_shape {tuple(p_z.batch_shape)} and "
+                f"Fixed: the constructor returned batch_shape {tuple(p_z.batch_shape)} and "
                 f"event_shape {tuple(p_z.event_shape)}, but p(z) is one density over the whole "
-                "vector z: batch_shape ().\nOtherwise each latent would be a datum of its own. "
+                "vector z: batch_shape ().\nOtherwise each latent would count as a datum. "
                 f"End the constructor with .to_event({len(p_z.batch_shape)})."
             )

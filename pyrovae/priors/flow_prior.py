@@ -8,20 +8,20 @@ from pyrovae.heads import as_latent_shape
 
 
 class FlowPrior(nn.Module):
-    """p(z) = N(f(z); 0, I) |det ∂f/∂z|, f a learned bijection.
+    """Normalizing-flow prior, p(z) = N(f(z); 0, I) |det ∂f/∂z|, f a learned bijection.
 
-    f takes z to noise, so the density, which training needs, is one pass; a draw runs f
-    backwards: one pass for a coupling flow, D passes for an autoregressive one. With the
-    flows of `pyrovae.densities.flows` it starts near N(0, I).
+    f maps z to noise, so the density, which training needs, takes one pass; sampling inverts
+    f: one pass for a coupling flow, D passes for an autoregressive one. With the flows of
+    `pyrovae.densities.flows` it starts near N(0, I).
 
     Args:
         latent_dim: D.
-        flow: "spline", "autoregressive" (MAF) or "coupling" (RealNVP), of `densities.flows`; or a
+        flow: "spline", "autoregressive" (MAF) or "coupling" (RealNVP) from `densities.flows`; or a
             function (D, 0) → zuko flow, such as any class in `zuko.flows`; `functools.partial`
             sets its options.
 
     Raises:
-        ConfigError: latent_dim is not a whole number ≥ 1, or there is no such flow.
+        ConfigError: latent_dim is not a whole number ≥ 1, or the name of the flow is unknown.
 
     References:
         Variational Lossy Autoencoder, Chen et al., 2017, https://arxiv.org/abs/1611.02731
@@ -44,5 +44,5 @@ class FlowPrior(nn.Module):
     def forward(self) -> dist.Distribution:
         return FlowDistribution(self.flow.transform().inv, self.flow.base())
 
-    def __repr__(self) -> str:  # in one line; zuko's own draws from the global generator
+    def __repr__(self) -> str:  # one line; zuko's repr draws from the global generator
         return f"FlowPrior({type(self.flow).__name__}, latent_dim={self.latent_dim})"

@@ -10,10 +10,10 @@ from pyrovae.heads import as_latent_shape, inverse_positive, positive
 
 
 class GaussianMixture(nn.Module):
-    """p(z) = Σ_k π_k N(z; μ_k, diag σ_k²), with learned weights, means and scales.
+    """Gaussian mixture, p(z) = Σ_k π_k N(z; μ_k, diag σ_k²), with learned weights, means, scales.
 
-    π = softmax(logits), σ = softplus(s) + 1e-5. It starts with π_k = 1 / K, μ_k ~ N(0, I / 2)
-    and σ_k² = 1 / 2: components that differ, with the variance of N(0, I) between them.
+    π = softmax(logits), σ = softplus(s) + 1e-5. Initially π_k = 1 / K, μ_k ~ N(0, I / 2) and
+    σ_k² = 1 / 2: distinct components that together have the variance of N(0, I).
 
     Args:
         latent_dim: D.

@@ -8,12 +8,12 @@ from pyrovae.densities import sphere
 
 
 class HypersphericalUniform(nn.Module):
-    """p(z) = 1 / A on the unit sphere S^(D−1) in R^D: no direction is preferred.
+    """Uniform prior on the unit sphere S^(D−1) in R^D, p(z) = 1 / A.
 
     log p(z) = −log A = log Γ(D/2) − log 2 − (D/2) log π, for |z| = 1
 
-    Its guide is `guides.PowerSpherical`; their KL is analytic. A density on R^D, such as
-    a normal guide, has no KL to it.
+    Use it with `guides.PowerSpherical`, whose KL to it is analytic. The KL from a density
+    on R^D, such as a normal guide, is undefined.
 
     Args:
         latent_dim: D ≥ 2, the number of coordinates; the sphere itself has D − 1 dimensions.
@@ -33,7 +33,7 @@ class HypersphericalUniform(nn.Module):
 
     def __init__(self, latent_dim: int):
         super().__init__()
-        # carries dtype and device through .to(); the sphere's center
+        # the sphere's center; it follows .to(), so it knows dtype and device
         self.register_buffer("center", torch.zeros(sphere.sphere_dim(latent_dim)))
 
     def forward(self) -> dist.Distribution:

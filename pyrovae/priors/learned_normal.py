@@ -8,15 +8,15 @@ from pyrovae.heads import as_latent_shape, inverse_positive, positive
 
 
 class LearnedNormal(nn.Module):
-    """p(z) = N(z; μ, diag σ²), or with full=True N(z; μ, L Lᵀ); it starts at N(0, I).
+    """Learned normal prior, p(z) = N(z; μ, diag σ²) or, if full, N(z; μ, L Lᵀ); starts at N(0, I).
 
     σ = softplus(s) + 1e-5 and L = diag(σ) (I + A), A strictly lower triangular: the Cholesky
-    factor of any covariance. A decoder that begins with an affine layer can do the same
-    by itself; it is the KL, its dimensions and its units that become easier to read.
+    factor of any covariance. A decoder whose first layer is affine can represent the same
+    model; this prior makes the KL, its dimensions and its units easier to read.
 
     Args:
         latent_dim: D.
-        full: learn A as well, D (D − 1) / 2 numbers; otherwise A = 0.
+        full: whether to learn A as well, D (D − 1) / 2 numbers; otherwise A = 0.
 
     Raises:
         ConfigError: latent_dim is not a whole number ≥ 1.

@@ -13,18 +13,18 @@ from pyrovae.heads import as_latent_shape
 class RelaxedBernoulli(nn.Module):
     """p(z) = Π_j BinaryConcrete(z_j; l, T) on (0, 1)^D: z_j = σ((l_j + logistic noise)/T).
 
-    P(z_j > 1/2) = π_j = σ(l_j), and z → Bernoulli(π) as T → 0. It goes with
-    `guides.RelaxedBernoulli`. The ELBO is then that of this continuous model: a bound on its
-    own log p(x), not on that of the model with `priors.Bernoulli`. z is cut off where its
-    dtype can no longer tell it from 1, a renormalised 1e-3 in float32: `relaxed.BinaryConcrete`.
+    P(z_j > 1/2) = π_j = σ(l_j), and z → Bernoulli(π) as T → 0. Use it with
+    `guides.RelaxedBernoulli`. The ELBO then bounds log p(x) of this continuous model, not of
+    the model with `priors.Bernoulli`. z is truncated where its dtype cannot distinguish it
+    from 1, about 1e-3 of the mass in float32, and renormalized (`relaxed.BinaryConcrete`).
 
     Args:
         latent_dim: D.
-        temperature: T ≥ 0.4; smaller is nearer to {0, 1}.
-        probs: π: one number, or D of them, inside (0, 1).
+        temperature: T ≥ 0.4; smaller is closer to {0, 1}.
+        probs: π: one number or D numbers, inside (0, 1).
 
     Raises:
-        ConfigError: a size, the temperature or probs are no such numbers.
+        ConfigError: latent_dim, temperature or probs is invalid.
 
     References:
         The Concrete Distribution, Maddison, Mnih & Teh, 2017, https://arxiv.org/abs/1611.00712

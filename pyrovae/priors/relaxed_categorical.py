@@ -12,18 +12,18 @@ from pyrovae.densities.relaxed import Concrete, relaxed_temperature
 class RelaxedCategorical(nn.Module):
     """p(z) = Π_b Concrete(z_b; log π_b, T): L simplex blocks z_b = softmax((log π_b + Gumbel)/T).
 
-    Category k is the largest with probability π_bk, and z → one-hot as T → 0. It goes with
-    `guides.RelaxedCategorical`. The ELBO is then that of this continuous model: a bound on
-    its own log p(x), not on that of the model with `priors.Categorical`.
+    Category k is the largest with probability π_bk, and z → one-hot as T → 0. Use it with
+    `guides.RelaxedCategorical`. The ELBO then bounds log p(x) of this continuous model, not
+    of the model with `priors.Categorical`.
 
     Args:
         latent_dim: D = L·K, the width of z.
-        temperature: T ≥ 0.4; smaller is nearer to one-hot.
+        temperature: T ≥ 0.4; smaller is closer to one-hot.
         num_categories: K ≥ 2; None means K = D, one latent.
-        probs: π, (K,) or (L, K), inside (0, 1) and of sum 1; None is uniform.
+        probs: π, (K,) or (L, K), inside (0, 1) and summing to 1; None is uniform.
 
     Raises:
-        ConfigError: the sizes do not fit together; the temperature or probs are no such numbers.
+        ConfigError: the sizes are inconsistent, or temperature or probs is invalid.
 
     References:
         The Concrete Distribution, Maddison, Mnih & Teh, 2017, https://arxiv.org/abs/1611.00712

@@ -8,7 +8,7 @@ from pyrovae.heads import as_latent_shape
 
 
 class StandardNormal(nn.Module):
-    """p(z) = N(z; 0, I): the prior of Kingma & Welling.
+    """Standard normal prior, p(z) = N(z; 0, I).
 
     log p(z) = −½ |z|² − (D / 2) log 2π
 

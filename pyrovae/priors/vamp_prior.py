@@ -13,27 +13,27 @@ from pyrovae.networks import Given
 
 
 class VampPrior(nn.Module):
-    """p(z) = Σ_k π_k q(z|u_k): a mixture of the encoder's own posteriors at pseudo-inputs u_k.
+    """Mixture of the encoder's posteriors at pseudo-inputs u_k, p(z) = Σ_k π_k q(z|u_k).
 
-    The u_k are learned, and start at data. The encoder is the VAE's own module, not a
+    The u_k are learned, starting from data. The encoder is the VAE's own module, not a
     copy: VAE(VampPrior(encoder, x[:500]), encoder, decoder) has its parameters once.
 
-    Each u_k stays within [low, high], as the data do: values beyond are clipped, as by the
-    hardtanh of the paper, but the gradient that leads back inside is kept, so a pixel
-    that has reached the edge can leave it again.
+    Each u_k stays within [low, high], as the data do: values outside are clipped, as by the
+    hardtanh of the paper, but a gradient that leads back inside is kept, so a pixel at the
+    edge can leave it again.
 
     Args:
-        encoder: module, `encoder(x)` → q(z|x); the very one that the VAE gets.
-        pseudo_inputs: (K, *event), what u starts from: different rows of the training data,
-            in random order where the data are sorted.
-        bounds: (low, high) of the data, the same for every number in it; by default the
-            smallest and largest number in `pseudo_inputs`.
-        learn_weights: learn π = softmax(logits), which starts uniform; otherwise π_k = 1 / K.
+        encoder: module, `encoder(x)` → q(z|x); the same object that the VAE receives.
+        pseudo_inputs: (K, *event), the initial u: distinct rows of the training data, in
+            random order if the data are sorted.
+        bounds: (low, high), the range of the data, shared by all entries; by default the
+            smallest and largest entry of `pseudo_inputs`.
+        learn_weights: whether to learn π = softmax(logits), initially uniform; else π_k = 1 / K.
 
     Raises:
-        ConfigError: there is no pseudo-input, they have no range or leave the one given,
-            or the encoder does not give one density for each.
-        DataError: the pseudo-inputs are no finite real numbers.
+        ConfigError: pseudo_inputs is empty, constant or outside the bounds, or the encoder
+            does not return one density per pseudo-input.
+        DataError: the pseudo-inputs are not finite real numbers.
 
     References:
         VAE with a VampPrior, Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120
@@ -61,7 +61,7 @@ class VampPrior(nn.Module):
         if isinstance(encoder, Given):
             raise ConfigError(
                 "VampPrior: the encoder is Given covariates y, but pseudo-inputs have none.\n"
-                "Write a prior p(z|y) of your own and wrap it in Given, or leave y to the decoder."
+                "Wrap a custom prior p(z|y) in Given, or give y to the decoder only."
             )
         self.encoder = encoder
         start = as_tensor(pseudo_inputs, "pseudo_inputs")
@@ -86,9 +86,9 @@ class VampPrior(nn.Module):
         q_z = self.encoder(self.pseudo_inputs)
         if q_z.batch_shape != self.logits.shape:
             raise ConfigError(
-                f"VampPrior: the encoder gave batch_shape {tuple(q_z.batch_shape)} for "
-                f"{len(self.logits)} pseudo-inputs, but it must give one density for each.\n"
-                "Give pseudo_inputs the shape (K, *event), with event the shape of one datum."
+                f"VampPrior: the encoder returned batch_shape {tuple(q_z.batch_shape)} for "
+                f"{len(self.logits)} pseudo-inputs, but must return one density for each.\n"
+                "Pass pseudo_inputs of shape (K, *event), where event is the shape of one datum."
             )
         return Mixture(dist.Categorical(logits=self.logits), q_z)
 
@@ -98,7 +98,7 @@ class VampPrior(nn.Module):
 
 
 class _Clip(torch.autograd.Function):
-    """clamp(u, low, high), whose gradient is kept where a descent step leads back inside."""
+    """clamp(u, low, high) that keeps the gradient where a descent step leads back inside."""
 
     generate_vmap_rule = True
 
@@ -127,8 +127,8 @@ def _range(start: Tensor, bounds: tuple[float, float] | None) -> tuple[float, fl
     low, high = (least, largest) if bounds is None else bounds
     if not low < high or least < low or largest > high:
         raise ConfigError(
-            f"VampPrior: pseudo_inputs lie in [{least:g}, {largest:g}], and their bounds are "
-            f"({low:g}, {high:g}): they must lie inside, and have room to move.\n"
+            f"VampPrior: pseudo_inputs lie in [{least:g}, {largest:g}], but the bounds are "
+            f"({low:g}, {high:g}), which must contain them and have low < high.\n"
             "Pass the range of the data, for example bounds=(0.0, 1.0) for pixels."
         )
     return low, high
