@@ -662,9 +662,12 @@ class TestRefusesRuns:
         ("args", "message"),
         [
             (("evaluate",), "Missing argument 'RUN'"),
-            (("evaluate", "nowhere"), "nowhere is no folder"),
-            (("verify", "empty"), "empty has no summary.json, so it is no finished run"),
-            (("report", "old"), "its format is none, but this version of pyrovae reads format 1"),
+            (("evaluate", "nowhere"), "nowhere is not a folder"),
+            (("verify", "empty"), "empty has no summary.json, so it is not a finished run"),
+            (
+                ("report", "old"),
+                "its format is missing, but this version of pyrovae reads format 1",
+            ),
             (("evaluate", "damaged"), "its JSON cannot be read"),
             (("sample", "weightless", "--out", "s.png"), "model.safetensors"),
             (("evaluate", "normal", "--num-samples", "3"), "--num-samples"),
