@@ -1,6 +1,6 @@
 """The `pyrovae` command: train a VAE, inspect it, and check its numbers.
 
-    fit        train, score on held-out data, write model, card and pictures to a run folder
+    fit        train, score on held-out data, write model, card and plots to a run folder
     evaluate   ELBO, evidence log p(x), active units and k̂ of a run
     verify     recompute the numbers on a run's card with other draws
     sample, encode, impute    use the model

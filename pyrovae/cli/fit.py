@@ -1,4 +1,4 @@
-"""`pyrovae fit`: train a VAE on images, score it on held-out ones, write model, card, pictures.
+"""`pyrovae fit`: train a VAE on images, score it on held-out ones, write model, card and plots.
 
     ELBO = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))  ≤  log p(x)        nats per datum
 
@@ -128,7 +128,7 @@ def fit_command(
         ),
     ] = None,
 ) -> None:
-    """Train a VAE on images, score it on held-out ones, and draw pictures.
+    """Train a VAE on images, score it on held-out ones, and draw plots.
 
     \b
     By default:

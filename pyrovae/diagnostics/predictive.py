@@ -48,7 +48,7 @@ class PredictiveCheck(NamedTuple):
 
     @property
     def z_score(self) -> Tensor:
-        """(K,), distance of T(x) from the replicates' mean in their standard deviations."""
+        """(K,), (T(x) − mean) / standard deviation of the replicates; 0 if they agree."""
         off = self.observed - self.replicated.mean(0)
         return torch.where(off == 0, 0.0, off / self.replicated.std(0))
 

@@ -80,7 +80,7 @@ def decompose_elbo(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Decomposition:
-    """Decompose the ELBO per datum into distortion and rate, the KL per dimension, and surgery.
+    """Decompose the ELBO: distortion and rate per datum, KL per dimension, ELBO surgery.
 
     Estimates of nonnegative quantities that are negative, or within two standard errors of 0,
     have `Estimate.is_below_noise` and print as "below the noise".

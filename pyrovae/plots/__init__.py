@@ -2,11 +2,11 @@
 
     training_curve, training_monitor what training recorded, by epoch or by step
     images, reconstructions          inputs, samples and reconstructions, on one gray scale
-    latent_manifold, traversals      what moving z does to x
+    latent_manifold, traversals      how x changes with z
     latent_scatter                   codes in the plane, with the ellipses of q(z|x)
     grid_posterior                   the exact p(z|x) of one datum, and q(z|x) over it
     kl_by_dimension                  nats by latent dimension, the inactive ones marked
-    pareto_k, gaps                   where the guide fails, and what of log p(x) it loses
+    pareto_k, gaps                   where the guide fails, and how much of log p(x) it loses
     calibration, coverage            ranks and regions on simulated data
     rate_distortion, comparison      several models
 

@@ -1,4 +1,4 @@
-"""Grids of images on one gray scale: samples, reconstructions, and what z does to x."""
+"""Grids of images on one gray scale: samples, reconstructions, and how x changes with z."""
 
 import math
 from collections.abc import Sequence
