@@ -146,7 +146,7 @@ def _missing(name: str, folders: list[Path], failures: list[str]) -> DataError:
     needed = ", ".join(file for file in FILES if Path(file).parent == folder)
     tried = f"the download failed: {'; '.join(failures)}" if failures else "it is not downloadable"
     return DataError(
-        f"{name}: expected this file, or the same with .gz, in one of: {', '.join(map(str, folders))}.\n"
+        f"{name}: expected this file, or it with .gz, in one of: {', '.join(map(str, folders))}.\n"
         f"It was not found, and {tried}.\n"
         f"Without it, {folder} cannot be loaded. Set the environment variable PYROVAE_DATA to a "
         f"folder that holds {needed} (each also as .gz)."

@@ -134,8 +134,8 @@ def compare_priors(
     """
     if not isinstance(models, Mapping) or not models or "num_data" in options:
         raise ConfigError(
-            f"models is a {type(models).__name__}, but a comparison needs at least one name and "
-            "program, on the same rows (so no num_data).\n"
+            f"models is a {type(models).__name__}, but a comparison needs names and programs, at "
+            "least one, on the same rows (so no num_data).\n"
             'Write compare_priors({"normal": vae, "vamp": other}, x).'
         )
     if num_samples is None:
