@@ -108,7 +108,7 @@ def fit_command(
         Option(
             metavar="ENGINE",
             help="eager runs Pyro's handlers at each step; graph replays one traced step; inductor "
-            "compiles it; auto chooses by model size and training length.",
+            "compiles it; auto chooses by size and length.",
         ),
     ] = "auto",
     precision: Annotated[
@@ -116,8 +116,7 @@ def fit_command(
     ] = "float32",
     device: Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, …")] = None,
     out: Annotated[
-        Path | None,
-        Option(parser=path_of, metavar="DIR", help="A new folder; default: runs/DATA-DATE-TIME."),
+        Path | None, Option(parser=path_of, metavar="DIR", help="New; default runs/DATA-DATE-TIME.")
     ] = None,
     resume: Annotated[
         Path | None,

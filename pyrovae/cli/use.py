@@ -126,7 +126,7 @@ def codes(vae: Any, x: Any, mask: Any, *, num_draws: int, seed: int) -> tuple[di
         x: (N, *event).
         mask: of x's shape, true where x is observed, or None.
         num_draws: S.
-        seed: seed of the draws.
+        seed: random seed.
     """
     from pyrovae.checks import seed_number
     from pyrovae.handlers import evaluation

@@ -75,7 +75,7 @@ def aggregate_test(
         mask: of x's shape, true where x is observed.
         num_draws: size of each sample, at most N: one draw per datum of a random subset.
         num_permutations: the smallest p-value is 1 / (1 + num_permutations).
-        seed: seed of subset, draws and permutations; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
 
     Returns:
         AggregateTest.

@@ -112,7 +112,7 @@ def active_units(
         threshold: squared units of the latent space; the paper's 0.01 assumes a prior of unit
             scale.
         num_samples: S, draws per datum if q has no closed-form mean.
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:
@@ -167,7 +167,7 @@ def collapsed_dimensions(
         kl_threshold: ε, nats.
         tolerance: δ, the share of the data that may be exceptions.
         num_samples: S, draws per datum if means or KL have no closed form.
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:

@@ -111,7 +111,7 @@ def compare_priors(
         mask: of x's shape, true where x is observed.
         method: method for log p(x), as for `log_evidence`.
         num_samples: draws for log p(x), as for `log_evidence`.
-        seed: seed of the draws; None uses a fresh one for each model.
+        seed: random seed; None uses a fresh one for each model.
         **options: passed to `log_evidence`; not `num_data`, since rows must be the same.
 
     Returns:

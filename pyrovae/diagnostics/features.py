@@ -92,7 +92,7 @@ def feature_check(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S ≥ 21, draws per datum.
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as for `log_evidence`; at least one
             datum is processed at a time.
 

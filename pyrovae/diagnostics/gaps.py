@@ -132,7 +132,7 @@ def inference_gaps(
             the encoder's q; or a method of `log_evidence` ("ais", "grid", …).
         num_samples: K, draws per datum for both ELBOs and the weights.
         num_steps: steps of the refinement.
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:

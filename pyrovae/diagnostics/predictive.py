@@ -74,7 +74,7 @@ def prior_check(
             of all replicates as NaN.
         statistic: T, a function from a tensor (N, *event) to a number or (K,).
         num_samples: S, replicated data sets.
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as for `log_evidence`; at least one replicate is
             drawn at a time.
 

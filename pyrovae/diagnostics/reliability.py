@@ -81,7 +81,7 @@ def pareto_k(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S ≥ 21, draws per datum.
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:
@@ -136,7 +136,7 @@ def escalate(
         rows: (n,), the rows of x to use, such as `pareto_k(…).failed`.
         method: "sir", "refine" or "hmc".
         num_samples: S, draws per datum (and chain).
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         **options: passed to the function of that name in `pyrovae.posterior`.
 
     Returns:

@@ -96,7 +96,7 @@ def prior_sensitivity(
         delta: δ > 0, of the powers 1/(1 + δ) and 1 + δ.
         threshold: sensitivity above which a component matters.
         num_samples: S, draws per datum.
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:

@@ -113,7 +113,7 @@ def calibration(
         num_draws: L, draws of q(z|x) per simulation.
         num_bins: bins of the χ² test; must divide L + 1.
         level: probability of the simultaneous ECDF band, in (0, 1).
-        seed: seed of the simulations; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes for the draws of one chunk of the simulations.
 
     Returns:

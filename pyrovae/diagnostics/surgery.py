@@ -92,7 +92,7 @@ def decompose_elbo(
         mask: of x's shape, true where x is observed.
         num_samples: S, draws per datum.
         num_aggregate: M, draws of q(z) for the surgery; each is compared with all N posteriors.
-        seed: seed of the draws; None uses a fresh one.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:

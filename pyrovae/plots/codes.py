@@ -54,7 +54,7 @@ def latent_scatter(
         covariances: (N, D, D), covariance matrices of q(z|x), instead of scales.
         num_ellipses: number of codes with an ellipse, evenly spaced over the rows.
         title: text above the points.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes, in the units of the codes.

@@ -33,7 +33,7 @@ def rate_distortion(
         distortions: (K,) likewise, −E_q[log p(x|z)], nats per datum.
         labels: names of the K models, written next to their points.
         title: text above the points.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes; bars are ± 2 standard errors, for `Estimate`s.
@@ -96,7 +96,7 @@ def comparison(record: Any, *, title: str | None = None, ax: Axes | None = None)
     Args:
         record: a `Comparison` from `diagnostics.compare_priors`.
         title: text above the rows.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes: nats per datum, one row per model, the best at the top.

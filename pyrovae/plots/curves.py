@@ -46,8 +46,8 @@ def training_curve(
         history: a `pyrovae.History`, or a mapping or data frame with its columns "epoch", "elbo",
             "reconstruction", "kl" and, optionally, the last three prefixed by "validation_";
             each of length E, in nats per datum; None where nothing was recorded.
-        fig: figure to draw on; a new one by default. Without a layout engine it gets the
-            constrained one.
+        fig: figure to draw on; a new one by default. Without a layout engine, it becomes
+            constrained.
 
     Returns:
         The figure, with three axes over the same epochs.
@@ -128,8 +128,8 @@ def training_monitor(
         units: name → label of the vertical axis, for names that are not known or in other
             units. Known: rate, distortion, elbo, kl_per_dimension (nats per datum),
             mutual_information, marginal_kl (nats), active_units, signal_to_noise.
-        fig: figure to draw on; a new one by default. Without a layout engine it gets the
-            constrained one.
+        fig: figure to draw on; a new one by default. Without a layout engine, it becomes
+            constrained.
 
     Returns:
         The figure, with one axes per column, three in a row.

@@ -24,7 +24,7 @@ def images(
             smallest value and black the largest.
         columns: images per row; about √N by default.
         title: text above the grid.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes, in pixels of the images.
@@ -62,7 +62,7 @@ def reconstructions(
         reconstructed: (N, H, W), in the same units and order.
         columns: pairs side by side.
         title: text above the grid.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes; both share one gray scale, which the axis label gives.
@@ -109,7 +109,7 @@ def traversals(
         values: (K,), increasing, in the units of the latent space.
         names: names of the D rows; 0 … D − 1 by default.
         title: text above the grid.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes: dimensions down, their values across.
@@ -158,7 +158,7 @@ def latent_manifold(
         first: (K0,), increasing values of z0, evenly spaced or not (normal quantiles, say).
         second: (K1,), values of z1; those of z0 by default.
         title: text above the plane.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes: z0 to the right and z1 upwards, as in `latent_scatter`.

@@ -23,7 +23,7 @@ def calibration(record: Any, *, title: str | None = None, ax: Axes | None = None
         record: a `Calibration` from `diagnostics.calibration`: ecdf (D, L + 1), band
             (L + 1, 2), level, is_calibrated (D,).
         title: text above the lines.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes: difference of shares against the share of draws below the truth.
@@ -85,7 +85,7 @@ def coverage(record: Any, *, title: str | None = None, ax: Axes | None = None) -
         record: a `Calibration` from `diagnostics.calibration`: coverage_levels,
             expected_coverage and coverage_std_error, (m,) each, in [0, 1].
         title: text above the points.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes: share of simulations ± 2 standard errors against nominal probability.

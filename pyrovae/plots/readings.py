@@ -35,7 +35,7 @@ def kl_by_dimension(
         names: names of the D dimensions; those of the record, or 0 … D − 1, by default. More than
             40 are not written.
         title: text above the bars.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes, in nats per datum.
@@ -144,7 +144,7 @@ def pareto_k(
         num_samples: S, the draws behind k̂, for the threshold; by default the record's own
             threshold, or 0.7.
         title: text above the points, before the count.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes: k̂ against the row of x.
@@ -216,7 +216,7 @@ def gaps(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Ax
     Args:
         record: an `InferenceGaps` from `diagnostics.inference_gaps`.
         title: text above the points.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes: nats, one row per gap; bars are ± 2 standard errors of the mean.

@@ -45,7 +45,7 @@ def grid_posterior(
         covariance: (2, 2), its covariance, required with a mean.
         draws: (S, 2), draws of q(z|x), or of another approximation of p(z|x), as points.
         title: text above the panel.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes: z0 to the right, z1 upwards, the legend below. Of several panels, all but one

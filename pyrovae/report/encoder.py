@@ -40,7 +40,7 @@ def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Esti
         vae: a `VAE` with continuous latents and no covariates.
         x: (N, *event), its training data.
         num_samples: S, draws of z per datum.
-        seed: seed of the draws.
+        seed: random seed.
 
     Returns:
         Estimate, unitless; NaN if the latents are not in ℝ^D (scaled about their mean, they would

@@ -57,7 +57,7 @@ def pictures(
         found: its measurements.
         history: columns by name, as in `pyrovae.History`.
         labels: (n,), labels of `found.x`, or None.
-        seed: seed of the draws.
+        seed: random seed.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -121,8 +121,7 @@ def _of_belief(found: Findings) -> list[Picture]:
         (found.held_out.kl_per_dimension,),
         {},
         "Bars: the KL of each latent dimension.",
-        "KL(q(z|x) ‖ p(z)) per latent dimension, mean over held-out data: the information about x "
-        "in each.",
+        "KL(q(z|x) ‖ p(z)) per latent dimension, mean over held-out data: its information on x.",
     )
     k, threshold = found.evidence.pareto_k, found.pareto_threshold
     reliability = Reliability(k, found.evidence.ess, threshold, k <= threshold)
@@ -139,8 +138,7 @@ def _of_belief(found: Findings) -> list[Picture]:
             (found.gaps,),
             {},
             "The gap between log p(x) and the ELBO, in two parts.",
-            "The part of log p(x) that the ELBO misses, due to the guide family and the encoder "
-            "network.",
+            "The part of log p(x) that the ELBO misses, by guide family and by encoder network.",
         )
     if found.calibration is not None:
         chosen += _made(

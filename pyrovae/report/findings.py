@@ -113,7 +113,7 @@ def examine(
         num_steps: number of steps that a copy is trained further; too few do not leave the
             plateau at the start of training.
         thorough: also measure inference gaps and calibration, which take most of the time.
-        seed: seed of all draws and of the choice of data.
+        seed: random seed, also of the choice of data.
 
     Returns:
         Findings.
@@ -165,10 +165,7 @@ def _calibration(vae: Any, x: Tensor, seed: int) -> diagnostics.Calibration:
 def _if_possible(measure: Any, *arguments: Any) -> Any:
     try:
         return measure(*arguments)
-    except (
-        ConfigError,
-        NotImplementedError,
-    ):  # flows are not refined, nor codes ranked
+    except (ConfigError, NotImplementedError):  # flows cannot be refined, codes not ranked
         return None
 
 
@@ -189,7 +186,7 @@ def continued(
         test: (M, *event), held-out data.
         training: its training settings.
         num_steps: steps of Adam, rounded up to whole epochs.
-        seed: seed of the steps and the draws.
+        seed: random seed.
 
     Returns:
         Continued, or None if training diverged or cannot be continued.

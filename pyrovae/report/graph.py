@@ -49,7 +49,7 @@ def draw_graph(vae: Any, *, ax: Axes | None = None) -> Axes:
 
     Args:
         vae: any `VAE`; the names of its parts are written next to the nodes.
-        ax: axes to draw on; those of a new figure by default.
+        ax: axes to draw on; a new figure's by default.
 
     Example:
         >>> import pyrovae as pv
