@@ -1,4 +1,4 @@
-"""What `fit` recorded."""
+"""The record of a training run."""
 
 import csv
 import math
@@ -10,18 +10,18 @@ import torch
 
 
 class Epoch(NamedTuple):
-    """One epoch's record; all in nats per datum, ELBO = −(reconstruction + kl).
+    """Record of one epoch, in nats per datum; ELBO = −(reconstruction + kl).
 
     Attributes:
         epoch: its number, from 1.
-        elbo: mean over the training data, each scored when its batch was taken; higher is better.
-        reconstruction: −log p(x|z) of it; lower is better.
-        kl: KL(q(z|x) ‖ p(z)) of it, at the same draws.
+        elbo: mean over the training data, each scored in its own step; higher is better.
+        reconstruction: its −log p(x|z); lower is better.
+        kl: its KL(q(z|x) ‖ p(z)), at the same draws.
         validation_elbo: after the epoch, in eval mode; None without validation data.
-        validation_reconstruction: −log p(x|z) of it.
-        validation_kl: the KL of it.
-        seconds: wall-clock time since `fit` began, that of interrupted runs included.
-        learning_rate: of the epoch's last step.
+        validation_reconstruction: its −log p(x|z).
+        validation_kl: its KL.
+        seconds: wall-clock time since `fit` started, including interrupted runs.
+        learning_rate: that of the last step.
     """
 
     epoch: int
@@ -37,22 +37,22 @@ class Epoch(NamedTuple):
 
 @dataclass(repr=False)
 class History:
-    """What `fit` recorded: one `Epoch` each, by index, or a column by its name.
+    """The epochs of a run of `fit`: an `Epoch` by index, a column by its name.
 
     Attributes:
         epochs: the records, in order.
-        num_data: N, the data seen in an epoch.
-        seed: that of the run; a fresh one when None was asked for.
+        num_data: N, the number of data per epoch.
+        seed: seed of the run; a fresh one if None was given.
         best_epoch: the epoch whose weights were kept; the last one without validation data, or
-            where no validation ELBO was a number.
+            if every validation ELBO was NaN.
         stopped_early: whether patience ran out before the planned number of epochs.
-        bound_on: what each elbo is a bound on: "log p(x)", or "log p(x) of the relaxed model" where
-            latents are relaxed ones (`priors.RelaxedBernoulli`).
+        bound_on: what each elbo bounds: "log p(x)", or "log p(x) of the relaxed model" for relaxed
+            latents (`priors.RelaxedBernoulli`).
         engine: how steps were computed: "eager", "graph" or "inductor", and why not otherwise.
-        changes: what was changed when the run was resumed, if anything, in words.
-        collapse: `diagnostics.Collapse` at the end of training: which latent dimensions say nothing
-            of x. After 500 steps or more it is warned of.
-        monitor: what the training monitor kept, one record each `diagnostics_every` steps.
+        changes: descriptions of what was changed on resuming, if anything.
+        collapse: `diagnostics.Collapse` at the end of training: which latent dimensions carry no
+            information about x. After 500 steps or more, `fit` warns of it.
+        monitor: records of the training monitor, one every `diagnostics_every` steps.
 
     Example:
         >>> history = History(num_data=5, seed=0)
@@ -93,7 +93,7 @@ class History:
 
     @classmethod
     def from_csv(cls, path: str | Path, *, seed: int = 0) -> "History":
-        """The records in a history.csv of `fit`; its best epoch is the last one.
+        """Read the records in a history.csv of `fit`; the best epoch is the last one.
 
         Raises:
             OSError: the file cannot be read.
@@ -107,7 +107,7 @@ class History:
         return cls(records, seed=seed, best_epoch=len(records))
 
     def state(self) -> dict[str, Any]:
-        """As `runtime.state_tree.pack` takes it, each float bit for bit; what grows, as tensors."""
+        """Return state for `runtime.state_tree.pack`: floats bit for bit, columns as tensors."""
         rows = [[math.nan if v is None else float(v) for v in epoch] for epoch in self.epochs]
         table = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(Epoch._fields))
         is_none = torch.tensor([[v is None for v in epoch] for epoch in self.epochs])
@@ -115,7 +115,7 @@ class History:
         return {**vars(self), **own, "monitor": _columns(self.monitor)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take the place of the history that `state` was made from."""
+        """Restore the history that `state` was made from."""
         state, table = dict(state), state["epochs"]
         is_none = state.pop("is_none", torch.isnan(table))  # as early checkpoints of 0.1.0 have it
         pairs = zip(table.tolist(), is_none.tolist(), strict=True)
@@ -125,9 +125,9 @@ class History:
 
 
 def _columns(records: list[dict[str, Any]]) -> Any:
-    """Records of the same names as one column a name; other ones as they are.
+    """Convert records of equal names to one column per name; return others unchanged.
 
-    A list of numbers for each of many steps would soon be more JSON than a checkpoint may have.
+    Lists of numbers for many steps would soon exceed the JSON allowed in a checkpoint.
     """
     if not records or any(record.keys() != records[0].keys() for record in records):
         return records
@@ -135,7 +135,7 @@ def _columns(records: list[dict[str, Any]]) -> Any:
 
 
 def _column(values: list[Any]) -> Any:
-    """A tensor of whole numbers or of floats, or of lists of them; other values as they are."""
+    """Convert integers or floats, or lists of them, to a tensor; return others unchanged."""
     sizes = {len(value) if isinstance(value, list) else None for value in values}
     rows = values if None not in sizes else [values]
     types = {type(number) for row in rows for number in row} if len(sizes) == 1 else set()
@@ -144,7 +144,7 @@ def _column(values: list[Any]) -> Any:
 
 
 def _records(columns: Any) -> list[dict[str, Any]]:
-    """The records of `_columns`; early checkpoints of 0.1.0 hold records themselves."""
+    """Invert `_columns`; early checkpoints of 0.1.0 hold the records themselves."""
     if not isinstance(columns, dict):
         return columns
     lists = [c.tolist() if isinstance(c, torch.Tensor) else c for c in columns.values()]

@@ -83,7 +83,9 @@ def test_runtime_knows_no_density_and_no_program():
 
 def test_training_loads_no_part_family():
     """Nor does anything that it imports."""
-    code = "import sys, pyrovae.training; print([n for n in sys.modules if n.startswith('pyrovae')])"
+    code = (
+        "import sys, pyrovae.training; print([n for n in sys.modules if n.startswith('pyrovae')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[1] for name in ast.literal_eval(done.stdout) if "." in name}
     assert not loaded & {"priors", "guides", "likelihoods"}

@@ -279,10 +279,10 @@ class TestRefuses:
         [
             (("--data", "minst"), "Data sets: digits, mnist, fashion_mnist"),
             (("--data", "nowhere.npy"), "nowhere.npy"),
-            (("--data", "few.npy"), "10 or more"),
+            (("--data", "few.npy"), "with N ≥ 10"),
             (("--data", "wide.npy"), "expected gray values in [0, 1]"),
             (("--data", "text.csv"), "expected a name that ends in .npy"),
-            (("--binarize", "none"), "Write --binarize threshold, or sampled"),
+            (("--binarize", "none"), "Write --binarize threshold or sampled"),
             (("--binarize", "otsu"), "'threshold', 'sampled', 'none'"),
             (("--latent-dim", "0"), "--latent-dim"),
             (("--latent-dim", "two"), "--latent-dim"),
@@ -296,8 +296,8 @@ class TestRefuses:
             (("--beta", "nan"), "beta = nan"),
             (("--seed", "-1"), "--seed"),
             (("--seed", str(2**64)), "below 2⁶⁴"),
-            (("--out", "full"), "a run overwrites nothing"),
-            (("--out", "text.csv"), "a run overwrites nothing"),
+            (("--out", "full"), "runs overwrite nothing"),
+            (("--out", "text.csv"), "runs overwrite nothing"),
             (("--depth", "3"), "No such option"),
         ],
     )
@@ -356,7 +356,7 @@ class TestResume:
         monkeypatch.setattr(pv, "fit", interrupted)
         result = pyrovae("fit", "--out", "run", *options)
         assert result.exit_code == 130
-        assert "Interrupted. Go on with: pyrovae fit --resume run" in words(result.stderr)
+        assert "Interrupted. Resume with: pyrovae fit --resume run" in words(result.stderr)
         assert len(json.loads(Path("run/summary.json").read_text())["history"]) == 2
         assert pv.load("run/model.safetensors").sample(2, seed=0).shape == (2, 8, 8)
         monkeypatch.setattr(pv, "fit", real)
@@ -368,8 +368,8 @@ class TestResume:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (("--resume", "nowhere"), "nowhere holds no settings.json"),
-            (("--resume", "nowhere", "--epochs", "3"), "but --epochs came with it"),
+            (("--resume", "nowhere"), "nowhere has no settings.json"),
+            (("--resume", "nowhere", "--epochs", "3"), "but --epochs was also given"),
             (("--resume", "broken"), "is damaged"),
         ],
     )
@@ -400,7 +400,7 @@ def test_validation_data_choose_the_weights(monkeypatch):
     result, summary = fit("--data", "binarized_mnist")
     assert summary["history"][0]["validation_elbo"] is not None
     assert "best validation ELBO" in result.stdout
-    assert summary["pixels"].startswith("taken as they are")
+    assert summary["pixels"].startswith("unchanged")
 
 
 class TestParts:
@@ -513,7 +513,7 @@ class TestVerify:
     def test_a_true_card_holds_with_other_draws(self, runs):
         result = pyrovae("verify", "normal")
         assert result.exit_code == 0, result.output
-        assert "All 9 checks hold." in words(result.stdout)
+        assert "All 9 checks pass." in words(result.stdout)
 
     def test_the_draws_are_others(self, runs):
         found = json.loads(pyrovae("verify", "normal", "--json").stdout)
@@ -537,7 +537,7 @@ class TestVerify:
         result = pyrovae("verify", "normal", "--json")
         assert result.exit_code == 0, result.output
         notes = [check["note"] for check in json.loads(result.stdout)["checks"]]
-        assert notes == [""] * 3 + ["the run's own draws give it"] * 6
+        assert notes == [""] * 3 + ["the run's own draws reproduce it"] * 6
         change = {"value": -20.0}
         edit(runs / "normal" / "summary.json", lambda card: card["held_out"]["elbo"].update(change))
         assert "held out: elbo." in words(pyrovae("verify", "normal").stdout)
@@ -652,7 +652,7 @@ class TestReport:
         html = Path("normal", "report.html").read_text(encoding="utf-8")
         assert "VAE on digits" in html
         assert "data:image/png;base64," in html
-        assert "is there already" in fails("report", "normal")
+        assert "already exists" in fails("report", "normal")
 
 
 class TestRefusesRuns:
@@ -662,9 +662,12 @@ class TestRefusesRuns:
         ("args", "message"),
         [
             (("evaluate",), "Missing argument 'RUN'"),
-            (("evaluate", "nowhere"), "nowhere is no folder"),
-            (("verify", "empty"), "empty has no summary.json, so it is no finished run"),
-            (("report", "old"), "its format is none, but this version of pyrovae reads format 1"),
+            (("evaluate", "nowhere"), "nowhere is not a folder"),
+            (("verify", "empty"), "empty has no summary.json, so it is not a finished run"),
+            (
+                ("report", "old"),
+                "its format is missing, but this version of pyrovae reads format 1",
+            ),
             (("evaluate", "damaged"), "its JSON cannot be read"),
             (("sample", "weightless", "--out", "s.png"), "model.safetensors"),
             (("evaluate", "normal", "--num-samples", "3"), "--num-samples"),
@@ -672,11 +675,11 @@ class TestRefusesRuns:
             (("evaluate", "normal", "--seed", "-1"), "--seed"),
             (("evaluate", "normal", "--data", "minst"), "neither a data set nor a file"),
             (("evaluate", "normal", "--data", "x.npy"), "other data, or another split"),
-            (("verify", "moved"), "is not there any more"),
+            (("verify", "moved"), "no longer exists"),
             (("sample", "normal"), "Missing option '--out'"),
             (("sample", "normal", "--out", "s.gif"), "does not end in .png or .npz"),
-            (("sample", "normal", "--out", "no/s.png"), "no is no folder"),
-            (("sample", "normal", "--out", "x.npz"), "x.npz is there already"),
+            (("sample", "normal", "--out", "no/s.png"), "no is not a folder"),
+            (("sample", "normal", "--out", "x.npz"), "x.npz already exists"),
             (("sample", "normal", "--out", "empty.npz"), "empty.npz is a folder"),
             (("sample", "normal", "-n", "0", "--out", "s.png"), "--num"),
             (("encode", "normal", "--out", "c.csv"), "does not end in .npz or .nc"),
@@ -685,8 +688,8 @@ class TestRefusesRuns:
             (("impute", "normal", "--out", "f.npz"), "Missing argument 'FILE'"),
             (("impute", "normal", "x.npy", "--out", "f.npz"), "x.npy has no NaN"),
             (("impute", "normal", "x.npy", "--out", "f.png"), "does not end in .npz"),
-            (("compare", "normal"), "two different runs or more"),
-            (("compare", "normal", "normal"), "two different runs or more"),
+            (("compare", "normal"), "at least two different runs"),
+            (("compare", "normal", "normal"), "at least two different runs"),
             (("report", "normal", "--out", "r.pdf"), "does not end in .html"),
         ],
     )

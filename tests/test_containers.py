@@ -77,9 +77,7 @@ FUNCTIONS = {
         {"one": vae, "other": vae}, x, num_samples=20
     ).log_px["other"],
     "to_arviz": lambda vae, x: pv.to_arviz(vae, x, num_samples=3)["posterior"]["z"].values,
-    "refit_prior": lambda vae, x: pv.refit_prior(
-        vae, x, pv.priors.LearnedNormal(2), epochs=1
-    ).gain,
+    "refit_prior": lambda vae, x: pv.refit_prior(vae, x, pv.priors.LearnedNormal(2), epochs=1).gain,
 }
 
 

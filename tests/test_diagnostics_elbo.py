@@ -29,7 +29,7 @@ class Wave(nn.Module):
 
 
 class Constant(nn.Module):
-    """q(z|x) = N(loc, scale²) whatever x is."""
+    """q(z|x) = N(loc, scale²) for every x."""
 
     def __init__(self, loc, scale):
         super().__init__()
@@ -383,7 +383,7 @@ def test_a_mixture_prior_falls_back_to_the_share_of_variance():
 
 def test_one_datum_cannot_show_what_moves_with_x():
     vae, x = wave()
-    with pytest.raises(DataError, match="two or more"):
+    with pytest.raises(DataError, match="at least two"):
         diagnostics.active_units(vae, x[:1])
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 class ScaleOfX(nn.Module):
-    """q(z|x) = N(0, x²): the posterior is N(0, 1) whatever x is, so that k = 1 − x²."""
+    """q(z|x) = N(0, x²): the posterior is N(0, 1) for every x, so that k = 1 − x²."""
 
     def forward(self, x):
         return dist.Normal(torch.zeros_like(x), x.abs()).to_event(1)
@@ -83,7 +83,7 @@ class TestParetoK:
     def test_escalation_refuses(self):
         with pytest.raises(ConfigError, match="rows is empty"):
             diagnostics.escalate(uninformative(), self.x, rows=torch.tensor([], dtype=torch.long))
-        with pytest.raises(ConfigError, match="one of 'sir'"):
+        with pytest.raises(ConfigError, match="must be 'sir'"):
             diagnostics.escalate(uninformative(), self.x, rows=torch.tensor([0]), method="mcmc")
 
 
@@ -224,7 +224,7 @@ class TestCalibration:
     def test_too_wide_a_guide_fails_on_the_other_side(self):
         found = self.found(1.3)
         assert (found.expected_coverage > found.coverage_levels).all()
-        assert "more than they claim" in found.message
+        assert "more often than they should" in found.message
 
     def test_a_biased_guide_fails_in_the_ranks(self):
         truth = LinearGaussian()

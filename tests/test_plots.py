@@ -1,4 +1,4 @@
-"""The pictures: what they show of the arrays, and what they refuse."""
+"""The plots: what they show of the arrays, and what they refuse."""
 
 import inspect
 import subprocess
@@ -210,7 +210,7 @@ class TestImages:
             plots.images(np.array(value))
 
     def test_refuses_ragged_lists(self):
-        with pytest.raises(DataError, match="array is no array"):
+        with pytest.raises(DataError, match="array is not an array"):
             plots.images([[[1, 2]], [[1]]])
 
 
@@ -235,7 +235,7 @@ class TestLatentScatter:
     def test_two_dimensions_are_drawn_as_they_are(self):
         ax = plots.latent_scatter(CODES[:, :2])
         np.testing.assert_allclose(ax.collections[0].get_offsets(), CODES[:, :2])
-        assert ax.get_xlabel() == "latent dimension 1"
+        assert ax.get_xlabel() == "latent dimension 0"
 
     def test_each_label_stands_at_its_median(self):
         ax = plots.latent_scatter(CODES[:, :2], LABELS)
@@ -276,8 +276,8 @@ class TestLatentScatter:
             np.abs(ax.collections[0].get_offsets()), np.abs(pca.transform(CODES))
         )
         first, second = 100 * pca.explained_variance_ratio_
-        assert ax.get_xlabel() == f"principal component 1 ({first:.1f} % of the variance)"
-        assert ax.get_ylabel() == f"principal component 2 ({second:.1f} % of the variance)"
+        assert ax.get_xlabel() == f"principal component 0 ({first:.1f} % of the variance)"
+        assert ax.get_ylabel() == f"principal component 1 ({second:.1f} % of the variance)"
 
     def test_equal_codes_have_no_variance_to_explain(self):
         assert "0.0 %" in plots.latent_scatter(np.ones((4, 3))).get_xlabel()
@@ -301,7 +301,7 @@ class TestLatentScatter:
             plots.latent_scatter(CODES[:, 0])
         with pytest.raises(DataError, match=r"labels has shape \(39,\), but there are 40 codes"):
             plots.latent_scatter(CODES, LABELS[:39])
-        with pytest.raises(DataError, match="two or more"):
+        with pytest.raises(DataError, match="at least two"):
             plots.latent_scatter(CODES[:1])
 
 
@@ -314,7 +314,7 @@ class TestFlightRecord:
         ]
         assert {ax.get_xlabel() for ax in figure.axes} == {"step"}
         np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [0.1, np.nan, 3.0])
-        drawn = [line.get_ydata() for line in panels["KL, a line per latent dimension"].lines]
+        drawn = [line.get_ydata() for line in panels["KL, one line per latent dimension"].lines]
         np.testing.assert_array_equal(drawn, [[0.1, np.nan, 2.0], [0.0, np.nan, 0.0]])
         assert panels["my own"].get_yscale() == "linear"
         assert panels["encoder gradient, signal to noise"].get_yscale() == "log"
@@ -353,12 +353,12 @@ class TestFlightRecord:
     @pytest.mark.parametrize(
         ("records", "message"),
         [
-            ({"rate": [1.0]}, r"columns \['rate'\], but a monitor record has \"step\""),
-            ({"step": [1]}, "at least one column"),
+            ({"rate": [1.0]}, r"columns \['rate'\], but a monitor record needs \"step\""),
+            ({"step": [1]}, "at least one other column"),
             ([1, 2], "records is a list"),
             ({"step": [], "rate": []}, r"'step' has shape \(0,\)"),
             ({"step": [1, 2], "rate": [1.0]}, r"column 'rate' has shape \(1,\), but there are 2"),
-            ({"step": [1, 2], "rate": [[1, 2], [3]]}, "rate is no array"),
+            ({"step": [1, 2], "rate": [[1, 2], [3]]}, "rate is not an array"),
             ({"step": [1], "rate": ["low"]}, "real numbers"),
         ],
     )
@@ -369,7 +369,7 @@ class TestFlightRecord:
 
 class TestWhatMovingZDoes:
     @pytest.mark.parametrize("images", [PLANE, PLANE.reshape(9, 5, 4)])
-    def test_the_manifold_has_z1_to_the_right_and_z2_upwards(self, images):
+    def test_the_manifold_has_z0_to_the_right_and_z1_upwards(self, images):
         ax = plots.latent_manifold(images, VALUES)
         shown = pixels(ax)
         for i in range(3):
@@ -407,7 +407,7 @@ class TestWhatMovingZDoes:
             (PLANE[:, :2], VALUES, r"images has shape \(3, 2, 5, 4\)"),
             (X, VALUES, r"images has shape \(7, 5, 4\)"),
             (PLANE, [0, 0, 1], "increase"),
-            (PLANE, [[0, 1, 2]], r"values along an axis are \(K,\)"),
+            (PLANE, [[0, 1, 2]], r"values along an axis must be \(K,\)"),
             (PLANE, [0, np.nan, 1], "finite numbers"),
         ],
     )
@@ -416,7 +416,7 @@ class TestWhatMovingZDoes:
             draw(images, values)
 
     def test_each_row_needs_its_name(self):
-        with pytest.raises(DataError, match="1 names came for 2 things"):
+        with pytest.raises(DataError, match="1 names were given for 2 items"):
             plots.traversals(PLANE[:2], VALUES, names=["z1"])
 
 
@@ -429,7 +429,7 @@ class TestEllipses:
         draws = np.random.default_rng(0).multivariate_normal(CODES[39, :2], COVARIANCE, 20_000)
         assert abs(share_within(ax.patches[1], draws) - 0.5) < self.TOLERANCE
         np.testing.assert_allclose(ax.patches[0].center, CODES[0, :2])
-        assert ax.get_title() == "ellipses: 50 % of q(z|x), for 2 of 40 data"
+        assert ax.get_title() == "ellipses: 50 % of q(z|x), for 2 of 40 codes"
 
     def test_scales_are_those_of_independent_dimensions(self):
         ax = plots.latent_scatter(CODES[:, :2], scales=np.tile([0.1, 0.4], (40, 1)))
@@ -552,10 +552,10 @@ class TestGridPosterior:
             (np.zeros((3, 3)), {}, DataError, r"axes have 201 and 221 values, so it needs"),
             (np.full((201, 221), -np.inf), {}, DataError, "largest value of log_density is -inf"),
             (np.full((201, 221), np.nan), {}, DataError, "finite maximum"),
-            (log_normal(MEAN, 1e-4 * np.eye(2)), {}, DataError, "Take finer axes"),
+            (log_normal(MEAN, 1e-4 * np.eye(2)), {}, DataError, "Use finer axes"),
             (None, {"mean": [0, 0]}, ConfigError, "outlined once"),
             (None, {"covariance": np.eye(2)}, ConfigError, "outlined once"),
-            (None, {"log_guide": 0, "mean": 0, "covariance": 0}, ConfigError, "came twice"),
+            (None, {"log_guide": 0, "mean": 0, "covariance": 0}, ConfigError, "given twice"),
             (None, {"mean": [0], "covariance": 1}, DataError, r"mean has shape \(1,\)"),
             (None, {"log_guide": np.zeros(3)}, DataError, r"log_guide has shape \(3,\)"),
             (None, {"draws": np.zeros((1, 9, 2))}, DataError, r"draws has shape \(1, 9, 2\)"),
@@ -576,7 +576,7 @@ class TestKLByDimension:
         kl = np.array([[1.0, 5.0, 0.0], [3.0, 9.0, 0.0]])
         ax = plots.kl_by_dimension(kl)
         assert [bar.get_height() for bar in ax.patches] == [7.0, 2.0, 0.0]
-        assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "1", "3"]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "0", "2"]
         bars = ax.collections[0].get_segments()
         np.testing.assert_allclose([bar[:, 1] for bar in bars], [[3, 11], [0, 4], [0, 0]])
         assert ax.get_ylabel() == "KL(q(z_d|x) ‖ p(z_d)), nats, ± 2 s.e."
@@ -603,7 +603,7 @@ class TestKLByDimension:
     def test_many_dimensions_are_not_named(self):
         ax = plots.kl_by_dimension(np.arange(100.0))
         assert list(ax.get_xticks()) == []
-        assert ax.get_xlabel() == "latent dimension, 100 of them, largest KL first"
+        assert ax.get_xlabel() == "latent dimension (of 100), largest KL first"
 
     @pytest.mark.parametrize(
         ("kl", "options", "message"),
@@ -613,7 +613,7 @@ class TestKLByDimension:
             ([np.inf, 1.0], {}, r"kl\[0\] = inf"),
             ([1.0, 2.0], {"active": [True]}, r"active has shape \(1,\)"),
             ([1.0, 2.0], {"active": [0.1, 0.2]}, "dtype float64"),
-            ([1.0, 2.0], {"names": ["one"]}, "1 names came for 2"),
+            ([1.0, 2.0], {"names": ["one"]}, "1 names were given for 2"),
         ],
     )
     def test_refuses_what_is_no_kl_by_dimension(self, kl, options, message):
@@ -634,7 +634,7 @@ class TestParetoK:
         assert covered[-1] == [5, 0.7]  # at the threshold is not above it
         assert failed[0] == [1, 0.9]
         assert 0.9 < failed[1][1] < high  # ∞ at the upper one
-        assert ax.get_title() == "k̂ > 0.70 for 2 of 6 data (1 unknown): rows 3, 1"
+        assert ax.get_title() == "k̂ > 0.70 for 2 of 6 data points (1 unknown): rows 3, 1"
 
     def test_the_threshold_is_the_records_or_that_of_the_draws(self):
         record = SimpleNamespace(pareto_k=torch.tensor([0.4, 0.6]), threshold=0.5)
@@ -650,12 +650,12 @@ class TestParetoK:
 
     def test_names_the_five_worst(self):
         title = plots.pareto_k(np.linspace(0, 2, 100), title="digits").get_title()
-        assert title == "digits\nk̂ > 0.70 for 65 of 100 data: worst rows 99, 98, 97, 96, 95"
-        assert plots.pareto_k([0.1]).get_title() == "k̂ > 0.70 for 0 of 1 data"
+        assert title == "digits\nk̂ > 0.70 for 65 of 100 data points: worst rows 99, 98, 97, 96, 95"
+        assert plots.pareto_k([0.1]).get_title() == "k̂ > 0.70 for 0 of 1 data points"
 
     @pytest.mark.parametrize("k", [np.zeros((2, 3)), [], [np.nan, np.nan]])
     def test_refuses_what_is_no_k_by_datum(self, k):
-        with pytest.raises(DataError, match="one k̂ a datum"):
+        with pytest.raises(DataError, match="one k̂ per datum"):
             plots.pareto_k(k)
         with pytest.raises(ConfigError, match="num_samples"):
             plots.pareto_k([0.1], num_samples=1)
@@ -719,7 +719,7 @@ class TestCalibration:
         heights = ax.collections[0].get_paths()[0].vertices[:, 1]
         np.testing.assert_allclose([heights.min(), heights.max()], [-0.1, 0.1])  # 0.2 √¼
         texts = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert texts == ["dimension 1", "dimension 2, outside", "uniform ranks,\n90 % band"]
+        assert texts == ["dimension 0", "dimension 1, outside", "uniform ranks,\n90 % band"]
 
     def test_many_dimensions_share_two_keys(self):
         texts = plots.calibration(calibration_record(9)).get_legend().get_texts()
@@ -777,7 +777,7 @@ class TestSeveralModels:
             plots.rate_distortion([1, 2], [3])
         with pytest.raises(DataError, match=r"rates has shape \(0,\)"):
             plots.rate_distortion([], [])
-        with pytest.raises(DataError, match="1 names came for 2"):
+        with pytest.raises(DataError, match="1 names were given for 2"):
             plots.rate_distortion([1, 2], [3, 4], labels=["a"])
 
     def test_the_best_is_at_the_top_and_bars_are_paired_errors(self):

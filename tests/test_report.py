@@ -310,7 +310,7 @@ class TestPage:
         assert "pyrovae fit --data '<b>&'" in page.text
 
     def test_answers_its_questions(self, page, found):
-        for question in ("What the model is", "Can I believe it?", "Where it fails"):
+        for question in ("What the model is", "Can I trust it?", "Where it fails"):
             assert question in page.text
         for verdict in verdicts(found):
             assert verdict.meaning in page.text
@@ -375,15 +375,15 @@ class TestCard:
         [
             (None, CheckpointError, "has no summary.json"),
             ("{", CorruptCheckpointError, "cannot be read"),
-            ("[]", VersionMismatchError, "format is no object"),
-            ("{}", VersionMismatchError, "format is none"),
+            ("[]", VersionMismatchError, "format is not an object"),
+            ("{}", VersionMismatchError, "format is missing"),
             ('{"format": 9}', VersionMismatchError, "format is 9, but .* reads format 1"),
             ('{"format": 1}', CorruptCheckpointError, "'spec' is NoneType, not dict"),
             (json.dumps(CARD | {"seed": "3"}), CorruptCheckpointError, "'seed' is str, not int"),
             (
                 json.dumps(CARD | {"held_out": {"elbo": 3}}),
                 CorruptCheckpointError,
-                "held_out.elbo is no number",
+                "held_out.elbo is not a number",
             ),
         ],
     )
@@ -394,7 +394,7 @@ class TestCard:
             read_card(tmp_path)
 
     def test_no_folder(self, tmp_path):
-        with pytest.raises(ConfigError, match="is no folder"):
+        with pytest.raises(ConfigError, match="is not a folder"):
             read_card(tmp_path / "nowhere")
 
     @pytest.mark.parametrize("other", [torch.zeros(3, 2), torch.zeros(2, 3).double()])

@@ -1,8 +1,8 @@
-"""What every command shares: the app, its exit codes, and files that are never overwritten.
+"""Shared by all commands: the app, its exit codes, and files that are never overwritten.
 
-    0 fine    1 a check failed, or training diverged    2 cannot work as asked    130 Ctrl-C
+    0 success    1 a check failed, or training diverged    2 invalid request    130 Ctrl-C
 
-torch, Pyro and matplotlib are imported when a command begins, so that `--help` answers at once.
+torch, Pyro and matplotlib are imported when a command starts, so `--help` answers at once.
 """
 
 import json
@@ -20,10 +20,10 @@ from pyrovae.errors import CheckpointError, ConfigError, DataError, DivergenceEr
 
 
 class App(typer.Typer):
-    """The command as a process: what a process can set before torch, and how it writes."""
+    """The command-line app, with the environment and streams set up before torch."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # spinning threads that wait for each other made small nets 10 times slower on busy cores
+        # spinning threads made small networks 10 times slower on busy cores
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # not every pipe or terminal can write "‖"
@@ -35,24 +35,24 @@ app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=F
 
 @app.callback()
 def main() -> None:
-    """Train variational autoencoders (VAEs) and look at them.
+    """Train variational autoencoders (VAEs) and inspect them.
 
     A VAE describes a datum x by a few hidden numbers z: its encoder turns x into
     a density q(z|x) over codes, its decoder turns a code into a density p(x|z).
-    Both are trained together, so that codes rebuild their data and yet look like
+    Both are trained together, so that codes reconstruct their data and look like
     draws from the prior p(z); new data then come from z ~ p(z), x ~ p(x|z).
 
     \b
     ELBO = E_q\\[log p(x|z)] − KL(q(z|x) ‖ p(z)) ≤ log p(x)
-           −reconstruction   regulariser         evidence
+           −reconstruction   regularizer         evidence
 
-    in nats per datum; higher is better. Begin with: [bold]pyrovae fit[/bold]
+    in nats per datum; higher is better. Start with: [bold]pyrovae fit[/bold]
     """
 
 
 @contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
-    """A message on stderr and an exit code: 2 cannot work as asked, 1 diverged, 130 Ctrl-C."""
+    """Turn errors into a message on stderr and an exit code: 2 invalid, 1 diverged, 130 Ctrl-C."""
     try:
         yield
     except (
@@ -73,7 +73,7 @@ def errors_as_exit_codes() -> Iterator[None]:
 
 
 def file_name(text: str) -> str:
-    """A parser for what names a file or folder; a usage error, in few words, where it cannot."""
+    """Parse the name of a file or folder, or raise a short usage error."""
     from pyrovae.checks import as_path
 
     try:
@@ -84,23 +84,23 @@ def file_name(text: str) -> str:
 
 
 def path_of(text: str) -> Path:
-    """`file_name`, as a path."""
+    """Parse a `file_name` as a path."""
     return Path(file_name(text))
 
 
 @contextmanager
 def new_file(path: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary path beside `path`, moved there when the block ends well.
+    """Yield a temporary path in the same folder, moved to `path` if the block succeeds.
 
     Raises:
-        ConfigError: there is a file already and not force, or no such folder.
+        ConfigError: the file exists and not force, or the folder does not exist.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, but --out names a file.")
     if path.exists() and not force:
-        raise ConfigError(f"{path} is there already.\nGive another --out, or write --force.")
+        raise ConfigError(f"{path} already exists.\nGive another --out, or add --force.")
     if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent} is no folder.\nMake it first, or give another --out.")
+        raise ConfigError(f"{path.parent} is not a folder.\nCreate it, or give another --out.")
     temporary = path.with_name(f".{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
@@ -110,21 +110,21 @@ def new_file(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 def out_path(path: Path, suffixes: tuple[str, ...]) -> Path:
-    """The path, when its ending is one of these.
+    """Return the path if its suffix is one of these.
 
     Raises:
         ConfigError: it is another.
     """
     if path.suffix.lower() not in suffixes:
         raise ConfigError(
-            f"--out {str(path)!r} does not end in {' or '.join(suffixes)}: the ending tells the "
-            "format of the file."
+            f"--out {str(path)!r} does not end in {' or '.join(suffixes)}: the ending determines "
+            "the file format."
         )
     return path
 
 
 def say_json(value: Any) -> None:
-    """One JSON object on stdout; NaN and infinities, which JSON lacks, become null."""
+    """Print one JSON object; NaN and infinities, which JSON lacks, become null."""
     typer.echo(json.dumps(_finite(value), indent=2))
 
 

@@ -1,4 +1,4 @@
-"""`pyrovae compare`: runs by the evidence of the same held-out data, in pairs."""
+"""`pyrovae compare`: rank runs by paired evidence on the same held-out data."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,8 @@ from pyrovae.errors import ConfigError, DataError
 @app.command("compare")
 def compare_command(
     folders: Annotated[
-        list[Path], Argument(parser=path_of, metavar="RUN RUN…", help="Folders of pyrovae fit.")
+        list[Path],
+        Argument(parser=path_of, metavar="RUN RUN…", help="Folders made by pyrovae fit."),
     ],
     num_samples: Annotated[
         int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
@@ -27,12 +28,11 @@ def compare_command(
 ) -> None:
     """Rank runs by log p(x) of the held-out data that they share.
 
-    Differences are paired, datum by datum against the best run, so that what
-    makes a datum hard for every model cancels. Two runs are told apart when the
-    difference exceeds two standard errors. Why one wins: distortion is the
-    reconstruction term, and the KL is what z says of x (information) plus what
-    another prior could save (misfit). Runs on other data, or scored on another
-    split, are refused.
+    Differences to the best run are paired per datum, so that data which are hard
+    for every model cancel. A difference is significant if it exceeds two standard
+    errors. Why one run wins: distortion is the reconstruction term, and the KL is
+    the information about x in z plus what another prior could save (misfit).
+    Runs on other data, or scored on another split, are refused.
 
     \b
     Example:
@@ -41,8 +41,8 @@ def compare_command(
     with errors_as_exit_codes():
         if len({folder.resolve() for folder in folders}) < 2:
             raise ConfigError(
-                f"compare got {len(folders)} folder(s), but a comparison takes two different runs "
-                "or more.\nWrite pyrovae compare RUN RUN."
+                f"compare got {len(folders)} folder(s), but a comparison needs at least two "
+                "different runs.\nWrite pyrovae compare RUN RUN."
             )
         runs = [open_run(folder, data=data) for folder in folders]
         result = comparison(runs, num_samples=num_samples, seed=seed)
@@ -50,7 +50,7 @@ def compare_command(
 
 
 def comparison(runs: list[Run], *, num_samples: int, seed: int) -> dict[str, Any]:
-    """The rows of `pyrovae compare`, the best first; nats per datum.
+    """Return the rows of `pyrovae compare`, the best first; nats per datum.
 
     Raises:
         DataError: the runs were not scored on the same data.
@@ -60,8 +60,8 @@ def comparison(runs: list[Run], *, num_samples: int, seed: int) -> dict[str, Any
         if run.card["data_sha256"]["test"] != first.card["data_sha256"]["test"]:
             raise DataError(
                 f"{run.folder} and {first.folder} have different held-out data ({run.data.name}, "
-                f"{first.data.name}; by SHA-256): densities of different x do not compare.\n"
-                "Compare runs on one data set with one split and one binarization."
+                f"{first.data.name}; by SHA-256): densities of different x are not comparable.\n"
+                "Compare runs on the same data set, split and binarization."
             )
     models = {str(run.folder): run.vae for run in runs}
     options = {"num_samples": num_samples, "seed": seed}
@@ -94,7 +94,7 @@ def _row(row: Any, prior: str, bound: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table of `pyrovae compare`."""
+    """Print the table of `pyrovae compare`."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -109,7 +109,7 @@ def show(result: dict[str, Any]) -> None:
     for name in columns:
         table.add_column(name, justify="right")
     for row in result["runs"]:
-        told = "" if row["is_distinguishable"] else " (not told apart)"
+        told = "" if row["is_distinguishable"] else " (not significant)"
         worse = f"{_pair(row['difference'])}{told}" if row["difference"]["value"] else "best"
         parts = ("reconstruction", "mutual_information", "marginal_kl")
         table.add_row(

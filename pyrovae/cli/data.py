@@ -1,4 +1,4 @@
-"""The data of a run: by name or from a file, split and binarized as the options say."""
+"""The data of a run, by name or from a file, split and binarized by the options."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ DATA_SETS = ("digits", "mnist", "fashion_mnist", "binarized_mnist", "omniglot", 
 
 PIXELS = {
     "threshold": "thresholded: 1 where gray > 0.5",
-    "sampled": "sampled: x ~ Bernoulli(gray), afresh each epoch; one fixed draw is scored",
-    "none": "taken as they are",
+    "sampled": "sampled: x ~ Bernoulli(gray), redrawn each epoch; one fixed draw is scored",
+    "none": "unchanged",
 }
 
 
 class Images(NamedTuple):
-    """Binary data: what is trained on, and fixed tensors (N, *event) to score."""
+    """The source of training data, and fixed tensors (N, *event) to score."""
 
     source: Any
     train: Any
@@ -31,17 +31,17 @@ class Images(NamedTuple):
 def load(
     name: str, *, binarize: str | None = None, likelihood: str = "Bernoulli", seed: int = 0
 ) -> Images:
-    """The data of this name or file, binarized.
+    """Load the data of this name or file, binarized.
 
     Args:
         name: one of DATA_SETS, or a file of images.
-        binarize: "threshold", "sampled" or "none"; None takes what the likelihood needs.
+        binarize: "threshold", "sampled" or "none"; None chooses what the likelihood needs.
         likelihood: only Bernoulli needs pixels in {0, 1}.
-        seed: of the split of a file, and of the fixed draw of "sampled".
+        seed: seed of the split of a file, and of the fixed draw of "sampled".
 
     Raises:
         ConfigError: it is neither a data set nor a file.
-        DataError: the file does not hold images, or other values than binarize allows.
+        DataError: the file does not hold images, or has values that binarize does not allow.
     """
     data, split = _grey(name, seed)
     is_binary = likelihood == "Bernoulli"
@@ -54,7 +54,7 @@ def load(
 
 
 def _grey(name: str, seed: int) -> tuple[Any, str]:
-    """The data as they come, and in words how the held-out ones were chosen."""
+    """Return the raw data, and a description of the held-out split."""
     if name in DATA_SETS:
         return getattr(pv.datasets, name)(), "its test split"
     if not Path(name).suffix and not Path(name).is_file():
@@ -67,8 +67,8 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
     x, is_bytes = grey_images(name)
     if x.dim() < 2 or len(x) < 10:
         raise DataError(
-            f"{name} holds an array of shape {tuple(x.shape)}, but one datum is one row, (N, H, W) "
-            "or (N, D), and there must be 10 or more: a fifth is held out."
+            f"{name} holds an array of shape {tuple(x.shape)}, but each row must be one datum, "
+            "(N, H, W) or (N, D), with N ≥ 10: a fifth is held out."
         )
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     test, train = x[order].tensor_split([len(x) // 5])
@@ -77,7 +77,7 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
 
 
 def grey_images(path: str) -> tuple[Any, bool]:
-    """The images in a file as floats, bytes divided by 255, and whether they were bytes."""
+    """Read the images in a file as floats (bytes / 255), and whether they were bytes."""
     import torch
 
     x = pv.datasets.from_file(path)
@@ -87,14 +87,14 @@ def grey_images(path: str) -> tuple[Any, bool]:
 
 
 def rows_of(path: str, run: Any) -> tuple[Any, Any]:
-    """Images in a file made ready for a run's model, and the mask: true where observed (not NaN).
+    """Read images for a run's model, and the mask: true where observed (not NaN).
 
     Args:
         path: .npy, .npz or IDX; floats may hold NaN where a pixel is missing.
-        run: what `cli.runs.open_run` returned; gray images are binarized as its data were.
+        run: from `cli.runs.open_run`; gray images are binarized like its data.
 
     Raises:
-        DataError: a row has another shape than the run's data.
+        DataError: rows do not have the shape of the run's data.
     """
     x, _ = grey_images(path)
     shape = tuple(run.vae.spec["event_shape"])
@@ -115,6 +115,6 @@ def _binary(x: Any, pixels: str, is_binary: bool) -> Any:
     if not is_binary or ((x == 0) | (x == 1)).all():
         return x
     raise DataError(
-        "--binarize none needs pixels that are 0 or 1, but these also have values between or "
-        f"beyond ({x.min():g} to {x.max():g}).\nWrite --binarize threshold, or sampled."
+        "--binarize none needs pixels that are 0 or 1, but these have other values "
+        f"(range {x.min():g} to {x.max():g}).\nWrite --binarize threshold or sampled."
     )

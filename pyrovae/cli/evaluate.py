@@ -1,4 +1,4 @@
-"""`pyrovae evaluate`: what a run's model is worth on its held-out data."""
+"""`pyrovae evaluate`: score a run's model on its held-out data."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +11,14 @@ from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, bound_on, elbo_label, estima
 from pyrovae.cli.runs import Run, open_run
 
 RunFolder = Annotated[
-    Path, Argument(parser=path_of, metavar="RUN", help="A folder that pyrovae fit made.")
+    Path, Argument(parser=path_of, metavar="RUN", help="A folder made by pyrovae fit.")
 ]
 DataOption = Annotated[
     str | None,
-    Option(parser=file_name, metavar="FILE", help="Where the run's data are now, if they moved."),
+    Option(parser=file_name, metavar="FILE", help="The file of the run's data, if it has moved."),
 ]
-JsonOption = Annotated[bool, Option("--json", help="One JSON object instead of a table.")]
-SeedOption = Annotated[int, Option(min=0, metavar="N", help="Of all draws.")]
+JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
+SeedOption = Annotated[int, Option(min=0, metavar="N", help="Seed of all draws.")]
 
 
 @app.command("evaluate")
@@ -28,7 +28,7 @@ def evaluate_command(
         int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
     ] = 1000,
     num_data: Annotated[
-        int | None, Option(min=2, metavar="N", help="Score so many held-out data, at random.")
+        int | None, Option(min=2, metavar="N", help="Score at most N held-out data, at random.")
     ] = None,
     seed: SeedOption = 0,
     data: DataOption = None,
@@ -38,9 +38,9 @@ def evaluate_command(
 
     \b
     ELBO      −(reconstruction + KL), a lower bound of log p(x)
-    log p(x)  log (1/K) Σ_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x): from below, and
-              closer the larger K is
-    active    latent dimensions with Var_x(E[z_d|x]) > 0.01
+    log p(x)  log (1/K) Σ_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x): a lower bound
+              in expectation, tighter for larger K
+    active    latent dimensions with Var_x(E\\[z_d|x]) > 0.01
     k̂         tail of a datum's weights; above the threshold the encoder misses
               its posterior, and log p(x) is too low
 
@@ -56,7 +56,7 @@ def evaluate_command(
 
 
 def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> dict[str, Any]:
-    """The numbers of `pyrovae evaluate`, nats per datum where nothing else is said."""
+    """Compute the numbers of `pyrovae evaluate`, nats per datum unless said otherwise."""
     import torch
 
     from pyrovae.core.pareto import pareto_k_threshold
@@ -98,7 +98,7 @@ def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> di
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table of `pyrovae evaluate`."""
+    """Print the table of `pyrovae evaluate`."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -108,8 +108,8 @@ def show(result: dict[str, Any]) -> None:
     table = Table(
         f"held out (N={result['num_data']})",
         title=f"{result['run']}: VAE on {result['data']}",
-        caption=f"nats per datum ± standard error over the data; {NUM_SAMPLES} draws of z each, "
-        f"log p(x) by {log_px['estimator']} (error of its draws {log_px['draw_error']:.3f})",
+        caption=f"nats per datum ± standard error over the data; {NUM_SAMPLES} draws of z per "
+        f"datum, log p(x) by {log_px['estimator']} (error of its draws {log_px['draw_error']:.3f})",
     )
     table.add_column("value", justify="right")
     labels = {**TERMS, "elbo": elbo_label(result["bound_on"])}

@@ -1,11 +1,11 @@
-"""`pyrovae fit`: train a VAE on images, score it on held-out ones, keep model, card and pictures.
+"""`pyrovae fit`: train a VAE on images, score it on held-out ones, write model, card and plots.
 
     ELBO = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))  ≤  log p(x)        nats per datum
 
-`fit_command` parses options into `Settings`; `run` does the work. What cannot work is refused
+`fit_command` parses options into `Settings`; `run` does the work. Invalid settings are refused
 before training, and a run that fails before its first checkpoint leaves no folder. settings.json is
-there from the start, so that an interrupted or killed run goes on with `--resume DIR` alone.
-Of several processes (`torchrun`) the first one writes and speaks.
+written first, so an interrupted or killed run resumes with `--resume DIR` alone. With several
+processes (`torchrun`), only the first writes and prints.
 """
 
 import json
@@ -36,7 +36,7 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for; None is what the data and the date decide."""
+    """Settings of a run; None is decided by the data or the date."""
 
     data: str
     binarize: str | None
@@ -58,10 +58,10 @@ class Settings:
 
 
 def widths(text: str) -> tuple[int, ...]:
-    """The hidden widths in a text: "300,100" → (300, 100)."""
+    """Parse hidden widths: "300,100" → (300, 100)."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text!r} is no list of widths such as 200 or 300,300.")
+        raise typer.BadParameter(f"{text!r} is not a list of widths such as 200 or 300,300.")
     return tuple(map(int, parts))
 
 
@@ -79,36 +79,36 @@ def fit_command(
         Option(
             metavar="METHOD",
             help="threshold: 1 where gray > 0.5, the default. sampled: 1 with probability gray, "
-            "afresh each epoch. none: as they are, the default for other likelihoods.",
+            "redrawn each epoch. none: unchanged, the default for other likelihoods.",
         ),
     ] = None,
     prior: Annotated[
         str, Option(metavar="NAME", help="p(z): a name in pyrovae.priors; ? lists them.")
     ] = ("StandardNormal"),
     guide: Annotated[
-        str, Option(metavar="NAME", help="q(z|x): a name in pyrovae.guides; likewise.")
+        str, Option(metavar="NAME", help="q(z|x): a name in pyrovae.guides; ? lists them.")
     ] = ("DiagonalNormal"),
     likelihood: Annotated[
-        str, Option(metavar="NAME", help="p(x|z): a name in pyrovae.likelihoods; likewise.")
+        str, Option(metavar="NAME", help="p(x|z): a name in pyrovae.likelihoods; ? lists them.")
     ] = "Bernoulli",
     network: Annotated[
         str, Option(metavar="NAME", help="mlp, gated_mlp, residual_mlp or conv.")
     ] = "mlp",
-    latent_dim: Annotated[int, Option(min=1, metavar="D", help="Length of a code z.")] = 2,
+    latent_dim: Annotated[int, Option(min=1, metavar="D", help="Dimension of z.")] = 2,
     hidden: Annotated[
-        Any, Option(parser=widths, metavar="WIDTHS", help="Such as 300,200; reversed for decoding.")
+        Any, Option(parser=widths, metavar="WIDTHS", help="As 300,200; reversed in the decoder.")
     ] = "200,200",
     epochs: Annotated[int, Option(min=1, metavar="N", help="Passes over the data.")] = 100,
-    batch_size: Annotated[int, Option(min=1, metavar="N", help="Data in a step of Adam.")] = 64,
-    learning_rate: Annotated[float, Option(metavar="RATE", help="Adam's.")] = 1e-3,
+    batch_size: Annotated[int, Option(min=1, metavar="N", help="Data per step.")] = 64,
+    learning_rate: Annotated[float, Option(metavar="RATE", help="Learning rate of Adam.")] = 1e-3,
     beta: Annotated[float, Option(metavar="β", help="Weight of the KL in training.")] = 1.0,
-    seed: Annotated[int, Option(min=0, metavar="N", help="Of weights and all draws.")] = 0,
+    seed: Annotated[int, Option(min=0, metavar="N", help="Seed of weights and draws.")] = 0,
     compile: Annotated[
         Literal["auto", "eager", "graph", "inductor"],
         Option(
             metavar="ENGINE",
-            help="handlers run each step; graph replays one recorded step; inductor compiles it; "
-            "auto chooses by size and length.",
+            help="eager runs Pyro's handlers at each step; graph replays one traced step; inductor "
+            "compiles it; auto chooses by size and length.",
         ),
     ] = "auto",
     precision: Annotated[
@@ -116,18 +116,18 @@ def fit_command(
     ] = "float32",
     device: Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, …")] = None,
     out: Annotated[
-        Path | None, Option(parser=path_of, metavar="DIR", help="New; runs/DATA-DATE-TIME.")
+        Path | None, Option(parser=path_of, metavar="DIR", help="New; default runs/DATA-DATE-TIME.")
     ] = None,
     resume: Annotated[
         Path | None,
         Option(
             parser=path_of,
             metavar="DIR",
-            help="Go on with an interrupted run; takes no other option.",
+            help="Resume an interrupted run; takes no other option.",
         ),
     ] = None,
 ) -> None:
-    """Train a VAE on images, score it on held-out ones, and draw pictures.
+    """Train a VAE on images, score it on held-out ones, and draw plots.
 
     \b
     By default:
@@ -139,7 +139,7 @@ def fit_command(
     The run folder gets model.safetensors (for pyrovae.load), summary.json
     (settings, versions, numbers, history), history.csv, checkpoints, and
     reconstructions.png, samples.png, latent.png and training.png. After Ctrl-C
-    it holds the model as it then was, and --resume goes on bit for bit.
+    it holds the current model, and --resume continues bit for bit.
 
     \b
     Examples:
@@ -153,9 +153,9 @@ def fit_command(
       torchrun --nproc-per-node 2 -m pyrovae fit --out runs/two
 
     Files are .npy, .npz or IDX; a fifth of their rows, drawn by the seed, is held
-    out. Data sets keep their test split; validation data, where there are any,
-    stop training early. All but digits are looked up in the folder PYROVAE_DATA;
-    MNIST and Fashion-MNIST are downloaded if they are not there.
+    out. Data sets keep their test split; validation data, if any, stop training
+    early. All but digits are read from the folder PYROVAE_DATA; MNIST and
+    Fashion-MNIST are downloaded if they are missing.
     """
     options = locals()  # before there is any other local
     context, folder = options.pop("context"), options.pop("resume")
@@ -168,32 +168,32 @@ def fit_command(
 
 
 def refuse_others(context: typer.Context) -> None:
-    """ConfigError where --resume came with another option: the run has its own."""
+    """Raise ConfigError if --resume comes with another option: the run has its own."""
     given = [n for n in context.params if context.get_parameter_source(n).name == "COMMANDLINE"]
     if others := [f"--{name.replace('_', '-')}" for name in given if name != "resume"]:
         raise ConfigError(
-            f"--resume goes on with the settings of the run, but {', '.join(others)} came with it."
-            "\nLeave it out, or begin a new run."
+            f"--resume uses the settings of the run, but {', '.join(others)} was also given."
+            "\nOmit it, or start a new run."
         )
 
 
 def settings_of(folder: Path) -> Settings:
-    """The settings that a run began with."""
+    """Return the settings that a run started with."""
     path = folder / SETTINGS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return Settings(**found | {"hidden": tuple(found["hidden"]), "out": folder})
     except FileNotFoundError:
         raise ConfigError(
-            f"{folder} holds no {SETTINGS}, so it is no run that could go on.\nGive the folder "
-            "that an interrupted `pyrovae fit` named."
+            f"{folder} has no {SETTINGS}, so it cannot be resumed.\nGive the folder that an "
+            "interrupted `pyrovae fit` printed."
         ) from None
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}.\nBegin a new run.") from None
+        raise CheckpointError(f"{path} is damaged: {error}.\nStart a new run.") from None
 
 
 def run(settings: Settings, *, resumed: Path | None = None) -> None:
-    """Train, score and draw as the settings say, and show what came out."""
+    """Train, score and draw by the settings, and print the results."""
     from pyrovae.checks import seed_number
     from pyrovae.runtime.process_group import is_first
 
@@ -227,7 +227,7 @@ def run(settings: Settings, *, resumed: Path | None = None) -> None:
 def trained(
     settings: Settings, vae: Any, data: Images, folder: Path, *, is_resumed: bool
 ) -> tuple[Any, bool]:
-    """The history of the training, and whether Ctrl-C ended it after an epoch or more."""
+    """Train; return the history, and whether Ctrl-C ended it after at least one epoch."""
     names = ("epochs", "batch_size", "learning_rate", "seed", "compile", "precision", "device")
     options = {name: getattr(settings, name) for name in names}
     if settings.beta != 1:
@@ -236,7 +236,7 @@ def trained(
     try:
         return pv.fit(vae, data.source, **options), False
     except KeyboardInterrupt:
-        if not (folder / "history.csv").exists():  # it had not begun
+        if not (folder / "history.csv").exists():  # training had not started
             raise
         history = pv.History.from_csv(folder / "history.csv", seed=settings.seed)
         if not len(history):
@@ -245,23 +245,23 @@ def trained(
 
 
 def how_to_go_on(folder: Path) -> str:
-    """The line that ends an interrupted run."""
-    return f"Go on with: pyrovae fit --resume {folder}"
+    """Return the last line of an interrupted run."""
+    return f"Resume with: pyrovae fit --resume {folder}"
 
 
 def plain(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON holds them."""
+    """Return the settings as JSON values."""
     return asdict(settings) | {"out": settings.out and str(settings.out)}
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One JSON object in a file."""
+    """Write one JSON object to a file."""
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
 
 @contextmanager
 def run_folder(out: Path | None, name: str, *, is_resumed: bool) -> Iterator[Path]:
-    """A folder for the run's files, removed again when the block fails before a checkpoint."""
+    """Yield a folder for the run's files, removed if the block fails before a checkpoint."""
     from pyrovae.runtime.process_group import is_first
 
     folder = out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -269,14 +269,16 @@ def run_folder(out: Path | None, name: str, *, is_resumed: bool) -> Iterator[Pat
         yield folder
         return
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(f"{folder} is no empty folder; a run overwrites nothing.\nGive another.")
+        raise ConfigError(
+            f"{folder} is not an empty folder; runs overwrite nothing.\nGive another."
+        )
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=out is not None)
     try:
-        tempfile.TemporaryFile(dir=folder).close()  # a folder that refuses files does so now
+        tempfile.TemporaryFile(dir=folder).close()  # fail now if it is not writable
         yield folder
     except BaseException:
-        if not any(folder.glob("*-[0-9]*")):  # no checkpoint: nothing to go on with
+        if not any(folder.glob("*-[0-9]*")):  # no checkpoint: nothing to resume
             for name in (SETTINGS, "history.csv", "lock"):
                 (folder / name).unlink(missing_ok=True)
         for path in made:
@@ -286,14 +288,14 @@ def run_folder(out: Path | None, name: str, *, is_resumed: bool) -> Iterator[Pat
 
 
 def pictures(vae: Any, data: Images, history: Any, seed: int, prior: str) -> dict[str, Any]:
-    """File name → figure; images only where a datum is one."""
+    """Draw the figures by file name; image grids only if the data are images."""
     import torch
 
     from pyrovae.handlers import evaluation
     from pyrovae.runtime.random_stream import RandomStream
 
     with RandomStream(seed), evaluation(vae):
-        rows = torch.randperm(len(data.test))[:3000]  # more points hide each other
+        rows = torch.randperm(len(data.test))[:3000]  # more points would hide each other
         codes = _mean(vae.encode(data.test[rows]))
         samples = vae.decode(vae.prior().expand([64]).sample()).mean
     labels = None if data.test_labels is None else data.test_labels[rows]
@@ -320,12 +322,12 @@ def _mean(q_z: Any) -> Any:
 
 
 def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[str, Any]:
-    """What summary.json holds: settings, versions, numbers with their unit, history."""
+    """Return the contents of summary.json: settings, versions, numbers with unit, history."""
     return {
         "data": data.name,
         "pixels": PIXELS[data.pixels],
         "held_out_is": data.split,
-        "unit": "nats per datum; elbo = -(reconstruction + kl), whatever beta",
+        "unit": "nats per datum; elbo = -(reconstruction + kl), for any beta",
         "bound_on": bound_on(vae, data.test),
         "num_samples": NUM_SAMPLES,
         "training": estimate(vae, data.train, history.seed),
@@ -340,7 +342,7 @@ def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[st
 
 
 def provenance(settings: Settings, vae: Any, data: Images, folder: Path) -> dict[str, Any]:
-    """What makes summary.json a card: the model's spec, hashes, and the command."""
+    """Return what makes summary.json a card: the model's spec, hashes, and the command."""
     from pyrovae.report import card
 
     is_file = settings.data not in DATA_SETS
@@ -356,26 +358,26 @@ def provenance(settings: Settings, vae: Any, data: Images, folder: Path) -> dict
 
 
 def command_line() -> str:
-    """The command as it was typed, or "pyrovae …" where another program called it."""
+    """Return the command as typed, or "pyrovae …" if another program called it."""
     name = Path(sys.argv[0]).name
     is_ours = name in ("pyrovae", "pyrovae.exe", "__main__.py")
     return shlex.join(["pyrovae", *sys.argv[1:]]) if is_ours else "pyrovae fit (from Python)"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that a number depends on."""
+    """Return the versions of Python and of the packages that numbers depend on."""
     packages = {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
     return {"pyrovae": pv.__version__, **packages, "python": platform.python_version()}
 
 
 def show(result: dict[str, Any], folder: Path) -> None:
-    """The table of the ELBO's terms, how they came about, and the files, on stdout."""
+    """Print the table of the ELBO's terms, how they were obtained, and the files."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     parts = {"training": result["training"], "held out": result["held_out"]}
-    caption = f"± standard error over the data, with {NUM_SAMPLES} draws of z each"
+    caption = f"± standard error over the data, {NUM_SAMPLES} draws of z per datum"
     table = Table("nats per datum", title=f"VAE on {result['data']}", caption=caption)
     for name, part in parts.items():
         table.add_column(f"{name} (N={part['num_data']})", justify="right")
@@ -392,7 +394,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
         "latent": f"dimension {settings['latent_dim']}; hidden {settings['hidden']}",
         "parts": f"{settings['prior']}, {settings['guide']}, {settings['likelihood']}",
         "trained": f"with β = {beta:g}{'' if beta == 1 else '; the ELBO above is that of β = 1'}",
-        "epochs": f"{epochs}; seed {result['seed']}; {result['seconds']:.0f} s in all",
+        "epochs": f"{epochs}; seed {result['seed']}; {result['seconds']:.0f} s in total",
         "wrote": "\n         ".join(
             str(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "lock"
         ),

@@ -1,9 +1,9 @@
-"""The numbers of a run's card: mean ELBO terms with two errors, and how they are shown.
+"""The numbers of a run's card, mean ELBO terms with two errors, and their labels.
 
     std_error    s / √N over the data: to compare with other data
     draw_error   √(Σ_i s_i² / S) / N over the S draws of z: to compare with other draws
 
-The second is what `pyrovae verify` uses: it scores the same data again.
+`pyrovae verify`, which scores the same data again, uses the second.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ TERMS = {
 
 
 def bound_on(vae: Any, x: Any) -> str:
-    """What the ELBO is a bound on: "log p(x)", or "log p(x) of the relaxed model"."""
+    """Return what the ELBO bounds: "log p(x)", or "log p(x) of the relaxed model"."""
     from pyrovae.contract.program import trace_once
     from pyrovae.core import terms
 
@@ -27,12 +27,12 @@ def bound_on(vae: Any, x: Any) -> str:
 
 
 def elbo_label(bound: str) -> str:
-    """The ELBO's row in a table, with the model that it bounds where that is another one."""
+    """Return the ELBO's label, with the model that it bounds if that is a relaxed one."""
     return TERMS["elbo"].replace("ELBO", "ELBO" + bound.removeprefix("log p(x)"))
 
 
 def estimate(vae: Any, x: Any, seed: int, *, num_samples: int | None = None) -> dict[str, Any]:
-    """ELBO, reconstruction and KL of x (N, *event), in nats per datum, with standard errors.
+    """Estimate ELBO, reconstruction and KL of x, in nats per datum, with standard errors.
 
     Args:
         vae: the model.

@@ -1,4 +1,4 @@
-"""`pyrovae report`: one HTML page about a run."""
+"""`pyrovae report`: write one HTML page about a run."""
 
 from datetime import datetime
 from pathlib import Path
@@ -19,31 +19,29 @@ SYMBOLS = {"fine": "ok", "look": "look", "problem": "PROBLEM", "unknown": "?"}
 def report_command(
     folder: RunFolder,
     out: Annotated[
-        Path | None, Option(parser=path_of, metavar="FILE", help="RUN/report.html if left out.")
+        Path | None, Option(parser=path_of, metavar="FILE", help="RUN/report.html by default.")
     ] = None,
     num_samples: Annotated[
         int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
     ] = 1000,
     seed: SeedOption = 0,
     data: DataOption = None,
-    as_json: Annotated[
-        bool, Option("--json", help="The verdicts as one JSON object on stdout, too.")
-    ] = False,
-    force: Annotated[bool, Option("--force", help="Replace the file if it is there.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Also print the verdicts as JSON.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write one HTML page about a run: what it is, and whether to believe it.
+    """Write one HTML page about a run: what it is, and whether to trust it.
 
     The page needs no network. Its verdicts come from numbers with errors:
 
     \b
-    undertrained        a copy that goes on training gains much on held-out data
-    posterior collapse  q(z|x) is the prior whatever x is
-    over-regularized    the encoder is balanced for more KL than the ELBO has
-    overfitting         training data are scored far better than held-out ones
+    undertrained        a copy trained further gains much on held-out data
+    posterior collapse  q(z|x) is the prior for every x
+    over-regularized    the encoder is optimal for more KL than the ELBO has
+    overfitting         training data are scored far better than held-out data
 
     and, worth a look, data whose posterior the encoder misses, the inference gap,
-    the misfit of the prior, and calibration. They are of at most 1000 rows of the
-    training and of the held-out data, at random.
+    prior misfit, and calibration. They use at most 1000 random rows each of the
+    training and the held-out data.
 
     \b
     Example:
@@ -63,7 +61,7 @@ def report_command(
 
 
 def written(run: Run, *, num_samples: int, seed: int) -> tuple[tuple[Any, ...], str]:
-    """The verdicts on a run, and its page."""
+    """Return the verdicts on a run, and its page."""
     from pyrovae.report.figures import pictures
     from pyrovae.report.findings import Training, examine
     from pyrovae.report.page import render
@@ -102,7 +100,7 @@ def _columns(history: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def show(judged: tuple[Any, ...], target: Path) -> None:
-    """The verdicts in short, and where the page is."""
+    """Print the verdicts in short, and the path of the page."""
     for verdict in judged:
         line = f"{SYMBOLS[verdict.status]:<8} {verdict.name}: {verdict.number or verdict.meaning}"
         typer.echo(line)

@@ -1,4 +1,4 @@
-"""A run folder, opened: its card checked, its model loaded, its data loaded again and compared."""
+"""Opening a run folder: check its card, load its model, load its data and compare them."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ from pyrovae.errors import DataError
 
 
 class Run(NamedTuple):
-    """A run that can be used.
+    """An opened run.
 
     Attributes:
-        folder: where it lies.
-        card: what summary.json says.
+        folder: its path.
+        card: the contents of summary.json.
         vae: the model.
         pixels: how its gray images were binarized: "threshold", "sampled" or "none".
-        data: its data; None where they were not asked for.
+        data: its data; None if not requested.
     """
 
     folder: Path
@@ -26,16 +26,16 @@ class Run(NamedTuple):
 
 
 def open_run(folder: Path, *, with_data: bool = True, data: str | None = None) -> Run:
-    """The run in a folder.
+    """Open the run in a folder.
 
     Args:
-        folder: as `pyrovae fit --out` made it.
-        with_data: load its data too, which must be those that it was trained on.
-        data: where the data are now, if their file has moved.
+        folder: made by `pyrovae fit --out`.
+        with_data: also load its data, which must be those that it was trained on.
+        data: the file of the data, if it has moved.
 
     Raises:
-        ConfigError, CheckpointError: the folder is no run, or is damaged.
-        DataError: the data are not there, or are not the same.
+        ConfigError, CheckpointError: the folder is not a run, or is damaged.
+        DataError: the data are missing or different.
     """
     import pyrovae as pv
     from pyrovae.report.card import MODEL, data_hashes, read_card
@@ -54,9 +54,9 @@ def open_run(folder: Path, *, with_data: bool = True, data: str | None = None) -
     if wrong:
         now, then = (str(hashes[wrong[0]])[:12] for hashes in (found, card["data_sha256"]))
         raise DataError(
-            f"{name}: its {wrong[0]} part has sha256 {now}…, but {folder} has {then}… on its "
-            "card: other data, or another split.\n"
-            "Its numbers say nothing about these. Name the right file with --data."
+            f"{name}: its {wrong[0]} part has sha256 {now}…, but the card of {folder} has "
+            f"{then}…: other data, or another split.\n"
+            "The run's numbers do not apply to these. Give the right file with --data."
         )
     return Run(folder, card, vae, pixels, images)
 
@@ -67,13 +67,13 @@ def _default_pixels(card: dict[str, Any]) -> str:
 
 
 def _place(card: dict[str, Any]) -> str:
-    """The data's name; for a file where it was, relative to here or absolute."""
+    """Return the name of the data, or the relative or absolute path of their file."""
     name, absolute = card["settings"]["data"], card.get("data_file")
     if name in DATA_SETS or Path(name).is_file() or not absolute:
         return name
     if not Path(absolute).is_file():
         raise DataError(
-            f"{absolute}, which the run was trained on, is not there any more.\n"
-            "Say where it is with --data FILE."
+            f"{absolute}, which the run was trained on, no longer exists.\n"
+            "Give its new path with --data FILE."
         )
     return absolute

@@ -1,4 +1,4 @@
-"""`pyrovae sample`, `encode` and `impute`: what a trained model is for."""
+"""`pyrovae sample`, `encode` and `impute`: use a trained model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from pyrovae.cli.evaluate import DataOption, RunFolder, SeedOption
 from pyrovae.cli.runs import open_run
 from pyrovae.errors import ConfigError, DataError
 
-Force = Annotated[bool, Option("--force", help="Replace the file if it is there.")]
+Force = Annotated[bool, Option("--force", help="Replace an existing file.")]
 File = Annotated[
     str, Argument(parser=file_name, metavar="FILE", help="Images: .npy, .npz or IDX, (N, *event).")
 ]
@@ -25,7 +25,7 @@ def sample_command(
     out: Annotated[
         Path, Option(parser=path_of, metavar="FILE", help="A picture .png, or arrays .npz.")
     ],
-    num: Annotated[int, Option("-n", "--num", min=1, metavar="N", help="How many.")] = 64,
+    num: Annotated[int, Option("-n", "--num", min=1, metavar="N", help="Number of draws.")] = 64,
     seed: SeedOption = 0,
     force: Force = False,
 ) -> None:
@@ -61,8 +61,8 @@ def sample_command(
 def _picture(mean: Any, title: str, path: Path) -> None:
     if mean.dim() != 3:
         raise DataError(
-            f"a datum has shape {tuple(mean.shape[1:])}, so it is no image (H, W).\n"
-            "Write --out to an .npz."
+            f"a datum has shape {tuple(mean.shape[1:])}, so it is not an image (H, W).\n"
+            "Give --out an .npz file."
         )
     pv.plots.images(mean, title=title).figure.savefig(path, dpi=120, format="png")
 
@@ -82,7 +82,7 @@ def encode_command(
     ],
     file: Annotated[
         str | None,
-        Argument(metavar="[FILE]", help="Images .npy, .npz or IDX; the held-out ones if left out."),
+        Argument(metavar="[FILE]", help="Images .npy, .npz or IDX; the held-out data if omitted."),
     ] = None,
     num_draws: Annotated[
         int, Option(min=0, metavar="S", help="Draws of z per datum; 0 writes none.")
@@ -93,9 +93,9 @@ def encode_command(
 ) -> None:
     """Write the codes of data: mean and scale of q(z|x), and draws.
 
-    mean and scale (N, D) are those of q(z|x) per latent dimension. Where q has
-    none of its own (a flow), they are those of 1000 draws, and a netCDF says so.
-    draws is (S, N, D). Images are binarized as the run's own data were.
+    mean and scale (N, D) are those of q(z|x) per latent dimension. If q has none
+    in closed form (a flow), they are those of 1000 draws, and a netCDF says so.
+    draws is (S, N, D). Images are binarized like the run's own data.
 
     \b
     Examples:
@@ -119,14 +119,14 @@ def encode_command(
 
 
 def codes(vae: Any, x: Any, mask: Any, *, num_draws: int, seed: int) -> tuple[dict[str, Any], str]:
-    """mean, scale (N, D) and, where asked for, draws (S, N, D); and where the first two are from.
+    """Return mean, scale (N, D), draws (S, N, D) if requested, and the origin of the moments.
 
     Args:
         vae: the model.
         x: (N, *event).
         mask: of x's shape, true where x is observed, or None.
         num_draws: S.
-        seed: of the draws.
+        seed: random seed.
     """
     from pyrovae.checks import seed_number
     from pyrovae.handlers import evaluation
@@ -151,7 +151,7 @@ def _write_netcdf(path: Path, arrays: dict[str, Any], about: dict[str, Any]) -> 
     dims = {"mean": ("datum", "latent"), "scale": ("datum", "latent")}
     dims["draws"] = ("draw", "datum", "latent")
     values = {n: (dims[n], t.detach().cpu().numpy()) for n, t in arrays.items()}
-    # netCDF 3 through scipy, which scikit-learn brings; HDF5 would need another package
+    # netCDF 3 through scipy, which scikit-learn requires; HDF5 would need another package
     xarray.Dataset(values, attrs=about).to_netcdf(path, engine="scipy")
 
 
@@ -162,7 +162,7 @@ def impute_command(
     out: Annotated[Path, Option(parser=path_of, metavar="FILE", help="Arrays .npz.")],
     num_samples: Annotated[int, Option(min=1, metavar="S", help="Draws per datum.")] = 100,
     num_proposals: Annotated[
-        int, Option(min=21, metavar="K", help="Draws of q(z|x) they are taken from.")
+        int, Option(min=21, metavar="K", help="Draws of q(z|x) to resample from.")
     ] = 10_000,
     seed: SeedOption = 0,
     force: Force = False,
@@ -200,5 +200,5 @@ def _told(found: Any, num_proposals: int, out: Path) -> str:
         f"{len(found.draws)} draws of {len(ess)} data: {out}\n"
         f"effective sample size of {num_proposals} weights: median {ess.median():.0f}, "
         f"smallest {ess.min():.1f} (row {int(ess.argmin())})\n"
-        f"k̂ > 0.7, not to be trusted: {num_bad} of {len(ess)} data"
+        f"k̂ > 0.7, unreliable: {num_bad} of {len(ess)} data"
     )

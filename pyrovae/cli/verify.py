@@ -1,15 +1,15 @@
-"""`pyrovae verify`: is a run what its card says?
+"""`pyrovae verify`: check that a run is what its card says.
 
-A number m on the card and the same m' at other draws of z, of the same data and as many draws,
-differ by Monte-Carlo error alone, whose standard error is √2 s for s that of one of them. So
+A number m on the card and m', recomputed from the same data with as many other draws of z,
+differ by Monte-Carlo error alone: √2 s, where s is the standard error of one of them. So
 
     t = |m − m'| / (√2 s') ≤ 3
 
-with s' computed again: an error on the card that is too large excuses nothing. Of six true
-numbers one is beyond 3 for about 1 in 85 seeds (1.2 %; 1.6 % if they were independent), though
-each is for 0.27 %. So one that is beyond is computed once more with the run's own draws: equal
-up to rounding, it is true, and was far by chance. Another machine or version of torch may draw
-otherwise; there a true card fails at that rate.
+with s' recomputed: too large an error on the card does not help. One of six correct numbers
+exceeds 3 for about 1 in 85 seeds (1.2 %; 1.6 % if they were independent), though each does for
+0.27 %. Such a number is recomputed with the run's own draws: if that reproduces it up to rounding,
+it is correct and was off by chance. Another machine or version of torch may draw differently;
+there a correct card fails at that rate.
 """
 
 import math
@@ -24,8 +24,8 @@ from pyrovae.cli.numbers import TERMS, estimate
 from pyrovae.cli.runs import Run, open_run
 
 LIMIT = 3.0  # standard errors of the difference
-ERROR_FACTOR = 2.0  # between an error on the card and the same again; √N S draws agree far better
-ROUNDING = 1e-6  # of a number computed twice at the same draws
+ERROR_FACTOR = 2.0  # between an error on the card and recomputed; N S draws agree far better
+ROUNDING = 1e-6  # of a number computed twice from the same draws
 FIELDS = ("value", "std_error", "draw_error")
 OTHER_DRAWS = 2**31  # torch's CPU generator keeps 32 bits of a seed: change one of these
 
@@ -45,7 +45,7 @@ class Check(NamedTuple):
 def verify_command(
     folder: RunFolder,
     seed: Annotated[
-        int | None, Option(min=0, metavar="N", help="Of the draws; not the run's own.")
+        int | None, Option(min=0, metavar="N", help="Seed of the draws; not the run's own.")
     ] = None,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -53,16 +53,16 @@ def verify_command(
     """Recompute the numbers on a run's card with other draws, and check its hashes.
 
     The model file and the data must have the SHA-256 on the card. Each mean term
-    of the ELBO is computed again on the same data with other draws of z, and must
-    be within three standard errors of the difference, over the draws of both; its
-    errors must be those on the card within a factor of 2.
+    of the ELBO is recomputed on the same data with other draws of z, and must
+    agree within three standard errors of the difference, over the draws of both;
+    its errors must agree within a factor of 2.
 
-    One of six true numbers is further off by chance in about 1 of 85 seeds. Such
-    a one is computed with the run's own draws too, and passes only if that gives
-    the card's number up to rounding. On a machine that draws otherwise it cannot:
-    there 1 true card in 85 fails, and another --seed tells.
+    One of six correct numbers is further off by chance for about 1 in 85 seeds.
+    It is then recomputed with the run's own draws, and passes only if that gives
+    the card's number up to rounding. On a machine that draws differently it
+    cannot: there 1 correct card in 85 fails, and another --seed decides.
 
-    Exit code 1: one of them fails.
+    Exit code 1: a check fails.
 
     \b
     Example:
@@ -85,7 +85,7 @@ def verify_command(
 
 
 def hash_checks(run: Run) -> list[Check]:
-    """The model file's hash; the data's were compared when the run was opened."""
+    """Check the model file's hash; the data's were compared when the run was opened."""
     from pyrovae.report.card import MODEL, file_hash
 
     reported, found = run.card["model_sha256"], file_hash(run.folder / MODEL)
@@ -97,7 +97,7 @@ def hash_checks(run: Run) -> list[Check]:
 
 
 def number_checks(run: Run, seed: int) -> list[Check]:
-    """Each number of the card beside the same with other draws."""
+    """Compare each number on the card with the same from other draws."""
     checks = []
     for part, x in (("training", run.data.train), ("held_out", run.data.test)):
         card = run.card[part]
@@ -111,13 +111,13 @@ def number_checks(run: Run, seed: int) -> list[Check]:
             if not check.is_fine:
                 own = own or again(run.card["seed"])
                 if _is_same(card[key], own[key]):
-                    check = check._replace(is_fine=True, note="the run's own draws give it")
+                    check = check._replace(is_fine=True, note="the run's own draws reproduce it")
             checks.append(check)
     return checks
 
 
 def _compared(name: str, old: dict[str, float], new: dict[str, float]) -> Check:
-    """A number of the card and the same with other draws."""
+    """Compare a number on the card with the same from other draws."""
     error = math.sqrt(2) * new["draw_error"]
     # a term without noise (a deterministic one) is compared up to float32's rounding
     distance = abs(old["value"] - new["value"]) / max(error, ROUNDING * (1 + abs(old["value"])))
@@ -128,23 +128,23 @@ def _compared(name: str, old: dict[str, float], new: dict[str, float]) -> Check:
 
 
 def _is_near(old: float, new: float) -> bool:
-    """Whether two standard errors, that may both be 0, are within a factor."""
+    """Return whether two standard errors, possibly 0, agree within a factor."""
     return old <= ERROR_FACTOR * new + ROUNDING and new <= ERROR_FACTOR * old + ROUNDING
 
 
 def _is_same(old: dict[str, float], new: dict[str, float]) -> bool:
-    """Whether value and errors are equal up to rounding; NaN is not."""
+    """Return whether value and errors are equal up to rounding; NaN is not."""
     return all(abs(old[n] - new[n]) <= ROUNDING * (1 + abs(new[n])) for n in FIELDS)
 
 
 def show(run: Run, checks: list[Check], seed: int) -> None:
-    """The table of `pyrovae verify`, and what it comes to."""
+    """Print the table of `pyrovae verify`, and its conclusion."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
         "",
-        title=f"{run.folder}: the card, and the same computed again",
+        title=f"{run.folder}: the card, and recomputed",
         caption=f"nats per datum ± standard error over draws; seed {seed}, the run's is "
         f"{run.card['seed']}",
     )
@@ -161,4 +161,4 @@ def show(run: Run, checks: list[Check], seed: int) -> None:
             console.print(f"{check.name}: {check.note}.", soft_wrap=True)
     failed = [check.name for check in checks if not check.is_fine]
     verdict = f"{len(failed)} of {len(checks)} checks fail: {', '.join(failed)}."
-    console.print(verdict if failed else f"All {len(checks)} checks hold.", soft_wrap=True)
+    console.print(verdict if failed else f"All {len(checks)} checks pass.", soft_wrap=True)

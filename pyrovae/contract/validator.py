@@ -95,7 +95,6 @@ class Requirements:
             support = support.base_constraint
         self.support = support if support is not None and _is_one_for_all(support) else None
 
-
     def is_of(self, state: tuple) -> bool:
         """Return whether a program in this state is the one that was looked at."""
         return self.state == state and all(r is None or r() is not None for r in self.references)

@@ -1,4 +1,4 @@
-"""Data sets as tensors, checked against what was published, and explicit binarization.
+"""Data sets as tensors, checked against the published files, and explicit binarization.
 
 A loader returns a `Data` record. Gray images are float32 in [0, 1] of event shape (H, W), counts
 are float32 whole numbers, labels int64. A gray image becomes binary only through `binarize`.

@@ -1,7 +1,7 @@
-"""Gray images to binary ones: never silently, and in one of two ways.
+"""Binarization of gray images: always explicit, in one of two ways.
 
 threshold   b = 1[x > threshold]              the same at every access
-sampled     b ~ Bernoulli(x) for each pixel   drawn afresh at every access
+sampled     b ~ Bernoulli(x) for each pixel   redrawn at every access
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pyrovae.errors import ConfigError, DataError
 def binarize(
     x: Tensor | np.ndarray, method: str = "threshold", *, threshold: float = 0.5
 ) -> "Tensor | Sampled":
-    """Turn gray values into zeros and ones: once by a threshold, or afresh at every access.
+    """Binarize gray values: once by a threshold, or by a new draw at every access.
 
     Args:
         x: Gray values in [0, 1], shape (N, *event).
@@ -54,8 +54,8 @@ def binarize(
 class Sampled(Dataset):
     """Dynamic binarization: each access draws b ~ Bernoulli(x), with torch's global generator.
 
-    The gray values x, shape (N, *event) in [0, 1], are its `gray`. A batch comes as one tensor, so
-    write `DataLoader(sampled, batch_size=B, collate_fn=torch.as_tensor)`.
+    The gray values x, shape (N, *event) in [0, 1], are its `gray`. A batch is one tensor, so write
+    `DataLoader(sampled, batch_size=B, collate_fn=torch.as_tensor)`.
 
     Example:
         >>> sampled = Sampled(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
@@ -83,7 +83,7 @@ class Sampled(Dataset):
         return torch.bernoulli(self.gray, generator=generator)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Shape, dtype and SHA-256 of the gray values: what a resumed run compares."""
+        """Return shape, dtype and SHA-256 of the gray values, which a resumed run compares."""
         numbers = self.gray.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return {
             "gray shape": list(self.gray.shape),

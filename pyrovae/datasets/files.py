@@ -1,9 +1,9 @@
-"""Files of data: found, downloaded, checked against their hashes, and parsed.
+"""Data files: found, downloaded, checked against their hashes, and parsed.
 
-A known file is a name below a folder. It is looked for in the folder that PYROVAE_DATA names,
+A known file is a name below a folder. It is looked up in the folder that PYROVAE_DATA names,
 then in the cache (PYROVAE_CACHE, else the user's cache folder), gzipped or not, and downloaded
-into the cache where it has a mirror. `FILES` maps each name to the hash of its content; a file
-that is nowhere, or has other content, is a `DataError`. Nothing unchecked enters the cache, and
+into the cache if it has a mirror. `FILES` maps each name to the hash of its content; a missing
+file, or one with other content, raises `DataError`. Nothing unchecked enters the cache, and
 nothing is ever unpickled.
 """
 
@@ -52,7 +52,7 @@ pbmc3k/pbmc3k_hvg2000.npz sha256:b1186c58b03a10b47b943ce03f4339a1c5c207ebed46db6
 """  # noqa: E501
 FILES = MappingProxyType(dict(line.split(maxsplit=1) for line in _TABLE.strip().splitlines()))
 
-# The third byte of an IDX file tells the element type (LeCun, yann.lecun.com/exdb/mnist).
+# The third byte of an IDX file is the element type (LeCun, yann.lecun.com/exdb/mnist).
 IDX_TYPES = MappingProxyType({8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"})
 
 
@@ -62,13 +62,13 @@ def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
     Shape, values and dtype are those of the file (uint8 stays uint8): nothing is scaled.
 
     Args:
-        path: The file; its name tells the format.
-        key: Which array of an `.npz`; needed if it holds several.
+        path: The file; its name determines the format.
+        key: Which array of an `.npz`; required if it holds several.
 
     Raises:
-        DataError: Unknown format, damaged file, pickled objects, no numbers, or no such key.
-        FileNotFoundError: There is no such file.
-        ConfigError: The path can be no name of a file.
+        DataError: Unknown format, damaged file, pickled objects, no numbers, or an unknown key.
+        FileNotFoundError: The file does not exist.
+        ConfigError: The path is not a valid file name.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -87,17 +87,17 @@ def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
         return _tensor(_parse_idx(_gunzip(path.read_bytes(), path), path), path)
     raise DataError(
         f"{path}: expected a name that ends in .npy, .npz, -idx3-ubyte or .idx (IDX also .gz).\n"
-        "The name tells the format. Write np.save('x.npy', array), then from_file('x.npy')."
+        "The name determines the format. Write np.save('x.npy', array), then from_file('x.npy')."
     )
 
 
 def read_idx(name: str, mirrors: Sequence[str] = ()) -> Tensor:
-    """The tensor in a known IDX file, found, downloaded if need be, and checked."""
+    """Read the tensor in a known IDX file, found, downloaded if needed, and checked."""
     return _tensor(_parse_idx(_read(name, mirrors), name), name)
 
 
 def read_npz(name: str) -> dict[str, np.ndarray]:
-    """The arrays in a known .npz file, found and checked."""
+    """Read the arrays in a known .npz file, found and checked."""
     with np.load(io.BytesIO(_read(name)), allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -146,15 +146,15 @@ def _missing(name: str, folders: list[Path], failures: list[str]) -> DataError:
     needed = ", ".join(file for file in FILES if Path(file).parent == folder)
     tried = f"the download failed: {'; '.join(failures)}" if failures else "it is not downloadable"
     return DataError(
-        f"{name}: expected it, or the same with .gz, in one of: {', '.join(map(str, folders))}.\n"
-        f"It is in none of them, and {tried}.\n"
-        f"Without it there is no {folder} to load. Set the environment variable PYROVAE_DATA to a "
+        f"{name}: expected this file, or it with .gz, in one of: {', '.join(map(str, folders))}.\n"
+        f"It was not found, and {tried}.\n"
+        f"Without it, {folder} cannot be loaded. Set the environment variable PYROVAE_DATA to a "
         f"folder that holds {needed} (each also as .gz)."
     )
 
 
 def _checked(payload: bytes, name: str, source: Path | str) -> bytes:
-    """Return the uncompressed content of `payload`; DataError unless it is what `FILES` says."""
+    """Return the uncompressed content of `payload`; raise DataError unless it matches `FILES`."""
     content = _gunzip(payload, source)
     kind, expected = FILES[name].split(":")
     if kind == "counts":
@@ -196,7 +196,7 @@ def _parse_idx(content: bytes, source: Path | str) -> np.ndarray:
 def _damaged(source: Path | str, expected: str, got: object) -> DataError:
     return DataError(
         f"{source}: expected {expected}, got {got}.\n"
-        "It is damaged or of another format. Copy or write it again; arrays go to .npy, .npz."
+        "It is damaged or in another format. Copy or save it again; arrays go to .npy, .npz."
     )
 
 
@@ -213,7 +213,7 @@ def _load(path: Path, key: str | None) -> np.ndarray:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path}: expected arrays of numbers, got a file that numpy refuses: {error}\n"
-            "It is damaged, or holds pickled objects, which could run any code when read.\n"
+            "It is damaged, or holds pickled objects, which could run any code when loaded.\n"
             "Write np.save('x.npy', array.astype('float32')), then from_file('x.npy')."
         ) from error
 

@@ -11,7 +11,7 @@ from pyrovae.datasets import files
 
 
 class Data(NamedTuple):
-    """A split data set: x of shape (N, *event) and int64 labels (N,) for each part, or None.
+    """Split data set: x of shape (N, *event) and int64 labels (N,) for each part, or None.
 
     Example:
         >>> train, test, *_ = digits()
@@ -30,7 +30,7 @@ def digits(seed: int = 0) -> Data:
     """Load 1797 handwritten digits, gray (8, 8), labels 0..9: the default, without a download.
 
     Split into 1437 train and 360 test, stratified by label and shuffled by `seed`. Pixels are
-    the 0..16 of scikit-learn's `load_digits` / 16. Source: Alpaydin & Kaynak 1998 (UCI).
+    those of scikit-learn's `load_digits`, 0..16, / 16. Source: Alpaydin & Kaynak 1998 (UCI).
 
     Example:
         >>> data = digits()
@@ -53,10 +53,10 @@ def mnist(*, mirrors: Sequence[str] = files.MNIST_MIRRORS) -> Data:
     Source: LeCun, Bottou, Bengio & Haffner 1998. The content is checked by SHA-256.
 
     Args:
-        mirrors: Base URLs, tried in turn for each file that is in no folder.
+        mirrors: Base URLs, tried in turn for each file that is not found locally.
 
     Raises:
-        DataError: A file is nowhere and could not be downloaded, or its content is wrong.
+        DataError: A file is missing and could not be downloaded, or its content is wrong.
 
     Example:
         >>> train, test, *_ = mnist()  # doctest: +SKIP
@@ -68,7 +68,7 @@ def fashion_mnist(*, mirrors: Sequence[str] = files.FASHION_MNIST_MIRRORS) -> Da
     """Load Fashion-MNIST: 60000 train and 10000 test garments, gray (28, 28), labels 0..9.
 
     Source: Xiao, Rasul & Vollgraf 2017. Images are checked by MD5; labels, whose content has no
-    published hash, by their form and class frequencies. `mirrors` and errors as for `mnist`.
+    published hash, by their format and class frequencies. `mirrors` and errors as for `mnist`.
 
     Example:
         >>> train, test, *_ = fashion_mnist()  # doctest: +SKIP
@@ -96,9 +96,9 @@ def binarized_mnist() -> Data:
 def omniglot() -> Data:
     """Load Omniglot: 19280 train and 13180 test drawings, gray (28, 28), ink near 1.
 
-    Labels are characters, 0..1622; the standard split is by alphabet, so that the parts share no
-    character. Source: Lake et al. 2015, area averages of the 105x105 originals. It is not the
-    28x28 file of Burda et al. 2016: figures published for that one are near, not comparable.
+    Labels are characters, 0..1622; the standard split is by alphabet, so the parts do not share
+    characters. Source: Lake et al. 2015, area averages of the 105x105 originals. This is not the
+    28x28 file of Burda et al. 2016: numbers published for that are similar, not comparable.
 
     Example:
         >>> train, test, *_ = omniglot()  # doctest: +SKIP

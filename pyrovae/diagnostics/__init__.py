@@ -1,20 +1,20 @@
-"""Can I believe this posterior, and did the prior matter? One function each.
+"""Can I trust this posterior, and did the prior matter? One function per question.
 
     decompose_elbo        distortion, rate, and the KL split into information and prior misfit
-    active_units          which latent dimensions move with x
+    active_units          which latent dimensions vary with x
     collapsed_dimensions  which have collapsed to the prior
-    pareto_k, escalate    which data the guide fails on, and their posterior by other means
-    inference_gaps        what of log p(x) the guide's family and the encoder each lose
+    pareto_k, escalate    which data the guide fails on, and their posterior by other methods
+    inference_gaps        how much of log p(x) the guide's family and the encoder each lose
     calibration           whether q(z|x) is the posterior on simulated data
-    prior_check, posterior_check    a statistic of yours on replicated data
+    prior_check, posterior_check    a custom statistic on replicated data
     aggregate_test        whether the aggregate posterior is the prior
-    compare_priors        models by paired held-out evidence, and why
+    compare_priors        which model has the best paired held-out evidence, and why
     prior_sensitivity     how much prior and likelihood each shape a posterior
     feature_check         which features of x are not explained by the others
 
-All are pure functions of a program and data, in eval mode, with a seed of their own; they
-give records of named arrays, in nats per datum unless a name says otherwise. `refit_prior`,
-which trains, is in `pyrovae.training.refit`.
+All are pure functions of a program and data, in eval mode, with their own seed; they return
+records of named arrays, in nats per datum unless a name says otherwise. `refit_prior`, which
+trains, is in `pyrovae.training.refit`.
 """
 
 from pyrovae.core.draws import elbo_terms

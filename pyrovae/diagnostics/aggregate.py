@@ -2,15 +2,15 @@
 
     q(z) = (1/N) Σ_i q(z|x_i)   against   p(z);     one draw z_i ~ q(z|x_i) for each of N data
 
-Where q(z) ≠ p(z), `vae.sample` decodes z from where no datum is: the holes and tails that a
-better prior would fill. The statistics are the energy distance over all dimensions,
+Where q(z) ≠ p(z), `vae.sample` decodes z from regions without data: the holes and tails that a
+better prior would avoid. The statistics are the energy distance over all dimensions,
 
     E = 2 E|a − b| − E|a − a'| − E|b − b'|,    a ~ q(z), b ~ p(z), each dimension scaled
 
-and per dimension the Kolmogorov-Smirnov distance of the two ECDFs. Both p-values are by
-permutation of which draw came from where, so they need no asymptotics and hold for discrete
-latents too. The draws are independent but one for each datum, which makes q's sample a little
-more even than i.i.d. ones: the test is slightly conservative.
+and per dimension the Kolmogorov-Smirnov distance of the two ECDFs. Both p-values come from
+permuting the labels of the draws, so they need no asymptotics and hold for discrete latents too.
+The draws from q(z) are independent but stratified, one per datum, which makes them slightly more
+even than i.i.d. draws: the test is slightly conservative.
 
 References:
     Energy statistics: A class of statistics based on distances, Székely & Rizzo, 2013,
@@ -34,13 +34,13 @@ class AggregateTest(NamedTuple):
     """Draws of the aggregate posterior against draws of the prior.
 
     Attributes:
-        energy: the energy distance of the scaled draws, without unit; 0 where they agree.
-        p_value: of it, by permutation.
+        energy: the energy distance of the scaled draws, unitless; 0 if they agree.
+        p_value: its p-value, by permutation.
         ks: (D,), the largest distance of the two ECDFs per dimension, in [0, 1].
-        ks_p_value: (D,), by permutation, each for itself: with D dimensions compare the smallest
+        ks_p_value: (D,), by permutation, not corrected: with D dimensions compare the smallest
             with 0.05 / D.
         names: D names.
-        num_draws: of each of the two samples.
+        num_draws: size of each of the two samples.
     """
 
     energy: float
@@ -61,27 +61,27 @@ def aggregate_test(
     num_permutations: int = 999,
     seed: int | None = 0,
 ) -> AggregateTest:
-    """A permutation test that q(z) = (1/N) Σ_i q(z|x_i) is the prior.
+    """Test by permutation whether q(z) = (1/N) Σ_i q(z|x_i) is the prior.
 
-    A small p-value with thousands of data is normal; how large `energy` and `ks` are, and
-    `decompose_elbo(…).marginal_kl` in nats, says whether it matters.
+    A small p-value with thousands of data is normal; the size of `energy` and `ks`, and
+    `decompose_elbo(…).marginal_kl` in nats, tell whether it matters.
 
     Args:
-        program: any program without global latents; with covariates, prior draws are of
+        program: any program without global latents; with covariates, prior draws are from
             p(z|y_i) for the same data.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
-        num_draws: of each sample, at most N: a random subset of the data gives one each.
+        num_draws: size of each sample, at most N: one draw per datum of a random subset.
         num_permutations: the smallest p-value is 1 / (1 + num_permutations).
-        seed: of subset, draws and permutations; None takes a fresh one.
+        seed: random seed; None uses a fresh one.
 
     Returns:
         AggregateTest.
 
     Raises:
         DataError: x does not fit the program, or has fewer than 2 rows.
-        ConfigError: global latents, or a setting that is no such number.
+        ConfigError: global latents, or a setting out of range.
 
     References:
         Székely & Rizzo, 2013, https://doi.org/10.1016/j.jspi.2013.03.018
@@ -98,7 +98,7 @@ def aggregate_test(
     data = validated(program, x, y, mask)
     if data.count() < 2:
         raise DataError(
-            "x holds one datum, but an aggregate posterior takes two or more.\n"
+            "x holds one datum, but an aggregate posterior needs at least two.\n"
             "Pass a few hundred data."
         )
     with diagnosing(program, seed):
@@ -112,7 +112,7 @@ def aggregate_test(
 
 
 def _permuted(z: Tensor, num_permutations: int) -> tuple[Tensor, Tensor]:
-    """Energy (1 + B,) and KS (1 + B, D) of the pooled draws (2n, D): first as they are."""
+    """Return energy (1 + B,) and KS (1 + B, D) of the pooled draws (2n, D), unpermuted first."""
     n = len(z) // 2
     sign = torch.cat([torch.ones(n), -torch.ones(n)]).to(z)
     order = torch.rand(num_permutations, 2 * n).argsort(1)
@@ -125,7 +125,7 @@ def _permuted(z: Tensor, num_permutations: int) -> tuple[Tensor, Tensor]:
 
 
 def _ks(column: Tensor, signs: Tensor) -> Tensor:
-    """(1 + B,): the largest distance of the ECDFs of the two samples that the signs tell apart."""
+    """Return the largest distance, (1 + B,), of the ECDFs of the two samples given by the signs."""
     ordered, order = column.sort()
     gap = signs[:, order].cumsum(1) / (len(column) // 2)
     is_last = torch.cat([ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)])
@@ -133,5 +133,5 @@ def _ks(column: Tensor, signs: Tensor) -> Tensor:
 
 
 def _p_value(values: Tensor) -> Tensor:
-    """The share of values at least as large as the first, itself included, over dim 0."""
+    """Return the share, over dim 0, of values at least as large as the first, included."""
     return (values >= values[0] - 1e-12).double().mean(0)

@@ -1,11 +1,11 @@
-"""The KL of q(z|x) to p(z) one latent dimension at a time, and the posterior means.
+"""The KL of q(z|x) to p(z) per latent dimension, and the posterior means.
 
     KL(q ‖ p) = Σ_d KL(q_d ‖ p_d)                    where q and p factorize
     KL(q ‖ p) = Σ_d KL(q_d ‖ p_d) + KL(q ‖ Π_d q_d)  where p alone does
 
 In the second case (a full-covariance normal guide) the numbers are those of the marginals,
 and their sum falls short of the KL by the guide's total correlation. Under a prior that does
-not factorize (a mixture, a flow) no such split exists and the numbers are NaN.
+not factorize (a mixture, a flow) there is no such split and the numbers are NaN.
 """
 
 import pyro.distributions as dist
@@ -26,7 +26,7 @@ from pyrovae.errors import ConfigError
 
 
 def read_kl(traces: Traces, num_data: int) -> Arrays:
-    """kl_per_dimension, (s, n, D) float64, nats; NaN where it does not split."""
+    """Read kl_per_dimension, (s, n, D) float64, nats; NaN where it does not split."""
     latents = terms_of(traces, num_data).latents
     parts = []
     for name in local_latents(traces):
@@ -39,13 +39,13 @@ def _joined(parts: list[Tensor]) -> Tensor:
     if not parts:
         raise ConfigError(
             "the program has no latent inside the plate 'data', so there is no latent dimension to "
-            "look at.\nThis diagnostic is of q(z|x), one z a datum."
+            "inspect.\nThis diagnostic is of q(z|x), one z per datum."
         )
     return torch.cat(parts, -1)
 
 
 def split_kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
-    """KL(q_d ‖ p_d) of z's shape, nats: closed form, else log q_d(z) − log p_d(z), else NaN.
+    """Return KL(q_d ‖ p_d), nats: in closed form, else log q_d(z) − log p_d(z), else NaN.
 
     Args:
         q: q(z|x).
@@ -69,7 +69,7 @@ def split_kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
 
 
 def marginals(density: Distribution) -> Distribution | None:
-    """One density for each number of the event, as batch dimensions; None where unknown."""
+    """Return one density per number of the event, as batch dimensions; None if unknown."""
     inner = _inner(density)
     if isinstance(inner, MultivariateNormal | LowRankMultivariateNormal):
         return dist.Normal(inner.mean, inner.variance.sqrt())
@@ -85,7 +85,7 @@ def _inner(density: Distribution) -> Distribution:
 
 
 def read_means(traces: Traces, num_data: int) -> Arrays:
-    """mean: E[z|x] of q at each draw, (s, n, D) float64; the draw itself where q has no mean."""
+    """Read mean: E[z|x] of q at each draw, (s, n, D) float64; the draw if q has no mean."""
     latents = terms_of(traces, num_data).latents
     parts = []
     for name in local_latents(traces):

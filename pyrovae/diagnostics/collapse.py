@@ -1,12 +1,12 @@
-"""Which latent dimensions say anything about x: active units and posterior collapse.
+"""Which latent dimensions carry information about x: active units and posterior collapse.
 
     A_d = Var_x(E[z_d|x])        active (Burda et al. 2016): A_d > 0.01
 
-A_d is in squared units of the latent space, and 0.01 supposes a prior of unit scale. A small
-A_d alone is therefore no proof: a dimension is called *collapsed* when in addition q(z_d|x)
-is the prior for nearly all x, KL(q(z_d|x) ‖ p(z_d)) < ε for a share 1 − δ of them (Lucas et al.
-2019). Where the prior has no KL per dimension (a mixture, a flow), the share of A_d in the
-variance of z_d over all x must be below 0.01 instead: it has no unit.
+A_d is in squared units of the latent space, and 0.01 assumes a prior of unit scale. A small
+A_d alone is therefore not proof: a dimension has *collapsed* only if, in addition, q(z_d|x) is
+the prior for nearly all x, KL(q(z_d|x) ‖ p(z_d)) < ε for a share 1 − δ of them (Lucas et al.
+2019). If the prior has no KL per dimension (a mixture, a flow), the share of A_d in the variance
+of z_d over all x, which is unitless, must be below 0.01 instead.
 
 In the linear-Gaussian model at its optimum, dimension d collapses if and only if its
 eigenvalue λ_d of the data's covariance is at most the noise variance σ².
@@ -29,7 +29,7 @@ ACTIVE = 0.01  # Burda et al. 2016, appendix C
 
 
 class ActiveUnits(NamedTuple):
-    """How much the posterior means move with x, per latent dimension.
+    """Variance of the posterior means over x, per latent dimension.
 
     Attributes:
         variance: (D,), A_d, squared units of the latent space.
@@ -45,19 +45,19 @@ class ActiveUnits(NamedTuple):
 
     @property
     def num_active(self) -> int:
-        """How many dimensions are active."""
+        """The number of active dimensions."""
         return int(self.is_active.sum())
 
 
 class Collapse(NamedTuple):
-    """Which latent dimensions have collapsed to the prior, and the numbers behind it.
+    """Latent dimensions that have collapsed to the prior, and the numbers behind it.
 
     Attributes:
         is_collapsed: (D,).
         variance: (D,), A_d, squared units of the latent space.
-        share: (D,), A_d over the variance of z_d over all x, in [0, 1].
-        mean_kl: (D,), nats, mean over data; NaN where the prior does not factorize.
-        share_near_prior: (D,), of the data whose KL is below kl_threshold; NaN likewise.
+        share: (D,), A_d relative to the variance of z_d over all x, in [0, 1].
+        mean_kl: (D,), nats, mean over data; NaN if the prior does not factorize.
+        share_near_prior: (D,), share of the data with KL below kl_threshold; NaN likewise.
         names: D names.
     """
 
@@ -82,8 +82,8 @@ class Collapse(NamedTuple):
         shown = ", ".join(self.collapsed[:10]) + (" …" if len(self.collapsed) > 10 else "")
         return (
             f"Posterior collapse in {len(self.collapsed)} of {len(self.names)} latent dimensions "
-            f"({shown}): there q(z|x) is the prior whatever x is. If that is all the "
-            "data hold, fewer dimensions do; else try a KL warm-up or free bits."
+            f"({shown}): there q(z|x) is the prior for every x. If the data need no more, use "
+            "fewer dimensions; otherwise try a KL warm-up or free bits."
         )
 
 
@@ -98,28 +98,28 @@ def active_units(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> ActiveUnits:
-    """A_d = Var_x(E_q[z_d|x]), and which exceed the threshold.
+    """Estimate A_d = Var_x(E_q[z_d|x]), and which dimensions exceed the threshold.
 
-    The mean is q's own where it has one. Else it is the mean of S draws, and the variance
-    that those few draws add is taken off.
+    The mean is that of q in closed form if there is one. Otherwise it is the mean of S draws,
+    corrected for the variance that so few draws add.
 
     Args:
         program: any program.
         x: (N, *event), N ≥ 2.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
-        threshold: squared units of the latent space; 0.01 of the paper supposes a prior of
-            unit scale.
-        num_samples: S, draws per datum, where q has no mean of its own.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece, as for `log_evidence`.
+        threshold: squared units of the latent space; the paper's 0.01 assumes a prior of unit
+            scale.
+        num_samples: S, draws per datum if q has no closed-form mean.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:
         ActiveUnits, arrays (D,).
 
     Raises:
         DataError: x does not fit the program, or holds one datum only.
-        ConfigError: a setting is no such number.
+        ConfigError: a setting is out of range.
 
     References:
         Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016,
@@ -152,9 +152,9 @@ def collapsed_dimensions(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Collapse:
-    """The latent dimensions whose q(z_d|x) is the prior whatever x is, by name.
+    """Find the latent dimensions whose q(z_d|x) is the prior for every x, by name.
 
-    collapsed: A_d ≤ threshold, and KL(q(z_d|x) ‖ p(z_d)) < kl_threshold for a share of at
+    Collapsed means A_d ≤ threshold, and KL(q(z_d|x) ‖ p(z_d)) < kl_threshold for a share of at
     least 1 − tolerance of the data.
 
     Args:
@@ -164,17 +164,17 @@ def collapsed_dimensions(
         mask: of x's shape, true where x is observed.
         threshold: of A_d, squared units of the latent space.
         kl_threshold: ε, nats.
-        tolerance: δ, the share of the data that may be an exception.
-        num_samples: S, draws per datum, where means or KL have no closed form.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece, as for `log_evidence`.
+        tolerance: δ, the share of the data that may be exceptions.
+        num_samples: S, draws per datum if means or KL have no closed form.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:
         Collapse, arrays (D,).
 
     Raises:
         DataError: x does not fit the program, or holds one datum only.
-        ConfigError: a setting is no such number.
+        ConfigError: a setting is out of range.
 
     References:
         Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, Lucas et al., 2019,
@@ -214,8 +214,8 @@ def _read_all(program, x, y, mask, read, *, num_samples, seed, memory_budget):
     data = validated(program, x, y, mask)
     if data.count() < 2:
         raise DataError(
-            "x holds one datum, but whether a latent dimension moves with x takes two or more.\n"
-            "Pass the data that the model was trained on, or a few hundred of them."
+            "x holds one datum, but whether a latent dimension varies with x takes at least two.\n"
+            "Pass the training data, or a few hundred of them."
         )
     with diagnosing(program, seed):
         names = latent_names(program, data)
@@ -224,10 +224,10 @@ def _read_all(program, x, y, mask, read, *, num_samples, seed, memory_budget):
 
 
 def _variance_of_means(means: Tensor) -> tuple[Tensor, Tensor]:
-    """A_d and its standard error, (D,), from E[z|x] at each draw (S, N, D).
+    """Return A_d and its standard error, (D,), from E[z|x] at each draw (S, N, D).
 
-    The S of a datum are equal where q has a mean; else their own variance over S is what
-    averaging so few leaves behind.
+    The S means of a datum are equal if q has a mean; otherwise their variance over S is the error
+    left by averaging so few draws.
     """
     posterior_mean = means.mean(0)  # (N, D)
     left_over = means.var(0).mean(0) / len(means)

@@ -2,11 +2,11 @@
 
     Δ_i = log p_a(x_i) − log p_b(x_i),    mean Δ ± s_Δ / √N     paired over data
 
-Pairing takes out that some data are hard for every model, so the error of a difference is much
-smaller than that of either mean. It covers which data came and the Monte-Carlo noise of the
-estimates, but not their bias: importance sampling falls short of log p(x) by about half the
-squared standard error of each datum, which is reported as `bias`. Why one prior wins is in
-the surgery terms: distortion, mutual information, and the marginal KL that a prior can change.
+Pairing removes that some data are hard for every model, so the error of a difference is much
+smaller than that of either mean. It covers the sampling of data and the Monte-Carlo noise of the
+estimates, but not their bias: importance sampling underestimates log p(x) by about half the
+squared standard error of each datum, which is reported as `bias`. The surgery terms tell why one
+prior wins: distortion, mutual information, and the marginal KL that a prior can change.
 
 Unlike leave-one-out cross-validation of log p(x_i|z_i), whose z_i was inferred from x_i, the
 evidence of held-out data is a fair score of a whole VAE.
@@ -29,13 +29,13 @@ class ComparedModel(NamedTuple):
     """One row of a comparison; nats per datum.
 
     Attributes:
-        name: as given.
+        name: its key in `models`.
         rank: 0 for the best.
         log_px: mean log p(x), with its error over data; higher is better.
         difference: log p(x) of the best model minus that of this one, paired, with its error;
-            0 ± 0 for the best. Above 0: worse.
-        bias: by how much importance sampling underestimates log_px, about; 0 for an exact method.
-        share_failed: of the data with k̂ above its threshold: their log p(x) is too low.
+            0 ± 0 for the best. Positive is worse.
+        bias: by how much importance sampling underestimates log_px, roughly; 0 for exact methods.
+        share_failed: share of the data with k̂ above its threshold: their log p(x) is too low.
         elbo, reconstruction, kl: mean terms of the ELBO, with errors over data.
         mutual_information, marginal_kl: the surgery of its KL (see `decompose_elbo`).
     """
@@ -59,10 +59,10 @@ class ComparedModel(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Models in the order of their evidence, the best first.
+    """Models ordered by their evidence, the best first.
 
     Attributes:
-        rows: one `ComparedModel` each.
+        rows: one `ComparedModel` per model.
         log_px: name → (N,) float64, log p(x) per datum, nats.
     """
 
@@ -70,7 +70,7 @@ class Comparison(NamedTuple):
     log_px: dict[str, Tensor]
 
     def table(self) -> dict[str, list]:
-        """Columns by name, for `pandas.DataFrame(table)`; errors in columns "…_std_error"."""
+        """Return columns by name, for `pandas.DataFrame(table)`; errors in "…_std_error"."""
         columns: dict[str, list] = {}
         for row in self.rows:
             for name, value in row._asdict().items():
@@ -101,13 +101,13 @@ def compare_priors(
     memory_budget: int | None = None,
     **options: Any,
 ) -> Comparison:
-    """Models (with different priors, say) by paired differences of held-out log p(x).
+    """Compare models (with different priors, say) by paired differences of held-out log p(x).
 
     Args:
-        models: name → program, all of them densities of the same x: the same data, in the same
-            units, with a likelihood of the same kind (discrete or continuous).
+        models: name → program, all densities of the same x: the same data, in the same units,
+            with a likelihood of the same kind (discrete or continuous).
         x: (N, *event), held-out data; N ≥ 2 for errors.
-        y: (N, …), covariates, for those of the models that see them.
+        y: (N, …), covariates, for the models that see them.
         mask: of x's shape, true where x is observed.
         method: of log p(x), as for `log_evidence`.
         seed: of the draws; None takes a fresh one for each model.
@@ -119,7 +119,7 @@ def compare_priors(
 
     Raises:
         DataError: x does not fit a program.
-        ConfigError: no model; likelihoods of both kinds; or what `log_evidence` refuses.
+        ConfigError: no models; likelihoods of both kinds; or what `log_evidence` refuses.
 
     References:
         Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
@@ -134,14 +134,14 @@ def compare_priors(
     """
     if not isinstance(models, Mapping) or not models or "num_data" in options:
         raise ConfigError(
-            f"models is a {type(models).__name__}, but a comparison needs names and programs, one "
-            "at least, on the same rows (so no num_data).\n"
+            f"models is a {type(models).__name__}, but a comparison needs names and programs, at "
+            "least one, on the same rows (so no num_data).\n"
             'Write compare_priors({"normal": vae, "vamp": other}, x).'
         )
     method = method_of(method, options)
     options = {"method": method, "seed": seed, "memory_budget": memory_budget}
     blind = {name for name, m in models.items() if not sees_covariates(m)}
-    blind = blind if len(blind) < len(models) else set()  # then y is a mistake, and is refused
+    blind = blind if len(blind) < len(models) else set()  # then y is a mistake and is refused
     data = {name: (x, None if name in blind else y, mask) for name in models}
     _check_kinds({name: is_discrete(m, *data[name]) for name, m in models.items()})
     evidence = {name: log_evidence(m, *data[name], **options) for name, m in models.items()}
@@ -171,11 +171,11 @@ def compare_priors(
 
 
 def _check_kinds(kinds: dict[str, bool | None]) -> None:
-    """ConfigError where some likelihoods are probabilities and others densities."""
+    """Raise ConfigError if some likelihoods are probabilities and others densities."""
     of = {kind: next((n for n, k in kinds.items() if k is kind), None) for kind in (True, False)}
     if None not in of.values():
         raise ConfigError(
             f"{of[True]!r} gives x a probability, {of[False]!r} a density per unit of x, so the "
-            "difference of their log p(x) says nothing of which is better.\n"
+            "difference of their log p(x) does not tell which is better.\n"
             "Compare models whose likelihoods are all discrete, or all continuous."
         )

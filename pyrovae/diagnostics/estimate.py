@@ -2,8 +2,8 @@
 
     value ± std_error,    std_error = s / √n
 
-over n draws, or over N data where the number is a mean over data; then it covers both the
-draws and which data came, and it is the error to compare with new data.
+over n draws, or over N data if the number is a mean over data; then it covers both the draws
+and the sampling of data, and it is the error for comparison with new data.
 """
 
 import math
@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: the estimate.
-        std_error: its standard error; NaN where one number is all there is.
+        std_error: its standard error; NaN if there is only one number.
         is_non_negative: whether the true number cannot be negative, as a KL cannot.
 
     Example:
@@ -36,9 +36,9 @@ class Estimate(NamedTuple):
 
     @property
     def is_below_noise(self) -> bool:
-        """Whether it is within two standard errors of 0, or negative where it cannot be.
+        """Whether it is within two standard errors of 0, or negative though it cannot be.
 
-        Then the number is no finding; a NaN is none either.
+        Then the number is not a finding; neither is a NaN.
         """
         size = self.value if self.is_non_negative else abs(self.value)
         return not size > NOISE * self.std_error + ROUNDING
@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
 
 
 def mean_of(values: Tensor, *, is_non_negative: bool = False) -> Estimate:
-    """The mean of (n,) independent numbers, std_error = s / √n; in float64.
+    """Return the mean of (n,) independent numbers, std_error = s / √n; in float64.
 
     Example:
         >>> import torch

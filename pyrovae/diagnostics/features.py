@@ -1,4 +1,4 @@
-"""Which features of x the model fails to explain: each one predicted from all others.
+"""Which features of x the model fails to explain: each is predicted from all others.
 
     p(x_j | x_−j) = ∫ p(x_j|z) p(z|x_−j) dz = 1 / E_{p(z|x)}[1 / p(x_j|z)]
 
@@ -7,10 +7,10 @@
     PIT_j = P(x_j^rep < x_j | x_−j) + U P(x_j^rep = x_j | x_−j),   U ~ Uniform(0, 1)
     with x_sj^rep ~ p(x_j|z_s), weighted by v_sj
 
-No feature predicts itself, so an autoencoder cannot pass by copying. Where the model is right
-the PIT is uniform over data: a feature whose values pile up at the ends is more spread than
-the model believes, in the middle less. v leans towards draws that explain x_j badly, so its
-tail is heavier than that of w: k̂ per cell says where the numbers hold.
+No feature predicts itself, so an autoencoder cannot pass by copying. If the model is right, the
+PIT is uniform over data: values that pile up at the ends mean that a feature is more dispersed
+than in the model, in the middle less. v favors draws that explain x_j badly, so its tail is
+heavier than that of w: k̂ per cell tells where the numbers are reliable.
 
 The likelihood must factorize over features. Symbols: S draws, N data, x (N, *event).
 
@@ -44,19 +44,19 @@ ARRAYS = 12  # of shape (S, n, J) that are alive at once
 
 
 class FeatureCheck(NamedTuple):
-    """How well each feature is predicted from the others.
+    """Prediction of each feature from the others.
 
     Attributes:
         log_conditional: (N, *event) float64, log p(x_j | x_−j), nats (a log-density for
             continuous x); higher is better.
-        pit: (N, *event) in [0, 1], uniform over data where the model is right.
-        pareto_k: (N, *event), k̂ of the cell's weights; above `threshold` the two numbers before
-            it do not hold.
-        threshold: for k̂.
-        mean: (*event), of log_conditional over data; NaN where nothing is observed.
-        std_error: (*event), of mean.
+        pit: (N, *event) in [0, 1], uniform over data if the model is right.
+        pareto_k: (N, *event), k̂ of the cell's weights; above `threshold` the two numbers above
+            are unreliable.
+        threshold: largest acceptable k̂.
+        mean: (*event), mean of log_conditional over data; NaN where nothing is observed.
+        std_error: (*event), its standard error.
         pit_p_value: (*event), Kolmogorov-Smirnov test that the PIT is uniform. With J features
-            compare with 0.05 / J. Cells of a masked x are NaN and left out of all three.
+            compare with 0.05 / J. Masked cells of x are NaN and left out of all three.
     """
 
     log_conditional: Tensor
@@ -68,7 +68,7 @@ class FeatureCheck(NamedTuple):
     pit_p_value: Tensor
 
     def worst(self, num: int = 5) -> list[tuple[int, ...]]:
-        """Indices of the features with the least plausible PIT, the worst first."""
+        """Return indices of the features with the least plausible PIT, the worst first."""
         order = self.pit_p_value.flatten().nan_to_num(nan=2.0).argsort()[:num]
         shape = self.pit_p_value.shape
         return [tuple(int(i) for i in torch.unravel_index(at, shape)) for at in order]
@@ -84,7 +84,7 @@ def feature_check(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> FeatureCheck:
-    """log p(x_j | x_−j) and its PIT for each feature of each datum, by importance weights.
+    """Estimate log p(x_j | x_−j) and its PIT per feature and datum, by importance weights.
 
     Args:
         vae: a `VAE` whose likelihood factorizes over the features.
@@ -92,16 +92,16 @@ def feature_check(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S ≥ 21, draws per datum.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece of the data, as for `log_evidence`; at least one
-            datum is done at a time.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes per chunk, as for `log_evidence`; at least one
+            datum is processed at a time.
 
     Returns:
         FeatureCheck, arrays (N, *event).
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: no `VAE`, a likelihood that does not factorize, fewer than 21 draws.
+        ConfigError: not a `VAE`, a likelihood that does not factorize, fewer than 21 draws.
 
     References:
         Vehtari, Gelman & Gabry, 2017, https://arxiv.org/abs/1507.04544
@@ -134,7 +134,7 @@ def feature_check(
 
 
 def _cells(vae: nn.Module, piece: Batch, num_samples: int) -> dict[str, Tensor]:
-    """log_conditional, pit and pareto_k, (n, *event) float64."""
+    """Return log_conditional, pit and pareto_k, (n, *event) float64."""
     joint = VAEJoint(vae, piece)
     z = joint.draw_guide(num_samples)
     log_prior, log_likelihood = joint.terms(z)
@@ -160,7 +160,7 @@ def _cells(vae: nn.Module, piece: Batch, num_samples: int) -> dict[str, Tensor]:
 
 
 def _elementwise(p_x: Any) -> Any:
-    """One density for each number of x."""
+    """Return one density per number of x."""
     base = p_x.base_dist if isinstance(p_x, Independent) else p_x
     if base.event_shape:
         raise ConfigError(
@@ -172,7 +172,7 @@ def _elementwise(p_x: Any) -> Any:
 
 
 def uniform_p_value(values: Tensor) -> Tensor:
-    """Kolmogorov-Smirnov p-value that values (N, …) are uniform on [0, 1]; NaN are left out.
+    """Return the Kolmogorov-Smirnov p-value of values (N, …) being uniform on [0, 1], without NaN.
 
     The asymptotic series with Stephens' correction for small N,
     λ = (√N + 0.12 + 0.11/√N) D, p = 2 Σ_k (−1)^(k−1) exp(−2 k² λ²); NaN for fewer than 5.

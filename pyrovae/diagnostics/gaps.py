@@ -1,16 +1,16 @@
-"""Inference gaps: what of log p(x) the ELBO misses, and whose fault it is.
+"""Inference gaps: how far the ELBO is below log p(x), and why.
 
     log p(x) − ELBO(q) = [log p(x) − ELBO(q*)] + [ELBO(q*) − ELBO(q)]
                           approximation gap       amortization gap
 
 q* is the best member of the guide's family for the datum alone (`posterior.refine`, started
-from the encoder). The first gap is that of the family: no encoder closes it. The second is
-that of the network, which must guess q* from x in one pass. A third, between the ELBO of the
-training data and that of held-out data, is no gap of inference but of generalization.
+from the encoder). The first gap is due to the family: no encoder closes it. The second is due
+to the network, which must predict q* from x in one pass. A third, between the ELBOs of training
+and held-out data, is a gap of generalization, not of inference.
 
-Both gaps are estimated on the same noise, so their errors are much smaller than those of the
-terms. If refinement stops short of q* the split moves (approximation too large, amortization
-too small), their sum does not.
+Both gaps are estimated with the same noise, so their errors are much smaller than those of the
+terms. If refinement stops short of q*, the split changes (approximation too large, amortization
+too small), but not the sum.
 """
 
 import math
@@ -41,22 +41,22 @@ from pyrovae.posterior import refine
 from pyrovae.runtime.random_stream import RandomStream
 
 ROWS = 256  # data that are refined together
-NEGLIGIBLE = 0.05  # nats: a gap that no one would train for
+NEGLIGIBLE = 0.05  # nats: a gap not worth training for
 
 
 class InferenceGaps(NamedTuple):
-    """The gaps between log p(x) and the ELBO, in nats; each ≥ 0 but for noise.
+    """The gaps between log p(x) and the ELBO, in nats; each ≥ 0 up to noise.
 
     Attributes:
         log_px: (N,) float64, the estimate of log p(x).
-        elbo: (N,), of the encoder's q(z|x).
-        best_elbo: (N,), of the refined q*.
+        elbo: (N,), ELBO of the encoder's q(z|x).
+        best_elbo: (N,), ELBO of the refined q*.
         approximation: (N,), log_px − best_elbo.
         amortization: (N,), best_elbo − elbo.
         approximation_std_error, amortization_std_error: (N,), over draws.
-        pareto_k: (N,), k̂ of the weights behind log_px: above `pareto_k_threshold` it is too
-            low, and the approximation gap with it. −∞ for a method without weights.
-        mean_approximation, mean_amortization, mean_total: over data, with errors over data.
+        pareto_k: (N,), k̂ of the weights behind log_px: above `pareto_k_threshold`, log_px and the
+            approximation gap are too low. −∞ for a method without weights.
+        mean_approximation, mean_amortization, mean_total: means over data, with errors.
         generalization: mean ELBO of x minus that of the held-out data, with its error; None
             without `validation`.
     """
@@ -76,19 +76,19 @@ class InferenceGaps(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """One sentence: where the next hour is best spent."""
+        """One sentence: what to improve first."""
         family, network = self.mean_approximation, self.mean_amortization
         fit = self.generalization
         largest = max(family.value, network.value)
         if fit is not None and not fit.is_below_noise and fit.value > max(largest, NEGLIGIBLE):
             return (
                 f"The train/test gap is the largest, {fit} nats: the model overfits; stop earlier, "
-                "regularize, or take more data."
+                "regularize, or use more data."
             )
         if largest < NEGLIGIBLE or (family.is_below_noise and network.is_below_noise):
             return (
-                f"Inference is not the bottleneck: both gaps are below {NEGLIGIBLE} nat or the "
-                "noise; spend the effort on prior and decoder."
+                f"Inference is not the bottleneck: both gaps are below {NEGLIGIBLE} nats or the "
+                "noise; work on prior and decoder instead."
             )
         if abs(network.value - family.value) < 2 * math.hypot(family.std_error, network.std_error):
             return (
@@ -102,7 +102,7 @@ class InferenceGaps(NamedTuple):
             )
         return (
             f"The guide family is the bottleneck, {family} nats of approximation against "
-            f"{network} of amortization: take a richer one, such as FullNormal or FlowGuide."
+            f"{network} of amortization: use a richer one, such as FullNormal or FlowGuide."
         )
 
 
@@ -119,27 +119,27 @@ def inference_gaps(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> InferenceGaps:
-    """log p(x) − ELBO, split into the guide family's part and the encoder network's.
+    """Split log p(x) − ELBO into the part of the guide family and that of the encoder network.
 
     Args:
-        vae: a `VAE` whose guide `posterior.refine` takes (pathwise, declared parameters).
+        vae: a `VAE` whose guide `posterior.refine` supports (pathwise, declared parameters).
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         validation: held-out data, x, (x, y) or (x, y, mask), for the train/test gap.
-        method: of log p(x): "refined" is importance sampling from q*, which beats the
-            encoder's; or a method of `log_evidence` ("ais", "grid", …).
-        num_samples: K, draws per datum of both ELBOs and of the weights.
-        num_steps: of the refinement.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece, as for `log_evidence`.
+        method: method for log p(x): "refined" is importance sampling from q*, better than from
+            the encoder's q; or a method of `log_evidence` ("ais", "grid", …).
+        num_samples: K, draws per datum for both ELBOs and the weights.
+        num_steps: steps of the refinement.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:
         InferenceGaps, arrays (N,).
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: no `VAE`, a guide that cannot be refined, or a setting.
+        ConfigError: not a `VAE`, a guide that cannot be refined, or a setting out of range.
 
     References:
         Inference Suboptimality in Variational Autoencoders, Cremer, Li & Duvenaud, 2018,
@@ -191,7 +191,7 @@ def inference_gaps(
 
 
 def _chunk(vae: nn.Module, rows: Batch, memory_budget: int | None) -> int:
-    """How many draws of these data fit the budget, at least one."""
+    """Return how many draws of these data fit the budget, at least one."""
     cost = rows.num_data * bytes_per_draw(VAEJoint(vae, rows.head()).weighted_draws)
     return max(1, budget_of(memory_budget, rows.device).num_bytes // cost)
 
@@ -199,7 +199,7 @@ def _chunk(vae: nn.Module, rows: Batch, memory_budget: int | None) -> int:
 def _log_weights(
     joint: VAEJoint, q: Distribution, num_samples: int, chunk: int, seed: int
 ) -> Tensor:
-    """log w = log p(x, z) − log q(z) at z ~ q, (K, n) float64; the same noise for each q."""
+    """Return log w = log p(x, z) − log q(z) at z ~ q, (K, n) float64; same noise for each q."""
     parts = []
     with RandomStream(seed):
         for size in sizes(num_samples, chunk):
@@ -209,7 +209,7 @@ def _log_weights(
 
 
 def _gaps_of(best: Tensor, start: Tensor) -> Arrays:
-    """Terms and errors, (n,) each, from log-weights under q* and under q, (K, n)."""
+    """Return terms and errors, (n,) each, from log-weights under q* and under q, (K, n)."""
     log_px = log_mean_exp(best)
     root = math.sqrt(len(best))
     # log p̂ − ELBO(q*) is a function of the mean of w and that of log w: delta method
@@ -226,7 +226,7 @@ def _gaps_of(best: Tensor, start: Tensor) -> Arrays:
 
 
 def _generalisation(vae, elbo, validation, num_samples, seed, memory_budget) -> Estimate | None:
-    """Mean ELBO of the data minus that of the held-out ones, two independent means."""
+    """Return the mean ELBO of the data minus that of held-out data, two independent means."""
     if validation is None:
         return None
     held_out = validation if isinstance(validation, tuple | list) else (validation,)

@@ -1,14 +1,14 @@
-"""Prior and posterior predictive checks with a statistic of the user's own.
+"""Prior and posterior predictive checks with a custom statistic.
 
     T(x) against T(x^rep),   x^rep ~ p(x|z) with z ~ p(z)      (prior check, Box 1980)
                              x^rep ~ p(x|z) with z ~ q(z|x)    (posterior check, Gelman et al. 1996)
 
-x^rep is a replicate of the whole data set, so T may be anything that can be said of one: a
-mean per pixel, a share of zeros, a largest value. The p-value is the probability that a
-replicate reaches T(x). Before training, a prior p-value near 0 or 1 says that the prior makes
-other data than these; a posterior p-value near 0 or 1, that the fitted model cannot make them.
-A posterior p-value near ½ is weak evidence: x was used twice, so it is not uniform under the
-model but gathers around ½ (Meng 1994).
+x^rep is a replicate of the whole data set, so T may be any statistic of one: a mean per pixel, a
+share of zeros, a maximum. The p-value is the probability that a replicate reaches T(x). Before
+training, a prior p-value near 0 or 1 means that the prior generates different data; a posterior
+p-value near 0 or 1, that the fitted model does not reproduce these. A posterior p-value near ½ is
+weak evidence: x is used twice, so under the model it is not uniform but concentrates around ½
+(Meng 1994).
 
 References:
     Sampling and Bayes' Inference in Scientific Modelling and Robustness, Box, 1980,
@@ -33,12 +33,12 @@ Statistic = Callable[[Tensor], Any]
 
 
 class PredictiveCheck(NamedTuple):
-    """A statistic of the data among those of replicated data.
+    """A statistic of the data, and of replicated data.
 
     Attributes:
         observed: (K,) float64, T(x), in the units of the statistic.
         replicated: (S, K) float64, T of each replicate.
-        p_value: (K,), P(T(x^rep) ≥ T(x)), ties counted half; near 0 or 1 is a misfit.
+        p_value: (K,), P(T(x^rep) ≥ T(x)), ties counted half; near 0 or 1 indicates misfit.
     """
 
     observed: Tensor
@@ -47,7 +47,7 @@ class PredictiveCheck(NamedTuple):
 
     @property
     def z_score(self) -> Tensor:
-        """(K,): by how many standard deviations of the replicates T(x) is off; 0 if they agree."""
+        """(K,), (T(x) − mean) / standard deviation of the replicates; 0 if they agree."""
         off = self.observed - self.replicated.mean(0)
         return torch.where(off == 0, 0.0, off / self.replicated.std(0))
 
@@ -63,26 +63,26 @@ def prior_check(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> PredictiveCheck:
-    """T(x) among T of data sets from the prior predictive, z ~ p(z), x^rep ~ p(x|z).
+    """Compare T(x) with T of data sets from the prior predictive, z ~ p(z), x^rep ~ p(x|z).
 
     Args:
         program: any program.
         x: (N, *event).
-        y: (N, …), covariates, for the replicates as well.
-        mask: of x's shape, true where x is observed; the other cells are NaN in x and in all
-            replicates when the statistic sees them.
-        statistic: T, a function of a tensor (N, *event) that gives a number or (K,).
+        y: (N, …), covariates, also used for the replicates.
+        mask: of x's shape, true where x is observed; the statistic sees the other cells of x and
+            of all replicates as NaN.
+        statistic: T, a function from a tensor (N, *event) to a number or (K,).
         num_samples: S, replicated data sets.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece, as for `log_evidence`; at least one replicate is
-            made at a time.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes per chunk, as for `log_evidence`; at least one replicate is
+            drawn at a time.
 
     Returns:
         PredictiveCheck.
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the statistic gives no finite numbers, or not always as many.
+        ConfigError: the statistic is not finite, or its length varies.
 
     References:
         Box, 1980, https://doi.org/10.2307/2982063
@@ -91,7 +91,7 @@ def prior_check(
         >>> import pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> found = prior_check(vae, torch.ones(30, 2), statistic=torch.mean)
-        >>> bool(found.p_value < 0.05)  # the untrained model does not make ones only
+        >>> bool(found.p_value < 0.05)  # the untrained model does not generate only ones
         True
     """
     return _check(program, (x, y, mask), statistic, True, num_samples, seed, memory_budget)
@@ -108,9 +108,9 @@ def posterior_check(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> PredictiveCheck:
-    """T(x) among T of data sets replicated from the codes, z ~ q(z|x), x^rep ~ p(x|z).
+    """Compare T(x) with T of data sets replicated from the codes, z ~ q(z|x), x^rep ~ p(x|z).
 
-    Args and errors as `prior_check`; q stands in for the posterior, so look at `pareto_k` first.
+    Args and errors as for `prior_check`; q replaces the posterior, so check `pareto_k` first.
 
     Returns:
         PredictiveCheck.
@@ -150,14 +150,14 @@ def _seen(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _value(statistic: Statistic, x: Tensor, shape: torch.Size | None = None) -> Tensor:
-    """T(x) as (K,) float64, checked."""
+    """Return T(x) as (K,) float64, checked."""
     value = torch.as_tensor(statistic(x))
     value = value.detach().cpu().double().reshape(-1) if value.dim() <= 1 else value
     if value.dim() > 1 or not torch.isfinite(value).all() or value.shape != (shape or value.shape):
         raise ConfigError(
-            f"the statistic gave shape {tuple(value.shape)} with "
+            f"the statistic returned shape {tuple(value.shape)} with "
             f"{int((~torch.isfinite(value)).sum())} numbers that are not finite, but it must map a "
-            "data set (N, *event) to a finite number or to (K,), always as many.\n"
-            "With mask=, unobserved cells are NaN: use torch.nanmean and the like."
+            "data set (N, *event) to a finite number or to (K,), with the same K each time.\n"
+            "With mask=, unobserved cells are NaN: use torch.nanmean, for example."
         )
     return value

@@ -1,8 +1,8 @@
-"""Which data the guide fails on, and what to do for these.
+"""Which data the guide fails on, and what to do about it.
 
-k̂, the Pareto shape of a datum's importance weights w = p(x, z)/q(z|x), says whether q(z|x)
-covers p(z|x): above min(1 − 1/log₁₀ S, 0.7) weights from S draws give neither its evidence nor
-its posterior. `pareto_k` finds these data; `escalate` draws their posterior another way.
+k̂, the Pareto shape of a datum's importance weights w = p(x, z)/q(z|x), tells whether q(z|x)
+covers p(z|x): above min(1 − 1/log₁₀ S, 0.7), weights from S draws give neither its evidence nor
+its posterior. `pareto_k` finds these data; `escalate` draws their posterior by another method.
 
 References:
     Yes, but Did It Work?: Evaluating Variational Inference, Yao et al., 2018,
@@ -28,12 +28,12 @@ MIN_DRAWS = 21  # fewer leave k̂ undefined
 
 
 class Reliability(NamedTuple):
-    """How well the guide covers the posterior, per datum.
+    """Coverage of the posterior by the guide, per datum.
 
     Attributes:
-        pareto_k: (N,), k̂, without unit; lower is better.
+        pareto_k: (N,), k̂, unitless; lower is better.
         ess: (N,), effective sample size of the S weights.
-        threshold: what k̂ must not exceed.
+        threshold: largest acceptable k̂.
         is_reliable: (N,).
     """
 
@@ -54,12 +54,13 @@ class Reliability(NamedTuple):
         num, total = len(self.failed), len(self.pareto_k)
         if not num:
             return (
-                f"The guide covers the posterior of all {total:,} data (k̂ ≤ {self.threshold:.2f})."
+                f"The guide covers the posterior of all {total:,} data points "
+                f"(k̂ ≤ {self.threshold:.2f})."
             )
         first = ", ".join(map(str, self.failed[:5].tolist()))
         return (
-            f"The guide fails on {num:,} of {total:,} data (k̂ > {self.threshold:.2f}; worst rows: "
-            f"{first}): there neither q(z|x) nor importance weights from it can be trusted."
+            f"The guide fails on {num:,} of {total:,} data points (k̂ > {self.threshold:.2f}; worst "
+            f"rows: {first}): there neither q(z|x) nor importance weights from it can be trusted."
         )
 
 
@@ -73,7 +74,7 @@ def pareto_k(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Reliability:
-    """k̂ of each datum's importance weights, and which data the guide fails on.
+    """Estimate k̂ of each datum's importance weights, and which data the guide fails on.
 
     Args:
         program: any program without global latents.
@@ -81,8 +82,8 @@ def pareto_k(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S ≥ 21, draws per datum.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece, as for `log_evidence`.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:
         Reliability, arrays (N,).
@@ -121,23 +122,23 @@ def escalate(
     seed: int | None = 0,
     **options: Any,
 ) -> Posterior:
-    """Draws of p(z|x) for these rows only, by a method that needs less of the guide.
+    """Draw from p(z|x) for these rows only, by a method that depends less on the guide.
 
-    - "sir": more proposals of the same guide; helps where k̂ is just above the threshold.
-    - "refine": the guide's parameters optimized for each datum; draws of that density, with
-      no weights. Compare its `elbo` by calling `posterior.refine` yourself.
-    - "hmc": Hamiltonian chains from the guide; look at `r_hat`.
+    - "sir": more proposals from the same guide; helps if k̂ is just above the threshold.
+    - "refine": the guide's parameters optimized per datum; draws from that density, without
+      weights. To compare its `elbo`, call `posterior.refine` yourself.
+    - "hmc": Hamiltonian chains started from the guide; check `r_hat`.
 
     Args:
         program: any program for "sir" and "hmc", a `VAE` for "refine".
         x: (N, *event), all of the data.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
-        rows: (n,), the rows of x to take, such as `pareto_k(…).failed`.
+        rows: (n,), the rows of x to use, such as `pareto_k(…).failed`.
         method: "sir", "refine" or "hmc".
-        num_samples: S, draws of each datum (of each chain).
-        seed: of the draws; None takes a fresh one.
-        **options: further ones of the function of that name in `pyrovae.posterior`.
+        num_samples: S, draws per datum (and chain).
+        seed: random seed; None uses a fresh one.
+        **options: passed to the function of that name in `pyrovae.posterior`.
 
     Returns:
         Posterior, draws (C, S, n, D), in the order of `rows`.
@@ -165,7 +166,7 @@ def escalate(
     if method == "hmc":
         return hmc(program, x, y, mask, num_samples=num_samples, **options)
     if method != "refine":
-        raise ConfigError(f"method = {method!r}, but it is one of 'sir', 'refine', 'hmc'.")
+        raise ConfigError(f"method = {method!r}, but it must be 'sir', 'refine' or 'hmc'.")
     guide = refine(program, x, y, mask, **options).guide
     with RandomStream(seed_number(seed)), torch.no_grad():
         draws = guide.sample((whole_number(num_samples, "num_samples", 1),))[None]

@@ -1,16 +1,16 @@
-"""How much prior and likelihood each shape the posterior of a datum: power-scaling.
+"""How much prior and likelihood each shape the posterior of a datum, by power-scaling.
 
     p_α(z|x) ∝ p(z)^α p(x|z)    or    p(z) p(x|z)^α,      α = 1 ± δ
 
-by importance weights: draws z_s ~ q(z|x) with w_s = p(x, z)/q(z|x) stand for the posterior and
-w_s · p(z_s)^(α − 1) for the perturbed one. The distance of their ECDFs per latent dimension is
-the cumulative Jensen-Shannon distance, a metric in [0, 1] without unit, and the sensitivity
+by importance weights: draws z_s ~ q(z|x) weighted by w_s = p(x, z)/q(z|x) represent the posterior,
+and by w_s · p(z_s)^(α − 1) the perturbed one. The distance of their ECDFs per latent dimension is
+the cumulative Jensen-Shannon distance, a unitless metric in [0, 1], and the sensitivity is
 
     D = (CJS(1/(1 + δ)) + CJS(1 + δ)) / (2 log₂(1 + δ)).
 
-Above 0.05 a component matters. Prior and likelihood both: they may pull in different
-directions (a potential prior-data conflict). Prior alone: the datum says little about this
-dimension. It is done per datum: over the joint posterior of many data the weights degenerate.
+Above 0.05 a component matters. If both matter, they may pull in different directions (a potential
+prior-data conflict). If only the prior does, the datum says little about this dimension. All is
+per datum: for the joint posterior of many data the weights degenerate.
 
 References:
     Detecting and diagnosing prior and likelihood sensitivity with power-scaling, Kallioinen,
@@ -45,13 +45,13 @@ ROWS = 64
 
 
 class PriorSensitivity(NamedTuple):
-    """Sensitivity of each latent of each datum to power-scaling, without unit.
+    """Sensitivity of each latent of each datum to power-scaling, unitless.
 
     Attributes:
-        prior: (N, D), to the prior.
-        likelihood: (N, D), to the likelihood.
-        pareto_k: (N,), k̂ of the weights behind it: above `pareto_k_threshold` do not use the row.
-        threshold: above which a component matters.
+        prior: (N, D), sensitivity to the prior.
+        likelihood: (N, D), sensitivity to the likelihood.
+        pareto_k: (N,), k̂ of the weights behind it: above `pareto_k_threshold`, ignore the row.
+        threshold: sensitivity above which a component matters.
         names: D names.
     """
 
@@ -63,12 +63,12 @@ class PriorSensitivity(NamedTuple):
 
     @property
     def is_conflict(self) -> Tensor:
-        """(N, D): both matter: prior and datum may disagree."""
+        """(N, D), whether both matter, so that prior and datum may disagree."""
         return (self.prior > self.threshold) & (self.likelihood > self.threshold)
 
     @property
     def is_prior_dominated(self) -> Tensor:
-        """(N, D): the prior matters and the likelihood does not: the datum says little."""
+        """(N, D), whether only the prior matters, so that the datum says little."""
         return (self.prior > self.threshold) & (self.likelihood <= self.threshold)
 
 
@@ -84,7 +84,7 @@ def prior_sensitivity(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> PriorSensitivity:
-    """How far the posterior of each datum moves when prior or likelihood is raised to a power.
+    """Estimate how far each posterior moves when prior or likelihood is raised to a power.
 
     Args:
         program: any program without global latents.
@@ -92,17 +92,17 @@ def prior_sensitivity(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         delta: δ > 0, of the powers 1/(1 + δ) and 1 + δ.
-        threshold: above which a component counts as one that matters.
+        threshold: sensitivity above which a component matters.
         num_samples: S, draws per datum.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece, as for `log_evidence`.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:
         PriorSensitivity, arrays (N, D).
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the program has global latents, or a setting is no such number.
+        ConfigError: the program has global latents, or a setting is out of range.
 
     References:
         Kallioinen et al., 2023, https://arxiv.org/abs/2107.14054
@@ -147,11 +147,11 @@ def _sensitivities(found: Arrays, delta: float) -> Arrays:
 def power_sensitivity(
     z: Tensor, log_weights: Tensor, log_component: Tensor, *, delta: float = 0.01
 ) -> Tensor:
-    """D per datum and dimension, (N, D), from draws with weights; without unit, ≥ 0.
+    """Return D per datum and dimension, (N, D), from weighted draws; unitless, ≥ 0.
 
     Args:
         z: (S, N, D), draws.
-        log_weights: (S, N), nats, that make them draws of the posterior; 0 where they are.
+        log_weights: (S, N), nats, of the draws for the posterior; 0 for its own draws.
         log_component: (S, N), nats, the log-density to be raised to a power.
         delta: δ > 0.
 
@@ -170,7 +170,7 @@ def power_sensitivity(
 
 
 def _cjs(z: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The cumulative Jensen-Shannon distance of two weightings of the same draws: (N, D).
+    """Return the cumulative Jensen-Shannon distance of two weightings of the draws, (N, D).
 
     With ECDFs P and Q, M = (P + Q)/2 and all integrals over z,
     √((∫ P log₂ P/M + ∫ Q log₂ Q/M) / ∫ (P + Q)).

@@ -3,12 +3,12 @@
     z* ~ p(z),   x ~ p(x|z*),   z_1 … z_L ~ q(z|x):     rank of z*_d among the z_{l,d}
 
 If q(z|x) were the model's posterior p(z|x), z* and the L draws would be exchangeable and every
-rank uniform on {0, …, L}. A q that is too narrow piles ranks up at both ends, one that is too
-wide in the middle, a biased one at one end. For an amortized guide this is a diagnostic of
-how far it is from the posterior on data *of the model*; no VAE passes it at any sample size.
+rank uniform on {0, …, L}. If q is too narrow, ranks pile up at both ends; if too wide, in the
+middle; if biased, at one end. For an amortized guide this measures how far it is from the
+posterior on data *from the model*; no VAE passes it at every sample size.
 
-Ranks of log q(z|x) instead of z_d give the coverage of highest-density regions: a region that
-claims 90 % should hold z* in 90 % of the simulations (expected coverage).
+Ranks of log q(z|x) instead of z_d give the coverage of highest-density regions: a 90 % region
+should contain z* in 90 % of the simulations (expected coverage).
 
 Symbols: n simulations, D latent dimensions, L draws each. Left out: data with missing cells,
 programs other than a `VAE`.
@@ -45,19 +45,19 @@ class Calibration(NamedTuple):
     """Ranks of the true latents among the guide's draws, and whether they are uniform.
 
     Attributes:
-        ranks: (n, D), how many of the L draws lie below z*_d: 0 … L.
-        density_ranks: (n,), how many draws have a higher q(z|x) than z*: 0 … L.
+        ranks: (n, D), number of the L draws below z*_d: 0 … L.
+        density_ranks: (n,), number of draws with a higher q(z|x) than z*: 0 … L.
         num_draws: L.
         p_value: (D,), of the χ² test that the ranks are uniform over the bins.
-        density_p_value: the same of density_ranks.
+        density_p_value: the same for density_ranks.
         ecdf: (D, L + 1), the share of ranks ≤ k, for k = 0 … L.
-        band: (L + 1, 2), lower and upper end of what uniform ranks stay within, all at once,
-            with probability `level`.
+        band: (L + 1, 2), lower and upper end of the simultaneous band that contains the ECDF of
+            uniform ranks with probability `level`.
         is_calibrated: (D,), whether the ecdf stays within the band.
-        level: of the band.
+        level: probability of the band.
         coverage_levels: (m,), nominal probabilities of highest-density regions of q(z|x).
-        expected_coverage: (m,), the share of simulations whose z* lies in the region; below
-            the nominal level the guide is overconfident.
+        expected_coverage: (m,), the share of simulations with z* in the region; below the
+            nominal level the guide is overconfident.
         coverage_std_error: (m,), binomial.
     """
 
@@ -81,12 +81,12 @@ class Calibration(NamedTuple):
         where = f"dimensions {', '.join(map(str, bad[:10]))}" if bad else "no dimension"
         excess = float((self.expected_coverage - self.coverage_levels).mean())
         if excess < 0:
-            side = f"{-100 * excess:.1f} points less than they claim (overconfident)"
+            side = f"{-100 * excess:.1f} points less often than they should (overconfident)"
         else:
-            side = f"{100 * excess:.1f} points more than they claim"
+            side = f"{100 * excess:.1f} points more often than they should"
         return (
             f"Ranks leave the {100 * self.level:.0f} % band in {where} of {len(self.p_value)}; "
-            f"on average highest-density regions of q(z|x) hold the truth {side}."
+            f"on average, highest-density regions of q(z|x) contain the truth {side}."
         )
 
 
@@ -101,26 +101,26 @@ def calibration(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Calibration:
-    """Whether the encoder's q(z|x) is the posterior of its own model, on simulated data.
+    """Check on simulated data whether the encoder's q(z|x) is the posterior of its model.
 
-    Ties (discrete latents) are broken at random. The standard number of draws, 99, makes 20
-    bins of 5 ranks.
+    Ties (discrete latents) are broken at random. The default number of draws, 99, gives 20 bins
+    of 5 ranks.
 
     Args:
         vae: a `VAE`.
-        n: simulations.
+        n: number of simulations.
         y: (n, …), covariates.
-        num_draws: L, draws of q(z|x) for each.
-        num_bins: of the χ² test; must divide L + 1.
-        level: of the simultaneous ECDF band, in (0, 1).
-        seed: of the simulations; None takes a fresh one.
-        memory_budget: bytes for the draws of one piece of the simulations.
+        num_draws: L, draws of q(z|x) per simulation.
+        num_bins: bins of the χ² test; must divide L + 1.
+        level: probability of the simultaneous ECDF band, in (0, 1).
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes for the draws of one chunk of the simulations.
 
     Returns:
         Calibration.
 
     Raises:
-        ConfigError: no `VAE`, a setting that is no such number, or bins that do not divide
+        ConfigError: not a `VAE`, a setting out of range, or bins that do not divide
             L + 1 ranks.
 
     References:
@@ -158,7 +158,7 @@ def calibration(
     ecdf = _ecdf(ranks, num_draws)
     is_inside = ((ecdf >= band[:, 0] - 1e-12) & (ecdf <= band[:, 1] + 1e-12)).all(-1)
     levels = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
-    # z* is inside the region of level a where fewer than a (L + 1) draws have a higher density
+    # z* is inside the region of level a if fewer than a (L + 1) draws have a higher density
     coverage = (density_ranks[:, None] < levels * (num_draws + 1) - 1e-9).double().mean(0)
     return Calibration(
         ranks,
@@ -177,7 +177,7 @@ def calibration(
 
 
 def _ranks(joint: VAEJoint, z: Tensor, num_draws: int) -> dict[str, Tensor]:
-    """Ranks (n, D) and density_ranks (n,) of the true z (n, D) among L draws."""
+    """Return ranks (n, D) and density_ranks (n,) of the true z (n, D) among L draws."""
     draws = joint.draw_guide(num_draws)["z"]
     density = joint.guide.log_prob(draws)
     return {
@@ -187,13 +187,13 @@ def _ranks(joint: VAEJoint, z: Tensor, num_draws: int) -> dict[str, Tensor]:
 
 
 def _rank(draws: Tensor, value: Tensor) -> Tensor:
-    """How many of the draws along dim 0 are below, a random share of the ties with them."""
+    """Count the draws along dim 0 that are below, with a random share of the ties."""
     below, ties = (draws < value).sum(0), (draws == value).sum(0)
     return below + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
 
 
 def uniformity_p_value(ranks: Tensor, num_draws: int, num_bins: int) -> Tensor:
-    """(K,), of Pearson's χ² test that each column of ranks (n, K) in 0 … L is uniform.
+    """Return the p-value (K,) of Pearson's χ² test that columns of ranks (n, K) are uniform.
 
     Example:
         >>> ranks = torch.arange(100)[:, None].expand(100, 2)
@@ -209,14 +209,14 @@ def uniformity_p_value(ranks: Tensor, num_draws: int, num_bins: int) -> Tensor:
 
 
 def _ecdf(ranks: Tensor, num_draws: int) -> Tensor:
-    """(K, L + 1): the share of the ranks (n, K) ≤ k."""
+    """Return the share of the ranks (n, K) ≤ k, (K, L + 1)."""
     counts = torch.zeros(ranks.shape[1], num_draws + 1, dtype=torch.float64)
     counts.scatter_add_(1, ranks.T, torch.ones(ranks.T.shape, dtype=torch.float64))
     return counts.cumsum(1) / len(ranks)
 
 
 def _band(n: int, num_draws: int, level: float) -> Tensor:
-    """(L + 1, 2): u ± c √(u (1 − u) / n), c such that uniform ranks stay inside at this level.
+    """Return u ± c √(u (1 − u) / n), (L + 1, 2), that holds uniform ranks at this level.
 
     c is the quantile of the largest standardized distance over `NUM_NULL` simulated sets.
     """

@@ -1,14 +1,14 @@
-"""ELBO surgery: where the ELBO's nats go.
+"""ELBO surgery: the parts of the ELBO.
 
     ELBO = −D − R,    D = −E_q[log p(x|z)] (distortion),    R = KL(q(z|x) ‖ p(z)) (rate)
     (1/N) Σ_i KL(q(z|x_i) ‖ p(z)) = I_q + KL(q(z) ‖ p(z)),    q(z) = (1/N) Σ_i q(z|x_i)
     I_q = (1/N) Σ_i KL(q(z|x_i) ‖ q(z)),    0 ≤ I_q ≤ log N
 
-I_q says how well z tells the N data apart; KL(q(z) ‖ p(z)), the marginal KL, is all that a
-better prior could gain. Both are exact for *these* N data, up to the draws. As an estimate for
-the population that the data come from I_q is biased downwards: it cannot exceed log N, and
-the marginal KL carries the same bias upwards. The same average without a datum's own term
-overestimates (`mutual_information_upper`), so the two bracket the population's number.
+I_q measures how well z distinguishes the N data; KL(q(z) ‖ p(z)), the marginal KL, is the most
+that a better prior could gain. Both are exact for *these* N data, up to the draws. As an estimate
+for the population of the data, I_q is biased downwards: it cannot exceed log N, and the marginal
+KL has the same bias upwards. The same average without a datum's own term overestimates
+(`mutual_information_upper`), so the two bracket the population's value.
 
 References:
     ELBO surgery, Hoffman & Johnson, 2016, http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
@@ -44,13 +44,13 @@ class Decomposition(NamedTuple):
         reconstruction: (N,), −E_q[log p(x|z)], the distortion; lower is better.
         kl: (N,), KL(q(z|x) ‖ p(z)) at the same draws, the rate.
         elbo_std_error: (N,), Monte-Carlo error of elbo over draws; NaN for one draw.
-        kl_per_dimension: (N, D), KL(q(z_d|x) ‖ p(z_d)), in closed form where torch has one; of
-            the marginals where q does not factorize, NaN where p does not.
+        kl_per_dimension: (N, D), KL(q(z_d|x) ‖ p(z_d)), in closed form if torch has one; of the
+            marginals if q does not factorize, NaN if p does not.
         names: D names of the latent dimensions.
-        mean_elbo, mean_reconstruction, mean_kl: over data, with errors over data.
+        mean_elbo, mean_reconstruction, mean_kl: means over data, with errors.
         mutual_information: I_q of these data, at most log N; error over draws.
         mutual_information_upper: without a datum's own term. In expectation the population's
-            mutual information lies between the two; ∞ or huge where no two posteriors overlap.
+            mutual information lies between the two; ∞ or huge if no two posteriors overlap.
         marginal_kl: KL(q(z) ‖ p(z)) of these data. The last three are NaN with global latents
             or a prior that depends on y, where the split does not exist.
     """
@@ -80,10 +80,10 @@ def decompose_elbo(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Decomposition:
-    """Distortion, rate and ELBO per datum, the KL per dimension, and the ELBO surgery.
+    """Decompose the ELBO: distortion and rate per datum, KL per dimension, ELBO surgery.
 
-    Quantities that cannot be negative but were estimated so, or within two standard errors of
-    0, say so: `Estimate.is_below_noise`, and they print as "below the noise".
+    Estimates of nonnegative quantities that are negative, or within two standard errors of 0,
+    have `Estimate.is_below_noise` and print as "below the noise".
 
     Args:
         program: any program; the KL of global latents is not part of these per-datum numbers.
@@ -91,17 +91,16 @@ def decompose_elbo(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S, draws per datum.
-        num_aggregate: M, draws of q(z) that the surgery uses; each is compared with all N
-            posteriors.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one piece, as for `log_evidence`.
+        num_aggregate: M, draws of q(z) for the surgery; each is compared with all N posteriors.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes per chunk, as for `log_evidence`.
 
     Returns:
         Decomposition.
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: a setting is no such number.
+        ConfigError: a setting is out of range.
         MemoryError: one draw of one datum does not fit memory_budget.
 
     References:
@@ -157,13 +156,13 @@ def _read(traces: Traces, num_data: int) -> Arrays:
 def surgery(
     program: nn.Module, data: Source | Batch, *, num_aggregate: int, memory_budget: int | None
 ) -> tuple[Estimate, Estimate, Estimate]:
-    """I_q, its upper companion, and KL(q(z) ‖ p(z)), nats, from M draws of q(z).
+    """Estimate I_q, its upper counterpart, and KL(q(z) ‖ p(z)), nats, from M draws of q(z).
 
     Args:
         program: inside `draws.diagnosing`.
         data: validated.
         num_aggregate: M; each datum gives ⌊M/N⌋ or ⌈M/N⌉ of them.
-        memory_budget: bytes for one piece of the (M, N) log-densities.
+        memory_budget: bytes for one chunk of the (M, N) log-densities.
     """
     if not _has_one_prior(program, data):
         return (Estimate(math.nan, math.nan, True),) * 3
@@ -181,7 +180,7 @@ def surgery(
 
 
 def _has_one_prior(program: nn.Module, data: Source | Batch) -> bool:
-    """Whether all latents are local, and p(z) is the same for each datum."""
+    """Return whether all latents are local and p(z) is the same for each datum."""
     if is_plain_vae(program):
         return not program.prior(*given(data.head().y, program.prior)).batch_shape
     sites = draw_traces(program.model, program.guide, *data.head()).model
@@ -191,7 +190,7 @@ def _has_one_prior(program: nn.Module, data: Source | Batch) -> bool:
 def _aggregate_draws(
     program: nn.Module, data: Source | Batch, num: int, memory_budget: int | None
 ) -> tuple[Tensor, Arrays, Arrays]:
-    """Rows (M,), their latents by site (M, *event), and terms (M,): draws of q(z)."""
+    """Draw from q(z): rows (M,), their latents by site (M, *event), and terms (M,)."""
     order = torch.randperm(data.count(), device=data.device)
     row = order.repeat(-(-num // len(order)))[:num]
     chosen = data.take(row)
@@ -209,7 +208,7 @@ def _aggregate_draws(
 def _log_sum_of_others(
     program: nn.Module, data: Source | Batch, row: Tensor, z: Arrays, memory_budget: int | None
 ) -> Tensor:
-    """log Σ_{j ≠ i} q(z_m|x_j) for the draws z_m of datum i = row[m]: (M,) float64."""
+    """Return log Σ_{j ≠ i} q(z_m|x_j) for the draws z_m of datum i = row[m], (M,) float64."""
 
     def log_guide(rows: Batch) -> Tensor:
         size = len(rows.x)

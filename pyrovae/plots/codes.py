@@ -1,4 +1,4 @@
-"""Codes in the plane, with the spread of the densities that they are the means of."""
+"""Scatter plots of codes, with the spread of the densities whose means they are."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.plots.inputs import as_finite, row_labels, whole_count, with_shape
 from pyrovae.plots.style import COLORS, dot_area, dress, ellipse, normal_reach, own_axes
 
-HALF = 5  # classes drawn as circles; the others are triangles, a second channel beside color
-LEVEL = 0.5  # of q(z|x) within its ellipse
+HALF = 5  # classes drawn as circles; the others are triangles, a second channel besides color
+LEVEL = 0.5  # share of q(z|x) inside its ellipse
 
 
 class Plane(NamedTuple):
-    """Where codes stand in the plane.
+    """Positions of codes in the plane.
 
     Attributes:
         points: (N, 2).
-        names: of the two axes.
-        projection: (D, 2), codes to points up to a shift: spreads go the same way.
+        names: labels of the two axes.
+        projection: (D, 2), maps codes to points up to a shift, and spreads as well.
     """
 
     points: np.ndarray
@@ -39,25 +39,25 @@ def latent_scatter(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Codes as points in the plane, colored by label, each label written at its median.
+    """Plot codes as points in the plane, colored by label, with each label at its median.
 
-    One dimension is drawn against the label; more than two are projected on their first
-    two principal components, and the axes tell the share of the variance that each explains.
-    With scales or covariances, some codes get the ellipse that holds half of a normal density
-    of that mean and spread (of its projection; for one dimension, the interval).
+    One-dimensional codes are drawn against the label; codes of more than two dimensions are
+    projected onto their first two principal components, and the axes give the share of variance
+    that each explains. With scales or covariances, some codes get the ellipse (in one dimension,
+    the interval) that contains half of a normal density of that mean and (projected) spread.
 
     Args:
         codes: (N, D), N ≥ 2 when D > 2.
         labels: (N,), whole numbers or names. Up to ten classes are colored; with more, the
             points are gray and the title says so.
-        scales: (N, D), standard deviations of q(z|x), whose dimensions are independent.
+        scales: (N, D), standard deviations of q(z|x) with independent dimensions.
         covariances: (N, D, D), covariance matrices of q(z|x), instead of scales.
-        num_ellipses: how many codes get one, at even distances in the order of the rows.
-        title: put above the points.
-        ax: where to draw; a new figure's by default.
+        num_ellipses: number of codes with an ellipse, evenly spaced over the rows.
+        title: text above the points.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes; a point has the units of the codes.
+        The Axes, in the units of the codes.
 
     Raises:
         DataError: codes is not (N, D) and finite, or labels, scales or covariances do not fit it.
@@ -67,12 +67,12 @@ def latent_scatter(
         >>> codes = np.array([[0, 0, 0], [2, 0, 0], [0, 1, 0], [2, 1, 0]])
         >>> ax = latent_scatter(codes, [3, 3, 8, 8], scales=np.full((4, 3), 0.1))
         >>> ax.get_xlabel(), sorted(text.get_text() for text in ax.texts), len(ax.patches)
-        ('principal component 1 (80.0 % of the variance)', ['3', '8'], 4)
+        ('principal component 0 (80.0 % of the variance)', ['3', '8'], 4)
     """
     codes = as_finite(codes, "codes")
     if codes.ndim != 2 or not codes.size:
         raise DataError(
-            f"codes has shape {codes.shape}, but a scatter needs (N, D), one code a row.\n"
+            f"codes has shape {codes.shape}, but a scatter plot needs (N, D), one code per row.\n"
             "Write codes.reshape(len(codes), -1)."
         )
     labels = row_labels(labels, len(codes))
@@ -101,7 +101,7 @@ def latent_scatter(
 def _classes(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> None:
     index = np.searchsorted(classes, labels)
     style = {"s": dot_area(len(points)), "alpha": 0.8, "linewidths": 0}
-    # two layers only, in the order of the rows: a layer a class would bury the first classes
+    # two layers only, in row order: one layer per class would bury the first classes
     for start, marker in enumerate("o^"):
         chosen = index // HALF == start
         ax.scatter(*points[chosen].T, c=np.array(COLORS)[index[chosen]], marker=marker, **style)
@@ -122,7 +122,7 @@ def _classes(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: np.ndarr
 
 
 def _ellipses(ax: Axes, plane: Plane, spreads: np.ndarray, colors: Sequence[str], num: int) -> str:
-    """Draw ellipses of some codes; what to say of them."""
+    """Draw ellipses of some codes; return a note about them."""
     is_line = len(plane.projection) == 1
     reach = normal_reach(LEVEL, 1 if is_line else 2)
     outline = [withStroke(linewidth=2.6, foreground="white")]
@@ -133,14 +133,14 @@ def _ellipses(ax: Axes, plane: Plane, spreads: np.ndarray, colors: Sequence[str]
         ax.add_patch(ellipse(plane.points[i], projected, reach, **style))
     ax.autoscale_view()
     shape = "interval" if is_line else "ellipse"
-    return f"{shape}s: {100 * LEVEL:.0f} % of q(z|x), for {len(chosen):,} of {len(spreads):,} data"
+    return f"{shape}s: {100 * LEVEL:.0f} % of q(z|x), for {len(chosen):,} of {len(spreads):,} codes"
 
 
 def _covariances(codes: np.ndarray, scales: Any, covariances: Any) -> np.ndarray | None:
-    """(N, D, D), or None."""
+    """Return covariances (N, D, D), or None."""
     if scales is not None and covariances is not None:
         raise ConfigError(
-            "both scales and covariances came, but either is the whole spread of q(z|x).\n"
+            "both scales and covariances were given, but either one is the spread of q(z|x).\n"
             "Pass scales=q.stddev for independent dimensions, else covariances=q.covariance_matrix."
         )
     num, dim = codes.shape
@@ -156,26 +156,24 @@ def _covariances(codes: np.ndarray, scales: Any, covariances: Any) -> np.ndarray
 
 def _plane(codes: np.ndarray, labels: np.ndarray | None) -> Plane:
     if codes.shape[1] == 2:
-        return Plane(codes, ("latent dimension 1", "latent dimension 2"), np.eye(2))
+        return Plane(codes, ("latent dimension 0", "latent dimension 1"), np.eye(2))
     if codes.shape[1] > 2:
         return _principal_components(codes)
     first = np.array([[1.0, 0.0]])
     if labels is None:
         points = np.column_stack([codes, np.arange(len(codes))])
-        return Plane(points, ("latent dimension 1", "row"), first)
+        return Plane(points, ("latent dimension 0", "row"), first)
     classes, index = np.unique(labels, return_inverse=True)
     spread = np.random.default_rng(0).uniform(-0.3, 0.3, len(codes))
-    where = f"class, {classes[0]} at the bottom to {classes[-1]} (spread is for legibility)"
-    return Plane(np.column_stack([codes, index + spread]), ("latent dimension 1", where), first)
+    where = f"class, {classes[0]} at the bottom to {classes[-1]} (jittered for legibility)"
+    return Plane(np.column_stack([codes, index + spread]), ("latent dimension 0", where), first)
 
 
 def _principal_components(codes: np.ndarray) -> Plane:
     if len(codes) < 2:
-        raise DataError("codes holds one row, and principal components need two or more.")
+        raise DataError("codes has one row, but principal components need at least two.")
     centered = codes - codes.mean(0)
     left, singular, right = np.linalg.svd(centered, full_matrices=False)
     shares = singular**2 / max((singular**2).sum(), np.finfo(float).tiny)
-    names = [
-        f"principal component {i + 1} ({100 * shares[i]:.1f} % of the variance)" for i in (0, 1)
-    ]
+    names = [f"principal component {i} ({100 * shares[i]:.1f} % of the variance)" for i in (0, 1)]
     return Plane((left * singular)[:, :2], (names[0], names[1]), right[:2].T)

@@ -1,4 +1,4 @@
-"""Several models in one picture: rate against distortion, and paired differences of evidence."""
+"""Several models in one plot: rate against distortion, and paired differences of evidence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from pyrovae.plots.inputs import record_with, some_names, with_errors, with_shape
 from pyrovae.plots.style import BLUE, COLORS, GRAY, RED, dress, own_axes
 
-ERRORS = 2  # standard errors that a bar reaches, to either side
+ERRORS = 2  # standard errors on either side of a bar
 OUTLINED = {"path_effects": (withStroke(linewidth=3, foreground="white"),), "zorder": 5}
 
 
@@ -23,23 +23,23 @@ def rate_distortion(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Models by rate R and distortion D; along a dashed line the ELBO = −(D + R) is the same.
+    """Plot models by rate R and distortion D; dashed lines have a constant ELBO = −(D + R).
 
-    Nearer to the lower left is better. Models with one ELBO can sit anywhere on its line: high R
-    and low D use the latents, R = 0 ignores them.
+    Closer to the lower left is better. Models of equal ELBO can lie anywhere on its line: with
+    high R and low D they use the latents, with R = 0 they ignore them.
 
     Args:
         rates: (K,) numbers or `Estimate`s, KL(q(z|x) ‖ p(z)), nats per datum.
         distortions: (K,) likewise, −E_q[log p(x|z)], nats per datum.
-        labels: of the K models, written beside their points.
-        title: put above the points.
-        ax: where to draw; a new figure's by default.
+        labels: names of the K models, written next to their points.
+        title: text above the points.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes; bars reach two standard errors, where `Estimate`s came.
+        The Axes; bars are ± 2 standard errors, for `Estimate`s.
 
     Raises:
-        DataError: not (K,) each, or a number that is not finite.
+        DataError: shapes other than (K,), or a non-finite number.
 
     References:
         Fixing a Broken ELBO, Alemi et al., 2018, https://arxiv.org/abs/1711.00464
@@ -67,42 +67,42 @@ def rate_distortion(
 
 
 def _equal_elbo(ax: Axes) -> None:
-    """Lines D + R = const. across the Axes as they are, each named at its upper end."""
+    """Draw lines D + R = const. across the current view, each labeled at its upper end."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     left = max(left, -0.02 * right)  # a rate is never negative
     totals = MaxNLocator(nbins=6).tick_values(left + bottom, right + top)
     for total in totals[(totals > left + bottom) & (totals < right + top)]:
         start, end = max(left, total - top), min(right, total - bottom)
         ax.plot([start, end], [total - start, total - end], "--", color=GRAY, lw=0.8, zorder=0)
-        if start < left + 0.8 * (right - left):  # else the name would not fit
+        if start < left + 0.8 * (right - left):  # else the label would not fit
             _name_line(ax, f"ELBO {-total:g}".replace("-", "−"), start, total - start, start > left)
     ax.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def _name_line(ax: Axes, text: str, x: float, y: float, is_at_top: bool) -> None:
-    """Right of a line that starts at the upper edge, above one that starts at the left."""
+    """Label a line on its right if it starts at the upper edge, above it if at the left."""
     place = {"xytext": (14, -3), "va": "top"} if is_at_top else {"xytext": (4, 2), "va": "bottom"}
     style = OUTLINED | {"color": COLORS[8], "fontsize": "small", "zorder": 1}
     ax.annotate(text, (x, y), textcoords="offset points", **place, **style)
 
 
 def comparison(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """How far each model's held-out log p(x) is below the best one's, paired over data.
+    """Plot how far each model's held-out log p(x) is below the best one's, paired over data.
 
-    Bars reach two standard errors of the paired difference. The gray line to the left of a
-    point is how much importance sampling may have underestimated that model: it is a difference
-    only where even its far end, less two errors, stays above 0 (filled points).
+    Bars are ± 2 standard errors of the paired difference. The gray line to the left of a point
+    shows by how much importance sampling may underestimate that model: models differ only where
+    even its far end, minus two errors, is above 0 (filled points).
 
     Args:
-        record: a `Comparison`, as of `diagnostics.compare_priors`.
-        title: put above the rows.
-        ax: where to draw; a new figure's by default.
+        record: a `Comparison` from `diagnostics.compare_priors`.
+        title: text above the rows.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes: nats per datum across, one row a model, the best at the top.
+        The Axes: nats per datum, one row per model, the best at the top.
 
     Raises:
-        DataError: no such record.
+        DataError: record is not a `Comparison`.
 
     Example:
         >>> import torch, pyrovae as pv

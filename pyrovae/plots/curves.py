@@ -1,4 +1,4 @@
-"""Numbers that training recorded, by epoch or by step: one small panel each."""
+"""Plots of what training recorded, by epoch or by step: one small panel each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _TERMS = {
     "kl": "KL(q(z|x) ‖ p(z))",
 }
 _NATS, _COUNT = "nats per datum", "number"
-# title and unit of columns that are known; any other is drawn under its own name
+# title and unit of known columns; any other is drawn under its own name
 _RECORDED = {
     "elbo": ("ELBO", _NATS),
     "rate": ("rate, KL(q(z|x) ‖ p(z))", _NATS),
@@ -26,34 +26,34 @@ _RECORDED = {
     "active_units": ("active units", _COUNT),
     "mutual_information": ("mutual information of x and z", "nats"),
     "marginal_kl": ("marginal KL(q(z) ‖ p(z))", "nats"),
-    "kl_per_dimension": ("KL, a line per latent dimension", _NATS),
+    "kl_per_dimension": ("KL, one line per latent dimension", _NATS),
     "signal_to_noise": ("encoder gradient, signal to noise", "ratio, no unit"),
     "encoder_snr": ("encoder gradient, signal to noise", "ratio, no unit"),
     "gradient_snr": ("encoder gradient, signal to noise", "ratio, no unit"),
 }
 PANELS_ACROSS = 3
-SPAN = 100.0  # a positive quantity that spans a larger factor gets a logarithmic axis
+SPAN = 100.0  # positive quantities that span a larger factor get a logarithmic axis
 
 
 def training_curve(
     history: Mapping[str, Sequence[float | None]] | Any, *, fig: Figure | SubFigure | None = None
 ) -> Figure | SubFigure:
-    """ELBO, reconstruction and KL by epoch, in nats per datum: a panel each, validation dashed.
+    """Plot ELBO, reconstruction and KL by epoch in nats per datum, validation dashed.
 
     Each panel has its own scale, because the terms differ by an order of magnitude.
 
     Args:
         history: a `pyrovae.History`, or a mapping or data frame with its columns "epoch", "elbo",
-            "reconstruction", "kl" and, optionally, the last three with "validation_" before;
+            "reconstruction", "kl" and, optionally, the last three prefixed by "validation_";
             each of length E, in nats per datum; None where nothing was recorded.
-        fig: where to draw; a new figure by default. One without a layout engine becomes
+        fig: figure to draw on; a new one by default. Without a layout engine, it becomes
             constrained.
 
     Returns:
-        The figure, with three axes that share the epochs.
+        The figure, with three axes over the same epochs.
 
     Raises:
-        DataError: a column is missing or has another length than "epoch", or there is no epoch.
+        DataError: a column is missing or differs in length from "epoch", or there are no epochs.
 
     Example:
         >>> figure = training_curve(
@@ -64,7 +64,7 @@ def training_curve(
     """
     epochs = _column(history, "epoch")
     if not len(epochs):
-        raise DataError("the history holds no epoch: there is nothing to draw.\nTrain it first.")
+        raise DataError("the history holds no epochs: there is nothing to draw.\nCall fit first.")
     curves = {
         name: [_column(history, prefix + name, len(epochs)) for prefix in ("", "validation_")]
         for name in _TERMS
@@ -106,7 +106,7 @@ def _column(history: Any, name: str, length: int | None = None) -> np.ndarray:
     if length is not None and len(column) != length:
         raise DataError(
             f"column {name!r} has {len(column)} values, but there are {length} epochs.\n"
-            "Give one value an epoch; None where nothing was recorded."
+            "Give one value per epoch; None where nothing was recorded."
         )
     return column
 
@@ -117,25 +117,25 @@ def training_monitor(
     *,
     fig: Figure | SubFigure | None = None,
 ) -> Figure | SubFigure:
-    """What a recorder wrote during training, a small panel each, over the optimizer's steps.
+    """Plot what was recorded during training over optimizer steps, one small panel each.
 
-    A positive quantity that is no number of nats and spans more than a factor of 100 gets a
-    logarithmic axis.
+    Positive quantities that are not in nats and span more than a factor of 100 get a logarithmic
+    axis.
 
     Args:
-        records: name → (E,) numbers, or (E, D) for one line a latent dimension, with "step" →
-            (E,) among them; a mapping or a data frame. None or NaN where nothing was recorded.
-        units: name → what the vertical axis says, for names that are not known here or in other
+        records: a mapping or data frame, name → (E,) numbers, or (E, D) for one line per latent
+            dimension; "step" → (E,) is required. None or NaN where nothing was recorded.
+        units: name → label of the vertical axis, for names that are not known or in other
             units. Known: rate, distortion, elbo, kl_per_dimension (nats per datum),
             mutual_information, marginal_kl (nats), active_units, signal_to_noise.
-        fig: where to draw; a new figure by default. One without a layout engine becomes
+        fig: figure to draw on; a new one by default. Without a layout engine, it becomes
             constrained.
 
     Returns:
-        The figure, with one axes a column, three in a row.
+        The figure, with one axes per column, three in a row.
 
     Raises:
-        DataError: no "step", nothing beside it, or a column of another length.
+        DataError: "step" is missing or the only column, or a column has another length.
 
     Example:
         >>> figure = training_monitor({"step": [1, 50], "rate": [0.1, 4.0], "lr": [0.1, 0.01]})
@@ -169,25 +169,25 @@ def _recorded_lines(ax: Axes, steps: np.ndarray, values: np.ndarray, *, is_ratio
     low, high = (seen.min(), seen.max()) if len(seen) else (0.0, 0.0)
     if is_ratio and 0 < SPAN * low < high:
         ax.set_yscale("log")
-    elif 0 <= low < 0.2 * high:  # the zero is near, and says more than a few per cent of height
+    elif 0 <= low < 0.2 * high:  # 0 is near, and worth more than a few percent of the height
         ax.set_ylim(bottom=0)
 
 
 def _recorded(records: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """TrainingStep (E,), and each other column as (E,) or (E, D)."""
+    """Return the steps (E,), and each other column as (E,) or (E, D)."""
     names = list(getattr(records, "keys", list)())
     others = [name for name in names if name != "step"]
     if "step" not in names or not others:
         raise DataError(
             f"records is a {type(records).__name__} with columns {names[:8]}, but a monitor record "
-            'has "step" and at least one column by step.\n'
+            'needs "step" and at least one other column.\n'
             'Write {"step": [1, 2], "rate": [0.1, 0.3]}.'
         )
     columns = {name: _numbers(records[name], name) for name in names}
     steps = columns.pop("step")
     if steps.ndim != 1 or not len(steps):
         raise DataError(
-            f"'step' has shape {steps.shape}, but it needs (E,), E ≥ 1: the horizontal axis.\n"
+            f"'step' has shape {steps.shape}, but the horizontal axis needs (E,), E ≥ 1.\n"
             "Record at least one step."
         )
     for name, column in columns.items():
@@ -195,13 +195,13 @@ def _recorded(records: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             raise DataError(
                 f"column {name!r} has shape {column.shape}, but there are {len(steps)} steps: a "
                 f"column is ({len(steps)},) or ({len(steps)}, D).\n"
-                "Give one entry a step; None where nothing was recorded."
+                "Give one entry per step; None where nothing was recorded."
             )
     return steps, columns
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
-    """(E,) or (E, D): a list may hold None, and arrays."""
+    """Return (E,) or (E, D); a list may hold None and arrays."""
     if hasattr(values, "detach"):
         return as_real(values, name)
     rows = [as_real(np.nan if value is None else value, name) for value in values]

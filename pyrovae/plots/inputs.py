@@ -1,4 +1,4 @@
-"""What the pictures accept: arrays of any kind, checked once, as NumPy float64.
+"""Checks of what the plots accept: arrays of any kind, as NumPy float64.
 
 Tensors are detached and copied to the CPU through their own methods, so torch is not imported.
 """
@@ -12,37 +12,37 @@ from pyrovae.errors import ConfigError, DataError
 
 
 def as_array(value: Any, name: str) -> np.ndarray:
-    """Tensors, NumPy arrays and nested lists as an array of their own dtype."""
+    """Convert tensors, NumPy arrays and nested lists to an array of the same dtype."""
     value = value.detach().cpu() if hasattr(value, "detach") else value
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise DataError(f"{name} is no array: {error}.") from None
+        raise DataError(f"{name} is not an array: {error}.") from None
 
 
 def as_real(value: Any, name: str) -> np.ndarray:
-    """The same as float64; infinities and NaN pass."""
+    """Convert to float64; infinities and NaN pass."""
     array = as_array(value, name)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{name} has dtype {array.dtype}, but a picture needs real numbers.")
+        raise DataError(f"{name} has dtype {array.dtype}, but a plot needs real numbers.")
     return array.astype(float)
 
 
 def as_finite(value: Any, name: str) -> np.ndarray:
-    """The same, all of them finite."""
+    """Convert to float64, all values finite."""
     array = as_real(value, name)
     is_bad = ~np.isfinite(array)
     if is_bad.any():
         place = ", ".join(map(str, np.argwhere(is_bad)[0]))
         raise DataError(
-            f"{name}[{place}] = {array[is_bad][0]}, but only finite numbers have a place in a "
-            f"picture ({is_bad.sum():,} are not).\nLeave those rows out."
+            f"{name}[{place}] = {array[is_bad][0]}, but only finite numbers can be drawn "
+            f"({is_bad.sum():,} are not).\nLeave those rows out."
         )
     return array
 
 
 def as_images(value: Any, name: str) -> np.ndarray:
-    """(N, H, W), N ≥ 1."""
+    """Return images (N, H, W), N ≥ 1."""
     array = as_finite(value, name)
     if array.ndim != 3 or not array.size:
         raise DataError(
@@ -53,29 +53,29 @@ def as_images(value: Any, name: str) -> np.ndarray:
 
 
 def as_axis(value: Any, name: str) -> np.ndarray:
-    """(K,), two or more numbers that increase: the values along an axis."""
+    """Return the increasing values along an axis, (K,), K ≥ 2."""
     array = as_finite(value, name)
     if array.ndim != 1 or len(array) < 2 or not (np.diff(array) > 0).all():
         raise DataError(
-            f"{name} has shape {array.shape}, but the values along an axis are (K,), K ≥ 2, and "
-            "increase: the picture puts them from left to right or upwards.\n"
+            f"{name} has shape {array.shape}, but the values along an axis must be (K,), K ≥ 2, "
+            "and increase: they are placed from left to right or upwards.\n"
             "Write for example np.linspace(-3, 3, 15)."
         )
     return array
 
 
 def with_shape(array: np.ndarray, name: str, shape: Sequence[int], why: str) -> np.ndarray:
-    """The array, or a DataError that says what its shape should be, and why."""
+    """Return the array, or raise a DataError that gives the expected shape and why."""
     if array.shape != tuple(shape):
         raise DataError(
             f"{name} has shape {array.shape}, but {why}, so it needs {tuple(shape)}.\n"
-            f"Pass {name} of the same rows, dimensions and order."
+            f"Pass {name} with the same rows and dimensions in the same order."
         )
     return array
 
 
 def row_labels(labels: Any, num_codes: int) -> np.ndarray | None:
-    """(N,), one label a code; None stays None."""
+    """Return one label per code, (N,); None stays None."""
     if labels is None:
         return None
     labels = as_array(labels, "labels")
@@ -88,48 +88,48 @@ def row_labels(labels: Any, num_codes: int) -> np.ndarray | None:
 
 
 def some_names(names: Any, num: int, *, default: Sequence[str]) -> list[str]:
-    """One name for each of `num` things that are drawn."""
+    """Return one name for each of `num` drawn items."""
     names = [str(name) for name in (default if names is None else names)]
     if len(names) != num:
         raise DataError(
-            f"{len(names)} names came for {num} things, but each is written beside what it "
-            "names.\nGive one each, in the same order, or leave them out."
+            f"{len(names)} names were given for {num} items, but each is written next to its "
+            "item.\nGive one name per item, in the same order, or leave them out."
         )
     return names
 
 
 def record_with(record: Any, fields: Sequence[str], source: str) -> Any:
-    """The record, or a DataError that says which function makes one."""
+    """Return the record, or raise a DataError that names the function to call."""
     missing = [name for name in fields if not hasattr(record, name)]
     if missing:
         raise DataError(
             f"the record is a {type(record).__name__} without {', '.join(missing)}, but this "
-            f"picture shows what pyrovae.{source} returns.\n"
+            f"plot shows what pyrovae.{source} returns.\n"
             f"Pass that record itself, or any object with {', '.join(fields)}."
         )
     return record
 
 
 def with_errors(values: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values (K,) and standard errors (K,), 0 where unknown, of `Estimate`s or of numbers."""
+    """Return values (K,) and standard errors (K,), 0 where unknown, of `Estimate`s or numbers."""
     values = list(as_array(values, name) if hasattr(values, "detach") else values)
     errors = [getattr(value, "std_error", 0.0) for value in values]
     array = as_finite([getattr(value, "value", value) for value in values], name)
     if array.ndim != 1 or not len(array):
         raise DataError(
-            f"{name} has shape {array.shape}, but each point has one: (K,), K ≥ 1.\n"
+            f"{name} has shape {array.shape}, but there is one per point: (K,), K ≥ 1.\n"
             f"Write {name}=[one number, or one Estimate, for each model]."
         )
     return array, np.nan_to_num(np.array(errors, dtype=float))
 
 
 def whole_columns(columns: int | None, *, default: int) -> int:
-    """A count of columns, or a ConfigError."""
+    """Return a number of columns, or raise a ConfigError."""
     return whole_count(default if columns is None else columns, "columns")
 
 
 def whole_count(value: Any, name: str) -> int:
-    """A whole number ≥ 1, or a ConfigError."""
+    """Return a whole number ≥ 1, or raise a ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ConfigError(f"{name} = {value!r}, but it must be a whole number ≥ 1.")
     return int(value)

@@ -1,4 +1,4 @@
-"""Images side by side on one gray scale: samples, reconstructions, and what z does to x."""
+"""Grids of images on one gray scale: samples, reconstructions, and how x changes with z."""
 
 import math
 from collections.abc import Sequence
@@ -11,26 +11,26 @@ from pyrovae.errors import DataError
 from pyrovae.plots.inputs import as_axis, as_finite, as_images, some_names, whole_columns
 from pyrovae.plots.style import every, own_axes
 
-MOST_TICKS = 10  # numbers written along an axis
+MOST_TICKS = 10  # numbers written along an axis, at most
 
 
 def images(
     array: Any, *, columns: int | None = None, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """A grid of gray images, row by row, on one common gray scale that the axis states.
+    """Draw a grid of gray images, row by row, on one gray scale that the axis label gives.
 
     Args:
-        array: (N, H, W). White is 0 and black is 1 when all values are within, else white is the
+        array: (N, H, W). White is 0 and black is 1 if all values are in [0, 1], else white is the
             smallest value and black the largest.
-        columns: images in a row; about √N by default.
-        title: put above the grid.
-        ax: where to draw; a new figure's by default.
+        columns: images per row; about √N by default.
+        title: text above the grid.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes, in units of pixels of the images.
+        The Axes, in pixels of the images.
 
     Raises:
-        DataError: another shape, no image, or a value that is not finite.
+        DataError: another shape, no images, or a non-finite value.
         ConfigError: columns is not a whole number ≥ 1.
 
     Example:
@@ -55,20 +55,20 @@ def reconstructions(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Inputs and their reconstructions in pairs of rows, the input above its reconstruction.
+    """Draw inputs and reconstructions in pairs of rows, each input above its reconstruction.
 
     Args:
         x: (N, H, W), the inputs.
         reconstructed: (N, H, W), in the same units and order.
         columns: pairs side by side.
-        title: put above the grid.
-        ax: where to draw; a new figure's by default.
+        title: text above the grid.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes; both kinds are on one gray scale, which the axis states.
+        The Axes; both share one gray scale, which the axis label gives.
 
     Raises:
-        DataError: a shape that is no (N, H, W), two different ones, or a value not finite.
+        DataError: shapes that are not (N, H, W) or not equal, or a non-finite value.
         ConfigError: columns is not a whole number ≥ 1.
 
     Example:
@@ -101,21 +101,21 @@ def traversals(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """One row of images a latent dimension: what moving z along that dimension alone does to x.
+    """Draw one row of images per latent dimension: x as z moves along that dimension alone.
 
     Args:
-        images: (D, K, H, W); images[d, k] decodes a code whose dimension d is set to values[k],
-            the others being as they were. Rows of your choice, the most informative first, say.
+        images: (D, K, H, W); images[d, k] decodes a code with dimension d set to values[k] and
+            the others unchanged. Rows in any order, for example the most informative first.
         values: (K,), increasing, in the units of the latent space.
-        names: of the D rows; 1 … D by default.
-        title: put above the grid.
-        ax: where to draw; a new figure's by default.
+        names: names of the D rows; 0 … D − 1 by default.
+        title: text above the grid.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes: the dimension down, its value across.
+        The Axes: dimensions down, their values across.
 
     Raises:
-        DataError: another shape, a number that is not finite, or values that do not increase.
+        DataError: another shape, a non-finite number, or values that do not increase.
 
     Example:
         >>> ax = traversals(np.zeros((3, 5, 8, 8)), np.linspace(-2, 2, 5), names=["z1", "z4", "z7"])
@@ -127,15 +127,15 @@ def traversals(
     rows, values = as_finite(images, "images"), as_axis(values, "values")
     if rows.ndim != 4 or not rows.size or rows.shape[1] != len(values):
         raise DataError(
-            f"images has shape {rows.shape}, but traversals need (D, K, H, W), an image for each "
-            f"of D dimensions at each of K = {len(values)} values.\n"
+            f"images has shape {rows.shape}, but traversals need (D, K, H, W), one image for "
+            f"each of D dimensions at each of K = {len(values)} values.\n"
             f"Write images.reshape(D, {len(values)}, H, W)."
         )
-    names = some_names(names, len(rows), default=[str(d + 1) for d in range(len(rows))])
+    names = some_names(names, len(rows), default=[str(d) for d in range(len(rows))])
     ax, down, across = _show_rows(list(rows), grey_limits(rows), ax, beside=0.9)
     ax.set_yticks(down, names)
     _write_values(ax.set_xticks, across, values)
-    ax.set_xlabel(f"value of that dimension, units of z\n{ax.get_xlabel()}")
+    ax.set_xlabel(f"value of the dimension, units of z\n{ax.get_xlabel()}")
     ax.set_ylabel("latent dimension")
     if title:
         ax.set_title(title)
@@ -150,21 +150,21 @@ def latent_manifold(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The plane of a two-dimensional latent space, drawn as what each of its places decodes to.
+    """Draw the plane of a two-dimensional latent space as the images that its points decode to.
 
     Args:
-        images: (K1, K2, H, W), or (K1·K2, H, W) in the order of `torch.cartesian_prod`:
+        images: (K0, K1, H, W), or (K0·K1, H, W) in the order of `torch.cartesian_prod`:
             images[i, j] decodes z = (first[i], second[j]), indexing="ij" of a meshgrid.
-        first: (K1,), values of z1, increasing; equal distances or not, such as normal quantiles.
-        second: (K2,), values of z2; those of z1 by default.
-        title: put above the plane.
-        ax: where to draw; a new figure's by default.
+        first: (K0,), increasing values of z0, evenly spaced or not (normal quantiles, say).
+        second: (K1,), values of z1; those of z0 by default.
+        title: text above the plane.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes: z1 to the right and z2 upwards, as in `latent_scatter`.
+        The Axes: z0 to the right and z1 upwards, as in `latent_scatter`.
 
     Raises:
-        DataError: another shape, a number that is not finite, or values that do not increase.
+        DataError: another shape, a non-finite number, or values that do not increase.
 
     Example:
         >>> ax = latent_manifold(np.zeros((9, 8, 8)), [-1, 0, 1])
@@ -174,32 +174,32 @@ def latent_manifold(
     first = as_axis(first, "first")
     second = first if second is None else as_axis(second, "second")
     array = _plane_of_images(as_finite(images, "images"), len(first), len(second))
-    rows = list(array.transpose(1, 0, 2, 3)[::-1])  # the largest z2 at the top
+    rows = list(array.transpose(1, 0, 2, 3)[::-1])  # the largest z1 at the top
     ax, down, across = _show_rows(rows, grey_limits(array), ax, beside=0.8)
     _write_values(ax.set_xticks, across, first)
     _write_values(ax.set_yticks, down[::-1], second)
-    ax.set_xlabel(f"latent dimension 1\n{ax.get_xlabel()}")
-    ax.set_ylabel("latent dimension 2")
+    ax.set_xlabel(f"latent dimension 0\n{ax.get_xlabel()}")
+    ax.set_ylabel("latent dimension 1")
     if title:
         ax.set_title(title)
     return ax
 
 
 def _plane_of_images(array: np.ndarray, num_first: int, num_second: int) -> np.ndarray:
-    """(K1, K2, H, W)."""
+    """Return images (K0, K1, H, W)."""
     if array.ndim == 3 and len(array) == num_first * num_second:
         array = array.reshape(num_first, num_second, *array.shape[1:])
     if array.ndim != 4 or not array.size or array.shape[:2] != (num_first, num_second):
         raise DataError(
-            f"images has shape {array.shape}, but {num_first} values of z1 and {num_second} of z2 "
-            f"need an image each: ({num_first}, {num_second}, H, W).\n"
-            "Decode torch.cartesian_prod(first, second), and reshape to that."
+            f"images has shape {array.shape}, but {num_first} values of z0 and {num_second} of z1 "
+            f"need one image each: ({num_first}, {num_second}, H, W).\n"
+            "Decode torch.cartesian_prod(first, second) and reshape to that."
         )
     return array
 
 
 def grey_limits(array: np.ndarray) -> tuple[float, float]:
-    """What white and black stand for: 0 and 1 where all is within, else the extremes."""
+    """Return the values of white and black: 0 and 1 if all are in [0, 1], else the extremes."""
     low, high = float(array.min()), float(array.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
@@ -218,9 +218,9 @@ def _show_rows(
     pairs: bool = False,
     beside: float = 0.3,
 ) -> tuple[Axes, list[float], list[float]]:
-    """Draw rows of images as one mosaic: the Axes, and the centres of its rows and columns.
+    """Draw rows of images as one mosaic; return the Axes and the centers of rows and columns.
 
-    `beside` is how many inches of a new figure are for what stands to the left of the rows.
+    `beside` is the width in inches that a new figure leaves for labels left of the rows.
     """
     mosaic, down, across = _mosaic(rows, pairs)
     if ax is None:

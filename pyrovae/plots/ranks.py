@@ -1,4 +1,4 @@
-"""Simulation-based calibration: whether ranks are uniform, and regions hold what they claim."""
+"""Plots of simulation-based calibration: uniformity of ranks and coverage of regions."""
 
 from typing import Any
 
@@ -8,28 +8,28 @@ from matplotlib.axes import Axes
 from pyrovae.plots.inputs import as_array, as_finite, record_with, with_shape
 from pyrovae.plots.style import BLUE, COLORS, GRAY, RED, dress, own_axes
 
-MOST_KEYS = 6  # lines that the legend names one by one
+MOST_KEYS = 6  # lines named one by one in the legend, at most
 DASHES = ("-", "--", "-.", ":")
 
 
 def calibration(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """The ranks' ECDF minus the uniform one, a line a latent dimension, and the band for chance.
+    """Plot the ranks' ECDF minus the uniform one, per latent dimension, and the uniform band.
 
-    A line that leaves the band is red: that dimension of q(z|x) is not the posterior's. An S
-    that is first above, then below, is a q that is too narrow; the reverse, one too wide; an
-    arch to one side, a biased one.
+    A line that leaves the band is red: that dimension of q(z|x) is not the posterior's. An S,
+    first above and then below, means that q is too narrow; the reverse, that it is too wide; an
+    arch to one side, that it is biased.
 
     Args:
-        record: a `Calibration`, as of `diagnostics.calibration`: ecdf (D, L + 1), band
+        record: a `Calibration` from `diagnostics.calibration`: ecdf (D, L + 1), band
             (L + 1, 2), level, is_calibrated (D,).
-        title: put above the lines.
-        ax: where to draw; a new figure's by default.
+        title: text above the lines.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes: the share of draws below the truth across, a difference of shares upwards.
+        The Axes: difference of shares against the share of draws below the truth.
 
     Raises:
-        DataError: no such record, or arrays that do not fit each other.
+        DataError: record is not a `Calibration`, or its arrays do not match.
 
     References:
         Graphical test for discrete uniformity, Säilynoja, Bürkner & Vehtari, 2022,
@@ -39,7 +39,7 @@ def calibration(record: Any, *, title: str | None = None, ax: Axes | None = None
         >>> import pyrovae as pv
         >>> found = pv.diagnostics.calibration(pv.build((2,), latent_dim=1, seed=0), 200)
         >>> ax = calibration(found)
-        >>> bool(np.allclose(ax.lines[0].get_ydata()[-1], 0))  # both reach 1 in the end
+        >>> bool(np.allclose(ax.lines[0].get_ydata()[-1], 0))  # both end at 1
         True
     """
     record_with(record, ("ecdf", "band", "level", "is_calibrated"), "diagnostics.calibration")
@@ -62,13 +62,13 @@ def calibration(record: Any, *, title: str | None = None, ax: Axes | None = None
 
 
 def _ecdf_lines(ax: Axes, uniform: np.ndarray, lines: np.ndarray, is_inside: np.ndarray) -> None:
-    """Those outside the band last, on top; named one by one where there are few."""
+    """Draw the lines outside the band last, on top; name them one by one if they are few."""
     counts = {True: is_inside.sum(), False: (~is_inside).sum()}
     for number, d in enumerate(np.argsort(~is_inside, kind="stable")):
         inside = bool(is_inside[d])
         style = {"color": BLUE if inside else RED, "linewidth": 1.5}
         if len(lines) <= MOST_KEYS:
-            name = f"dimension {d + 1}{'' if inside else ', outside'}"
+            name = f"dimension {d}{'' if inside else ', outside'}"
             style |= {"label": name, "linestyle": DASHES[number % len(DASHES)]}
         elif number in (0, counts[True]):
             where = "within" if inside else "outside"
@@ -77,21 +77,21 @@ def _ecdf_lines(ax: Axes, uniform: np.ndarray, lines: np.ndarray, is_inside: np.
 
 
 def coverage(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """How often highest-density regions of q(z|x) hold the truth, against what they claim.
+    """Plot how often highest-density regions of q(z|x) contain the truth.
 
     Below the diagonal q(z|x) is overconfident, above it too wide.
 
     Args:
-        record: a `Calibration`, as of `diagnostics.calibration`: coverage_levels,
+        record: a `Calibration` from `diagnostics.calibration`: coverage_levels,
             expected_coverage and coverage_std_error, (m,) each, in [0, 1].
-        title: put above the points.
-        ax: where to draw; a new figure's by default.
+        title: text above the points.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes: nominal probability across, share of simulations upwards ± 2 standard errors.
+        The Axes: share of simulations ± 2 standard errors against nominal probability.
 
     Raises:
-        DataError: no such record, or arrays that do not fit each other.
+        DataError: record is not a `Calibration`, or its arrays do not match.
 
     References:
         A Trust Crisis in Simulation-Based Inference?, Hermans et al., 2022,
@@ -101,7 +101,7 @@ def coverage(record: Any, *, title: str | None = None, ax: Axes | None = None) -
         >>> import pyrovae as pv
         >>> found = pv.diagnostics.calibration(pv.build((2,), latent_dim=1, seed=0), 200)
         >>> coverage(found).get_xlabel()
-        'probability that the region claims'
+        'nominal probability of the region'
     """
     fields = ("coverage_levels", "expected_coverage", "coverage_std_error")
     record_with(record, fields, "diagnostics.calibration")
@@ -114,5 +114,5 @@ def coverage(record: Any, *, title: str | None = None, ax: Axes | None = None) -
     ax.errorbar(levels, share, 2 * error, fmt="o", color=BLUE, markersize=4, label="q(z|x)")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.legend(frameon=False, loc="upper left")
-    ylabel = "share of simulations whose z is within (± 2 s.e.)"
-    return dress(ax, "probability that the region claims", ylabel, title=title)
+    ylabel = "share of simulations with z inside (± 2 s.e.)"
+    return dress(ax, "nominal probability of the region", ylabel, title=title)

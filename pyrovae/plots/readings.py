@@ -1,4 +1,4 @@
-"""Diagnostics of a fitted model: the KL by dimension, k̂ by datum, the gaps of inference."""
+"""Plots of diagnostics: the KL per dimension, k̂ per datum, the inference gaps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from pyrovae.errors import DataError
 from pyrovae.plots.inputs import as_array, as_finite, as_real, record_with, some_names, with_shape
 from pyrovae.plots.style import BLUE, COLORS, ORANGE, RED, dot_area, dress, own_axes
 
-MOST_NAMES = 40  # bars with a name each
+MOST_NAMES = 40  # named bars, at most
 THRESHOLD = 0.7  # of k̂ for many draws: pyrovae.core.pareto
-ERRORS = 2  # standard errors that a bar reaches, to either side
+ERRORS = 2  # standard errors on either side of a bar
 
 
 def kl_by_dimension(
@@ -24,25 +24,25 @@ def kl_by_dimension(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """KL(q(z_d|x) ‖ p(z_d)) of each latent dimension as bars, the largest first; inactive hatched.
+    """Plot KL(q(z_d|x) ‖ p(z_d)) as bars, the largest first; inactive dimensions are hatched.
 
     Args:
         kl: nats; (D,), or (N, D) per datum, drawn as the mean over data ± 2 standard errors; or a
-            record with `kl_per_dimension` or `mean_kl`, as of `decompose_elbo` or
+            record with `kl_per_dimension` or `mean_kl`, such as those of `decompose_elbo` and
             `collapsed_dimensions`.
-        active: (D,), true where active; or a record with `is_active`, as of `active_units`. The
-            record of `collapsed_dimensions` brings its own.
-        names: of the D dimensions; those of the record, or 1 … D, by default. More than 40 are
-            not written.
-        title: put above the bars.
-        ax: where to draw; a new figure's by default.
+        active: (D,), true where active; or a record with `is_active`, as from `active_units`.
+            Records of `collapsed_dimensions` contain their own.
+        names: names of the D dimensions; those of the record, or 0 … D − 1, by default. More than
+            40 are not written.
+        title: text above the bars.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
         The Axes, in nats per datum.
 
     Raises:
         DataError: another shape, or a KL that is not finite (NaN: the prior does not factorize,
-            so that its KL does not split over dimensions).
+            so its KL does not split over dimensions).
 
     References:
         Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016,
@@ -53,13 +53,13 @@ def kl_by_dimension(
         >>> [float(bar.get_height()) for bar in ax.patches]
         [2.0, 0.1, 0.0]
         >>> [label.get_text() for label in ax.get_xticklabels()]
-        ['2', '1', '3']
+        ['1', '0', '2']
     """
     names = getattr(kl, "names", None) if names is None else names
     if active is None and hasattr(kl, "is_collapsed"):
         active = ~as_array(kl.is_collapsed, "is_collapsed")
     mean, error = _mean_kl(kl)
-    names = some_names(names, len(mean), default=[str(d + 1) for d in range(len(mean))])
+    names = some_names(names, len(mean), default=[str(d) for d in range(len(mean))])
     order = np.argsort(-mean, kind="stable")
     ax = own_axes(ax, 7, 4)
     bars = ax.bar(np.arange(len(mean)), mean[order], color=BLUE, width=0.8)
@@ -73,20 +73,20 @@ def kl_by_dimension(
     ax.set_ylim(bottom=min(0.0, mean.min()))
     return dress(
         ax,
-        f"latent dimension{'' if is_named else f', {len(mean)} of them'}, largest KL first",
+        f"latent dimension{'' if is_named else f' (of {len(mean)})'}, largest KL first",
         f"KL(q(z_d|x) ‖ p(z_d)), nats{'' if error is None else ', ± 2 s.e.'}",
         title=title,
     )
 
 
 def _mean_kl(kl: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """(D,) means, and (D,) standard errors where there is a number for each datum."""
+    """Return means (D,), and standard errors (D,) if there is one number per datum."""
     for field in ("kl_per_dimension", "mean_kl"):
         kl = getattr(kl, field, kl)
     array = as_real(kl, "kl")
     if array.ndim not in (1, 2) or not array.size:
         raise DataError(
-            f"kl has shape {array.shape}, but bars by dimension need (D,), or (N, D) per datum.\n"
+            f"kl has shape {array.shape}, but bars per dimension need (D,), or (N, D) per datum.\n"
             "Pass decompose_elbo(…).kl_per_dimension, or that record itself."
         )
     if np.isnan(array).any():
@@ -106,8 +106,8 @@ def _flags(active: Any, num: int) -> np.ndarray:
     flags = as_array(getattr(active, "is_active", active), "active")
     if flags.shape != (num,) or flags.dtype != bool:
         raise DataError(
-            f"active has shape {flags.shape} and dtype {flags.dtype}, but each of {num} dimensions "
-            f"is active or not: ({num},), of bools.\n"
+            f"active has shape {flags.shape} and dtype {flags.dtype}, but it needs one bool for "
+            f"each of {num} dimensions: ({num},).\n"
             "Pass active_units(…) of the same model, or its is_active."
         )
     return flags
@@ -117,7 +117,7 @@ def _mark_inactive(ax: Axes, bars: Any, flags: np.ndarray) -> None:
     for bar, is_active in zip(bars, flags, strict=True):
         if not is_active:
             bar.set(facecolor="white", edgecolor=COLORS[8], hatch="////")
-    # the keys are drawn by hand, because the first bar of a kind may not exist
+    # the legend keys are drawn by hand, because a kind may have no bar
     keys = [ax.bar([0], [0], color=BLUE), ax.bar([0], [0], fc="white", ec=COLORS[8], hatch="////")]
     texts = [f"active: {flags.sum()} of {len(flags)}", f"inactive: {(~flags).sum()}"]
     ax.legend(keys, texts, frameon=False, loc="upper right")
@@ -133,21 +133,21 @@ def _name_bars(ax: Axes, names: list[str]) -> None:
 def pareto_k(
     k: Any, *, num_samples: int | None = None, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """k̂ of each datum's importance weights, those above the threshold in red, and their number.
+    """Plot k̂ of each datum's importance weights; those above the threshold are red and counted.
 
     Below min(1 − 1/log₁₀ S, 0.7) the guide covers the posterior well enough for weights from S
-    draws. k̂ = ∞ stands at the upper edge, k̂ = −∞ (exact, no tail) at the lower one.
+    draws. k̂ = ∞ is drawn at the upper edge, k̂ = −∞ (exact, no tail) at the lower one.
 
     Args:
-        k: (N,), without unit; or a record with `pareto_k`, as of `diagnostics.pareto_k`,
+        k: (N,), unitless; or a record with `pareto_k`, as from `diagnostics.pareto_k`,
             `log_evidence`, `posterior.sir` or `inference_gaps`.
         num_samples: S, the draws behind k̂, for the threshold; by default the record's own
             threshold, or 0.7.
-        title: put above the points, before the count.
-        ax: where to draw; a new figure's by default.
+        title: text above the points, before the count.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes: the row of x across, k̂ upwards.
+        The Axes: k̂ against the row of x.
 
     Raises:
         DataError: k is not (N,), or all of it is NaN (fewer than 21 draws).
@@ -159,15 +159,15 @@ def pareto_k(
 
     Example:
         >>> pareto_k([0.2, 0.9, 0.4]).get_title()
-        'k̂ > 0.70 for 1 of 3 data: row 1'
+        'k̂ > 0.70 for 1 of 3 data points: row 1'
     """
     threshold = _threshold(k, num_samples)
     values = as_real(getattr(k, "pareto_k", k), "k")
     if values.ndim != 1 or not len(values) or np.isnan(values).all():
         raise DataError(
-            f"k has shape {values.shape} and {np.isnan(values).sum()} NaN, but this picture shows "
-            "one k̂ a datum: (N,). NaN is what fewer than 21 draws give.\n"
-            "For k̂ by cell (N, *event), pass the worst of a row: k.flatten(1).amax(1)."
+            f"k has shape {values.shape} and {np.isnan(values).sum()} NaN, but this plot shows "
+            "one k̂ per datum: (N,). Fewer than 21 draws give NaN.\n"
+            "For k̂ per cell (N, *event), pass the worst of each row: k.flatten(1).amax(1)."
         )
     ax = own_axes(ax, 7, 4)
     seen = values[np.isfinite(values)]
@@ -176,28 +176,28 @@ def pareto_k(
     failed = values > threshold
     style = {"s": dot_area(len(values)), "linewidths": 0}
     rows = np.arange(len(values))
-    if hasattr(k, "rows"):  # of an evidence estimated for some of the data only
+    if hasattr(k, "rows"):  # evidence estimated for a subset of the data
         rows = with_shape(as_array(k.rows, "rows"), "rows", values.shape, f"k̂ is {values.shape}")
     ax.scatter(rows[~failed], shown[~failed], color=BLUE, **style)
     ax.scatter(rows[failed], shown[failed], color=RED, marker="^", **style)
     ax.axhline(threshold, color="black", linestyle="--", linewidth=1)
     ax.set_ylim(low - 0.05, high + 0.05)
     heading = "\n".join(filter(None, [title, _worst(values, rows, threshold)]))
-    return dress(ax, "datum, row of x", "k̂, without unit (lower is better)", title=heading)
+    return dress(ax, "datum, row of x", "k̂, unitless (lower is better)", title=heading)
 
 
 def _threshold(k: Any, num_samples: int | None) -> float:
     if num_samples is None:
         return float(getattr(k, "threshold", THRESHOLD))
-    from pyrovae.core.pareto import pareto_k_threshold  # needs torch, which this package does not
+    from pyrovae.core.pareto import pareto_k_threshold  # imports torch, which plots do not need
 
     return pareto_k_threshold(num_samples)
 
 
 def _worst(values: np.ndarray, rows: np.ndarray, threshold: float) -> str:
-    """How many data are above the threshold, and which are the worst."""
+    """Say how many data points are above the threshold, and which are the worst."""
     unknown, failed = int(np.isnan(values).sum()), values > threshold
-    text = f"k̂ > {threshold:.2f} for {failed.sum():,} of {len(values):,} data"
+    text = f"k̂ > {threshold:.2f} for {failed.sum():,} of {len(values):,} data points"
     text += f" ({unknown:,} unknown)" if unknown else ""
     worst = np.argsort(-np.where(failed, values, -np.inf), kind="stable")[: min(5, failed.sum())]
     if not len(worst):
@@ -207,22 +207,22 @@ def _worst(values: np.ndarray, rows: np.ndarray, threshold: float) -> str:
 
 
 def gaps(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """What of log p(x) the ELBO misses: each datum's gaps as points, their means with errors.
+    """Plot the gaps between log p(x) and the ELBO, one point per datum, means with errors.
 
-    Approximation is the guide family's share, amortization the encoder network's, total their
-    sum. A hollow point has k̂ > 0.7: its log p(x) is too low, and so are its approximation gap
-    and its total.
+    The approximation gap is due to the guide family, the amortization gap to the encoder network;
+    total is their sum. A hollow point has k̂ > 0.7: its log p(x), approximation gap and total are
+    too low.
 
     Args:
-        record: an `InferenceGaps`, as of `diagnostics.inference_gaps`.
-        title: put above the points.
-        ax: where to draw; a new figure's by default.
+        record: an `InferenceGaps` from `diagnostics.inference_gaps`.
+        title: text above the points.
+        ax: axes to draw on; a new figure's by default.
 
     Returns:
-        The Axes: nats across, one row a gap; bars reach two standard errors of the mean.
+        The Axes: nats, one row per gap; bars are ± 2 standard errors of the mean.
 
     Raises:
-        DataError: no such record, or a gap that is not finite.
+        DataError: record is not an `InferenceGaps`, or a gap is not finite.
 
     References:
         Inference Suboptimality in Variational Autoencoders, Cremer, Li & Duvenaud, 2018,
@@ -256,11 +256,11 @@ def gaps(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Ax
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    return dress(ax, "nats (a point a datum; mean ± 2 standard errors)", "", title=title)
+    return dress(ax, "nats (one point per datum; mean ± 2 standard errors)", "", title=title)
 
 
 def _gap(ax: Axes, place: int, values: np.ndarray, is_weak: np.ndarray, mean: Any) -> None:
-    """One row: a point for each datum, and their mean."""
+    """Draw one row: a point per datum, and their mean."""
     heights = place + np.random.default_rng(0).uniform(-0.3, 0.3, len(values))
     solid = {"color": BLUE, "linewidths": 0, "alpha": 0.5}
     hollow = {"facecolors": "none", "edgecolors": ORANGE}

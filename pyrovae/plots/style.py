@@ -1,4 +1,4 @@
-"""How the pictures look: colors, sizes, and what every panel has in common."""
+"""Style of the plots: colors, sizes, and what all panels share."""
 
 import math
 
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Ellipse
 
-# Ten colors told apart under the common color-vision deficiencies: Petroff 2021,
+# Ten colors that stay distinct under common color-vision deficiencies: Petroff 2021,
 # "Accessible Color Sequences for Data Visualization", https://arxiv.org/abs/2107.02270
 COLORS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
@@ -17,17 +17,17 @@ BLUE, ORANGE, RED, GRAY = COLORS[0], COLORS[1], COLORS[2], COLORS[3]
 
 
 def own_axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """The caller's Axes, or those of a new figure of that many inches."""
+    """Return the caller's Axes, or those of a new figure of this size in inches."""
     if ax is not None:
         return ax
     return Figure(figsize=(width, height), layout="constrained").subplots()
 
 
 def own_figure(fig: Figure | SubFigure | None, width: float, height: float) -> Figure | SubFigure:
-    """The caller's figure, or a new one of that many inches; nothing in it overlaps.
+    """Return the caller's figure, or a new one of this size in inches, without overlaps.
 
-    A figure that has no layout of its own gets the constrained one: without any, the name of one
-    panel is written over the numbers of the next.
+    A figure without a layout engine gets the constrained one: otherwise the title of one panel
+    overlaps the numbers of the next.
     """
     if fig is None:
         return Figure(figsize=(width, height), layout="constrained")
@@ -38,7 +38,7 @@ def own_figure(fig: Figure | SubFigure | None, width: float, height: float) -> F
 
 
 def dress(ax: Axes, xlabel: str, ylabel: str, *, title: str | None = None) -> Axes:
-    """Names of the axes, a title, and no frame above and to the right."""
+    """Label the axes, set a title, and hide the upper and right spines."""
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     if title:
@@ -48,17 +48,17 @@ def dress(ax: Axes, xlabel: str, ylabel: str, *, title: str | None = None) -> Ax
 
 
 def dot_area(num_points: int) -> float:
-    """Area of a point in points²: smaller when there are many."""
+    """Return the area of a point in points²: smaller when there are many."""
     return float(np.clip(20000 / num_points, 6, 25))
 
 
 def every(num: int, most: int) -> range:
-    """Which of `num` ticks are written, at most so many, at even distances from the first."""
+    """Return at most `most` of `num` tick indices, evenly spaced from the first."""
     return range(0, num, max(1, math.ceil(num / most)))
 
 
 def normal_reach(level: float, num_dimensions: int = 2) -> float:
-    """How many standard deviations the central region of a normal density reaches.
+    """Return the radius, in standard deviations, of a normal density's central region.
 
     √(−2 log(1 − level)) in the plane. On a line level = erf(r / √2), solved by bisection.
 
@@ -76,7 +76,7 @@ def normal_reach(level: float, num_dimensions: int = 2) -> float:
 
 
 def ellipse(mean: np.ndarray, covariance: np.ndarray, reach: float, **style) -> Ellipse:
-    """The set of points `reach` standard deviations from the mean, as a patch."""
+    """Return the points `reach` standard deviations from the mean, as a patch."""
     variances, axes = np.linalg.eigh(covariance)
     width, height = 2 * reach * np.sqrt(np.clip(variances, 0, None))
     angle = math.degrees(math.atan2(axes[1, 0], axes[0, 0]))

@@ -1,11 +1,11 @@
-"""A page about a trained model that says whether to believe it.
+"""A page about a trained model that says whether to trust it.
 
     card        the run's summary.json, read and checked
-    encoder     what weight of the KL an encoder was trained for, read off the encoder
+    encoder     the weight of the KL that an encoder was trained with, estimated from it
     findings    the numbers: one pass over a model and its data
     verdicts    readings of the numbers, each a named condition with number, error and advice
-    graph, figures    pictures
+    graph, figures    plots
     page        HTML from all of these and `template.html`
 
-Only `findings` and `figures` look at the model; `verdicts` is a pure function of the numbers.
+Only `findings` and `figures` use the model; `verdicts` is a pure function of the numbers.
 """

@@ -1,9 +1,9 @@
-"""The card of a run: summary.json, read with suspicion, and the hashes in it.
+"""The card of a run, summary.json, read as untrusted input, and the hashes in it.
 
-A card tells what was trained (spec, settings, command), on what (SHA-256 of each part of the
-data, as tensors), with what (versions, seed), what came out (numbers with their errors) and
-which file holds it (SHA-256 of model.safetensors). It is no signature: it finds mix-ups and
-damage, not fraud.
+A card records what was trained (spec, settings, command), on which data (SHA-256 of each part,
+as tensors), with which versions and seed, the results (numbers with their errors) and the file
+that holds the model (SHA-256 of model.safetensors). It is not a signature: it detects mix-ups
+and damage, not fraud.
 """
 
 from pathlib import Path
@@ -34,35 +34,35 @@ DRAWN = ("elbo", "reconstruction", "kl")  # each with a value and two errors
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card in a run folder.
+    """Read the card in a run folder.
 
     Args:
-        folder: as `pyrovae fit --out` made it.
+        folder: made by `pyrovae fit --out`.
 
     Raises:
-        ConfigError: there is no such folder.
-        CheckpointError: it is no run.
-        CorruptCheckpointError: the card is damaged, or lacks a part.
+        ConfigError: the folder does not exist.
+        CheckpointError: it is not a run.
+        CorruptCheckpointError: the card is damaged or incomplete.
         VersionMismatchError: it is in another format.
 
     Example:
         >>> read_card(Path("nowhere"))
         Traceback (most recent call last):
-        pyrovae.errors.ConfigError: nowhere is no folder...
+        pyrovae.errors.ConfigError: nowhere is not a folder...
     """
     if not folder.is_dir():
         raise ConfigError(
-            f"{folder} is no folder.\nA run is what pyrovae fit --out {folder} makes."
+            f"{folder} is not a folder.\nCreate a run with pyrovae fit --out {folder}."
         )
     path = folder / CARD
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {CARD}, so it is no finished run.\n"
-            "Give the folder that pyrovae fit named when it ended."
+            f"{folder} has no {CARD}, so it is not a finished run.\n"
+            "Give the folder that pyrovae fit printed at its end."
         )
     card = parse_json(path.read_bytes(), path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format", "none") if isinstance(card, dict) else "no object"
+        found = card.get("format", "missing") if isinstance(card, dict) else "not an object"
         raise VersionMismatchError(
             f"{path}: its format is {found}, but this version of pyrovae reads format {FORMAT}.\n"
             "Read it with the version that wrote it, or train again."
@@ -76,7 +76,7 @@ def _check(card: dict[str, Any], path: Path) -> None:
         if not isinstance(card.get(key), kind):
             raise CorruptCheckpointError(
                 f"{path}: {key!r} is {type(card.get(key)).__name__}, not {kind.__name__}: the card "
-                "was altered or cut.\nUse another copy of the run.",
+                "was altered or truncated.\nUse another copy of the run.",
                 path,
             )
     for part in ("training", "held_out"):
@@ -85,8 +85,8 @@ def _check(card: dict[str, Any], path: Path) -> None:
             fields = ("value", "std_error", "draw_error")
             if not isinstance(number, dict) or not all(_is_number(number.get(f)) for f in fields):
                 raise CorruptCheckpointError(
-                    f"{path}: {part}.{name} is no number with its two errors: the card was altered "
-                    "or cut.\nUse another copy of the run.",
+                    f"{path}: {part}.{name} is not a number with two errors: the card was altered "
+                    "or truncated.\nUse another copy of the run.",
                     path,
                 )
 
@@ -96,7 +96,7 @@ def _is_number(value: Any) -> bool:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex.
+    """Return the SHA-256 of a file, in hex.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -105,12 +105,12 @@ def file_hash(path: Path) -> str:
         return sha256(path.read_bytes())
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error.strerror or error}.\nA run without it cannot be used."
+            f"{path} cannot be read: {error.strerror or error}.\nThe run cannot be used without it."
         ) from error
 
 
 def data_hashes(train: Any, valid: Any, test: Any) -> dict[str, str | None]:
-    """SHA-256 of each part of the data: of its dtype, its shape and its bytes, row by row.
+    """Return the SHA-256 of each part of the data: of its dtype, shape and bytes, row by row.
 
     Example:
         >>> import torch

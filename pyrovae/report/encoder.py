@@ -1,14 +1,14 @@
-"""What weight of the KL an encoder was trained for, read off the encoder itself.
+"""The weight of the KL that an encoder was trained with, estimated from the encoder itself.
 
-Shrink q(z|x) about its mean m(x): z_s = m + s (z − m). At s = 1 the two terms of the ELBO change by
+Scale q(z|x) about its mean m(x): z_s = m + s (z − m). At s = 1 the two terms of the ELBO change by
 
     a = −d/ds E_q[log p(x|z_s)] = −E_q[(z − m) · ∇_z log p(x|z)]
     b = −d/ds KL(q_s ‖ p)       = D + E_q[(z − m) · ∇_z log p(z)]
 
-An encoder that minimizes reconstruction + β KL, and can scale all its posteriors at once, is
-where a = β b on average over its training data. So β̂ = mean(a) / mean(b): 1 for an encoder
-trained on the ELBO, β for one of a β-VAE, whatever the decoder and the data. With all of z
-collapsed to the prior b is 0 and β̂ says nothing; latents outside ℝ^D have no s.
+An encoder that minimizes reconstruction + β KL, and can scale all its posteriors at once, has
+a = β b on average over its training data. So β̂ = mean(a) / mean(b): 1 for an encoder trained on
+the ELBO, β for that of a β-VAE, regardless of decoder and data. If all of z has collapsed to the
+prior, b is 0 and β̂ is undefined; latents outside ℝ^D cannot be scaled.
 
 References:
     beta-VAE, Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl
@@ -33,17 +33,17 @@ ROWS = 500  # data at a time
 
 
 def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Estimate:
-    """β̂, the weight of the KL at which the encoder is balanced, with its error over data.
+    """Estimate β̂, the weight of the KL at which the encoder is optimal, with its error over data.
 
     Args:
-        vae: a `VAE` with continuous latents and covariate-free parts.
-        x: (N, *event), data that it was trained on.
+        vae: a `VAE` with continuous latents and no covariates.
+        x: (N, *event), its training data.
         num_samples: S, draws of z per datum.
-        seed: of the draws.
+        seed: random seed.
 
     Returns:
-        Estimate, without unit; NaN where the latents are not of ℝ^D (shrunk about their mean, they
-        would leave a sphere), or b is not told from 0 (collapse).
+        Estimate, unitless; NaN if the latents are not in ℝ^D (scaled about their mean, they would
+        leave a sphere), or if b cannot be distinguished from 0 (collapse).
 
     Raises:
         DataError: x does not fit the model.
@@ -68,7 +68,7 @@ def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Esti
 
 
 def ratio(a: Tensor, b: Tensor) -> Estimate:
-    """mean(a) / mean(b) of paired (N,) numbers, delta-method error; NaN if mean(b) may be 0.
+    """Return mean(a) / mean(b) of paired (N,) numbers, delta-method error; NaN if mean(b) ≈ 0.
 
     Example:
         >>> ratio(torch.tensor([8.0, 10.0, 12.0]), torch.tensor([4.0, 5.0, 6.0]))
@@ -83,7 +83,7 @@ def ratio(a: Tensor, b: Tensor) -> Estimate:
 
 
 def _slopes(joint: VAEJoint, num_samples: int) -> Tensor | None:
-    """a and b, (2, n), means over draws; None where z is not of ℝ^D."""
+    """Return a and b, (2, n), means over draws; None if z is not in ℝ^D."""
     q = joint.guide
     if not (_is_real(q) and _is_real(joint.prior)):
         return None

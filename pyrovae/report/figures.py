@@ -1,4 +1,4 @@
-"""The pictures of a report, each with a caption and a text for who cannot see it."""
+"""The plots of a report, each with a caption and an alternative text."""
 
 import io
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ DPI = 130
 
 
 class Picture(NamedTuple):
-    """A picture of the page.
+    """One picture of the page.
 
     Attributes:
-        png: its bytes.
+        png: the bytes of the PNG.
         alt: what it shows, in words.
         caption: how to read it; plain text.
-        is_wide: whether a narrow screen should scroll it rather than shrink it.
+        is_wide: whether a narrow screen scrolls it rather than shrinks it.
     """
 
     png: bytes
@@ -35,7 +35,7 @@ class Picture(NamedTuple):
 
 
 def as_png(figure: Any) -> bytes:
-    """A figure, or the figure of Axes, as a PNG.
+    """Return a figure, or the figure of Axes, as a PNG.
 
     Example:
         >>> as_png(Figure().subplots())[:4]
@@ -50,14 +50,14 @@ def as_png(figure: Any) -> bytes:
 def pictures(
     vae: Any, found: Findings, *, history: dict[str, list], labels: Any = None, seed: int = 0
 ) -> dict[str, list[Picture]]:
-    """Section → its pictures: "model", "training", "data", "belief", "failures".
+    """Draw the pictures of each section: "model", "training", "data", "belief", "failures".
 
     Args:
         vae: a `VAE` without covariates.
-        found: what was measured of it.
-        history: columns by name, as of `pyrovae.History`.
-        labels: (n,), of the data of `found.x`, or None.
-        seed: of the draws.
+        found: its measurements.
+        history: columns by name, as in `pyrovae.History`.
+        labels: (n,), labels of `found.x`, or None.
+        seed: random seed.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -101,7 +101,7 @@ def _of_data(vae: Any, found: Findings, labels: Any) -> list[Picture]:
         (mean, None if labels is None else labels[:NUM_CODES]),
         {"scales": scales},
         "Codes of held-out data in the latent plane.",
-        "Means of q(z|x) of held-out data; ellipses are some of the q(z|x).",
+        "Means of q(z|x) for held-out data; ellipses show q(z|x) for some of them.",
     )
     if found.x.dim() == 3:
         samples = vae.decode(vae.prior().expand([64]).sample()).mean
@@ -109,7 +109,7 @@ def _of_data(vae: Any, found: Findings, labels: Any) -> list[Picture]:
             plots.images,
             (samples,),
             {},
-            "A grid of 64 samples of the model.",
+            "A grid of 64 samples from the model.",
             "Samples: E[x|z] at draws z ~ p(z).",
         )
     return chosen
@@ -121,7 +121,7 @@ def _of_belief(found: Findings) -> list[Picture]:
         (found.held_out.kl_per_dimension,),
         {},
         "Bars: the KL of each latent dimension.",
-        "KL(q(z|x) ‖ p(z)) by latent dimension, mean over held-out data: what each says of x.",
+        "KL(q(z|x) ‖ p(z)) per latent dimension, mean over held-out data: its information on x.",
     )
     k, threshold = found.evidence.pareto_k, found.pareto_threshold
     reliability = Reliability(k, found.evidence.ess, threshold, k <= threshold)
@@ -130,7 +130,7 @@ def _of_belief(found: Findings) -> list[Picture]:
         (reliability,),
         {},
         "The Pareto shape of each datum's importance weights.",
-        "k̂ by datum: above the line q(z|x) misses the posterior of that datum.",
+        "k̂ per datum: above the line, q(z|x) misses the posterior of that datum.",
     )
     if found.gaps is not None:
         chosen += _made(
@@ -138,16 +138,16 @@ def _of_belief(found: Findings) -> list[Picture]:
             (found.gaps,),
             {},
             "The gap between log p(x) and the ELBO, in two parts.",
-            "What of log p(x) the ELBO loses: to the guide's family, and to the encoder network.",
+            "The part of log p(x) that the ELBO misses, by guide family and by encoder network.",
         )
     if found.calibration is not None:
         chosen += _made(
             plots.coverage,
             (found.calibration,),
             {},
-            "Coverage of posterior regions against what they claim.",
-            "How often regions of q(z|x) hold the truth on simulated data; on the diagonal, as "
-            "often as they claim.",
+            "Coverage of posterior regions against their nominal probability.",
+            "How often regions of q(z|x) contain the truth on simulated data; on the diagonal, as "
+            "often as they should.",
         )
     return chosen
 
@@ -171,7 +171,7 @@ def _of_failures(vae: Any, found: Findings) -> list[Picture]:
 def _made(
     draw: Any, arguments: tuple, options: dict, alt: str, caption: str, *, is_wide: bool = False
 ) -> list[Picture]:
-    """One picture, or none where these numbers have none (a KL that does not split, say)."""
+    """Draw one picture, or none if these numbers have none (a KL that does not split, say)."""
     try:
         return [Picture(as_png(draw(*arguments, **options)), alt, caption, is_wide)]
     except (ConfigError, DataError):
@@ -179,14 +179,14 @@ def _made(
 
 
 def worst_data(found: Findings, *, num: int = 10) -> list[dict[str, float]]:
-    """The held-out data with the lowest log p(x): row, log_px, elbo, and k̂, worst first.
+    """Return the held-out data with the lowest log p(x), worst first.
 
     Args:
-        found: what was measured.
-        num: how many.
+        found: the measurements.
+        num: the number of rows.
 
     Returns:
-        One row each: "row" in the held-out data, "log_px" with "std_error", "elbo", "pareto_k".
+        One dict per row: "row" in the held-out data, "log_px", "std_error", "elbo", "pareto_k".
     """
     order = found.evidence.log_px.argsort()[:num].tolist()
     return [

@@ -1,11 +1,11 @@
-"""The numbers that a report rests on: one pass over a run's model and data.
+"""The numbers behind a report: one pass over a run's model and data.
 
 Each number is a diagnostic of `pyrovae.diagnostics`, or one of the two here:
 
-    continued   (E_test[objective after N more steps] − E_test[before]): is training over?
-    kl_weight   the weight of the KL that the encoder is balanced for (`report.encoder`)
+    continued   E_test[objective after N more steps] − E_test[before]: has training converged?
+    kl_weight   the weight of the KL at which the encoder is optimal (`report.encoder`)
 
-Large data are thinned at random, by the seed; the record says to how many.
+Large data are subsampled at random, by the seed; the record holds the rows.
 """
 
 import copy
@@ -29,18 +29,18 @@ from pyrovae.report.encoder import kl_weight
 from pyrovae.training import fit
 
 MORE_STEPS = 500
-NUM_DATA = 1000  # of each part, at most
+NUM_DATA = 1000  # rows of each part, at most
 NUM_REFINED = 200  # data whose inference gaps are measured
 NUM_SIMULATED = 500
 
 
 class Training(NamedTuple):
-    """How a model was trained, as far as continuing it needs.
+    """The settings of training that continuing it needs.
 
     Attributes:
         beta: weight of the KL.
-        batch_size: data in a step.
-        learning_rate: Adam's.
+        batch_size: data per step.
+        learning_rate: learning rate of Adam.
     """
 
     beta: float = 1.0
@@ -49,12 +49,12 @@ class Training(NamedTuple):
 
 
 class Continued(NamedTuple):
-    """What more training gains on held-out data.
+    """The gain of further training on held-out data.
 
     Attributes:
-        gain: nats per datum of the training objective, paired, with its error over data.
-        spread: the standard deviation over data of the objective itself, before, nats.
-        num_steps: steps of Adam that were made.
+        gain: gain of the training objective, nats per datum, paired, with its error over data.
+        spread: standard deviation over data of the objective before, nats.
+        num_steps: number of further Adam steps.
     """
 
     gain: Estimate
@@ -63,18 +63,18 @@ class Continued(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What was measured; nats per datum unless said otherwise.
+    """The measurements of a model; nats per datum unless said otherwise.
 
     Attributes:
         held_out, training: ELBO, its terms and its surgery; held-out and training data.
-        collapse: which latent dimensions are idle, on held-out data.
-        kl_weight: β̂ of the encoder, on training data, without unit.
-        continued: what more training gains; None where it could not be tried.
+        collapse: which latent dimensions are inactive, on held-out data.
+        kl_weight: β̂ of the encoder, on training data, unitless.
+        continued: the gain of further training; None if that was impossible.
         evidence: log p(x) and k̂ of the held-out data.
-        pareto_threshold: what k̂ must not exceed.
-        gaps: inference gaps of some held-out data; None where the guide cannot be refined.
-        calibration: on simulated data; None where the latents do not allow it.
-        x: (n, *event), the held-out data that `held_out` and `evidence` are about.
+        pareto_threshold: largest acceptable k̂.
+        gaps: inference gaps of some held-out data; None if the guide cannot be refined.
+        calibration: on simulated data; None if the latents do not allow it.
+        x: (n, *event), the held-out data behind `held_out` and `evidence`.
         rows: (n,), their rows in the held-out data.
     """
 
@@ -105,15 +105,15 @@ def examine(
     """Measure everything that a report says about a model.
 
     Args:
-        vae: a `VAE` without covariates; it is left as it is.
-        train: (N, *event), the data that it was trained on.
+        vae: a `VAE` without covariates; it is not modified.
+        train: (N, *event), its training data.
         test: (M, *event), held-out data.
-        training: how it was trained; the defaults of `Training` if left out.
+        training: its training settings; the defaults of `Training` if omitted.
         num_samples: K ≥ 21, draws per datum for log p(x).
-        num_steps: steps that a copy is trained further; fewer leave a model that is still on the
-            plateau at the start of training there.
-        thorough: measure inference gaps and calibration too, which take most of the time.
-        seed: of all draws, and of which data are taken.
+        num_steps: number of steps that a copy is trained further; too few do not leave the
+            plateau at the start of training.
+        thorough: also measure inference gaps and calibration, which take most of the time.
+        seed: random seed, also of the choice of data.
 
     Returns:
         Findings.
@@ -149,7 +149,7 @@ def examine(
 
 
 def _some(total: int, most: int, seed: int) -> Tensor:
-    """At most so many of the rows, at random, in order."""
+    """Choose at most `most` of `total` rows at random, in order."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     return torch.randperm(total, generator=generator)[:most].sort().values
 
@@ -165,7 +165,7 @@ def _calibration(vae: Any, x: Tensor, seed: int) -> diagnostics.Calibration:
 def _if_possible(measure: Any, *arguments: Any) -> Any:
     try:
         return measure(*arguments)
-    except (ConfigError, NotImplementedError):  # a flow cannot be refined, a code not ranked
+    except (ConfigError, NotImplementedError):  # flows cannot be refined, codes not ranked
         return None
 
 
@@ -178,18 +178,18 @@ def continued(
     num_steps: int = MORE_STEPS,
     seed: int = 0,
 ) -> Continued | None:
-    """What further steps of a copy gain on held-out data, in the model's own objective.
+    """Train a copy further and measure its gain on held-out data, in the training objective.
 
     Args:
-        vae: the model; the copy is trained, not this.
-        train: (N, *event), the data that it was trained on.
+        vae: the model, not modified.
+        train: (N, *event), its training data.
         test: (M, *event), held-out data.
-        training: how it was trained.
-        num_steps: of Adam, rounded up to whole epochs.
-        seed: of the steps and the draws.
+        training: its training settings.
+        num_steps: steps of Adam, rounded up to whole epochs.
+        seed: random seed.
 
     Returns:
-        Continued, or None where training diverged or the model cannot be trained on.
+        Continued, or None if training diverged or cannot be continued.
 
     Example:
         >>> import pyrovae as pv
@@ -217,6 +217,6 @@ def continued(
 
 
 def _objective(vae: Any, x: Tensor, beta: float, seed: int) -> Tensor:
-    """E_q[log p(x|z)] − β KL, (N,), nats, at the same noise for any model of these sizes."""
+    """Return E_q[log p(x|z)] − β KL, (N,), nats, with the same noise for models of equal size."""
     terms = elbo_terms(vae, x, num_samples=10, seed=seed)
     return (terms.log_likelihood - beta * terms.kl).mean(0).double()

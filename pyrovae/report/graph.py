@@ -1,6 +1,6 @@
-"""The graph of a model: Pyro's own drawing where graphviz's `dot` is there, else matplotlib's.
+"""The graph of a model, drawn by Pyro if graphviz's `dot` is installed, else by matplotlib.
 
-z ~ p(z)  →  x ~ p(x|z)     plate "data", one pair a datum; the guide q(z|x) dashed
+z ~ p(z)  →  x ~ p(x|z)     plate "data", one pair per datum; the guide q(z|x) dashed
 """
 
 import io
@@ -20,11 +20,11 @@ LINE = {"color": "black", "linewidth": 1.4}
 
 
 def model_graph(vae: Any, x: Tensor) -> tuple[bytes, str]:
-    """The graph as a PNG, and by whom it was drawn: "graphviz" or "matplotlib".
+    """Draw the graph as a PNG; return it and the library used: "graphviz" or "matplotlib".
 
     Args:
         vae: a `VAE` without covariates.
-        x: (N, *event), data; two rows are used.
+        x: (N, *event), data; the first two rows are used.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -45,11 +45,11 @@ def model_graph(vae: Any, x: Tensor) -> tuple[bytes, str]:
 
 
 def draw_graph(vae: Any, *, ax: Axes | None = None) -> Axes:
-    """The graph of a VAE by hand: z, x (gray: observed), the plate, the model's and guide's arrows.
+    """Draw the graph of a VAE: z, x (gray: observed), the plate, the arrows of model and guide.
 
     Args:
-        vae: any `VAE`; the names of its parts are written beside the nodes.
-        ax: where to draw; a new figure's by default.
+        vae: any `VAE`; the names of its parts are written next to the nodes.
+        ax: axes to draw on; a new figure's by default.
 
     Example:
         >>> import pyrovae as pv

@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a run: what it is, whether to believe it, how to repeat it.
+"""One self-contained HTML page about a run: what it is, whether to trust it, how to reproduce it.
 
-The page holds its pictures as data URIs and its style inline: no script, no font, no network.
+Pictures are data URIs and the style is inline: no script, no font, no network.
 """
 
 import base64
@@ -34,16 +34,16 @@ def render(
     folder: str,
     footer: str = "",
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        card: as `report.card.read_card` gives it.
+        card: the card from `report.card.read_card`.
         vae: the model.
-        found: what was measured of it.
-        judged: the verdicts on that.
-        pictures: section → pictures, as of `report.figures.pictures`.
-        folder: the run folder's name, for the command that checks it.
-        footer: a last line.
+        found: its measurements.
+        judged: the verdicts on them.
+        pictures: section → pictures, from `report.figures.pictures`.
+        folder: name of the run folder, for the command that checks it.
+        footer: the last line.
 
     Returns:
         HTML, UTF-8 text.
@@ -82,7 +82,7 @@ def _data_uri(picture: Picture) -> str:
 
 
 def _with_minus(text: str) -> str:
-    """Numbers below 0 with the minus sign; hyphens within words stay."""
+    """Write negative numbers with a minus sign; hyphens in words stay."""
     return re.sub(r"(?<!\w)-(?=\d)", "−", text)
 
 
@@ -98,7 +98,7 @@ def _summary(found: Findings, judged: tuple[Verdict, ...], of_what: str) -> str:
     if named:
         said = f"Something is wrong with this model: {', '.join(named)}."
     else:
-        said = "No sign that this model is broken."
+        said = "No sign of a problem with this model."
     looks = f" Worth a look: {', '.join(looks)}." if looks else ""
     return f"{said}{looks} {score}"
 
@@ -143,29 +143,29 @@ def _training(card: dict[str, Any]) -> str:
     settings, epochs = card["settings"], len(card["history"])
     kept = ""
     if card["history"] and card["history"][-1]["validation_elbo"] is not None:
-        kept = f" The weights are those of epoch {card['best_epoch']}, by validation ELBO."
+        kept = f" The weights are those of epoch {card['best_epoch']}, the best validation ELBO."
     return (
         f"{epochs} epochs of Adam at learning rate {settings['learning_rate']:g}, "
-        f"{settings['batch_size']} data in a step, {card['training']['num_data']:,} training data."
+        f"batch size {settings['batch_size']}, {card['training']['num_data']:,} training data."
         f"{kept} Pixels: {card['pixels']}. Held out: {card['held_out_is']}, "
-        f"{card['held_out']['num_data']:,} data."
+        f"{card['held_out']['num_data']:,} data points."
     )
 
 
 def _belief(found: Findings) -> str:
     return (
-        f"Each line is a diagnostic with the number that decides it, on {len(found.x):,} held-out "
-        "data; ± is one standard error. A problem is there by more than three of them."
+        f"Each diagnostic comes with the number that decides it, from {len(found.x):,} held-out "
+        "data points, ± one standard error. A problem exceeds its threshold by three of them."
     )
 
 
 def _failures(found: Findings) -> str:
     failed = int((found.evidence.pareto_k > found.pareto_threshold).sum())
     if not failed:
-        return "Their log p(x) can be believed: k̂ is below its threshold for all data."
+        return "Their log p(x) can be trusted: k̂ is below its threshold for all data."
     return (
-        f"For {failed:,} of {len(found.x):,} data k̂ is above {found.pareto_threshold:.2f}: there "
-        "log p(x) is too low, and its error is not to be trusted."
+        f"For {failed:,} of {len(found.x):,} data points k̂ is above {found.pareto_threshold:.2f}: "
+        "their log p(x) is too low, and its error cannot be trusted."
     )
 
 
@@ -179,5 +179,5 @@ def _facts(card: dict[str, Any]) -> dict[str, str]:
         "versions": versions,
         **hashes,
         "model, SHA-256": card["model_sha256"],
-        "took": f"{card['seconds']:.0f} s",
+        "duration": f"{card['seconds']:.0f} s",
     }

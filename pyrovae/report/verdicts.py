@@ -1,19 +1,19 @@
-"""Readings of the findings: named verdicts, each with its number, its error and what to do.
+"""Verdicts on the findings, each with its number, its error and what to do.
 
-    problem   the condition is there, by more than three standard errors
+    problem   the condition holds, by more than three standard errors
     look      worth a look; common in useful models
     fine      no sign of it
     unknown   could not be judged, and why
 
-Three of the conditions are what breaks a VAE as a whole, and are told apart by name:
+Three conditions break a VAE as a whole, and are distinguished by name:
 
     undertrained        more steps gain more than a tenth of the spread of the data
-    posterior collapse  every latent dimension ignores x, or all of z says less than 0.1 nats
-    over-regularized    β̂ > 1.5: the encoder is balanced for more KL than the ELBO has
+    posterior collapse  every latent dimension ignores x, or the total KL is below 0.1 nats
+    over-regularized    β̂ > 1.5: the encoder is optimal for more KL than the ELBO has
 
-The first hides the others: while weights still move, idle latents and β̂ say nothing lasting, so
-these become unknown. The last needs latents that are used. Only numbers decide; what the card
-says of β, where it is known, is told beside them. Thresholds are conventions, named below.
+The first hides the others: while weights still move, inactive latents and β̂ are not final, so
+these become unknown. The last needs active latents. Only the measurements decide; β from the
+card, if known, is only reported. Thresholds are conventions, defined below.
 """
 
 import math
@@ -25,11 +25,11 @@ from pyrovae.report.findings import Findings
 
 NUM_ERRORS = 3.0
 UNDERTRAINED = 0.1  # of the standard deviation over data of the objective
-COLLAPSED = 0.1  # nats of KL in all
+COLLAPSED = 0.1  # total KL, nats
 OVER_REGULARISED = 1.5  # β̂
 UNDER_REGULARISED = 1 / OVER_REGULARISED
 OVERFITTED = 0.25  # of the standard deviation over data of the ELBO
-FAILED_SHARE = 0.05  # of the data with k̂ above its threshold
+FAILED_SHARE = 0.05  # share of the data with k̂ above its threshold
 GAP = 0.5  # nats that an encoder may lose
 MISFIT = 0.5  # nats that another prior could gain
 
@@ -38,11 +38,11 @@ class Verdict(NamedTuple):
     """One condition and whether a model has it.
 
     Attributes:
-        name: of the condition.
+        name: name of the condition.
         status: "fine", "look", "problem" or "unknown".
-        number: the number that decided, with error and unit.
+        number: the number that decides, with error and unit.
         meaning: one sentence.
-        advice: what to do; empty where nothing is needed.
+        advice: what to do; empty if nothing is needed.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Verdict(NamedTuple):
 
 
 def verdicts(found: Findings, *, beta: float | None = None) -> tuple[Verdict, ...]:
-    """The verdicts on a model, the gravest kind of condition first.
+    """Return the verdicts on a model, the most serious conditions first.
 
     Args:
-        found: what was measured.
-        beta: weight of the KL in training, where it is known; it is told, it decides nothing.
+        found: the measurements.
+        beta: weight of the KL in training, if known; it is reported and decides nothing.
 
     Returns:
-        One `Verdict` for each condition.
+        One `Verdict` per condition.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -80,7 +80,7 @@ def verdicts(found: Findings, *, beta: float | None = None) -> tuple[Verdict, ..
 
 
 def problems(judged: tuple[Verdict, ...]) -> tuple[str, ...]:
-    """The names of the conditions that a model has.
+    """Return the names of the conditions that are problems.
 
     Example:
         >>> problems((Verdict("overfitting", "problem", "1", ""), Verdict("x", "fine", "0", "")))
@@ -90,7 +90,7 @@ def problems(judged: tuple[Verdict, ...]) -> tuple[str, ...]:
 
 
 def undertrained(found: Findings) -> Verdict:
-    """Whether more training would still gain much on held-out data."""
+    """Judge whether more training would still gain much on held-out data."""
     name, more = "undertrained", found.continued
     if more is None:
         return Verdict(name, "unknown", "", "A copy of the model could not be trained further.")
@@ -99,80 +99,80 @@ def undertrained(found: Findings) -> Verdict:
     excess = gain.value - UNDERTRAINED * more.spread
     if excess > NUM_ERRORS * gain.std_error:
         meaning = (
-            "Training ended early: a copy that went on gained this much on held-out data, "
+            "Training ended too early: a copy trained further gained this much on held-out data, "
             f"{gain.value / more.spread:.2f} of their spread."
         )
-        return Verdict(name, "problem", number, meaning, "Train for more epochs before all else.")
-    meaning = "Training is over: a copy that went on gained little on held-out data."
+        return Verdict(name, "problem", number, meaning, "First of all, train for more epochs.")
+    meaning = "Training has converged: a copy trained further gained little on held-out data."
     return Verdict(name, "fine", number, meaning)
 
 
 def _unripe(verdict: Verdict) -> Verdict:
-    meaning = "Not judged while training is unfinished: this number will move."
+    meaning = "Not judged while training is unfinished: this number will change."
     return Verdict(verdict.name, "unknown", verdict.number, meaning)
 
 
 def posterior_collapse(found: Findings) -> Verdict:
-    """Whether the decoder ignores z."""
+    """Judge whether the decoder ignores z."""
     name, idle, total = "posterior collapse", found.collapse.collapsed, len(found.collapse.names)
     rate = found.held_out.mean_kl
-    number = f"{len(idle)} of {total} latent dimensions idle; KL {_with_error(rate)} nats"
+    number = f"{len(idle)} of {total} latent dimensions inactive; KL {_with_error(rate)} nats"
     if _is_empty(found):
         meaning = (
-            "The model ignores z: q(z|x) is all but the prior for every x, so codes say "
-            "nothing and all samples are alike."
+            "The model ignores z: q(z|x) nearly equals the prior for every x, so codes are "
+            "uninformative and all samples look alike."
         )
-        advice = "Lower β, warm the KL up, use free bits, or weaken the decoder."
+        advice = "Lower β, warm up the KL, use free bits, or weaken the decoder."
         return Verdict(name, "problem", number, meaning, advice)
     if idle:
-        meaning = "Some latent dimensions are idle; often the data need no more than the others."
+        meaning = "Some latent dimensions are inactive; often the data do not need more."
         return Verdict(name, "fine", number, meaning, "A smaller latent dimension would do.")
-    return Verdict(name, "fine", number, "Every latent dimension says something of x.")
+    return Verdict(name, "fine", number, "Every latent dimension carries information about x.")
 
 
 def over_regularised(found: Findings, *, beta: float | None = None) -> Verdict:
-    """Whether the encoder weighs the KL more than the ELBO does."""
+    """Judge whether the encoder weights the KL more than the ELBO does."""
     name, weight = "over-regularized", found.kl_weight
     told = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
     if math.isnan(weight.value) or _is_empty(found):
-        meaning = "Not defined where z is idle or discrete." + told
+        meaning = "Not defined if z is inactive or discrete." + told
         return Verdict(name, "unknown", "β of the encoder: not defined", meaning)
-    number = f"β of the encoder = {_with_error(weight)}, where the ELBO has 1"
+    number = f"β of the encoder = {_with_error(weight)}; the ELBO has 1"
     if weight.value - NUM_ERRORS * weight.std_error > OVER_REGULARISED:
         meaning = (
-            "The codes carry less of x than is worth it: the encoder is balanced for a KL that "
-            f"counts {weight.value:.1f} times.{told}"
+            "The codes carry less information about x than the ELBO rewards: the encoder is "
+            f"optimal for a KL weighted by {weight.value:.1f}.{told}"
         )
-        advice = "Train with β = 1, or say that the model is a β-VAE and no density of x."
+        advice = "Train with β = 1, or report it as a β-VAE, not as a density of x."
         return Verdict(name, "problem", number, meaning, advice)
     if weight.value + NUM_ERRORS * weight.std_error < UNDER_REGULARISED:
-        meaning = f"The KL was weighed less than in the ELBO: codes are too precise.{told}"
+        meaning = f"The KL was weighted less than in the ELBO: codes are too precise.{told}"
         return Verdict(name, "look", number, meaning, "Train with β = 1 if samples look wrong.")
     return Verdict(name, "fine", number, f"KL and reconstruction balance as in the ELBO.{told}")
 
 
 def _is_empty(found: Findings) -> bool:
-    """Whether z says nothing of x."""
+    """Return whether z carries no information about x."""
     rate = found.held_out.mean_kl
     is_silent = rate.value + NUM_ERRORS * rate.std_error < COLLAPSED
     return is_silent or bool(found.collapse.is_collapsed.all())
 
 
 def overfitting(found: Findings) -> Verdict:
-    """Whether the ELBO of training data is far above that of held-out data."""
+    """Judge whether the ELBO of training data is far above that of held-out data."""
     ours, theirs = found.training.mean_elbo, found.held_out.mean_elbo
     error = math.hypot(ours.std_error, theirs.std_error)
     gap = Estimate(ours.value - theirs.value, error)
     number = f"{gap.value:+.2f} ± {error:.2f} nats of training over held-out ELBO"
     excess = gap.value - OVERFITTED * found.held_out.elbo.std().item()
     if excess > NUM_ERRORS * error:
-        meaning = "The model knows its training data much better than others of their kind."
-        advice = "Stop earlier (validation data do it), use a smaller network, or more data."
+        meaning = "The model fits its training data much better than new data."
+        advice = "Stop early (pass validation data), use a smaller network, or more data."
         return Verdict("overfitting", "problem", number, meaning, advice)
     if gap.value > NUM_ERRORS * error:
-        meaning = "The training data are scored better than held-out ones, by a little."
+        meaning = "Training data are scored slightly better than held-out data."
         return Verdict(
-            "overfitting", "look", number, meaning, "Validation data would stop earlier."
+            "overfitting", "look", number, meaning, "With validation data, fit stops earlier."
         )
     return Verdict(
         "overfitting", "fine", number, "Held-out data are scored as well as training data."
@@ -180,7 +180,7 @@ def overfitting(found: Findings) -> Verdict:
 
 
 def encoder_coverage(found: Findings) -> Verdict:
-    """How many data have an importance-weight tail that is too heavy."""
+    """Judge how many data points have importance weights with too heavy a tail."""
     failed = found.evidence.pareto_k > found.pareto_threshold
     share, total = failed.double().mean().item(), len(failed)
     error = math.sqrt(share * (1 - share) / total)
@@ -188,17 +188,17 @@ def encoder_coverage(found: Findings) -> Verdict:
         f"{100 * share:.1f} ± {100 * error:.1f} % of data with k̂ > {found.pareto_threshold:.2f}"
     )
     if share - NUM_ERRORS * error > FAILED_SHARE:
-        meaning = "For some data q(z|x) misses its posterior: log p(x) is too low there."
-        advice = "Look at the gaps below; posterior.hmc, or log_evidence by AIS, need less of q."
+        meaning = "For some data q(z|x) misses the posterior, so their log p(x) is too low."
+        advice = "See the gaps below; posterior.hmc and log_evidence by AIS depend less on q."
         return Verdict("encoder misses posteriors", "look", number, meaning, advice)
-    meaning = "q(z|x) covers the posterior of most data, so log p(x) can be believed there."
+    meaning = "q(z|x) covers the posterior of most data, so their log p(x) can be trusted."
     return Verdict("encoder misses posteriors", "fine", number, meaning)
 
 
 def inference_gap(found: Findings) -> Verdict:
-    """What of log p(x) the ELBO misses, and whose fault it is."""
+    """Judge how far the ELBO is below log p(x), and whether family or encoder is the cause."""
     if found.gaps is None:
-        meaning = "Not measured: it takes a guide that can be refined for each datum."
+        meaning = "Not measured: this guide cannot be refined for each datum."
         return Verdict("inference gap", "unknown", "", meaning)
     total = found.gaps.mean_total
     number = (
@@ -210,26 +210,26 @@ def inference_gap(found: Findings) -> Verdict:
         "inference gap",
         "look" if is_large else "fine",
         number,
-        "The ELBO falls short of log p(x) by this much.",
+        "The ELBO is below log p(x) by this much.",
         found.gaps.advice if is_large else "",
     )
 
 
 def prior_misfit(found: Findings) -> Verdict:
-    """How far the codes of all data are from the prior: KL(q(z) ‖ p(z))."""
+    """Judge how far the codes of all data are from the prior, KL(q(z) ‖ p(z))."""
     misfit = found.held_out.marginal_kl
     if math.isnan(misfit.value):
-        return Verdict("prior misfit", "unknown", "", "There is no one prior for all data.")
+        return Verdict("prior misfit", "unknown", "", "The data do not share one prior.")
     number = f"KL(q(z) ‖ p(z)) = {_with_error(misfit)} nats"
     if misfit.value - NUM_ERRORS * misfit.std_error > MISFIT:
-        meaning = "Codes of data leave parts of the prior empty, so some samples are of no data."
+        meaning = "The codes leave parts of the prior empty, so some samples look like no data."
         advice = "A VampPrior, GaussianMixture or FlowPrior can gain up to this much."
         return Verdict("prior misfit", "look", number, meaning, advice)
-    return Verdict("prior misfit", "fine", number, "The codes of all data together fill the prior.")
+    return Verdict("prior misfit", "fine", number, "All codes together fill the prior.")
 
 
 def calibrated(found: Findings) -> Verdict:
-    """Whether posteriors of simulated data hold the truth as often as they claim."""
+    """Judge whether posteriors of simulated data contain the truth as often as they should."""
     if found.calibration is None:
         return Verdict("calibration", "unknown", "", "Not measured for these latents.")
     levels, coverage = found.calibration.coverage_levels, found.calibration.expected_coverage
@@ -237,19 +237,20 @@ def calibrated(found: Findings) -> Verdict:
     error = found.calibration.coverage_std_error[index].item()
     level, held = levels[index].item(), coverage[index].item()
     number = (
-        f"{100 * level:.0f} % regions of q(z|x) hold the truth in {100 * held:.1f} ± "
+        f"{100 * level:.0f} % regions of q(z|x) contain the truth in {100 * held:.1f} ± "
         f"{100 * error:.1f} % of simulations"
     )
     if abs(held - level) - NUM_ERRORS * error > 0.05:
-        side = "too narrow or off" if held < level else "too wide"
-        meaning = f"On data of the model's own, q(z|x) is {side}."
-        advice = "Do not read q's own widths as uncertainty; resample (posterior.sir) instead."
+        side = "too narrow or biased" if held < level else "too wide"
+        meaning = f"On data simulated by the model, q(z|x) is {side}."
+        advice = "Do not read the widths of q as uncertainty; resample (posterior.sir) instead."
         return Verdict("calibration", "look", number, meaning, advice)
-    return Verdict("calibration", "fine", number, "On data of the model's own, q(z|x) is honest.")
+    meaning = "On data simulated by the model, q(z|x) is calibrated."
+    return Verdict("calibration", "fine", number, meaning)
 
 
 def _with_error(number: Estimate) -> str:
-    """value ± error to two digits, or that it is below the noise."""
+    """Format value ± error to two digits, or an upper bound below the noise."""
     if math.isnan(number.value):
         return "not defined"
     if number.is_non_negative and number.is_below_noise:
