@@ -23,9 +23,9 @@ from pyrovae.programs import (
     CategoricalHead,
     GivenGlobal,
     SemiSupervisedVAE,
-    certain,
     partly_known,
 )
+from pyrovae.programs.semi_supervised import certain
 
 
 def summed_out() -> TraceEnum_ELBO:

@@ -245,7 +245,7 @@ class Validator:
 
     def _look(self, batch: Batch) -> None:
         """Take what is known of the program, or look at it."""
-        kind = tuple(None if c is None else (c.shape[1:], c.dtype) for c in batch)
+        kind = self.program.training, *(c if c is None else (c.shape[1:], c.dtype) for c in batch)
         self.memory = (kind, self.like.dtype, self.like.device), *_state_of(self.program)
         known = _KNOWN.get(self.program, {}).get(self.memory[0])
         if known is not None and known.is_of(self.memory[1]):
@@ -447,6 +447,8 @@ def is_discrete(program: nn.Module, x: Any, y: Any = None, mask: Any = None) -> 
         True
     """
     validator = Validator(program)
-    open_source(x, y, mask).watch(validator)
+    source = open_source(x, y, mask)
+    source.watch(validator)
+    source.head()  # a loader's data are looked at as they come
     support = support_of(validator.requirements.density)
     return None if support is None else bool(support.is_discrete)

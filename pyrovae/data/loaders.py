@@ -113,7 +113,15 @@ class LoaderSource(Source):
         return (b.share(share) for b in self._checked(items, len(skipped), sum(skipped)))
 
     def _in_order(self) -> Iterator[Batch]:
-        return self._checked(self._items(in_order(self.loader)), 0, 0, is_counted=False)
+        # a DataLoader draws a seed as it starts: a reader's own draws must not depend on that
+        stream, rows = RandomStream(0), in_order(self.loader)
+        batches = self._checked(self._items(rows), 0, 0, is_counted=False)
+        while True:
+            with stream:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def count(self) -> int:
         """Return N, the number of rows of the Dataset."""
