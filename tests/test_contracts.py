@@ -143,7 +143,7 @@ def test_likelihood_keeps_leading_sample_dimensions(part, batch):
 @heads_table
 def test_wrong_width_names_both_widths(part):
     head = part.make()
-    with pytest.raises(ConfigError, match=rf"needs {head.num_features} features.*gives 1\b"):
+    with pytest.raises(ConfigError, match=rf"needs {head.num_features} features.*returns 1\b"):
         head(torch.zeros(3, 1))
 
 

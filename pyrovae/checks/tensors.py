@@ -89,7 +89,7 @@ def as_labels(value: Any) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
         return None, None
     index = getattr(value, "index", None)
     is_default = index is None or callable(index) or type(index).__name__ == "RangeIndex"
-    return None if is_default else np.asarray(index), tuple(map(str, _frame(value).columns))
+    return None if is_default else np.asarray(index), tuple(map(str, _names(value)))
 
 
 def _is_frame(value: Any) -> bool:
@@ -101,14 +101,19 @@ def _is_frame(value: Any) -> bool:
 def _frame(value: Any) -> Any:
     import narwhals.stable.v1 as nw
 
+    if hasattr(value, "set_axis"):  # pandas, where names may occur twice
+        value = value.set_axis(range(len(value.columns)), axis=1)
     return nw.from_native(value, eager_only=True)
+
+
+def _names(value: Any) -> list[Any]:
+    return list(value.column_names if hasattr(value, "column_names") else value.columns)
 
 
 def _from_data_frame(value: Any, name: str) -> np.ndarray:
     frame = _frame(value)
     arrays = []
-    for values in frame.iter_columns():
-        column = values.name
+    for column, values in zip(_names(value), frame.iter_columns(), strict=True):
         if not (values.dtype.is_numeric() or str(values.dtype) == "Boolean"):
             raise DataError(
                 f"column {column!r} of {name} has dtype {values.dtype}, but a density needs "

@@ -1,0 +1,88 @@
+"""Seeded results as they were on 2026-11-26, so that a move that changes numbers is seen.
+
+One number stands for each result, the sum of all of its entries with weights cos(1), cos(2), …
+`python tests/test_same_numbers.py` prints the table anew. The chunks are pinned, because other
+chunks take other draws. In float64 processors differ by 1e-10; another draw moves percents.
+"""
+
+import pprint
+import sys
+
+import pytest
+import torch
+
+import pyrovae as pv
+
+SETTINGS = {"epochs": 3, "batch_size": 64, "seed": 1}
+
+
+def digits():
+    return pv.datasets.binarize(pv.datasets.digits().train[:300])
+
+
+def trained(compile, prior="StandardNormal"):
+    vae = pv.build((8, 8), latent_dim=2, hidden=(16,), prior=prior, data=digits(), seed=0)
+    vae.double()  # so that no processor's rounding turns a draw into another
+    pv.fit(vae, digits(), compile=compile, **SETTINGS)
+    return vae
+
+
+def number_of(*arrays):
+    """Σ_j cos(j) a_j over all finite entries."""
+    flat = torch.cat([torch.as_tensor(a).detach().double().flatten() for a in arrays])
+    flat = torch.where(flat.isfinite(), flat, 0.0)
+    return float((flat * torch.arange(1, len(flat) + 1).double().cos()).sum())
+
+
+def numbers(prior, compile):
+    vae, x = trained(compile, prior), digits()[:9]
+    budget = {"memory_budget": 600_000}
+    ais = {"method": "ais", "num_samples": 2, "num_temperatures": 20, "memory_budget": 10**7}
+    hmc = {"num_samples": 20, "num_warmup": 20, "memory_budget": 10**7}
+    return {
+        "weights": number_of(*vae.state_dict().values()),
+        "iwae": number_of(*pv.log_evidence(vae, x, num_samples=300, **budget)[:3]),
+        "subset": number_of(*pv.log_evidence(vae, digits(), num_samples=9, num_data=20)),
+        "ais": number_of(*pv.log_evidence(vae, x, **ais)[:2]),
+        "sir": number_of(pv.posterior.sir(vae, x, num_samples=9, num_proposals=99).draws),
+        "hmc": number_of(pv.posterior.hmc(vae, x, **hmc).draws),
+        "refine": number_of(*pv.posterior.refine(vae, x, num_steps=10)[1:]),
+        "terms": number_of(*pv.elbo_terms(vae, x, num_samples=5)[:3]),
+    }
+
+
+CASES = [(p, c) for p in ("StandardNormal", "VampPrior") for c in ("eager", "graph")]
+
+FROZEN = {
+    "StandardNormal": {
+        "weights": -7.440471534274017,
+        "iwae": 133.0076438879182,
+        "subset": 1.0238955445666704,
+        "ais": 25.245904008752728,
+        "sir": -4.629619381222627,
+        "hmc": 25.589506280094554,
+        "refine": 31.96834451737313,
+        "terms": 20.015125500064286,
+    },
+    "VampPrior": {
+        "weights": -27.575437726030692,
+        "iwae": 378.82585071165227,
+        "subset": -0.042753765561258206,
+        "ais": 25.227560191362556,
+        "sir": 2.523663067598031,
+        "hmc": 21.806873792782532,
+        "refine": 31.784223364951348,
+        "terms": 17.07061410712918,
+    },
+}
+
+
+@pytest.mark.parametrize(("prior", "compile"), CASES)
+def test_seeded_results_are_as_they_were(prior, compile):
+    assert numbers(prior, compile) == pytest.approx(FROZEN[prior], rel=1e-6, abs=1e-6)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    found = {prior: numbers(prior, "eager") for prior in ("StandardNormal", "VampPrior")}
+    sys.stdout.write(pprint.pformat(found, sort_dicts=False) + "\n")
