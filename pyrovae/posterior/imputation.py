@@ -76,11 +76,6 @@ def impute(
         >>> found.draws.shape, bool((found.draws[..., :2] == 1).all())
         (torch.Size([5, 2, 3]), True)
     """
-    if mask is None:
-        raise ConfigError(
-            "mask = None, but imputation needs to know what is missing.\n"
-            "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
-        )
     if not is_plain_vae(vae):
         raise ConfigError(
             f"impute decodes draws of z, but this is a {type(vae).__name__}, which may have other "
@@ -88,8 +83,13 @@ def impute(
         )
     seed = seed_number(seed)
     settings = {"num_samples": num_samples, "num_proposals": num_proposals, "seed": seed}
-    posterior = sir(vae, x, y, mask, **settings)
     x, y, mask = validated(vae, x, y, mask).whole()
+    if mask is None:
+        raise ConfigError(
+            "mask = None, but imputation needs to know what is missing.\n"
+            "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
+        )
+    posterior = sir(vae, x, y, mask, **settings)
     z = posterior.draws[0].to(x)  # (S, N, D)
     with RandomStream(seed), evaluation(vae):
         p_x = vae.decode(z, y)
