@@ -76,6 +76,9 @@ FUNCTIONS = {
     "compare_priors": lambda vae, x: pv.diagnostics.compare_priors(
         {"one": vae, "other": vae}, x, num_samples=20
     ).log_px["other"],
+    "build": lambda vae, x: list(
+        pv.build((D,), likelihood="Poisson", prior="VampPrior", data=x, seed=0).parameters()
+    ),
     "to_arviz": lambda vae, x: pv.to_arviz(vae, x, num_samples=3)["posterior"]["z"].values,
     "refit_prior": lambda vae, x: pv.refit_prior(vae, x, pv.priors.LearnedNormal(2), epochs=1).gain,
 }

@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import stat
@@ -472,25 +473,27 @@ def test_f5_every_bit_of_the_header_counts(tmp_path):
 def forged(header, data=b"", about=None, spec="none"):
     """A tensor file with valid hashes, whatever it says."""
     about = {
+        "seal": NO_SEAL,
         "format": 1,
         "kind": "model",
         "aliases": {},
         "frozen": [],
+        "parts": {},
         "spec": None if spec == "none" else spec,
+        "data_spec": {},
     } | (about or {})
     if isinstance(header, dict):
-        metadata = {
-            "pyrovae": about if isinstance(about, str) else json.dumps(about),
-            "data_sha256": sha256(data),
-            "seal": NO_SEAL,
-        }
-        header = json_bytes({"__metadata__": metadata, **header})
-    start = struct.pack("<Q", len(header)) + header
-    return (sealed(start) if b'"seal":"0' in start else start) + data
+        header = json_bytes({"__metadata__": {"pyrovae": json.dumps(about)}, **header})
+    file = struct.pack("<Q", len(header)) + header + data
+    return sealed(file) if NO_SEAL.encode() in file else file
 
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def unsealed(file):
+    return re.sub(rb"[0-9a-f]{64}", NO_SEAL.encode(), file)
 
 
 EIGHT = struct.pack("<ff", 1.0, 2.0)
@@ -522,8 +525,16 @@ HOSTILE = {
     "entry is a list": forged({"a": [1, 2, 3]}, EIGHT),
     "one field more": forged({"a": {**entry(), "file": "/etc/passwd"}}, EIGHT),
     "duplicate keys": forged(
-        forged({"w": entry()}, EIGHT)[8:-8].replace(b'{"__meta', b'{"w":{},"__meta', 1), EIGHT
+        unsealed(forged({"w": entry()}, EIGHT))[8:-8].replace(b'{"__meta', b'{"w":{},"__meta', 1),
+        EIGHT,
     ),
+    "duplicate keys, both valid": forged(
+        unsealed(forged({"w": entry()}, EIGHT))[8:-8].replace(
+            b'{"__meta', b'{"w":' + json_bytes(entry()) + b',"__meta', 1
+        ),
+        EIGHT,
+    ),
+    "30,000 tensors": forged({str(i): entry(shape=(0,), offsets=(0, 0)) for i in range(30_000)}),
     "metadata is a text": forged(json_bytes({"__metadata__": "pyrovae", "w": entry()}), EIGHT),
     "description is no JSON": forged({"w": entry()}, EIGHT).replace(b"format", b"f\\rmat", 1),
     "NaN weights": forged({"w": entry()}, struct.pack("<ff", math.nan, 1.0)),
@@ -535,6 +546,7 @@ HOSTILE = {
     "alias of nothing": forged({"w": entry()}, EIGHT, {"aliases": {"x": "y"}}),
     "alias of a list": forged({"w": entry()}, EIGHT, {"aliases": {"w": ["w"]}}),
     "frozen is a text": forged({"w": entry()}, EIGHT, {"frozen": "w"}),
+    "parts is a list": forged({"w": entry()}, EIGHT, {"parts": []}),
     "no format": forged({"w": entry()}, EIGHT, {"format": None}),
     "format is true": forged({"w": entry()}, EIGHT, {"format": True}),
     "a step of a run": forged({"w": entry()}, EIGHT, {"kind": "step"}),
@@ -567,18 +579,50 @@ BOMBS = {
     "a fixed prior": SPEC | {"prior": {"name": "Fixed", "constructor": "os.system"}},
     "a VampPrior without data": SPEC | {"prior": "VampPrior"},
     "a VampPrior of texts": SPEC | {"prior": {"name": "VampPrior", "encoder": "x"}},
+    "a scale of texts": SPEC | {"likelihood": {"name": "Normal", "scale": ["x"] * 4}},
+    "many levels": SPEC | {"likelihood": {"name": "DiscretizedLogistic", "num_levels": 10**9}},
+    "a total of 10^18": SPEC | {"likelihood": {"name": "Multinomial", "total": 10**18}},
+    "10^9 latents of two categories": SPEC
+    | {"latent_dim": 10**9, "guide": {"name": "Categorical", "num_categories": 2}},
+    "a rank of 10^9": SPEC | {"guide": {"name": "LowRankNormal", "rank": 10**9}},
+    "a full prior": SPEC | {"latent_dim": 10**5, "prior": {"name": "LearnedNormal", "full": True}},
+}
+BOMBS |= {
+    f"a {flow} flow as the {kind}, of {size:,}": SPEC
+    | {"latent_dim": size, kind: {"name": name, "flow": flow}}
+    for kind, name in (("prior", "FlowPrior"), ("guide", "FlowGuide"))
+    for size in (500, 5_000, 10**9)
+    for flow in ("coupling", "autoregressive", "spline")
+}
+BOMBS |= {
+    "a context of 10^9": SPEC | {"guide": {"name": "FlowGuide", "num_context": 10**9}},
 }
 HOSTILE |= {name: forged({"w": entry()}, EIGHT, spec=spec) for name, spec in BOMBS.items()}
 HOSTILE |= {
     f"pseudo-inputs {name}": forged(
-        {"w": entry()}, EIGHT, {"pseudo_inputs": data}, spec=SPEC | {"prior": "VampPrior"}
+        {"w": entry()},
+        EIGHT,
+        {"data_spec": {"prior": {"pseudo_inputs": facts}}},
+        spec=SPEC | {"prior": "VampPrior"},
     )
-    for name, data in {
-        "huge": {"shape": [10**6, 10**6], "bounds": [0, 1]},
-        "text": {"shape": "ab", "bounds": [0, 1]},
-        "nan": {"shape": [5, 4], "bounds": [math.nan, 1]},
+    for name, facts in {
+        "huge": {"shape": [10**6, 10**6], "range": [0, 1]},
+        "text": {"shape": "ab", "range": [0, 1]},
+        "nan": {"shape": [5, 4], "range": [math.nan, 1]},
         "list": [1, 2],
-        "of other shape": {"shape": [5, 3], "bounds": [0, 1]},
+        "of other shape": {"shape": [5, 3], "range": [0, 1]},
+        "without range": {"shape": [5, 4]},
+    }.items()
+}
+HOSTILE |= {
+    f"pseudo-inputs: data_spec is {name}": forged(
+        {"w": entry()}, EIGHT, {"data_spec": data_spec}, spec=SPEC
+    )
+    for name, data_spec in {
+        "missing": None,
+        "a list": [1],
+        "of no part": {"os.system": {"x": {"shape": [1], "range": [0, 1]}}},
+        "of the width": {"latent_dim": {"x": {"shape": [1], "range": [0, 1]}}},
     }.items()
 }
 

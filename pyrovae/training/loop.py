@@ -184,7 +184,7 @@ class Loop:
         if group is None:
             return self.sums
         group.broadcast([*self.program.buffers(), *self.scored.buffers()])
-        return group.total(self.sums)
+        return group.all_reduce(self.sums)
 
     def _tested(self) -> tuple[float, float, float]:
         """The score of the held-out data: of one process, so that it is the same in all."""
@@ -194,7 +194,7 @@ class Loop:
         tested = None
         if group.is_first:
             tested = evaluate(self.scored, self.held_out, self.plan.seed)
-        tested, generators = group.from_first((tested, self._generator_states()))
+        tested, generators = group.broadcast_object((tested, self._generator_states()))
         self._set_generators(generators)
         return tested
 
@@ -211,7 +211,7 @@ class Loop:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "averaged": None if averaged is None else averaged.state_dict(),
             "best": self.best.state() if self.best else None,
-            "ranks": group.gathered(own) if group else [own],
+            "ranks": group.all_gather_object(own) if group else [own],
             "order": self.order.state,
             "generators": self._generator_states(),
             "epoch_stream": self.epoch_stream,
@@ -253,11 +253,10 @@ class Loop:
         self.epoch, self.index = state["epoch"], state["index"]
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
-        # early checkpoints of 0.1.0 have none of these three
-        for source, sizes in zip(self._sources, state.get("sizes", ()), strict=False):
+        for source, sizes in zip(self._sources, state["sizes"], strict=True):
             _tell_sizes(source, sizes)
-        self.spikes.load(own.get("spikes", {}))
-        if state.get("first_batch"):
+        self.spikes.load(own["spikes"])
+        if state["first_batch"]:
             device = next(self.program.parameters()).device
             self.first_batch = Batch(*state["first_batch"]).map(lambda t: t.to(device))
         self.start = time.perf_counter() - state["seconds"]
@@ -272,7 +271,7 @@ class Loop:
         group = self.steps.group
         rank, size = (group.rank, group.size) if group else (0, 1)
         if rank >= len(ranks):
-            return {"stream": self.stream.state, "sums": torch.zeros(2, dtype=torch.float64)}
+            return {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
         left = ranks[size:] if rank == 0 else []
         sums = torch.stack([part["sums"] for part in (ranks[rank], *left)]).sum(0)
         return ranks[rank] | {"sums": sums}
@@ -362,9 +361,9 @@ class Spikes:
         return {"recent": list(self.recent), "has_warned": self.has_warned}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state; an empty one changes nothing."""
-        self.recent.extend(state.get("recent", ()))
-        self.has_warned = state.get("has_warned", self.has_warned)
+        """Go on from a state."""
+        self.recent = deque(state["recent"], maxlen=50)
+        self.has_warned = state["has_warned"]
 
 
 def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, float]:
