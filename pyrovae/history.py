@@ -116,8 +116,8 @@ class History:
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore the history that `state` was made from."""
-        state, table = dict(state), state["epochs"]
-        is_none = state.pop("is_none", torch.isnan(table))  # as early checkpoints of 0.1.0 have it
+        state = dict(state)
+        table, is_none = state["epochs"], state.pop("is_none")
         pairs = zip(table.tolist(), is_none.tolist(), strict=True)
         rows = [[None if n else v for v, n in zip(*pair, strict=True)] for pair in pairs]
         epochs = [Epoch(int(row[0]), *row[1:]) for row in rows]
@@ -144,7 +144,7 @@ def _column(values: list[Any]) -> Any:
 
 
 def _records(columns: Any) -> list[dict[str, Any]]:
-    """Invert `_columns`; early checkpoints of 0.1.0 hold the records themselves."""
+    """Invert `_columns`."""
     if not isinstance(columns, dict):
         return columns
     lists = [c.tolist() if isinstance(c, torch.Tensor) else c for c in columns.values()]

@@ -313,9 +313,9 @@ def _are_whole(values: Any) -> bool:
 
 
 def _check_description(description: dict[str, Any], path: Path) -> None:
-    aliases, frozen = description.get("aliases"), description.get("frozen")
-    is_model = description.get("kind") == "model" and isinstance(aliases, dict)
-    if not is_model or not isinstance(frozen, list):
+    kinds = {"aliases": dict, "frozen": list, "parts": dict}
+    is_model = all(isinstance(description.get(name), kind) for name, kind in kinds.items())
+    if description.get("kind") != "model" or not is_model:
         raise CorruptCheckpointError(
             f"{path}: it is no saved model (a step of a run, perhaps).", path
         )
@@ -337,9 +337,7 @@ def _check_parts(vae: nn.Module, header: Header) -> None:
 
     A class of the caller's own may have been renamed, so it takes what it is given.
     """
-    stored = header.description.get("parts")
-    if not isinstance(stored, dict):
-        return  # written before 0.1.0 noted them
+    stored = header.description["parts"]
     for name, part in parts_of(vae).items():
         if stored.get(name) != part:
             was = shortened(stored[name]) if name in stored else "a part of its own"

@@ -476,6 +476,7 @@ def forged(header, data=b"", about=None, spec="none"):
         "kind": "model",
         "aliases": {},
         "frozen": [],
+        "parts": {},
         "spec": None if spec == "none" else spec,
     } | (about or {})
     if isinstance(header, dict):
@@ -535,6 +536,7 @@ HOSTILE = {
     "alias of nothing": forged({"w": entry()}, EIGHT, {"aliases": {"x": "y"}}),
     "alias of a list": forged({"w": entry()}, EIGHT, {"aliases": {"w": ["w"]}}),
     "frozen is a text": forged({"w": entry()}, EIGHT, {"frozen": "w"}),
+    "parts is a list": forged({"w": entry()}, EIGHT, {"parts": []}),
     "no format": forged({"w": entry()}, EIGHT, {"format": None}),
     "format is true": forged({"w": entry()}, EIGHT, {"format": True}),
     "a step of a run": forged({"w": entry()}, EIGHT, {"kind": "step"}),

@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, objectives, priors
-from pyrovae.data import LoaderSource
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
@@ -36,10 +35,10 @@ from pyrovae.errors import (
     RunLockedError,
     StateMismatchError,
 )
-from pyrovae.networks import Given, mlp
+from pyrovae.networks import mlp
 from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.training import loop
-from pyrovae.training.checkpointer import _as_told_now, modules_of
+from pyrovae.training.checkpointer import modules_of
 from pyrovae.training.step import TrainingStep
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 from tests.test_engine import N, bits, digest, final_state, generators, small_vae, with_dropout
@@ -656,15 +655,6 @@ def test_f14_a_mask_of_numpy_or_of_torch_is_one_mask(dtype, tmp_path):
     assert fit(tmp_path / "run", mask=mask) == whole
 
 
-def test_facts_of_early_runs_are_read_in_todays_words():
-    then = {"mask dtype": "bool", "x dtype": "torch.float32", "y sha256": "1f", "y shape": [3]}
-    told = {"mask dtype": "torch.bool", "x dtype": "torch.float32"}
-    assert _as_told_now(then, small_vae()) == told
-    conditional = small_vae()
-    conditional.encoder = Given(conditional.encoder)
-    assert _as_told_now(then, conditional) == told | {"y sha256": "1f", "y shape": [3]}
-
-
 OTHER_VALIDATION = {
     "edited": (bits(9, seed=2), bits(9, seed=3), "x sha256 was"),
     "fewer": (bits(9, seed=2), bits(8, seed=2), r"x shape was \[9, 4\], is \[8, 4\]"),
@@ -729,18 +719,6 @@ def test_f14_other_data_of_a_loader_are_refused(name, shuffle, tmp_path):
     with pytest.raises(StateMismatchError, match=r"training data changed since .*x sha256 was"):
         fit(tmp_path / "run", x=changed)
     assert fit(tmp_path / "run", x=loader_of(bits(), shuffle)) == whole
-
-
-def test_a_loader_that_early_runs_did_not_hash_goes_on(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        facts = LoaderSource.fingerprint
-        patch.setattr(
-            LoaderSource,
-            "fingerprint",
-            lambda self: {k: v for k, v in facts(self).items() if "sha256" not in k},
-        )
-        stopped(tmp_path, 4, **RUNS["loader"])
-    assert fit(tmp_path, **RUNS["loader"]) == uninterrupted("loader")
 
 
 STEP_LR = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)

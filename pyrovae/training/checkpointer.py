@@ -23,7 +23,6 @@ from torch import nn
 
 from pyrovae import _version
 from pyrovae.checks import warn_caller
-from pyrovae.contract.validator import sees_covariates
 from pyrovae.errors import StateMismatchError
 from pyrovae.history import Epoch
 from pyrovae.loggers import CSV
@@ -50,7 +49,7 @@ class Checkpointer:
         run: the folder, locked.
         loop: whose state is written.
         facts: flat records of this call by name: "settings", "data", "validation", "program",
-            "modules", "machine". What an earlier release did not record is not compared.
+            "modules", "machine".
         save_every: steps between checkpoints; None at the ends of epochs, 30 s or more apart.
 
     Attributes:
@@ -99,7 +98,7 @@ class Checkpointer:
         self._compare_schedule(state["loop"]["scheduler"], state["facts"]["settings"]["epochs"])
         engine = self._engine(state["engine"], changes)
         self.loop.restore(state["loop"])
-        if self._is_other("validation", state["facts"]):
+        if state["facts"]["validation"] != self.facts["validation"]:
             self.loop.forget_best()
         history.changes += changes
         self._change_rate(state["facts"]["settings"]["learning_rate"])
@@ -137,7 +136,7 @@ class Checkpointer:
         now, changes = self.facts, self._compare_data(then, allow_data_change, step)
         fix = "Give the run's own settings, or another run_dir."
         check_unchanged(then["program"], now["program"], name="the program", fix=fix)
-        modules = then.get("modules", now["modules"]), now["modules"]
+        modules = then["modules"], now["modules"]
         if any(then["machine"].get(k) != now["machine"][k] for k in ("torch", "pyrovae")):
             modules = map(_classes, modules)  # each version may describe its modules otherwise
         check_unchanged(*modules, name="the program", fix=fix)
@@ -150,7 +149,7 @@ class Checkpointer:
             old, new = then["settings"][name], now["settings"][name]
             if old != new:
                 changes.append(f"{name} was {old}, is {new}")
-        elsewhere = {k: v for k, v in then["machine"].items() if now["machine"].get(k, v) != v}
+        elsewhere = {k: v for k, v in then["machine"].items() if now["machine"][k] != v}
         if elsewhere:
             was = ", ".join(f"{k} {v}" for k, v in elsewhere.items())
             warn_caller(
@@ -165,23 +164,14 @@ class Checkpointer:
             return [
                 f"{name} changed after step {step}"
                 for key, name in names.items()
-                if self._is_other(key, then)
+                if then[key] != self.facts[key]
             ]
         fix = "Pass allow_data_change=True to go on all the same; the history will say so"
-        check_unchanged(*self._pair("data", then), name="training data", fix=f"{fix}.")
+        now = self.facts
+        check_unchanged(then["data"], now["data"], name="training data", fix=f"{fix}.")
         fix += ",\nand the best epoch will be one of those to come."
-        check_unchanged(*self._pair("validation", then), name="validation data", fix=fix)
+        check_unchanged(then["validation"], now["validation"], name="validation data", fix=fix)
         return []
-
-    def _is_other(self, name: str, then: dict[str, Any]) -> bool:
-        before, now = self._pair(name, then)
-        return before != now
-
-    def _pair(self, name: str, then: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The facts of some data then and now, as far as they were recorded then."""
-        now = self.facts[name]
-        before = _as_told_now(then.get(name, now), self.loop.program)
-        return before, _known_then(before, now)
 
     def _compare_schedule(self, then: Any, epochs: int) -> None:
         """Its state brings its old length back, so with other epochs it would end elsewhere."""
@@ -262,26 +252,6 @@ def _lengths(state: Any) -> dict[str, Any]:
     for number, part in enumerate(state.get("_schedulers", ()), 1):
         found |= {f"{name} of part {number}": value for name, value in _lengths(part).items()}
     return found
-
-
-def _as_told_now(then: dict[str, Any], program: Any) -> dict[str, Any]:
-    """Facts of data in today's words.
-
-    Early runs of 0.1.0 named NumPy's dtypes otherwise, and took in labels that no part sees.
-    """
-    is_blind = not sees_covariates(program)
-    told = {n: fact for n, fact in then.items() if not (is_blind and n.startswith("y "))}
-    dtypes = {
-        n: f"torch.{str(told[n]).removeprefix('torch.')}" for n in told if n.endswith("dtype")
-    }
-    return told | dtypes
-
-
-def _known_then(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """The facts of data now; of a loader without those that early runs of 0.1.0 did not take."""
-    if "loader" not in then or any(name.endswith("sha256") for name in then):
-        return now
-    return {name: fact for name, fact in now.items() if name in then}
 
 
 def facts_of(

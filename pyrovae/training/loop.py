@@ -253,11 +253,10 @@ class Loop:
         self.epoch, self.index = state["epoch"], state["index"]
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
-        # early checkpoints of 0.1.0 have none of these three
-        for source, sizes in zip(self._sources, state.get("sizes", ()), strict=False):
+        for source, sizes in zip(self._sources, state["sizes"], strict=True):
             _tell_sizes(source, sizes)
-        self.spikes.load(own.get("spikes", {}))
-        if state.get("first_batch"):
+        self.spikes.load(own["spikes"])
+        if state["first_batch"]:
             device = next(self.program.parameters()).device
             self.first_batch = Batch(*state["first_batch"]).map(lambda t: t.to(device))
         self.start = time.perf_counter() - state["seconds"]
@@ -272,7 +271,7 @@ class Loop:
         group = self.steps.group
         rank, size = (group.rank, group.size) if group else (0, 1)
         if rank >= len(ranks):
-            return {"stream": self.stream.state, "sums": torch.zeros(2, dtype=torch.float64)}
+            return {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
         left = ranks[size:] if rank == 0 else []
         sums = torch.stack([part["sums"] for part in (ranks[rank], *left)]).sum(0)
         return ranks[rank] | {"sums": sums}
@@ -362,9 +361,9 @@ class Spikes:
         return {"recent": list(self.recent), "has_warned": self.has_warned}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state; an empty one changes nothing."""
-        self.recent.extend(state.get("recent", ()))
-        self.has_warned = state.get("has_warned", self.has_warned)
+        """Go on from a state."""
+        self.recent = deque(state["recent"], maxlen=50)
+        self.has_warned = state["has_warned"]
 
 
 def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, float]:
