@@ -2,18 +2,19 @@
 
 `build` is shorthand for VAE(prior, encoder, decoder): it combines a prior, a guide family, a
 likelihood and a kind of network by name, with matching widths. The names are the public names
-of the part families, and the argument names of a part's constructor declare what it needs:
-latent_dim, event_shape, encoder, pseudo_inputs. The result stores its JSON-serializable
-specification.
+of the part families. The argument names of a part's constructor declare what it needs
+(latent_dim, event_shape, encoder), and its hook `from_data` which arguments it takes from training
+data (`protocols.StartsFromData`). The result stores its JSON-serializable specification, and the
+shapes of what was taken from data.
 """
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyrovae import guides, likelihoods, priors
 from pyrovae.checks import as_tensor, nearest, seed_number
@@ -22,8 +23,6 @@ from pyrovae.heads import as_event_shape, as_latent_shape
 from pyrovae.networks import NETWORKS, Given, features_of, start_at_mean
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import VAE
-
-NUM_PSEUDO_INPUTS = 500  # Tomczak & Welling 2018
 
 Choice = str | dict[str, Any]
 
@@ -60,7 +59,8 @@ def build(
         seed: the seed of the initial weights; None draws them from the global generator.
 
     Returns:
-        A VAE whose `spec` holds these arguments except for data and seed.
+        A VAE whose `spec` holds these arguments except for data and seed, and whose `data_spec`
+        holds the shape and range of each argument that a part took from the data.
 
     Raises:
         ConfigError: a name is unknown (the nearest one is suggested), the part does not have an
@@ -81,27 +81,25 @@ def build(
         )
     as_latent_shape(latent_dim)
     data = None if data is None else as_tensor(data, "data")
-    known: dict[str, Callable[[], Any]] = {
-        "latent_dim": lambda: latent_dim,
-        "event_shape": lambda: tuple(event_shape),
-    }
+    known: dict[str, Any] = {"latent_dim": latent_dim, "event_shape": tuple(event_shape)}
+    data_spec: dict[str, Any] = {}
+    made = partial(_made, known=known, data=data, data_spec=data_spec)
     with nullcontext() if seed is None else RandomStream(seed_number(seed)):
-        q = _made(guides, guide, known)
-        p = _made(likelihoods, likelihood, known)
+        q = made(guides, guide)
+        p = made(likelihoods, likelihood)
         name, options = _name_and_options(network)
         networks = NETWORKS[_checked_name("network", name, NETWORKS)]
         into_q = networks.encoder(event_shape, q.num_features, hidden=hidden, **options)
         from_z = networks.decoder(latent_dim, features_of(p), hidden=hidden[::-1], **options)
         encoder = nn.Sequential(into_q, q)
-        known["encoder"] = lambda: encoder
-        known["pseudo_inputs"] = lambda: _pseudo_inputs(data)
+        known["encoder"] = encoder
         decoder = nn.Sequential(from_z, p)
         if data is not None:
             with suppress(ConfigError):  # a Categorical has no mean to start at
                 start_at_mean(decoder, data)
         if "size" in inspect.signature(p.forward).parameters:
             decoder = Given(likelihoods.CountDecoder(from_z, p))
-        vae = VAE(_made(priors, prior, known), encoder, decoder)
+        vae = VAE(made(priors, prior), encoder, decoder)
     vae.spec = {
         "event_shape": list(event_shape),
         "latent_dim": latent_dim,
@@ -111,34 +109,39 @@ def build(
         "network": network,
         "hidden": list(hidden),
     }
+    vae.data_spec = data_spec
     return vae
 
 
-def _pseudo_inputs(data: Tensor | None) -> Tensor:
-    if data is None:
-        raise ConfigError(
-            "this prior starts from data, but none were given.\nWrite build(…, data=x_train)."
-        )
-    chosen = torch.randperm(len(data))[:NUM_PSEUDO_INPUTS]
-    return data[chosen].to(torch.get_default_dtype())
-
-
-def _made(family: Any, choice: Choice, known: dict[str, Callable[[], Any]]) -> nn.Module:
+def _made(family: Any, choice: Choice, *, known: dict, data: Any, data_spec: dict) -> nn.Module:
     """Construct a member of a family with the arguments that its constructor names."""
     name, options = _name_and_options(choice)
     constructor = part_named(family, name)
     signature = inspect.signature(constructor)
-    arguments = {n: known[n]() for n in signature.parameters if n in known and n not in options}
+    kind = family.__name__.rpartition(".")[2]
+    hooks = {n: f for n, f in getattr(constructor, "from_data", {}).items() if n not in options}
+    if hooks and data is None:
+        raise ConfigError(
+            f"this {kind[:-1]} starts from data, but none were given.\nWrite build(…, data=x_train)."
+        )
+    taken = {n: hook(data) for n, hook in hooks.items()}
+    asked = signature.parameters.keys() - options.keys() - taken.keys()
+    arguments = {n: known[n] for n in known if n in asked} | taken
     try:
         signature.bind(**arguments, **options)
     except TypeError as error:
-        kind = family.__name__.rpartition(".")[2]
         raise ConfigError(
             f"{name}: {error}.\nIts signature is {name}{signature}; pass its options as "
             f"{{'name': {name!r}, …}}, or write VAE(prior, encoder, decoder) with "
             f"{kind}.{name}(…)."
         ) from None
-    return constructor(**arguments, **options)
+    part = constructor(**arguments, **options)
+    if taken:
+        data_spec[kind[:-1]] = {
+            n: {"shape": list(t.shape), "range": [t.min().item(), t.max().item()]}
+            for n, t in taken.items()
+        }
+    return part
 
 
 def _name_and_options(choice: Choice) -> tuple[str, dict[str, Any]]:

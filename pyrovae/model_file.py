@@ -201,10 +201,7 @@ def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str])
         spec = json.loads(json.dumps(spec, allow_nan=False))
     except (TypeError, ValueError) as error:
         return {"spec": None, "why": f"its specification is no plain JSON ({error})"}
-    recipe = {"spec": spec}
-    if isinstance(vae.prior, priors.VampPrior):
-        bounds = [vae.prior.low.item(), vae.prior.high.item()]
-        recipe["pseudo_inputs"] = {"shape": list(vae.prior.raw_inputs.shape), "bounds": bounds}
+    recipe = {"spec": spec, "data_spec": getattr(vae, "data_spec", {})}
     try:
         size = sum(tensor.numel() for tensor in tensors.values())
         again = _built(recipe, size, len(tensors))
@@ -263,15 +260,17 @@ def _built(recipe: dict[str, Any], num_elements: int, num_tensors: int) -> nn.Mo
         )
     spec = dict(recipe["spec"])
     with _Budget(4 * num_elements + 2**20, 500 * num_tensors + 20_000):
-        if recipe.get("pseudo_inputs") is not None:
-            # as many as there were, over the range that they may have
-            shape, (low, high) = recipe["pseudo_inputs"]["shape"], recipe["pseudo_inputs"]["bounds"]
-            start = torch.linspace(low, high, math.prod(shape)).reshape(shape)
-            choice = spec["prior"] if isinstance(spec["prior"], dict) else {"name": spec["prior"]}
-            spec["prior"] = choice | {"pseudo_inputs": start}
+        for kind, taken in recipe["data_spec"].items():
+            choice = spec[kind] if isinstance(spec[kind], dict) else {"name": spec[kind]}
+            spec[kind] = choice | {n: _stand_in(**facts) for n, facts in taken.items()}
         vae = builder.build(**spec, seed=0)
-    vae.spec = recipe["spec"]
+    vae.spec, vae.data_spec = recipe["spec"], recipe["data_spec"]
     return vae
+
+
+def _stand_in(shape: list[int], range: list[float]) -> Tensor:
+    """Numbers in the place of those that a part took from data: of their shape and range."""
+    return torch.linspace(*range, math.prod(shape)).reshape(shape)
 
 
 class _Budget(TorchFunctionMode):

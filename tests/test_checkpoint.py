@@ -784,3 +784,15 @@ def test_numbers_of_a_part_of_ones_own_are_refused_by_ours(tmp_path):
     with pytest.raises(StateMismatchError, match="prior is a StandardNormal in the model, but"):
         pv.load(path, into=like)
     assert pv.load(path, into=pv.VAE(a_laplace_prior(), like.encoder, like.decoder))
+
+
+def test_what_a_part_took_from_data_is_described_by_its_shape_and_range(tmp_path):
+    """So that `load` can build a part of that size without knowing which class it is."""
+    vae = small_vae(prior="VampPrior", data=X)
+    assert vae.data_spec == {"prior": {"pseudo_inputs": {"shape": [3, 4], "range": [0.0, 1.0]}}}
+    assert load(save(vae, tmp_path / "vae")).data_spec == vae.data_spec
+    chosen = small_vae(prior={"name": "VampPrior", "pseudo_inputs": X[:2]})
+    assert chosen.data_spec == {}
+    assert torch.equal(chosen.prior.pseudo_inputs, X[:2])
+    with pytest.raises(ConfigError, match=r"prior starts from data, .*\nWrite build\(…, data=x_tr"):
+        small_vae(prior="VampPrior")

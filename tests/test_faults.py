@@ -478,6 +478,7 @@ def forged(header, data=b"", about=None, spec="none"):
         "frozen": [],
         "parts": {},
         "spec": None if spec == "none" else spec,
+        "data_spec": {},
     } | (about or {})
     if isinstance(header, dict):
         metadata = {
@@ -573,14 +574,29 @@ BOMBS = {
 HOSTILE |= {name: forged({"w": entry()}, EIGHT, spec=spec) for name, spec in BOMBS.items()}
 HOSTILE |= {
     f"pseudo-inputs {name}": forged(
-        {"w": entry()}, EIGHT, {"pseudo_inputs": data}, spec=SPEC | {"prior": "VampPrior"}
+        {"w": entry()},
+        EIGHT,
+        {"data_spec": {"prior": {"pseudo_inputs": facts}}},
+        spec=SPEC | {"prior": "VampPrior"},
     )
-    for name, data in {
-        "huge": {"shape": [10**6, 10**6], "bounds": [0, 1]},
-        "text": {"shape": "ab", "bounds": [0, 1]},
-        "nan": {"shape": [5, 4], "bounds": [math.nan, 1]},
+    for name, facts in {
+        "huge": {"shape": [10**6, 10**6], "range": [0, 1]},
+        "text": {"shape": "ab", "range": [0, 1]},
+        "nan": {"shape": [5, 4], "range": [math.nan, 1]},
         "list": [1, 2],
-        "of other shape": {"shape": [5, 3], "bounds": [0, 1]},
+        "of other shape": {"shape": [5, 3], "range": [0, 1]},
+        "without range": {"shape": [5, 4]},
+    }.items()
+}
+HOSTILE |= {
+    f"pseudo-inputs: data_spec is {name}": forged(
+        {"w": entry()}, EIGHT, {"data_spec": data_spec}, spec=SPEC
+    )
+    for name, data_spec in {
+        "missing": None,
+        "a list": [1],
+        "of no part": {"os.system": {"x": {"shape": [1], "range": [0, 1]}}},
+        "of the width": {"latent_dim": {"x": {"shape": [1], "range": [0, 1]}}},
     }.items()
 }
 

@@ -1,6 +1,7 @@
 """The variational mixture of posteriors."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -10,6 +11,14 @@ from pyrovae.checks import as_tensor, check_finite
 from pyrovae.densities.mixture import Mixture
 from pyrovae.errors import ConfigError
 from pyrovae.networks import Given
+
+NUM_PSEUDO_INPUTS = 500  # Tomczak & Welling 2018
+
+
+def _some_rows(data: Tensor) -> Tensor:
+    """At most 500 rows of (N, *event) data, chosen at random."""
+    chosen = torch.randperm(len(data))[:NUM_PSEUDO_INPUTS]
+    return data[chosen].to(torch.get_default_dtype())
 
 
 class VampPrior(nn.Module):
@@ -48,6 +57,8 @@ class VampPrior(nn.Module):
         >>> prior.encoder is encoder
         True
     """
+
+    from_data: ClassVar[dict[str, Callable[[Tensor], Tensor]]] = {"pseudo_inputs": _some_rows}
 
     def __init__(
         self,
