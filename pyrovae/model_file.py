@@ -276,7 +276,9 @@ def _stand_in(shape: list[int], range: list[float]) -> Tensor:
 class _Budget(TorchFunctionMode):
     """Refuses to make tensors larger than the model can need, and endless work.
 
-    A specification of a few bytes can ask for terabytes of weights.
+    A specification of a few bytes can ask for terabytes of weights. The meta device would not do:
+    zuko reads the values of its masks, and the first `randn` on it imports torch's compiler, which
+    takes more time and memory than a hostile file may.
     """
 
     def __init__(self, num_elements: int, num_operations: int):

@@ -570,6 +570,23 @@ BOMBS = {
     "a fixed prior": SPEC | {"prior": {"name": "Fixed", "constructor": "os.system"}},
     "a VampPrior without data": SPEC | {"prior": "VampPrior"},
     "a VampPrior of texts": SPEC | {"prior": {"name": "VampPrior", "encoder": "x"}},
+    "a scale of texts": SPEC | {"likelihood": {"name": "Normal", "scale": ["x"] * 4}},
+    "many levels": SPEC | {"likelihood": {"name": "DiscretizedLogistic", "num_levels": 10**9}},
+    "a total of 10^18": SPEC | {"likelihood": {"name": "Multinomial", "total": 10**18}},
+    "10^9 latents of two categories": SPEC
+    | {"latent_dim": 10**9, "guide": {"name": "Categorical", "num_categories": 2}},
+    "a rank of 10^9": SPEC | {"guide": {"name": "LowRankNormal", "rank": 10**9}},
+    "a full prior": SPEC | {"latent_dim": 10**5, "prior": {"name": "LearnedNormal", "full": True}},
+}
+BOMBS |= {
+    f"a {flow} flow as the {kind}, of {size:,}": SPEC
+    | {"latent_dim": size, kind: {"name": name, "flow": flow}}
+    for kind, name in (("prior", "FlowPrior"), ("guide", "FlowGuide"))
+    for size in (500, 5_000, 10**9)
+    for flow in ("coupling", "autoregressive", "spline")
+}
+BOMBS |= {
+    "a context of 10^9": SPEC | {"guide": {"name": "FlowGuide", "num_context": 10**9}},
 }
 HOSTILE |= {name: forged({"w": entry()}, EIGHT, spec=spec) for name, spec in BOMBS.items()}
 HOSTILE |= {
