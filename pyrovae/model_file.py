@@ -31,8 +31,8 @@ from pyrovae.errors import (
 )
 from pyrovae.networks import NETWORKS
 from pyrovae.runtime.files import opened, write_atomically
-from pyrovae.runtime.state_tree import check_keys, memory_of
-from pyrovae.runtime.tensor_file import Header, read_header, read_tensors, tensor_file
+from pyrovae.runtime.state_tree import check_keys, describe, memory_of
+from pyrovae.runtime.tensor_file import TensorFile, read_tensor_file, tensor_file
 
 NAMES = {
     "prior": priors.__all__,
@@ -124,19 +124,18 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     """
     path = as_path(path)
     with opened(path, follow_links=True) as fd:
-        header = read_header(fd, path)
-        _check_description(header.description, path)
-        vae = _rebuilt(header, path) if into is None else into
-        if into is None:
-            _as_stored(vae, header)
-        _check_fit(vae, header)
-        tensors = read_tensors(fd, path, header)
-    for name, tensor in tensors.items():
+        file = read_tensor_file(fd, path)
+    _check_description(file.description, path)
+    vae = _rebuilt(file, path) if into is None else into
+    if into is None:
+        _as_stored(vae, file)
+    _check_fit(vae, file)
+    for name, tensor in file.tensors.items():
         if has_nan(tensor):
             raise CorruptCheckpointError(
                 f"{path}: {shortened(name)} has NaN, as no saved model has.", path
             )
-    _fill(vae, tensors)
+    _fill(vae, file.tensors)
     return vae
 
 
@@ -215,8 +214,8 @@ def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str])
     return recipe if is_same else {"spec": None, "why": "it was changed after pyrovae.build"}
 
 
-def _rebuilt(header: Header, path: Path) -> nn.Module:
-    description = header.description
+def _rebuilt(file: TensorFile, path: Path) -> nn.Module:
+    description = file.description
     if description.get("spec") is None:
         why = shortened(description.get("why"), 200)
         raise StateMismatchError(
@@ -226,7 +225,8 @@ def _rebuilt(header: Header, path: Path) -> nn.Module:
         )
     _check_names(description["spec"], path, description.get("pyrovae"))
     try:
-        return _built(description, header.num_elements, len(header.entries))
+        size = sum(tensor.numel() for tensor in file.tensors.values())
+        return _built(description, size, len(file.tensors))
     except Exception as error:  # the arguments are the file's, so anything may be wrong with them
         raise StateMismatchError(
             f"{path}: its specification builds no model: {shortened(error, 300)}.\n"
@@ -322,23 +322,22 @@ def _check_description(description: dict[str, Any], path: Path) -> None:
         )
 
 
-def _as_stored(vae: nn.Module, header: Header) -> None:
+def _as_stored(vae: nn.Module, file: TensorFile) -> None:
     """Give a new model's tensors the dtypes of the file, and freeze what was frozen."""
     state = vae.state_dict(keep_vars=True)
-    for name, entry in header.entries.items():
-        if name in state and state[name].shape == entry.shape:
-            state[name].data = state[name].data.to(entry.dtype)
-    for name in header.description["frozen"]:
+    for name, tensor in file.tensors.items():
+        if name in state and state[name].shape == tensor.shape:
+            state[name].data = state[name].data.to(tensor.dtype)
+    for name in file.description["frozen"]:
         if isinstance(name, str) and isinstance(state.get(name), nn.Parameter):
             state[name].requires_grad_(False)
 
 
-def _check_parts(vae: nn.Module, header: Header) -> None:
+def _check_parts(vae: nn.Module, stored: dict[str, str]) -> None:
     """StateMismatchError where a part of pyrovae has another one's numbers; those fit, and mislead.
 
     A class of the caller's own may have been renamed, so it takes what it is given.
     """
-    stored = header.description["parts"]
     for name, part in parts_of(vae).items():
         if stored.get(name) != part:
             was = shortened(stored[name]) if name in stored else "a part of its own"
@@ -348,11 +347,11 @@ def _check_parts(vae: nn.Module, header: Header) -> None:
             )
 
 
-def _check_fit(vae: nn.Module, header: Header) -> None:
+def _check_fit(vae: nn.Module, file: TensorFile) -> None:
     """Raise StateMismatchError unless names, shapes, dtypes and shared tensors agree."""
-    _check_parts(vae, header)
+    _check_parts(vae, file.description["parts"])
     held, aliases = named_tensors(vae)
-    stored, stored_aliases = header.entries, header.description["aliases"]
+    stored, stored_aliases = file.tensors, file.description["aliases"]
     check_keys({**stored, **stored_aliases}, {**held, **aliases}, "the model")
     if _shared(aliases) != _shared(stored_aliases):
         one, other = _shared(aliases), _shared(stored_aliases)
@@ -362,13 +361,12 @@ def _check_fit(vae: nn.Module, header: Header) -> None:
             f"{' and '.join(map(shortened, names[:2]))} are one tensor {where}.\nMake the model "
             "as it was when it was saved: share the same modules between its parts."
         )
-    for name, entry in stored.items():
-        tensor = held[name] if name in held else held[aliases[name]]
-        wanted, arrived = (entry.shape, entry.dtype), (tuple(tensor.shape), tensor.dtype)
+    for name, tensor in stored.items():
+        wanted, arrived = map(describe, (tensor, held[aliases.get(name, name)]))
         if wanted != arrived:
             raise StateMismatchError(
-                f"{shortened(name)} is {_text(*wanted)} in the file, but {_text(*arrived)} in the "
-                "model.\nMake a model of the same sizes, and of the same dtype: vae.double(), say."
+                f"{shortened(name)} is {wanted} in the file, but {arrived} in the model.\n"
+                "Make a model of the same sizes, and of the same dtype: vae.double(), say."
             )
 
 
@@ -380,11 +378,7 @@ def _shared(aliases: dict[str, str]) -> set[frozenset[str]]:
     return {frozenset(group) for group in groups.values()}
 
 
-def _text(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {shortened(shape)[1:-1]}"
-
-
 def _fill(vae: nn.Module, tensors: dict[str, Tensor]) -> None:
     held, aliases = named_tensors(vae)
     for name, tensor in tensors.items():
-        (held[name] if name in held else held[aliases[name]]).copy_(tensor)
+        held[aliases.get(name, name)].copy_(tensor)

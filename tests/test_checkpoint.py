@@ -361,7 +361,7 @@ TENSORS = st.builds(
         .reshape(shape)
     ),
     st.lists(st.integers(0, 3), max_size=3).map(tuple),
-    st.sampled_from(list(DTYPES.values())),
+    st.sampled_from(DTYPES),
     st.integers(0, 2**31),
 )
 NAMES = st.text(

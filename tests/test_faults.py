@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import stat
@@ -472,6 +473,7 @@ def test_f5_every_bit_of_the_header_counts(tmp_path):
 def forged(header, data=b"", about=None, spec="none"):
     """A tensor file with valid hashes, whatever it says."""
     about = {
+        "seal": NO_SEAL,
         "format": 1,
         "kind": "model",
         "aliases": {},
@@ -481,18 +483,17 @@ def forged(header, data=b"", about=None, spec="none"):
         "data_spec": {},
     } | (about or {})
     if isinstance(header, dict):
-        metadata = {
-            "pyrovae": about if isinstance(about, str) else json.dumps(about),
-            "data_sha256": sha256(data),
-            "seal": NO_SEAL,
-        }
-        header = json_bytes({"__metadata__": metadata, **header})
-    start = struct.pack("<Q", len(header)) + header
-    return (sealed(start) if b'"seal":"0' in start else start) + data
+        header = json_bytes({"__metadata__": {"pyrovae": json.dumps(about)}, **header})
+    file = struct.pack("<Q", len(header)) + header + data
+    return sealed(file) if NO_SEAL.encode() in file else file
 
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def unsealed(file):
+    return re.sub(rb"[0-9a-f]{64}", NO_SEAL.encode(), file)
 
 
 EIGHT = struct.pack("<ff", 1.0, 2.0)
@@ -524,8 +525,16 @@ HOSTILE = {
     "entry is a list": forged({"a": [1, 2, 3]}, EIGHT),
     "one field more": forged({"a": {**entry(), "file": "/etc/passwd"}}, EIGHT),
     "duplicate keys": forged(
-        forged({"w": entry()}, EIGHT)[8:-8].replace(b'{"__meta', b'{"w":{},"__meta', 1), EIGHT
+        unsealed(forged({"w": entry()}, EIGHT))[8:-8].replace(b'{"__meta', b'{"w":{},"__meta', 1),
+        EIGHT,
     ),
+    "duplicate keys, both valid": forged(
+        unsealed(forged({"w": entry()}, EIGHT))[8:-8].replace(
+            b'{"__meta', b'{"w":' + json_bytes(entry()) + b',"__meta', 1
+        ),
+        EIGHT,
+    ),
+    "30,000 tensors": forged({str(i): entry(shape=(0,), offsets=(0, 0)) for i in range(30_000)}),
     "metadata is a text": forged(json_bytes({"__metadata__": "pyrovae", "w": entry()}), EIGHT),
     "description is no JSON": forged({"w": entry()}, EIGHT).replace(b"format", b"f\\rmat", 1),
     "NaN weights": forged({"w": entry()}, struct.pack("<ff", math.nan, 1.0)),

@@ -783,7 +783,7 @@ def test_f15_parts_of_the_same_shapes_are_told_apart(change, match, tmp_path):
 
 def test_another_version_may_describe_its_modules_otherwise(tmp_path, monkeypatch):
     stopped(tmp_path, 3, make=with_guide)
-    monkeypatch.setattr(torch, "__version__", "99.0")
+    monkeypatch.setattr(torch, "__version__", "99.0.0")
     monkeypatch.setattr(nn.Dropout, "extra_repr", lambda self: f"{self.p} of 1")
     with pytest.raises(StateMismatchError, match=r"encoder.2 was 'DiagonalNormal', is 'Laplace'"):
         fit(tmp_path, make=lambda: with_guide(guides.Laplace))
@@ -1076,7 +1076,7 @@ def test_f20_threads_that_a_small_model_does_not_use_are_none_of_its_own(tmp_pat
 
 def test_f20_another_version_of_torch_is_warned_of(tmp_path, monkeypatch):
     stopped(tmp_path, 6)
-    monkeypatch.setattr(torch, "__version__", "99.0")
+    monkeypatch.setattr(torch, "__version__", "99.0.0")
     with pytest.warns(UserWarning, match=r"\(torch 2.* not guaranteed"):
         fit(tmp_path)
 

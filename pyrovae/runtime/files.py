@@ -1,10 +1,10 @@
 """Bytes on disk: written whole or not at all, read only where they are what was written.
 
     write:   temporary file → fsync → rename → fsync of the folder
-    seal:    "seal": SHA-256 of the text with 64 zeros in the seal's place
+    seal:    "seal": SHA-256 of all bytes with 64 zeros in the seal's place
 
-A seal inside a text covers every bit of it, its own included. It finds damage; it is no
-signature, so what reads a sealed text still trusts nothing in it. The temporary file is
+A seal inside a file covers every bit of it, its own included. It finds damage; it is not a
+signature, so what reads a sealed file still trusts nothing in it. The temporary file is
 locked while it is written: two writers of one path take turns, and what a killed one left
 is taken over by the next. Links are not followed, and only regular files are read.
 """
@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ except ImportError:  # no such locks on Windows: there, one writer at a time is 
 MAX_JSON = 2**22  # bytes; bounds the memory that a hostile file can make Python's objects take
 MAX_CONTAINERS = 100_000  # lists and dicts in one JSON text, likewise
 NO_SEAL = "0" * 64
-_SEAL = re.compile(rb'"seal":\s*"([0-9a-f]{64})"')
+_SEAL = re.compile(rb'seal\\?":\s*\\?"([0-9a-f]{64})')  # escaped where it is JSON in JSON
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
@@ -202,6 +202,12 @@ def readable_json(value: Any, name: str) -> bytes:
         b'{"a":[1,null]}'
     """
     data = json_bytes(value)
+    check_readable(data, name)
+    return data
+
+
+def check_readable(data: bytes, name: str) -> None:
+    """ConfigError where `parse_json` would refuse the text for its size."""
     size, containers = _size(data)
     if size > MAX_JSON or containers > MAX_CONTAINERS:
         raise ConfigError(
@@ -210,7 +216,6 @@ def readable_json(value: Any, name: str) -> bytes:
             "Nothing was written; what was saved before is unchanged. Keep long lists of numbers "
             "as tensors or arrays, and fewer parts."
         )
-    return data
 
 
 def parse_json(data: bytes | bytearray, path: Path) -> Any:
@@ -262,16 +267,19 @@ def sealed(text: bytes) -> bytes:
     return text[:start] + sha256(text).encode() + text[end:]
 
 
-def check_seal(text: bytes | bytearray, path: Path) -> None:
-    """CorruptCheckpointError unless the text is as it was sealed."""
+def check_seal(text: bytes | bytearray, path: Path, rest: Iterable[bytes] = ()) -> None:
+    """CorruptCheckpointError unless a text, and the bytes after it, are as they were sealed."""
     found = _SEAL.search(text)
-    expected = found.group(1).decode() if found else None
     start, end = found.span(1) if found else (0, 0)
-    got = sha256(text[:start] + NO_SEAL.encode() + text[end:]) if found else None
-    if got is None or got != expected:
+    expected = text[start:end].decode() or "no seal"
+    digest = hashlib.sha256(text[:start] + NO_SEAL.encode() + text[end:])
+    for chunk in rest:
+        digest.update(chunk)
+    got = digest.hexdigest()
+    if got != expected:
         raise CorruptCheckpointError(
-            f"{path}: the file was altered or cut: sha256 is {(got or 'missing')[:12]}…, "
-            f"its seal says {(expected or 'nothing')[:12]}….\nUse another copy of it.",
+            f"{path}: the file was altered or cut: sha256 is {got[:12]}…, its seal says "
+            f"{expected[:12]}….\nUse another copy of it.",
             path,
             expected,
             got,

@@ -56,8 +56,7 @@ from pyrovae.runtime.tensor_file import (
     FORMAT,
     check_format,
     check_tensors,
-    read_header,
-    read_tensors,
+    read_tensor_file,
     tensor_file,
 )
 
@@ -304,7 +303,8 @@ def _read(folder: Path) -> Checkpoint:
 
 def _contents(fd: int, path: Path) -> Any:
     if path.name == TENSORS:
-        return read_tensors(fd, path, read_header(fd, path))
+        # copies, because the file may be removed or replaced while the run goes on
+        return {name: t.clone() for name, t in read_tensor_file(fd, path).tensors.items()}
     size = os.fstat(fd).st_size
     return parse_json(read_exactly(fd, min(size, MAX_JSON + 1), path), path)
 

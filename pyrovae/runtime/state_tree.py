@@ -159,7 +159,7 @@ def check_like(found: Any, expected: Any, name: str = "state") -> None:
         >>> check_like({"w": torch.ones(2)}, {"w": torch.zeros(2)})
     """
     if isinstance(expected, Tensor | np.ndarray):
-        wanted, arrived = _describe(expected), _describe(found)
+        wanted, arrived = describe(expected), describe(found)
         if wanted != arrived:
             raise StateMismatchError(f"{name}: {arrived} in the file, but {wanted} is needed.")
     elif isinstance(expected, dict):
@@ -180,7 +180,13 @@ def check_like(found: Any, expected: Any, name: str = "state") -> None:
         )
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Return the dtype and shape of a tensor or array, in words.
+
+    Example:
+        >>> describe(torch.ones(2, 3))
+        'float32 (2, 3)'
+    """
     if not isinstance(value, Tensor | np.ndarray):
         return f"a {type(value).__name__}"
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

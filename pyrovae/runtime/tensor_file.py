@@ -1,16 +1,12 @@
-"""The tensor file: safetensors, with a sealed header that holds a SHA-256 of the data.
+"""Safetensors files with a seal: a SHA-256 of all of their bytes.
 
     8 bytes n │ n bytes of JSON: names, dtypes, shapes, offsets, description │ the data
 
-Any reader of safetensors can open it. `description` is a JSON text of pyrovae's own in the
-header's metadata. Reading goes from what is cheap to what is not: the header's size, its
-JSON, that its offsets tile the file exactly, its seal, then the data and their hash. Before
-the last step nothing larger than the header is in memory, so a caller can compare names
-and shapes with what it expects first.
+The library writes and reads them; any reader of safetensors can open them. `description` is a JSON
+text of pyrovae's own in the metadata, with the seal in it. The library maps the file into memory,
+so what is not looked at is not read, and compares its offsets with its size.
 """
 
-import json
-import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,67 +26,38 @@ from pyrovae.errors import (
 from pyrovae.runtime.files import (
     MAX_JSON,
     NO_SEAL,
+    check_readable,
     check_seal,
     json_bytes,
     parse_json,
     read_exactly,
-    readable_json,
     sealed,
-    sha256,
 )
 
 FORMAT = 1  # raise it when files of this release could not be read by the one before
 
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
+DTYPES = (
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
 
 
-class Entry(NamedTuple):
-    """What a header says of one tensor; begin and end are byte offsets into the data."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-class Header(NamedTuple):
-    """A verified header.
+class TensorFile(NamedTuple):
+    """What a verified file holds.
 
     Attributes:
-        entries: by tensor name.
+        tensors: by name, on the CPU, mapped from the file: copy what is to outlive it.
         description: pyrovae's own part.
-        text: the bytes before the data.
-        data_sha256: of the bytes after it.
     """
 
-    entries: dict[str, Entry]
+    tensors: dict[str, Tensor]
     description: dict[str, Any]
-    text: bytes
-    data_sha256: str
-
-    @property
-    def num_elements(self) -> int:
-        return sum(math.prod(entry.shape) for entry in self.entries.values())
 
 
 def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> bytes:
-    """The bytes of a tensor file; they share no memory with the tensors.
+    """Return the bytes of a tensor file; they share no memory with the tensors.
 
     Raises:
         ConfigError: a tensor that is not dense, or a dtype or name that a file cannot hold.
@@ -101,22 +68,13 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
         {'w': tensor([0., 0.])}
     """
     check_tensors(tensors)
-    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
-    about = {"format": FORMAT, "pyrovae": _version.__version__, "torch": torch.__version__}
-    text = json_bytes(about | description).decode()
-    if len(text) > MAX_JSON // 4:
-        raise ConfigError(f"what describes the model has {len(text):,} characters: too many.")
-    data = safetensors.torch.save(plain)
+    about = {"seal": NO_SEAL, "format": FORMAT, "pyrovae": _version.__version__}
+    text = json_bytes(about | {"torch": torch.__version__} | description).decode()
+    # a single entry of metadata, because the library writes several in another order each time
+    data = safetensors.torch.save({n: _plain(t) for n, t in tensors.items()}, {"pyrovae": text})
     end = 8 + int.from_bytes(data[:8], "little")
-    # a header of our own: the library writes its metadata in another order each time
-    digest = sha256(memoryview(data)[end:])
-    metadata = {"pyrovae": text, "data_sha256": digest, "seal": NO_SEAL}
-    entries = json.loads(data[8:end])
-    header = readable_json(
-        {"__metadata__": metadata, **entries}, f"the header of {len(tensors):,} tensors"
-    )
-    header += b" " * (-len(header) % 8)
-    return sealed(len(header).to_bytes(8, "little") + header) + data[end:]
+    check_readable(data[8:end], f"the header of {len(tensors):,} tensors")
+    return sealed(data)
 
 
 def check_tensors(tensors: dict[str, Tensor]) -> None:
@@ -127,7 +85,7 @@ def check_tensors(tensors: dict[str, Tensor]) -> None:
     """
     for name, tensor in tensors.items():
         check_name(name)
-        if tensor.layout is not torch.strided or tensor.dtype not in DTYPES.values():
+        if tensor.layout is not torch.strided or tensor.dtype not in DTYPES:
             kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
             raise ConfigError(
                 f"{name} is a tensor of {kind}, which a tensor file cannot hold.\n"
@@ -154,13 +112,41 @@ def check_name(name: str) -> None:
         )
 
 
-def read_header(fd: int, path: Path) -> Header:
-    """The header of the tensor file that `fd` was opened on, verified.
+def read_tensor_file(fd: int, path: Path) -> TensorFile:
+    """Verify and map the tensor file that `fd` was opened on.
 
     Raises:
         UnsafeFormatError: it is no tensor file (a pickle, say), or not one of pyrovae's.
-        CorruptCheckpointError: it is cut or altered, or its header does not fit the file.
+        CorruptCheckpointError: it is cut or altered.
         VersionMismatchError: a later release wrote it.
+    """
+    text = _header(fd, path)
+    try:
+        with safetensors.safe_open(_name_of(fd, path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise CorruptCheckpointError(
+            f"{path}: the file was altered or cut ({shortened(error, 120)}).\n"
+            "Use another copy of it.",
+            path,
+            got=os.fstat(fd).st_size,
+        ) from None
+    if "pyrovae" not in metadata:
+        raise UnsafeFormatError(
+            f"{path} is a safetensors file, but not one that pyrovae saved.\n"
+            "Read it with safetensors.torch.load_file and use vae.load_state_dict(…)."
+        )
+    check_seal(text, path, iter(lambda: os.read(fd, 2**20), b""))
+    description = parse_json(metadata["pyrovae"].encode(), path)
+    check_format(description, path)
+    return TensorFile(tensors, description)
+
+
+def _header(fd: int, path: Path) -> bytes:
+    """Return the bytes before the data, once the library may see them.
+
+    It would parse 100 MB of them, and take the last of duplicate keys.
     """
     size = os.fstat(fd).st_size
     start = bytes(read_exactly(fd, min(size, 9), path))
@@ -180,19 +166,14 @@ def read_header(fd: int, path: Path) -> Header:
             size,
         )
     text = start + read_exactly(fd, length - 1, path)
-    fields = parse_json(text[8:], path)
-    metadata = fields.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("pyrovae"), str):
-        raise UnsafeFormatError(
-            f"{path} is a safetensors file, but not one that pyrovae saved.\n"
-            "Read it with safetensors.torch.load_file and use vae.load_state_dict(…)."
-        )
-    entries = {name: _entry(name, field, path) for name, field in fields.items()}
-    _check_tiling(entries, size - 8 - length, path)
-    check_seal(text, path)
-    description = parse_json(metadata["pyrovae"].encode("utf-8", "replace"), path)
-    check_format(description, path)
-    return Header(entries, description, text, str(metadata.get("data_sha256")))
+    parse_json(text[8:], path)
+    return text
+
+
+def _name_of(fd: int, path: Path) -> str:
+    """A name by which the library opens the very file that was opened, were the path another's."""
+    folders = (folder for folder in ("/proc/self/fd", "/dev/fd") if os.path.isdir(folder))
+    return next((f"{folder}/{fd}" for folder in folders), str(path))
 
 
 def check_format(description: Any, path: Path) -> None:
@@ -205,69 +186,6 @@ def check_format(description: Any, path: Path) -> None:
             f"{path} has format {number}, written by pyrovae "
             f"{shortened(description.get('pyrovae'))}; this is pyrovae {_version.__version__}, "
             f"which reads formats up to {FORMAT}.\nUpgrade: pip install --upgrade pyrovae."
-        )
-
-
-def read_tensors(fd: int, path: Path, header: Header) -> dict[str, Tensor]:
-    """All tensors, on the CPU, after the SHA-256 of their bytes was found right.
-
-    Raises:
-        CorruptCheckpointError: the bytes are not those that were written.
-    """
-    size = max((entry.end for entry in header.entries.values()), default=0)
-    data = read_exactly(fd, size, path)
-    got = sha256(data)
-    if got != header.data_sha256:
-        raise CorruptCheckpointError(
-            f"{path}: the file was altered: the sha256 of its data is {got[:12]}…, its header "
-            f"says {shortened(header.data_sha256, 12)}.\nUse another copy of it.",
-            path,
-            header.data_sha256,
-            got,
-        )
-    try:
-        return safetensors.torch.load(header.text + data)
-    except safetensors.SafetensorError as error:
-        raise CorruptCheckpointError(f"{path}: {shortened(error, 120)}.", path) from None
-
-
-def _entry(name: str, field: Any, path: Path) -> Entry:
-    try:
-        dtype, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
-        numbers = [*shape, begin, end]
-        is_valid = len(field) == 3 and dtype in DTYPES and len(shape) <= 64
-    except (TypeError, KeyError, ValueError):
-        numbers, is_valid = [], False
-    # the products of 64 numbers below 2^63 are numbers that Python can still print
-    if not is_valid or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-        raise CorruptCheckpointError(
-            f"{path}: the header's entry for {shortened(name)} is no dtype, shape and offsets.",
-            path,
-        )
-    entry = Entry(DTYPES[dtype], tuple(shape), begin, end)
-    if end - begin != math.prod(shape) * entry.dtype.itemsize:
-        raise CorruptCheckpointError(
-            f"{path}: {shortened(name)} of shape {shortened(entry.shape)} cannot have "
-            f"{end - begin:,} bytes.",
-            path,
-        )
-    return entry
-
-
-def _check_tiling(entries: dict[str, Entry], size: int, path: Path) -> None:
-    """The tensors lie one behind the other, and the file ends with the last one."""
-    position = 0
-    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
-        if entry.begin != position:
-            raise CorruptCheckpointError(f"{path}: its tensors overlap or leave gaps.", path)
-        position = entry.end
-    if position != size:
-        raise CorruptCheckpointError(
-            f"{path}: {size:,} bytes of tensors, expected {position:,}: the file was cut or "
-            "altered.\nUse another copy of it.",
-            path,
-            position,
-            size,
         )
 
 
