@@ -1,6 +1,8 @@
 """The import structure: each file imports from layers below its own only, and no cycle exists."""
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import pyrovae
+from pyrovae import protocols
 
 PACKAGE = Path(pyrovae.__file__).parent
 
 # lowest first; a family's own files may import each other
 LAYERS = [
-    {"errors", "_version"},
+    {"errors", "_version", "protocols"},
     {"checks"},
     {"runtime"},
     {"handlers", "loggers"},
@@ -196,6 +199,19 @@ def test_every_public_docstring_has_an_example(family):
 def test_every_method_of_the_vae_has_an_example():
     for name in ("model", "loss", "loss_terms", "encode", "decode", "reconstruct", "sample"):
         assert ">>>" in getattr(pyrovae.VAE, name).__doc__, name
+
+
+HOOKS = [h for h in vars(protocols).values() if getattr(h, "__module__", "") == protocols.__name__]
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
+def test_every_hook_is_asked_for_where_its_page_says(hook):
+    names = {*inspect.get_annotations(hook), *(n for n in vars(hook) if not n.startswith("_"))}
+    rooms = LEVEL.keys() & set(re.findall(r"\w+", hook.__doc__.partition("Asked by:")[2]))
+    assert rooms, hook
+    for room in rooms:
+        text = "".join(path.read_text() for path in FILES if unit(path) == room)
+        assert any(re.search(rf"\b{name}\b", text) for name in names), (hook, room)
 
 
 def test_no_pickle_anywhere():
