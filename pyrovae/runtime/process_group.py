@@ -34,7 +34,6 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -42,8 +41,6 @@ from torch import Tensor, nn
 from pyrovae.errors import ConfigError, WorkerLostError
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.signals import Interrupts
-from pyrovae.runtime.state_tree import pack, unpack
-from pyrovae.runtime.tensor_file import tensor_file
 
 TIMEOUT = 600.0  # seconds
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -91,7 +88,9 @@ class Group:
 
     # What processes tell each other.
 
-    def summed(self, gradients: list[Tensor], count: int, *, is_diverged: bool = False) -> int:
+    def all_reduce_gradients(
+        self, gradients: list[Tensor], count: int, *, is_diverged: bool = False
+    ) -> int:
         """Add up gradients, in place, and numbers of data over all processes: one all-reduce.
 
         Args:
@@ -105,7 +104,7 @@ class Group:
         dtype = torch.promote_types(gradients[0].dtype, torch.float32)
         tail = torch.zeros(1 + self.size, dtype=dtype, device=gradients[0].device)
         tail[0], tail[1 + self.rank] = count, DIVERGED if is_diverged else self.signal_of()
-        flat = self.total(torch.cat([*(g.reshape(-1) for g in gradients), tail]))
+        flat = self.all_reduce(torch.cat([*(g.reshape(-1) for g in gradients), tail]))
         *parts, tail = flat.split([*(g.numel() for g in gradients), len(tail)])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -114,7 +113,7 @@ class Group:
         self.signal = max(0, *notes)
         return total
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, as a new tensor."""
         there = values.to(self.device, copy=True)
         self._waited(dist.all_reduce, there)
@@ -129,34 +128,21 @@ class Group:
                 self._waited(dist.broadcast, there.view(torch.uint8), 0)
                 tensor.copy_(there.view_as(tensor))
 
-    def from_first(self, state: Any) -> Any:
-        """The state that rank 0 passes, for all; what others pass is not looked at.
+    def broadcast_object(self, value: Any) -> Any:
+        """Return what rank 0 passes; what others pass is ignored.
 
         Args:
-            state: as `runtime.state_tree.pack` takes it.
+            value: plain values, arrays, and tensors on the CPU.
         """
-        data = _bytes_of(state) if self.is_first else b""
-        size = torch.tensor([len(data)])
-        self.broadcast([size])
-        values = torch.empty(int(size), dtype=torch.uint8)
-        if self.is_first:
-            values = _uint8(data)
-        self.broadcast([values])
-        return _state_of(values)
+        found = [value if self.is_first else None]
+        self._waited(dist.broadcast_object_list, found, 0)
+        return found[0]
 
-    def gathered(self, state: Any) -> list[Any]:
-        """The state that each process passes, by rank."""
-        data = _uint8(_bytes_of(state))
-        sizes = [int(size) for size in self._gathered(torch.tensor([len(data)]))]
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: len(data)] = data
-        parts = zip(self._gathered(padded), sizes, strict=True)
-        return [_state_of(part[:size]) for part, size in parts]
-
-    def _gathered(self, values: Tensor) -> list[Tensor]:
-        parts = [torch.empty_like(values, device=self.device) for _ in range(self.size)]
-        self._waited(dist.all_gather, parts, values.to(self.device))
-        return [part.cpu() for part in parts]
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return what each process passes, by rank; arguments as in `broadcast_object`."""
+        found = [None] * self.size
+        self._waited(dist.all_gather_object, found, value)
+        return found
 
     def check_same(self, facts: dict[str, dict[str, Any]]) -> None:
         """ConfigError unless all processes have the same settings, program and data.
@@ -166,7 +152,7 @@ class Group:
         """
         texts = {name: json.dumps(fact, default=str) for name, fact in facts.items()}
         digests = {n: sha256(text.encode()).hexdigest() for n, text in texts.items()}
-        found = self.gathered({n: d for n, d in digests.items() if n != "machine"})
+        found = self.all_gather_object({n: d for n, d in digests.items() if n != "machine"})
         for rank, other in enumerate(found):
             names = [name for name in other if other[name] != found[0][name]]
             if names:
@@ -238,22 +224,6 @@ def _derived(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
 
 
-def _bytes_of(state: Any) -> bytes:
-    tensors, plain = pack(state)
-    text = json.dumps(plain).encode()
-    return len(text).to_bytes(8, "little") + text + tensor_file(tensors, {})
-
-
-def _state_of(values: Tensor) -> Any:
-    data = values.numpy().tobytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    return unpack(safetensors.torch.load(data[end:]), json.loads(data[8:end]))
-
-
-def _uint8(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
 def is_first() -> bool:
     """Whether this process is rank 0, or the only one: the one that writes and prints.
 
@@ -298,7 +268,7 @@ def processes(program: nn.Module, device: Any = None) -> Iterator[Group | None]:
     group = Group()
     try:
         yield group if group.size > 1 else None
-        group.total(torch.zeros(1))  # whoever returns finds what rank 0 wrote
+        group.all_reduce(torch.zeros(1))  # whoever returns finds what rank 0 wrote
     except BaseException as error:
         group.tell(error)
         raise

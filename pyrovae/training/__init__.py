@@ -186,7 +186,7 @@ def fit(
     with ExitStack() as stack:
         group = stack.enter_context(processes(program, device))
         if group:
-            plan = replace(plan, patience=patience, seed=group.from_first(plan.seed))
+            plan = replace(plan, patience=patience, seed=group.broadcast_object(plan.seed))
         move(program, device)
         generators = stack.enter_context(own_generators(plan.seed, x, validation))
         with RandomStream(plan.seed):
@@ -221,7 +221,7 @@ def fit(
             folder = SharedFolder(folder, group) if group else folder
             facts = facts_of(program, plan, objective, data, held_out)
             if group:  # which evaluates its own validation data
-                facts["validation"] = group.from_first(facts["validation"])
+                facts["validation"] = group.broadcast_object(facts["validation"])
             facts["machine"]["processes"] = group.size if group else 1
             keeper = Checkpointer(stack.enter_context(folder), loop, facts, save_every=save_every)
         recorder = Monitor(program, losses, plan.seed)

@@ -202,7 +202,7 @@ class Checkpointer:
     def _is_time(self) -> bool:
         is_time = time.monotonic() - self.saved_at >= SECONDS_BETWEEN
         group = self.loop.steps.group
-        return group.from_first(is_time) if group else is_time
+        return group.broadcast_object(is_time) if group else is_time
 
     @property
     def _is_writer(self) -> bool:

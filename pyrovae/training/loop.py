@@ -184,7 +184,7 @@ class Loop:
         if group is None:
             return self.sums
         group.broadcast([*self.program.buffers(), *self.scored.buffers()])
-        return group.total(self.sums)
+        return group.all_reduce(self.sums)
 
     def _tested(self) -> tuple[float, float, float]:
         """The score of the held-out data: of one process, so that it is the same in all."""
@@ -194,7 +194,7 @@ class Loop:
         tested = None
         if group.is_first:
             tested = evaluate(self.scored, self.held_out, self.plan.seed)
-        tested, generators = group.from_first((tested, self._generator_states()))
+        tested, generators = group.broadcast_object((tested, self._generator_states()))
         self._set_generators(generators)
         return tested
 
@@ -211,7 +211,7 @@ class Loop:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "averaged": None if averaged is None else averaged.state_dict(),
             "best": self.best.state() if self.best else None,
-            "ranks": group.gathered(own) if group else [own],
+            "ranks": group.all_gather_object(own) if group else [own],
             "order": self.order.state,
             "generators": self._generator_states(),
             "epoch_stream": self.epoch_stream,

@@ -76,7 +76,7 @@ class SharedFolder:
     def newest_complete(self) -> Checkpoint | None:
         """What rank 0 finds, for all."""
         found = self.folder.newest_complete() if self.group.is_first else None
-        found = self.group.from_first(found and (found.step, found.state, str(found.path)))
+        found = self.group.broadcast_object(found and (found.step, found.state, str(found.path)))
         return found and Checkpoint(*found[:2], Path(found[2]))
 
     def save_step(self, step: int, state: Any, *, is_diverged: bool = False) -> Path | None:

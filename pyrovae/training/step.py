@@ -226,7 +226,9 @@ class _Held:
         count = self.count
         if group:
             is_given = self.sums[0].new_tensor(self.is_given)
-            count = group.summed([*self.sums, is_given], count, is_diverged=is_diverged)
+            count = group.all_reduce_gradients(
+                [*self.sums, is_given], count, is_diverged=is_diverged
+            )
             self.is_given = is_given.tolist()
         torch._foreach_div_(self.sums, max(count, 1))
         for parameter, gradient, given in zip(
