@@ -68,9 +68,7 @@ def without_identities(graph: GraphModule) -> GraphModule:
 
 def without_unused(graph: GraphModule) -> GraphModule:
     """The graph, changed in place, without operations that nobody reads."""
-    for node in reversed(list(graph.graph.nodes)):
-        if node.op in ("call_function", "get_attr") and not node.users and not acts(node.target):
-            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or acts(n.target))
     graph.recompile()
     return graph
 
@@ -170,7 +168,11 @@ def _multiply_by_number(node: Node, constant: Node, value: Tensor) -> None:
 
 
 def _merge_twins(graph: GraphModule, written: set[Node]) -> None:
-    """Do the same operation on the same inputs once, but for memory that someone writes into."""
+    """Do the same operation on the same inputs once, but for memory that someone writes into.
+
+    torch.fx's CSEPass is for functional graphs only: it merges draws, results that the caller may
+    write into, and x + 1 with x + 1.0 (test_simplifying, with "draws" and "no twins" the first).
+    """
     first: dict[Any, Node] = {}
     own = written | _returned(graph)
     for node in list(graph.graph.nodes):
