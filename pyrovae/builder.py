@@ -122,7 +122,8 @@ def _made(family: Any, choice: Choice, *, known: dict, data: Any, data_spec: dic
     hooks = {n: f for n, f in getattr(constructor, "from_data", {}).items() if n not in options}
     if hooks and data is None:
         raise ConfigError(
-            f"this {kind[:-1]} starts from data, but none were given.\nWrite build(…, data=x_train)."
+            f"this {kind[:-1]} starts from data, but none were given.\n"
+            "Write build(…, data=x_train)."
         )
     taken = {n: hook(data) for n, hook in hooks.items()}
     asked = signature.parameters.keys() - options.keys() - taken.keys()
