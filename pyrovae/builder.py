@@ -3,9 +3,9 @@
 `build` is shorthand for VAE(prior, encoder, decoder): it combines a prior, a guide family, a
 likelihood and a kind of network by name, with matching widths. The names are the public names
 of the part families. The argument names of a part's constructor declare what it needs
-(latent_dim, event_shape, encoder), and its hook `from_data` which arguments it takes from
-training data (`protocols.StartsFromData`). The result stores its JSON-serializable
-specification, and the shapes of what was taken from data.
+(latent_dim, event_shape, encoder), and its hook `from_data` which arguments it takes from training
+data (`protocols.StartsFromData`). The result stores its JSON-serializable specification, and the
+shapes of what was taken from data.
 """
 
 import inspect
@@ -26,6 +26,14 @@ from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import VAE
 
 Choice = str | dict[str, Any]
+
+# what a specification may name, by argument of `build`
+NAMES = {
+    "prior": priors.__all__,
+    "guide": guides.__all__,
+    "likelihood": likelihoods.__all__,
+    "network": NETWORKS,
+}
 
 
 def build(
@@ -61,7 +69,7 @@ def build(
 
     Returns:
         A VAE whose `spec` holds these arguments except for data and seed, and whose `data_spec`
-        the shape and the range of each argument that a part took from the data.
+        holds the shape and range of each argument that a part took from the data.
 
     Raises:
         ConfigError: a name is unknown (the nearest one is suggested), the part does not have an
@@ -123,7 +131,8 @@ def _made(family: Any, choice: Choice, *, known: dict, data: Any, data_spec: dic
     hooks = {n: f for n, f in getattr(constructor, "from_data", {}).items() if n not in options}
     if hooks and data is None:
         raise ConfigError(
-            f"this {kind[:-1]} starts from data, but none were given.\nPass build(…, data=x_train)."
+            f"this {kind[:-1]} starts from data, but none were given.\n"
+            "Write build(…, data=x_train)."
         )
     taken = {n: hook(data) for n, hook in hooks.items()}
     asked = signature.parameters.keys() - options.keys() - taken.keys()

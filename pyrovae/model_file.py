@@ -1,13 +1,12 @@
 """`save` and `load`: a finished model in one file.
 
-A model that `build` made is stored with its specification and made again from it; the
-specification may name nothing but the public parts of pyrovae. Any other model is loaded
-into an object of the caller's. Either way names, shapes and dtypes must agree before any
-number changes.
+A model that `build` made is stored with its specification and rebuilt from it; the specification
+may name only the public parts of pyrovae. Any other model is loaded into an object of the caller's.
+Either way, names, shapes and dtypes must agree before any number changes.
 
-Tensors that several names share are stored once, under the first name, with the others as
-aliases of it; a model is loaded only into one that shares the same. Not stored: the data,
-buffers that are not persistent, train or eval mode, and where the tensors lay.
+A tensor that has several names is stored once, under the first, with the others as aliases of it; a
+model is loaded only into one that shares the same tensors. Not stored: the data, buffers that are
+not persistent, train or eval mode, and the device.
 """
 
 import inspect
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyrovae import builder, guides, likelihoods, priors
 from pyrovae.checks import as_path, shortened
 from pyrovae.errors import (
     CheckpointError,
@@ -29,39 +27,34 @@ from pyrovae.errors import (
     StateMismatchError,
     UnsafeFormatError,
 )
-from pyrovae.networks import NETWORKS
 from pyrovae.runtime.files import opened, write_atomically
 from pyrovae.runtime.state_tree import check_keys, describe, memory_of
 from pyrovae.runtime.tensor_file import TensorFile, read_tensor_file, tensor_file
 
-NAMES = {
-    "prior": priors.__all__,
-    "guide": guides.__all__,
-    "likelihood": likelihoods.__all__,
-    "network": NETWORKS,
-}
+FAMILIES = ("priors", "guides", "likelihoods")
 
 
 def save(vae: nn.Module, path: Any) -> Path:
     """Write a model to one file, atomically: safetensors, with a JSON description.
 
-    Parameters and persistent buffers are stored bit by bit, shared ones once. Whoever reads
-    the path meanwhile, or after a crash, sees the old file or the new one.
+    Parameters and persistent buffers are stored bit for bit, shared ones once. Whoever reads the
+    path at the same time, or after a crash, sees the old file or the new one.
 
     Args:
         vae: a `VAE`, or any module.
-        path: of the file, in an existing folder; a file that is there is replaced.
+        path: of the file, in an existing folder; an existing file is replaced.
 
     Returns:
         The path.
 
     Raises:
-        ConfigError: the path can name no file, or the state is not all dense real tensors.
-        CheckpointError: the weights have NaN, or the file cannot be written; what was there
-            before is unchanged.
+        ConfigError: the path cannot name a file, or the state is not all dense real tensors.
+        CheckpointError: the weights have NaN, or the file cannot be written; an existing file is
+            unchanged.
 
     Example:
         >>> import tempfile
+        >>> from pyrovae import builder
         >>> vae = builder.build((4,), latent_dim=2, hidden=(8,), seed=0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = save(vae, f"{folder}/vae.safetensors")
@@ -97,20 +90,20 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
 
     Args:
         path: of the file.
-        into: the model to fill, in place: one of the same parts and sizes. Not needed for a
-            model that `build` made, which is made again, on the CPU and in train mode.
+        into: the model to fill, in place, with the same parts and sizes. Not needed for a model
+            that `build` made, which is rebuilt on the CPU, in train mode.
 
     Returns:
         The model: `into`, or a new one.
 
     Raises:
-        UnsafeFormatError: the file is no safetensors file of pyrovae's, or names something that is
-            no part of it. Nothing is imported or run, whatever the file says.
+        UnsafeFormatError: the file is not a safetensors file of pyrovae's, or names something that
+            is not a part of it. Nothing is imported or run, regardless of what the file says.
         CorruptCheckpointError: the file was cut or altered, or has NaN.
         VersionMismatchError: a later release wrote it.
         StateMismatchError: names, shapes, dtypes or shared tensors differ from those of `into`,
-            which is unchanged then; or the file holds no specification, and `into` is needed.
-        CheckpointError: there is no such file, or it cannot be read.
+            which is then unchanged; or the file holds no specification, and `into` is needed.
+        CheckpointError: the file does not exist, or cannot be read.
 
     Example:
         >>> import tempfile
@@ -133,14 +126,14 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     for name, tensor in file.tensors.items():
         if has_nan(tensor):
             raise CorruptCheckpointError(
-                f"{path}: {shortened(name)} has NaN, as no saved model has.", path
+                f"{path}: {shortened(name)} has NaN, which is never saved.", path
             )
     _fill(vae, file.tensors)
     return vae
 
 
 def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Parameters and persistent buffers by name, each once, and the other names of the shared.
+    """Return parameters and persistent buffers by name, each once, and the aliases of shared ones.
 
     Raises:
         ConfigError: the module's state holds something other than a tensor.
@@ -157,8 +150,8 @@ def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
     for name, value in module.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor) or isinstance(value, nn.UninitializedParameter):
             raise ConfigError(
-                f"{name} is a {type(value).__name__}, but only tensors are saved.\nKeep it as a "
-                "buffer, or run the module once if it has yet to learn its sizes."
+                f"{name} is a {type(value).__name__}, but only tensors are saved.\nMake it a "
+                "buffer, or run the module once if it is lazy and does not know its sizes yet."
             )
         key = memory_of(value)
         if key in first:
@@ -170,36 +163,37 @@ def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def parts_of(module: nn.Module) -> dict[str, str]:
-    """The submodules that are public parts of pyrovae: name → the part's name.
+    """Return the submodules that are public parts of pyrovae: name → the part's name.
 
     Example:
+        >>> from pyrovae import guides
         >>> parts_of(nn.Sequential(nn.Linear(2, 4), guides.DiagonalNormal(2)))
         {'1': 'DiagonalNormal'}
     """
-    classes = {getattr(f, n): n for f in (priors, guides, likelihoods) for n in f.__all__}
-    found = ((name, classes.get(type(part))) for name, part in module.named_modules())
-    return {name: part for name, part in found if part}
+    rooms = tuple(f"pyrovae.{family}." for family in FAMILIES)
+    found = {name: type(part) for name, part in module.named_modules()}
+    return {n: kind.__name__ for n, kind in found.items() if kind.__module__.startswith(rooms)}
 
 
 def has_nan(tensor: Tensor) -> bool:
-    """Whether a number in the tensor is NaN."""
+    """Whether the tensor contains NaN."""
     if not tensor.is_floating_point():
         return False
     return bool((tensor.float() if tensor.element_size() == 1 else tensor).isnan().any())
 
 
-# What can be built again.
+# Specifications.
 
 
 def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str]) -> dict[str, Any]:
-    """The specification for the file, tried out: it must give this very model again."""
+    """Return the specification for the file, after checking that it rebuilds this very model."""
     spec = getattr(vae, "spec", None)
     if not isinstance(spec, dict):
         return {"spec": None, "why": "it was not made by pyrovae.build"}
     try:
         spec = json.loads(json.dumps(spec, allow_nan=False))
     except (TypeError, ValueError) as error:
-        return {"spec": None, "why": f"its specification is no plain JSON ({error})"}
+        return {"spec": None, "why": f"its specification is not plain JSON ({error})"}
     recipe = {"spec": spec, "data_spec": getattr(vae, "data_spec", {})}
     try:
         size = sum(tensor.numel() for tensor in tensors.values())
@@ -207,9 +201,9 @@ def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str])
         held, held_aliases = named_tensors(again)
         is_same = (list(held), held_aliases) == (list(tensors), aliases)
         if is_same:
-            _fill(again, tensors)  # a representation may show numbers
+            _fill(again, tensors)  # its repr may show numbers
             is_same = repr(again) == repr(vae)
-    except Exception as error:  # whatever was done to the model or its specification
+    except Exception as error:  # the caller may have changed the model or its specification
         return {"spec": None, "why": f"its specification does not build it: {error}"[:300]}
     return recipe if is_same else {"spec": None, "why": "it was changed after pyrovae.build"}
 
@@ -227,7 +221,7 @@ def _rebuilt(file: TensorFile, path: Path) -> nn.Module:
     try:
         size = sum(tensor.numel() for tensor in file.tensors.values())
         return _built(description, size, len(file.tensors))
-    except Exception as error:  # the arguments are the file's, so anything may be wrong with them
+    except Exception as error:  # the arguments come from the file, so anything can be wrong
         raise StateMismatchError(
             f"{path}: its specification builds no model: {shortened(error, 300)}.\n"
             "The file was made by hand, or by another release of pyrovae."
@@ -235,24 +229,29 @@ def _rebuilt(file: TensorFile, path: Path) -> nn.Module:
 
 
 def _check_names(spec: Any, path: Path, version: Any) -> None:
-    """UnsafeFormatError unless the specification names parts of pyrovae only."""
+    """Raise an UnsafeFormatError unless the specification names only parts of pyrovae."""
+    from pyrovae import builder  # here, so that training, which only saves, loads no part
+
+    names = builder.NAMES
     known = set(inspect.signature(builder.build).parameters) - {"data", "seed"}
     unknown = set(spec) - known if isinstance(spec, dict) else {"specification"}
-    named = {} if unknown else {kind: spec.get(kind, "") for kind in NAMES if kind in spec}
+    named = {} if unknown else {kind: spec.get(kind, "") for kind in names if kind in spec}
     for kind, choice in named.items():
         name = choice.get("name") if isinstance(choice, dict) else choice
-        if not isinstance(name, str) or name not in NAMES[kind]:
+        if not isinstance(name, str) or name not in names[kind]:
             unknown.add(f"{kind}: {name}")
     if unknown:
         raise UnsafeFormatError(
-            f"{path} names {shortened(sorted(unknown)[0])}, which is no part of pyrovae; nothing "
-            f"that a file names is imported or run.\nIt says that pyrovae {shortened(version)} "
-            "wrote it. A model with parts of your own: pyrovae.load(path, into=vae)."
+            f"{path} names {shortened(sorted(unknown)[0])}, which is not a part of pyrovae; "
+            f"nothing that a file names is imported or run.\nIt says that pyrovae "
+            f"{shortened(version)} wrote it. For custom parts: pyrovae.load(path, into=vae)."
         )
 
 
 def _built(recipe: dict[str, Any], num_elements: int, num_tensors: int) -> nn.Module:
-    """The model of a recipe; its initial numbers do not matter."""
+    """Build the model of a recipe; its initial numbers do not matter."""
+    from pyrovae import builder
+
     hidden = recipe["spec"].get("hidden")
     if isinstance(hidden, list) and len(hidden) > num_tensors:
         raise CorruptCheckpointError(
@@ -269,7 +268,7 @@ def _built(recipe: dict[str, Any], num_elements: int, num_tensors: int) -> nn.Mo
 
 
 def _stand_in(shape: list[int], range: list[float]) -> Tensor:
-    """Numbers in the place of those that a part took from data: of their shape and range."""
+    """Return numbers in the place of those that a part took from data: same shape and range."""
     return torch.linspace(*range, math.prod(shape)).reshape(shape)
 
 
@@ -300,7 +299,7 @@ class _Budget(TorchFunctionMode):
 
 
 def _largest_size(arguments: list[Any]) -> int:
-    """The number of elements that whole-number arguments can ask for: (3, 4) or [3, 4] is 12."""
+    """Return the number of elements that integer arguments can ask for: (3, 4) or [3, 4] is 12."""
     sizes = [math.prod(a) for a in arguments if isinstance(a, list | tuple) and _are_whole(a)]
     whole = [a for a in arguments if type(a) is int]
     return max([*sizes, *whole, math.prod(whole)])
@@ -318,12 +317,12 @@ def _check_description(description: dict[str, Any], path: Path) -> None:
     is_model = all(isinstance(description.get(name), kind) for name, kind in kinds.items())
     if description.get("kind") != "model" or not is_model:
         raise CorruptCheckpointError(
-            f"{path}: it is no saved model (a step of a run, perhaps).", path
+            f"{path}: it is not a saved model (but perhaps a step of a run).", path
         )
 
 
 def _as_stored(vae: nn.Module, file: TensorFile) -> None:
-    """Give a new model's tensors the dtypes of the file, and freeze what was frozen."""
+    """Give the tensors of a new model the dtypes in the file, and freeze what was frozen."""
     state = vae.state_dict(keep_vars=True)
     for name, tensor in file.tensors.items():
         if name in state and state[name].shape == tensor.shape:
@@ -334,21 +333,21 @@ def _as_stored(vae: nn.Module, file: TensorFile) -> None:
 
 
 def _check_parts(vae: nn.Module, stored: dict[str, str]) -> None:
-    """StateMismatchError where a part of pyrovae has another one's numbers; those fit, and mislead.
+    """Raise a StateMismatchError if a part of pyrovae would get the numbers of a different part.
 
-    A class of the caller's own may have been renamed, so it takes what it is given.
+    These may have the right shapes. Custom classes are not compared: they may have been renamed.
     """
     for name, part in parts_of(vae).items():
         if stored.get(name) != part:
-            was = shortened(stored[name]) if name in stored else "a part of its own"
+            was = shortened(stored[name]) if name in stored else "a custom part"
             raise StateMismatchError(
-                f"{name} is a {part} in the model, but {was} in the file: the numbers may have the "
-                "same shapes, and mean another density.\nMake a model of the parts that were saved."
+                f"{name} is a {part} in the model, but {was} in the file: the numbers have the "
+                "same shapes, but mean another density.\nMake a model of the parts that were saved."
             )
 
 
 def _check_fit(vae: nn.Module, file: TensorFile) -> None:
-    """Raise StateMismatchError unless names, shapes, dtypes and shared tensors agree."""
+    """Raise a StateMismatchError unless names, shapes, dtypes and shared tensors agree."""
     _check_parts(vae, file.description["parts"])
     held, aliases = named_tensors(vae)
     stored, stored_aliases = file.tensors, file.description["aliases"]
@@ -371,7 +370,7 @@ def _check_fit(vae: nn.Module, file: TensorFile) -> None:
 
 
 def _shared(aliases: dict[str, str]) -> set[frozenset[str]]:
-    """Which names stand for one tensor, whichever of them comes first."""
+    """Return the groups of names of one tensor, in any order."""
     groups: dict[str, set[str]] = {}
     for name, first in aliases.items():
         groups.setdefault(str(first), {str(first)}).add(name)

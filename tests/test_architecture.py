@@ -139,7 +139,7 @@ def short_run():  # torch's optimizers import some of torch._inductor, but not w
     assert pv.fit(vae, torch.ones(10, 4), epochs=2).engine == "eager"
 
 
-def flow():  # importing zuko sets Distribution._validate_args to False (trap 20)
+def flow():  # importing zuko sets Distribution._validate_args to False
     validates = torch.distributions.Distribution._validate_args
     pv.priors.FlowPrior(2)
     assert torch.distributions.Distribution._validate_args is validates is True

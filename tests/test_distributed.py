@@ -1,8 +1,8 @@
-"""Several processes (F12, F13): equal to one process, resumable, and none waits for ever.
+"""Several processes: equal to one process, resumable, and none waits forever.
 
-This file is also what `torchrun` launches on two gloo processes: `TASKS` run one after the other
-in each of them, and what they return is written as JSON, by task and rank, for the tests
-to look at. So most tests share one launch.
+This file is also what `torchrun` launches on two gloo processes: the tasks run one after another in
+each of them, and their results are written as JSON, by task and rank, for the tests to read. So
+most tests share one launch.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ from pyrovae.runtime import process_group
 from pyrovae.runtime.process_group import is_first, processes
 from pyrovae.training.sharding import Sharded
 
-TIMEOUT = 20.0  # seconds for which processes wait for each other here
+TIMEOUT = 20.0  # seconds that processes wait for each other here
 
-# Rows 0 … 12, each another pattern of bits: N is odd, and two processes have 7 and 6 of them.
+# Rows 0 … 12, each a different pattern of bits: N is odd, and two processes get 7 and 6 of them.
 ROWS = (torch.arange(13)[:, None] >> torch.arange(4)) % 2
 
 
 class Still(dist.Normal):
-    """A Normal whose draws are its mean: a latent that is substituted."""
+    """A Normal whose draws are its mean: it substitutes the latent."""
 
     def rsample(self, sample_shape=()):
         return self.loc.expand(self._extended_shape(torch.Size(sample_shape)))
@@ -86,7 +86,7 @@ def still_hierarchical(seed=0):
 
 
 class WithSpare(nn.Module):
-    """A part beside a parameter that nobody uses: it has no gradient."""
+    """A part with an unused parameter, which has no gradient."""
 
     def __init__(self, part):
         super().__init__()
@@ -118,7 +118,7 @@ CASES = {
 
 
 def fitted(name, seed=0, **more):
-    """Weights and history of a case, by SGD, whose steps are the gradients times the rate."""
+    """Return weights and history of a case, by SGD: steps are gradients times the rate."""
     make, settings = CASES[name]
     settings = {"epochs": 2, "optimizer": "SGD", "learning_rate": 0.05, **settings, **more}
     x = ROWS.double()
@@ -142,7 +142,7 @@ def bits(n, seed=0):
 
 
 def run(folder, *, epochs=4, program=None, seen=None, **settings):
-    """A run with draws, shuffling, validation and checkpoints; a folder for each rank."""
+    """Train with draws, shuffling, validation and checkpoints, in a folder for each rank."""
     program = small_vae(seed=int(os.environ["RANK"])) if program is None else program
     settings = {"batch_size": 8, "seed": 3, "patience": None, "learning_rate": 1e-2} | settings
     seen = [] if seen is None else seen
@@ -160,14 +160,14 @@ def run(folder, *, epochs=4, program=None, seen=None, **settings):
 
 
 def at_forward(program, number, action):
-    """Call action(output) in the encoder's forward pass of that number."""
+    """Call action(output) in the encoder's n-th forward pass."""
     calls = itertools.count(1)
     hook = lambda module, args, out: action(out) if next(calls) == number else None  # noqa: E731
     program.encoder.register_forward_hook(hook)
     return program
 
 
-# What the launched processes do.
+# The tasks of the launched processes.
 
 
 def task_equal(rank, folder):
@@ -204,7 +204,7 @@ def task_resumed(rank, folder):
 def task_interrupted(rank, folder):
     program = small_vae()
     if rank == 1:
-        at_forward(program, 9, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        at_forward(program, 7, lambda _: os.kill(os.getpid(), signal.SIGINT))
     try:
         run(folder / "interrupted", program=program)
     except KeyboardInterrupt:
@@ -262,7 +262,7 @@ def task_late(rank, folder):
 
 
 # The collective in which rank 1 is killed, by the number of its call: 3 updates and a sum of
-# losses an epoch, and a last one where both leave; the settings are gathered once, then each save.
+# losses per epoch, and a last one before both leave; settings are gathered once, then every save.
 FAULTS = {
     "all-reduce": ("all_reduce", 7),
     "save": ("all_gather_object", 5),
@@ -271,7 +271,7 @@ FAULTS = {
 
 
 def task_killed(rank, folder):
-    """A run whose rank 1 is killed at FAULT, the first time that it is started."""
+    """Train, but kill rank 1 at FAULT when it is started for the first time."""
     program, fault = small_vae(), os.environ["FAULT"]
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         if fault in FAULTS:
@@ -286,7 +286,7 @@ def die(*_):
 
 
 def meet_death(rank, name, number):
-    """Let rank 0 come late to a collective, and rank 1 die while it waits in it."""
+    """Let rank 0 arrive late at a collective, and kill rank 1 while it waits in it."""
     real, calls = getattr(torch.distributed, name), itertools.count(1)
 
     def patched(*args, **kwargs):
@@ -310,7 +310,7 @@ def worker(folder, names):
 
 
 def launched(folder, *names, options=(), **environment):
-    """Run tasks on two processes: (exit code, output, seconds)."""
+    """Run tasks on two processes; return (exit code, output, seconds)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", *options, __file__, str(folder), *names]
     settings = {"OMP_NUM_THREADS": "1", "PYROVAE_TIMEOUT": str(TIMEOUT)} | environment
@@ -327,7 +327,7 @@ def launched(folder, *names, options=(), **environment):
 
 
 def results(folder, name):
-    """What a task returned on each rank."""
+    """Return the results of a task by rank."""
     return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -339,7 +339,7 @@ TOGETHER = (
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """The folder that one launch of the tasks has filled; the last one kills it."""
+    """Return the folder that one launch of all tasks has filled; the last task kills it."""
     folder = tmp_path_factory.mktemp("together")
     code, output, _ = launched(folder, *TOGETHER, FAULT="forward")
     check_killed(folder, code, output)
@@ -350,8 +350,8 @@ def together(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_f13_two_processes_equal_one(together, name):
-    """Losses and gradients (the steps of SGD) with latents substituted, to 1e-6."""
+def test_two_processes_equal_one(together, name):
+    """Losses and gradients (the steps of SGD) agree to 1e-6, with latents substituted."""
     alone = fitted(name)
     alone.pop("engine")
     for result in results(together, "equal"):
@@ -360,7 +360,7 @@ def test_f13_two_processes_equal_one(together, name):
         assert result[name]["engine"] == ("graph" if name == "graph" else "eager")
 
 
-def test_each_datum_is_in_one_share_of_each_epoch(together):
+def test_each_datum_is_in_one_shard_of_each_epoch(together):
     shares = results(together, "shares")
     for first, second in zip(*(share["epochs"] for share in shares), strict=True):
         assert [len(rows) for rows in first] == [2, 2, 2, 1]
@@ -391,7 +391,7 @@ def test_only_rank_0_writes_and_calls_back(together):
 
 
 @pytest.mark.parametrize("how", ["resumed", "interrupted"])
-def test_f12_a_resumed_run_on_two_processes_equals_the_uninterrupted_one(together, how):
+def test_a_resumed_run_on_two_processes_equals_the_uninterrupted_one(together, how):
     whole = results(together, "run")
     for rank, result in enumerate(results(together, how)):
         assert result["digest"] == whole[rank]["digest"]
@@ -399,12 +399,12 @@ def test_f12_a_resumed_run_on_two_processes_equals_the_uninterrupted_one(togethe
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_update(together):
-    """3 updates an epoch, and validation in between: forward 9 is in the midst of an epoch."""
+    """3 updates per epoch, then validation: forward pass 7 is in the middle of an epoch."""
     (found,) = results(together, "interrupted")[0]["found"]
     assert int(found.removeprefix("step-")) % 3
 
 
-def test_a_group_of_the_caller_stays_and_a_fresh_seed_is_one_for_all(together):
+def test_the_callers_group_stays_joined_and_a_random_seed_is_shared(together):
     first, second = results(together, "joined")
     assert first == second
     assert first["joined"]
@@ -416,8 +416,8 @@ def test_buffers_are_those_of_rank_0(together):
     assert any(first["mean"])
 
 
-def test_a_run_goes_on_with_fewer_processes(together, tmp_path):
-    """What two began, one ends; the order of data of the epoch stays."""
+def test_a_run_continues_with_fewer_processes(together, tmp_path):
+    """One process finishes what two began, in the same order of data."""
     shutil.copytree(together / "resumed-0", tmp_path / "run")
     with pytest.warns(UserWarning, match="processes 2"):
         history = pv.fit(
@@ -437,16 +437,16 @@ def test_a_run_goes_on_with_fewer_processes(together, tmp_path):
     assert history[4].elbo == pytest.approx(history[3].elbo, abs=0.5)
 
 
-# What goes wrong in one is known to all.
+# An error in one process ends all.
 
 
-def test_f12_a_killed_process_ends_all(together):
-    """The fixture has looked at how the launch ended (`check_killed`)."""
+def test_a_killed_process_ends_all(together):
+    """The fixture has checked how the launch ended (`check_killed`)."""
     assert not (together / "killed-0.json").exists()
     assert not (together / "killed-0" / "model.safetensors").exists()
 
 
-def test_a_share_that_diverges_stops_both(together):
+def test_a_shard_that_diverges_stops_both(together):
     first, second = results(together, "diverged")
     assert "rank 1 is not finite" in first["error"]
     assert "Last good checkpoint" not in second["error"]
@@ -471,7 +471,7 @@ def test_an_error_of_one_process_is_named_by_the_other(together):
 
 
 def check_killed(folder, code, output, *, is_told=True):
-    """All ended with an error that names the rank, and only rank 0 had written."""
+    """Check that all ended with an error that names the rank, and only rank 0 has written."""
     assert code != 0, output[-4000:]
     assert re.search(r"rank +: 1 .*\n +exitcode +: -9 ", output), output[-4000:]  # by torchrun
     if is_told:
@@ -482,10 +482,10 @@ def check_killed(folder, code, output, *, is_told=True):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["forward", *FAULTS])
-def test_f12_torchrun_starts_a_killed_run_again(together, tmp_path, fault):
-    """Rank 1 is killed; without a restart all end, with one the result is the uninterrupted."""
+def test_torchrun_restarts_a_killed_run(together, tmp_path, fault):
+    """Without a restart all processes end; with one the result is that without a fault."""
     code, output, seconds = launched(made(tmp_path / "a"), "killed", FAULT=fault)
-    # at the last barrier `fit` holds no signals back, and torchrun's SIGTERM may be first
+    # at the last barrier `fit` no longer delays signals, and torchrun's SIGTERM may come first
     check_killed(tmp_path / "a", code, output, is_told=fault != "barrier")
     assert seconds < TIMEOUT + 30
     options = ("--max-restarts", "1")
@@ -502,7 +502,7 @@ def made(path):
 
 
 @pytest.mark.slow
-def test_f12_who_comes_late_is_not_waited_for(tmp_path):
+def test_processes_do_not_wait_for_a_late_one(tmp_path):
     code, output, _ = launched(tmp_path, "late")
     assert code == 0, output[-4000:]
     first, _ = results(tmp_path, "late")
@@ -522,7 +522,7 @@ def alone():
 
 @pytest.fixture
 def launch(monkeypatch):
-    """The environment of rank 1 of two."""
+    """Set the environment of rank 1 of two."""
     names = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in names.items():
         monkeypatch.setenv(name, value)
@@ -553,13 +553,13 @@ def test_the_first_rank_is_known_before_the_processes_join(launch):
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "1e300"])
-def test_a_timeout_that_is_no_time(launch, text):
+def test_an_invalid_timeout(launch, text):
     launch.setenv("PYROVAE_TIMEOUT", text)
     with pytest.raises(ConfigError, match=r"(?s)PYROVAE_TIMEOUT is .*Set it to a number above 0"):
         pv.fit(small_vae(), ROWS.float(), epochs=1)
 
 
-def test_nobody_there(launch):
+def test_a_rank_without_the_others(launch):
     launch.setenv("PYROVAE_TIMEOUT", "0.2")
     with pytest.raises(WorkerLostError, match="rank 1 could not join the 2 processes"):
         pv.fit(small_vae(), ROWS.float(), epochs=1)

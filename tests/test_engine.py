@@ -32,7 +32,7 @@ from pyrovae.runtime.guards import Constants, Copies
 from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.runtime.state_tree import pack
 from pyrovae.runtime.tensor_file import tensor_file
-from pyrovae.runtime.tracing import TracingError, recorded, substituted
+from pyrovae.runtime.tracing import TracingError, substituted, traced
 from pyrovae.training.plan import engine_for
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 
@@ -605,9 +605,9 @@ def test_the_smaller_batch_at_the_end_is_recorded_when_it_has_come_often(tmp_pat
 
     def counted(function, *inputs, **options):
         recordings.append(len(inputs[-1]))
-        return recorded(function, *inputs, **options)
+        return traced(function, *inputs, **options)
 
-    monkeypatch.setattr("pyrovae.training.traced.recorded", counted)
+    monkeypatch.setattr("pyrovae.training.traced.traced", counted)
     monkeypatch.setattr("pyrovae.training.traced.REPAID", 2)
     check_same(small_vae, tmp_path, epochs=2)
     assert recordings == [10]
@@ -764,7 +764,7 @@ def test_a_callback_that_freezes_a_part_is_seen(tmp_path):
 
 
 def test_what_was_recorded_runs_on_other_numbers_and_draws_anew():
-    graph = recorded(lambda x: x + torch.rand(3), torch.zeros(3))
+    graph = traced(lambda x: x + torch.rand(3), torch.zeros(3))
     torch.manual_seed(3)
     expected = torch.ones(3) + torch.rand(3)
     torch.manual_seed(3)
@@ -783,7 +783,7 @@ def test_recording_leaves_no_mark():
 
     buffer = torch.zeros(2)
     with pytest.raises(TracingError, match="buffer"):
-        recorded(noisy, torch.zeros(2), buffer)
+        traced(noisy, torch.zeros(2), buffer)
     assert buffer.tolist() == [0.0, 0.0]
     assert generators() == before
     assert list(pyro.get_param_store().keys()) == ["theirs"]

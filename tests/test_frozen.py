@@ -1,4 +1,4 @@
-"""F24: what earlier releases wrote, frozen in `tests/compat/`, is read by this one."""
+"""This release reads the files of earlier ones, which are frozen in `tests/compat/`."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def stored_beside(path):
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
-def test_f24_a_frozen_model_gives_its_log_p_and_trains_on(path):
+def test_a_frozen_model_gives_its_log_p_and_can_be_trained(path):
     stored = stored_beside(path)
     vae = pv.load(path)
     found = log_p(vae, torch.tensor(stored["x"]))
@@ -28,16 +28,16 @@ def test_f24_a_frozen_model_gives_its_log_p_and_trains_on(path):
 
 @pytest.mark.filterwarnings("ignore:the run began elsewhere")
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
-def test_f24_a_frozen_run_goes_on_to_the_end_of_the_whole_one(path, tmp_path):
-    """Its third epoch's last batch and three epochs, from weights that are not this program's."""
+def test_a_frozen_run_ends_like_an_uninterrupted_one(path, tmp_path):
+    """It trains on from other initial weights: the rest of epoch 3, and three more epochs."""
     stored = stored_beside(path)
     shutil.copytree(path, tmp_path / "run")
     found = run(stored, run_dir=tmp_path / "run", resume=True, initial_seed=1)
-    # F20: on another machine within 1e-4 nat
+    # on another machine within 1e-4 nat
     assert torch.allclose(torch.tensor(found), torch.tensor(stored["elbo"]), rtol=0, atol=1e-4)
 
 
-def test_there_is_one_of_each_for_this_release():
+def test_this_release_has_a_frozen_model_and_run():
     """`python -m tests.compat.freeze` makes them."""
     assert {path.stem for path in MODELS} >= {f"vae-{pv.__version__}"}
     assert {path.name for path in RUNS} >= {f"run-{pv.__version__}"}

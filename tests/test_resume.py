@@ -1,8 +1,8 @@
-"""Resuming bit for bit, and what a training run does when something goes wrong (F2, F9-F22).
+"""Resuming bit for bit, and the behavior of a training run when something goes wrong.
 
-H is the digest of all that a finished run leaves: weights, history without clocks, and its last
-checkpoint with optimizer, averages, schedules and random stream. Whatever interrupts a run,
-the run that goes on from its folder ends with the H of one that nothing interrupted.
+H is the digest of everything that a finished run leaves: weights, history without clocks, and its
+last checkpoint with optimizer, averages, schedules and random stream. Regardless of what interrupts
+a run, the run that resumes from its folder ends with the H of an uninterrupted one.
 """
 
 import functools
@@ -50,7 +50,7 @@ SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "eager"}  # 12 
 
 
 def outcome(program, history, folder):
-    """H."""
+    """Return H."""
     rows = [[*r[:7], r.learning_rate] for r in history]
     kept = [history.best_epoch, history.stopped_early, rows]
     state = final_state(folder)
@@ -59,7 +59,7 @@ def outcome(program, history, folder):
 
 
 def fit(folder, make=small_vae, x=None, *, resume=True, **settings):
-    """H of a run that goes on from the folder, or begins there."""
+    """Return H of a run that resumes from the folder, or begins there."""
     program, x = make(), bits() if x is None else x() if callable(x) else x
     history = pv.fit(program, x, run_dir=folder, resume=resume, **SETTINGS | settings)
     return outcome(program, history, folder)
@@ -67,7 +67,7 @@ def fit(folder, make=small_vae, x=None, *, resume=True, **settings):
 
 @contextmanager
 def at_step(number, act):
-    """Call act(program) before the numbered step of a run, from 1."""
+    """Call act(program) before a step of a run, numbered from 1."""
     take = TrainingStep.take
 
     def watched(self, batch, where):
@@ -91,7 +91,7 @@ def kill(_):
 
 
 def stopped(folder, step, **settings):
-    """A run that Ctrl-C stops at the end of a step."""
+    """Start a run that Ctrl-C stops at the end of a step."""
     with at_step(step, interrupt), pytest.raises(KeyboardInterrupt):
         fit(folder, **settings)
 
@@ -100,7 +100,7 @@ def stopped(folder, step, **settings):
 
 
 def loader():
-    """A loader with a generator of its own, which orders the data."""
+    """Return a loader with its own generator, which orders the data."""
     data = TensorDataset(bits())
     return DataLoader(data, batch_size=10, shuffle=True, generator=torch.Generator())
 
@@ -113,7 +113,7 @@ def mapped(folder):
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Data that do not say how many they are."""
+    """Data of unknown length."""
 
     def __init__(self, x):
         self.x = x
@@ -158,19 +158,19 @@ def uninterrupted(name, folder_of=None):
 
 
 AROUND = [3, 4, 5]  # before, at and after the ragged batch
-LATER = {"graph": [5], "stream": [3, 4, 6, 7]}  # a stream tells its length by its first epoch
+LATER = {"graph": [5], "stream": [3, 4, 6, 7]}  # the first epoch shows a stream's length
 SOONEST = [(name, step) for name in RUNS for step in LATER.get(name, AROUND)]
 
 
 @pytest.mark.parametrize(("name", "step"), SOONEST)
-def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(name, step, tmp_path):
+def test_a_run_stopped_anywhere_ends_like_an_uninterrupted_one(name, step, tmp_path):
     stopped(tmp_path, step, **RUNS[name])
     assert fit(tmp_path, **RUNS[name]) == uninterrupted(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_stopped_after_every_step_ends_as_if_it_had_not_been(name, tmp_path):
+def test_a_run_stopped_after_every_step_ends_like_an_uninterrupted_one(name, tmp_path):
     settings = RUNS[name]
     for step in range(1, settings.get("epochs", 3) * (1 if name == "particles" else 4)):
         with at_step(step, interrupt):
@@ -182,8 +182,8 @@ def test_a_run_stopped_after_every_step_ends_as_if_it_had_not_been(name, tmp_pat
     assert fit(tmp_path, **settings) == uninterrupted(name)
 
 
-def test_the_digest_sees_a_difference(tmp_path):
-    """Negative control: one step with another batch order, and H is another."""
+def test_the_digest_detects_a_difference(tmp_path):
+    """Negative control: another batch order in one step changes H."""
     h_full = uninterrupted("plain")
     assert fit(tmp_path / "again") == h_full
     with at_step(7, lambda _: torch.rand(1)):  # a draw too many
@@ -199,7 +199,7 @@ def test_a_memory_mapped_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dropout", "loader"])
-def test_another_process_goes_on(name, tmp_path):
+def test_another_process_resumes(name, tmp_path):
     assert in_child(lambda: stopped(tmp_path, 6, **RUNS[name])) == ("done", None)
 
     def go_on():
@@ -208,7 +208,7 @@ def test_another_process_goes_on(name, tmp_path):
     assert in_child(go_on) == ("done", None)
 
 
-def test_more_epochs_go_on_from_the_last_weights_and_not_from_the_kept_ones(tmp_path):
+def test_more_epochs_continue_from_the_last_weights_not_from_the_best_ones(tmp_path):
     settings = {"validation": bits(5, seed=3), "patience": None, "ema_decay": 0.8}
     settings["learning_rate"] = 0.3
     fit(tmp_path / "run", epochs=4, **settings)
@@ -248,7 +248,7 @@ def test_resume_and_save_every_need_a_folder(settings):
 
 
 def test_save_every_waits_for_the_update_that_a_batch_is_part_of(tmp_path):
-    """Of epochs of 10 batches, whose last two wait for the epoch's end."""
+    """In epochs of 10 batches, whose last two wait for the end of the epoch."""
     seen = []
 
     def look(_, record):
@@ -266,8 +266,8 @@ def test_save_every_waits_for_the_update_that_a_batch_is_part_of(tmp_path):
 
 
 @pytest.mark.parametrize("step", range(1, 9))
-def test_ctrl_c_while_gradients_wait_ends_after_their_update(step, tmp_path):
-    """Of epochs of 4 batches, the updates are after the third and the fourth."""
+def test_ctrl_c_while_gradients_are_pending_stops_after_their_update(step, tmp_path):
+    """In epochs of 4 batches, the updates come after the third and the fourth."""
     settings = RUNS["accumulate_batches"]
     stopped(tmp_path, step, **settings)
     (path,) = tmp_path.glob("step-*")
@@ -275,7 +275,7 @@ def test_ctrl_c_while_gradients_wait_ends_after_their_update(step, tmp_path):
     assert fit(tmp_path, **settings) == uninterrupted("accumulate_batches")
 
 
-# F2: kill -9.
+# kill -9.
 
 
 def kill_and_resume(folder, step, name, save_every):
@@ -291,13 +291,13 @@ def kill_and_resume(folder, step, name, save_every):
     ("step", "name", "save_every"),
     [(1, "dropout", None), (6, "dropout", 2), (12, "accumulate_batches", 1), (7, "loader", 3)],
 )
-def test_f2_killed_at_a_step(step, name, save_every, tmp_path):
+def test_killed_at_a_step(step, name, save_every, tmp_path):
     kill_and_resume(tmp_path, step, name, save_every)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_f2_killed_at_a_random_instant(seed, tmp_path):
+def test_killed_at_a_random_instant(seed, tmp_path):
     chance = random.Random(seed)
     name = chance.choice(["dropout", "ema_decay", "accumulate_batches", "loader", "scheduler"])
     settings = RUNS[name] | {"epochs": 30, "save_every": chance.randint(1, 9)}
@@ -311,7 +311,7 @@ def test_f2_killed_at_a_random_instant(seed, tmp_path):
                 fit(tmp_path / "run", **settings)
             os._exit(0)
         os.close(writer)
-        os.read(reader, 1)  # it runs, or it has ended
+        os.read(reader, 1)  # it is running, or has ended
         os.close(reader)
         time.sleep(chance.uniform(0.0, 0.5))
         os.kill(pid, signal.SIGKILL)
@@ -319,7 +319,7 @@ def test_f2_killed_at_a_random_instant(seed, tmp_path):
     assert fit(tmp_path / "run", **settings) == h_full
 
 
-# F9: what is not finite.
+# Losses and gradients that are not finite.
 
 
 class Poisoned(nn.Module):
@@ -348,7 +348,7 @@ def by_gradient(program):
 
 
 class Poisoning(objectives.TraceELBO):
-    """The ELBO, and NaN once it is told so."""
+    """The ELBO, or NaN on request."""
 
     def __init__(self, what):
         super().__init__()
@@ -364,7 +364,7 @@ def parameters(program):
 
 
 @pytest.mark.parametrize("step", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (6, 12))])
-def test_f9_not_finite_in_a_graph(step, tmp_path):
+def test_a_loss_that_is_not_finite_in_a_graph(step, tmp_path):
     check_not_finite("value, graph", step, tmp_path)
 
 
@@ -374,7 +374,7 @@ def test_f9_not_finite_in_a_graph(step, tmp_path):
     [("value", 1), ("value", 6), ("gradient", 1), ("gradient", 6), ("loss", 12)]
     + [pytest.param(*c, marks=pytest.mark.slow) for c in [("value", 12), ("gradient", 12)]],
 )
-def test_f9_not_finite(way, step, tmp_path):
+def test_a_loss_or_gradient_that_is_not_finite(way, step, tmp_path):
     check_not_finite(way, step, tmp_path)
 
 
@@ -416,13 +416,13 @@ def check_not_finite(way, step, tmp_path):
     assert outcome(program, resumed, tmp_path) == outcome(again, whole, tmp_path / "whole")
 
 
-# F10: spikes.
+# Spikes.
 
 LONG = {"epochs": 15, "batch_size": 10, "compile": "eager"}
 
 
-def test_f10_a_spike_is_warned_of_by_its_step_and_size(tmp_path):
-    """From step 41 of 60 on, the learning rate is 10⁴ times larger."""
+def test_a_warning_names_step_and_size_of_a_spike(tmp_path):
+    """From step 41 of 60, the learning rate is 10⁴ times larger."""
 
     def rate(progress):
         return 1e-3 * (1e4 if progress >= 40 / 60 else 1.0)
@@ -437,14 +437,14 @@ def test_f10_a_spike_is_warned_of_by_its_step_and_size(tmp_path):
 @pytest.mark.parametrize(
     "schedule", [objectives.linear_warmup(0.5), objectives.cyclical(3), lambda t: 100 * t**2]
 )
-def test_f10_a_schedule_of_beta_is_no_spike(schedule):
+def test_a_schedule_of_beta_is_not_a_spike(schedule):
     """Warnings are errors here."""
     pv.fit(small_vae(), bits(), objective=objectives.BetaELBO(schedule), **LONG)
 
 
 @pytest.mark.parametrize("step", [30, 50])
-def test_f10_a_resumed_run_warns_as_the_whole_one_would(step, tmp_path):
-    """Once: the leap is seen in the losses from before the stop, and not told again after it."""
+def test_a_resumed_run_warns_like_an_uninterrupted_one(step, tmp_path):
+    """Once: the spike is detected from the losses before the stop, and not reported again."""
 
     def warned(folder, **settings):
         with warnings.catch_warnings(record=True) as said:
@@ -465,8 +465,8 @@ def test_f10_a_resumed_run_warns_as_the_whole_one_would(step, tmp_path):
     assert len(whole) == 1
 
 
-def test_a_validation_elbo_that_is_no_number_is_not_best_and_stays_one(tmp_path, monkeypatch):
-    """None is an epoch without validation."""
+def test_a_nan_validation_elbo_is_not_the_best_and_is_restored_as_nan(tmp_path, monkeypatch):
+    """None would mean an epoch without validation."""
     found = iter([math.nan, -3.0, math.nan, -4.0])
     monkeypatch.setattr(loop, "evaluate", lambda *_: (next(found), 1.0, math.nan))
     settings = {"validation": bits(5), "patience": None, "epochs": 4}
@@ -486,8 +486,8 @@ def test_without_a_finite_validation_elbo_the_last_weights_are_kept(elbo, monkey
     assert digest(dict(kept.state_dict())) == digest(dict(last.state_dict()))
 
 
-def test_the_recorder_looks_at_the_same_rows_after_resuming(tmp_path):
-    """Data that are not in memory are looked at by the first batch of the run."""
+def test_the_monitor_uses_the_same_rows_after_resuming(tmp_path):
+    """Of data that are not in memory, it uses the first batch of the run."""
 
     def monitor(folder, stop=None):
         program = small_vae()
@@ -502,11 +502,11 @@ def test_the_recorder_looks_at_the_same_rows_after_resuming(tmp_path):
     assert len(whole[0]) == 6
 
 
-# F11: Ctrl-C and SIGTERM.
+# Ctrl-C and SIGTERM.
 
 
 def run_until_signal(folder, delays, number, epochs=2000):
-    """The exit code, as a shell shows it, of a child that is sent signals."""
+    """Return the exit code, as a shell shows it, of a child that receives signals."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -518,7 +518,7 @@ def run_until_signal(folder, delays, number, epochs=2000):
                 fit(folder, with_dropout, epochs=epochs)
             code = 0
         except KeyboardInterrupt:
-            code = 130  # what the interpreter's own end by SIGINT looks like in a shell
+            code = 130  # what a shell shows when SIGINT ends the interpreter
         except SystemExit as exit:
             code = exit.code
         finally:
@@ -530,7 +530,7 @@ def run_until_signal(folder, delays, number, epochs=2000):
         time.sleep(delay)
         os.kill(pid, number)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    # a second signal may come when fit has given its handlers back: what a shell then shows
+    # a second signal may arrive after fit has restored the handlers: what a shell shows then
     return 128 - code if code < 0 else code
 
 
@@ -551,30 +551,30 @@ def check_signals(folder, delays, number):
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_f11_a_signal_ends_the_step_and_writes_a_checkpoint(number, tmp_path):
+def test_a_signal_ends_the_step_and_writes_a_checkpoint(number, tmp_path):
     check_signals(tmp_path, [0.013], number)
 
 
-def test_f11_two_signals_within_100_ms(tmp_path):
+def test_two_signals_within_100_ms(tmp_path):
     check_signals(tmp_path, [0.02, 0.0], signal.SIGINT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(50))
-def test_f11_signals_at_random_instants(seed, tmp_path):
+def test_signals_at_random_instants(seed, tmp_path):
     chance = random.Random(seed)
     delays = [chance.uniform(0, 0.3)] + [chance.uniform(0, 0.1)] * (seed % 2)
     check_signals(tmp_path, delays, chance.choice(list(CODES)))
 
 
-def test_f11_the_same_process_trains_on_as_if_nothing_had_been(tmp_path):
+def test_an_interrupted_process_can_train_again(tmp_path):
     handlers = [signal.getsignal(s) for s in CODES]
     for delay in (0.005, 0.02, 0.05):
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
 
         def begin(_, record, timer=timer):
-            # once training goes on: before, Python's own handler raises, and what runs then
-            # may be a destructor, where Python drops exceptions
+            # once training is running: before, Python's own handler would raise, maybe within a
+            # destructor, where Python drops exceptions
             if record.epoch == 1:
                 timer.start()
 
@@ -585,8 +585,8 @@ def test_f11_the_same_process_trains_on_as_if_nothing_had_been(tmp_path):
     assert fit(tmp_path, with_dropout) == uninterrupted("dropout")
 
 
-def test_f11_a_second_signal_does_not_wait_for_the_step(tmp_path):
-    """Both come within one step; the checkpoints before it stay as they are."""
+def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
+    """Both arrive within one step; the checkpoints before it are unchanged."""
 
     def twice(_):
         interrupt(_)
@@ -600,7 +600,7 @@ def test_f11_a_second_signal_does_not_wait_for_the_step(tmp_path):
     assert fit(tmp_path, save_every=2) == uninterrupted("plain")
 
 
-def test_outside_the_main_thread_signals_stay_with_the_caller(tmp_path):
+def test_outside_the_main_thread_the_callers_signal_handlers_stay(tmp_path):
     found = []
     thread = threading.Thread(target=lambda: found.append(fit(tmp_path)))
     thread.start()
@@ -608,7 +608,7 @@ def test_outside_the_main_thread_signals_stay_with_the_caller(tmp_path):
     assert found == [uninterrupted("plain")]
 
 
-# F14 and F15: other data, other settings.
+# Changed data and settings.
 
 
 def edited(x):
@@ -626,7 +626,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_f14_other_data_are_refused_and_may_be_allowed(name, tmp_path):
+def test_changed_data_are_refused_unless_allowed(name, tmp_path):
     change, match = CHANGED[name]
     stopped(tmp_path, 4)
     before = contents(tmp_path)
@@ -648,7 +648,7 @@ def test_f14_other_data_are_refused_and_may_be_allowed(name, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
-def test_f14_a_mask_of_numpy_or_of_torch_is_one_mask(dtype, tmp_path):
+def test_a_mask_may_be_of_numpy_or_of_torch(dtype, tmp_path):
     mask = (torch.arange(N * 4).reshape(N, 4) % 5 > 0).to(dtype)
     whole = fit(tmp_path / "whole", mask=mask)
     stopped(tmp_path / "run", 4, mask=mask.numpy())
@@ -664,15 +664,15 @@ OTHER_VALIDATION = {
 
 
 @pytest.mark.parametrize("name", OTHER_VALIDATION)
-def test_f14_other_validation_data_are_refused_and_may_be_allowed(name, tmp_path):
-    """ELBOs of other data cannot tell which epoch is best: that begins anew."""
+def test_changed_validation_data_are_refused_unless_allowed(name, tmp_path):
+    """ELBOs of other data cannot say which epoch is best, so the search starts over."""
     then, now, match = OTHER_VALIDATION[name]
     settings = {"learning_rate": 0.1, "epochs": 6, "patience": None}
     stopped(tmp_path, 10, validation=then, **settings)  # in the third epoch
     with pytest.raises(StateMismatchError, match="validation data changed since the ch") as caught:
         fit(tmp_path, validation=now, **settings)
     assert re.search(match, str(caught.value).replace("'", ""))
-    assert caught.match("best epoch will be one of those to come")
+    assert caught.match("best epoch will be one of the remaining ones")
     options = SETTINGS | settings | {"run_dir": tmp_path, "resume": True, "validation": now}
     program = small_vae()
     history = pv.fit(program, bits(), allow_data_change=True, **options)
@@ -684,7 +684,7 @@ def test_f14_other_validation_data_are_refused_and_may_be_allowed(name, tmp_path
     assert (again.best_epoch, again.changes) == (best, history.changes)
 
 
-def test_f14_a_finished_run_whose_validation_data_are_dropped_keeps_its_last_weights(tmp_path):
+def test_a_finished_run_without_its_validation_data_keeps_its_last_weights(tmp_path):
     settings = SETTINGS | {"learning_rate": 0.3, "epochs": 4, "run_dir": tmp_path}
     best = pv.fit(small_vae(), bits(), validation=1 - bits(), patience=None, **settings).best_epoch
     assert best < 4
@@ -697,8 +697,8 @@ def test_f14_a_finished_run_whose_validation_data_are_dropped_keeps_its_last_wei
 
 
 @pytest.mark.parametrize("change", [edited, lambda x: x.flip(0)], ids=["edited", "reordered"])
-def test_f14_a_file_that_was_replaced_is_refused(change, tmp_path):
-    """Of the same size, at the same path, within the process that remembers the first look."""
+def test_a_replaced_data_file_is_refused(change, tmp_path):
+    """With the same size and path, in the process that has cached the first look."""
     stopped(tmp_path / "run", 4, x=mapped(tmp_path))
     np.save(tmp_path / "new.npy", change(bits()).numpy())
     os.replace(tmp_path / "new.npy", tmp_path / "x.npy")
@@ -712,7 +712,7 @@ def loader_of(x, shuffle):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("name", ["row edited", "reordered", "appended"])
-def test_f14_other_data_of_a_loader_are_refused(name, shuffle, tmp_path):
+def test_changed_data_of_a_loader_are_refused(name, shuffle, tmp_path):
     whole = fit(tmp_path / "whole", x=loader_of(bits(), shuffle))
     stopped(tmp_path / "run", 4, x=loader_of(bits(), shuffle))
     changed = loader_of(CHANGED[name][0](bits()), shuffle)
@@ -741,7 +741,7 @@ STEP_LR = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
         ({"seed": 2, "max_grad_norm": 1.0}, "max_grad_norm was None.*seed was 1"),
     ],
 )
-def test_f15_other_settings_are_refused_by_name(change, match, tmp_path):
+def test_changed_settings_are_refused_by_name(change, match, tmp_path):
     stopped(tmp_path, 3)
     before = {f: c for f, c in contents(tmp_path).items() if f.name != "lock"}
     with pytest.raises(StateMismatchError, match="changed since the checkpoint") as caught:
@@ -753,7 +753,7 @@ def test_f15_other_settings_are_refused_by_name(change, match, tmp_path):
 
 
 def with_guide(guide=guides.DiagonalNormal, likelihood=likelihoods.Bernoulli, p=0.1, hidden=(6,)):
-    """Programs with the same shapes, whatever the arguments but `hidden`."""
+    """Return a program whose shapes depend on `hidden` only."""
     torch.manual_seed(0)
     guide, likelihood = guide(2), likelihood(4)
     encoder = nn.Sequential(mlp(4, guide.num_features, hidden=hidden), nn.Dropout(p), guide)
@@ -769,7 +769,7 @@ def with_guide(guide=guides.DiagonalNormal, likelihood=likelihoods.Bernoulli, p=
         ({"p": 0.2}, "encoder.1 was Dropout(p=0.1, inplace=False), is Dropout(p=0.2, inplace"),
     ],
 )
-def test_f15_parts_of_the_same_shapes_are_told_apart(change, match, tmp_path):
+def test_parts_of_the_same_shapes_are_distinguished(change, match, tmp_path):
     stopped(tmp_path / "run", 3, make=with_guide)
     program = with_guide(**change)
     before = digest(dict(program.state_dict()))
@@ -781,7 +781,7 @@ def test_f15_parts_of_the_same_shapes_are_told_apart(change, match, tmp_path):
     assert fit(tmp_path / "run", make=with_guide) == whole
 
 
-def test_another_version_may_describe_its_modules_otherwise(tmp_path, monkeypatch):
+def test_another_version_may_describe_modules_differently(tmp_path, monkeypatch):
     stopped(tmp_path, 3, make=with_guide)
     monkeypatch.setattr(torch, "__version__", "99.0.0")
     monkeypatch.setattr(nn.Dropout, "extra_repr", lambda self: f"{self.p} of 1")
@@ -792,7 +792,7 @@ def test_another_version_may_describe_its_modules_otherwise(tmp_path, monkeypatc
 
 
 class Told(nn.Module):
-    """Says what it has learned."""
+    """A module that shows a parameter's value."""
 
     def __init__(self):
         super().__init__()
@@ -803,7 +803,7 @@ class Told(nn.Module):
 
 
 class Plain(nn.Module):
-    """Says a function, which has another address in each process, and draws for it."""
+    """A module that shows a function, whose address changes, and draws to do so."""
 
     def extra_repr(self):
         return f"{halves}" + " drawn" * len(torch.rand(1))
@@ -814,7 +814,7 @@ UNDER_CONTRACT = [(family, name) for family in FAMILIES for name in FAMILIES[fam
 
 
 @pytest.mark.parametrize(("family", "name"), UNDER_CONTRACT)
-def test_what_a_part_is_does_not_change_in_training(family, name):
+def test_training_does_not_change_the_description_of_a_part(family, name):
     part = FAMILIES[family][name].make()
     before, state = modules_of(part), generators()
     with torch.no_grad():
@@ -844,8 +844,8 @@ SCHEDULED = {
 
 
 @pytest.mark.parametrize("name", SCHEDULED)
-def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
-    """Trap 7: the optimizer's state brings the old one back."""
+def test_a_new_learning_rate_is_allowed_and_applied(name, tmp_path):
+    """The optimizer's state would restore the old one."""
     scheduler = SCHEDULED[name][0]
     rates = [1.0, 1.0, 1.0] if scheduler is None else [1.0, 0.5, 0.25]
     settings = SETTINGS | {"scheduler": scheduler, "run_dir": tmp_path}
@@ -863,7 +863,7 @@ def test_f15_another_learning_rate_is_allowed_and_truly_applied(name, tmp_path):
 
 
 @pytest.mark.parametrize(("then", "now"), [("eager", "graph"), ("graph", "eager")])
-def test_another_engine_of_the_same_numbers_is_taken_and_noted(then, now, tmp_path, monkeypatch):
+def test_an_engine_with_the_same_results_is_accepted_and_noted(then, now, tmp_path, monkeypatch):
     monkeypatch.setattr("pyrovae.training.traced.REPAID", 0)
     stopped(tmp_path, 6, compile=then)
     program = small_vae()
@@ -882,7 +882,7 @@ def test_auto_keeps_the_engine_of_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("then", "now"), [("eager", "inductor"), ("inductor", "graph")])
-def test_an_engine_of_other_numbers_is_refused(then, now, tmp_path, monkeypatch):
+def test_an_engine_with_other_results_is_refused(then, now, tmp_path, monkeypatch):
     stopped(tmp_path, 6)
     with RunFolder(tmp_path, resume=True) as run:
         step, state, _ = run.newest_complete()
@@ -896,8 +896,8 @@ def test_an_engine_of_other_numbers_is_refused(then, now, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("asked", ["graph", "inductor"])
-def test_an_engine_that_was_refused_is_no_change(asked, tmp_path):
-    """Of Pyro's own objectives no record is made; the history goes on saying why."""
+def test_an_engine_that_was_refused_is_not_a_change(asked, tmp_path):
+    """Pyro's own objectives cannot be traced; the history still says so."""
     settings = {"objective": Trace_ELBO(), "compile": asked}
     stopped(tmp_path, 6, **settings)
     settings = SETTINGS | settings | {"run_dir": tmp_path, "resume": True}
@@ -907,7 +907,7 @@ def test_an_engine_that_was_refused_is_no_change(asked, tmp_path):
 
 
 def two_parts(epochs):
-    """A scheduler of two, the second from epoch 1 to the end."""
+    """Return a scheduler of two parts, the second from epoch 1 to the end."""
     schedulers = torch.optim.lr_scheduler
 
     def make(optimizer):
@@ -927,7 +927,7 @@ WITH_LENGTH = {
 
 @pytest.mark.parametrize("name", WITH_LENGTH)
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, of SequentialLR
-def test_f15_other_epochs_are_refused_where_they_are_the_length_of_a_schedule(name, tmp_path):
+def test_new_epochs_are_refused_if_they_are_the_length_of_a_schedule(name, tmp_path):
     make, match = WITH_LENGTH[name]
     stopped(tmp_path, 6, scheduler=make(3))
     program = small_vae()
@@ -946,19 +946,17 @@ def test_f15_other_epochs_are_refused_where_they_are_the_length_of_a_schedule(na
     "scheduler",
     [None, STEP_LR, functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=6)],
 )
-def test_f15_other_epochs_are_allowed_where_a_schedule_does_not_depend_on_them(scheduler, tmp_path):
+def test_new_epochs_are_allowed_if_no_schedule_depends_on_them(scheduler, tmp_path):
     fit(tmp_path / "run", scheduler=scheduler)
     whole = fit(tmp_path / "whole", scheduler=scheduler, epochs=6)
     assert fit(tmp_path / "run", scheduler=scheduler, epochs=6) == whole
 
 
-# F16 and F18: folders.
+# Folders.
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "a\nb", "ü" * 10**6, "a" * 251, 3])
-def test_b48_a_run_folder_that_cannot_be_is_refused_before_anything_changes(
-    name, tmp_path, monkeypatch
-):
+def test_an_invalid_run_folder_is_refused_before_anything_changes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = small_vae()
     before = digest(dict(program.state_dict()))
@@ -969,8 +967,8 @@ def test_b48_a_run_folder_that_cannot_be_is_refused_before_anything_changes(
     assert not list(tmp_path.iterdir())
 
 
-def test_b48_all_that_a_run_writes_is_in_its_folder(tmp_path, monkeypatch):
-    """A path with ".." is the caller's own: what it names holds everything."""
+def test_a_run_writes_only_into_its_folder(tmp_path, monkeypatch):
+    """A path may contain "..": the folder that it names holds everything."""
     monkeypatch.chdir(tmp_path)
     fit("a/../b", save_every=2)
     assert {path.name for path in tmp_path.iterdir()} <= {"a", "b"}
@@ -978,7 +976,7 @@ def test_b48_all_that_a_run_writes_is_in_its_folder(tmp_path, monkeypatch):
     assert (tmp_path / "b" / "model.safetensors").exists()
 
 
-def test_f16_a_folder_that_cannot_be_written_to_is_refused_before_step_1(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_refused_before_step_1(tmp_path):
     (tmp_path / "file").write_text("mine")
     program = small_vae()
     before = digest(dict(program.state_dict()))
@@ -991,7 +989,7 @@ def test_f16_a_folder_that_cannot_be_written_to_is_refused_before_step_1(tmp_pat
 
 
 class Remembering(torch.optim.lr_scheduler.LambdaLR):
-    """Keeps in its state what would have to be pickled."""
+    """A scheduler whose state would need pickling."""
 
     def state_dict(self):
         return super().state_dict() | {"lambdas": self.lr_lambdas}
@@ -1020,7 +1018,7 @@ def test_a_state_that_no_checkpoint_holds_is_refused_before_step_1(settings, mat
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_f16_a_history_that_cannot_be_written_is_no_silent_loss(tmp_path):
+def test_a_history_that_cannot_be_written_raises_an_error(tmp_path):
     (tmp_path / "history.csv").mkdir()
     program = small_vae()
     before = digest(dict(program.state_dict()))
@@ -1029,7 +1027,7 @@ def test_f16_a_history_that_cannot_be_written_is_no_silent_loss(tmp_path):
     assert digest(dict(program.state_dict())) == before
 
 
-def test_f18_a_second_run_in_the_folder_is_refused_at_once(tmp_path):
+def test_a_second_run_in_the_folder_is_refused_at_once(tmp_path):
     def second(program, record):
         before = contents(tmp_path)
         start = time.monotonic()
@@ -1042,19 +1040,19 @@ def test_f18_a_second_run_in_the_folder_is_refused_at_once(tmp_path):
     assert fit(tmp_path, callbacks=[second], save_every=4) == uninterrupted("plain")
 
 
-# F20: another machine.
+# Another machine.
 
 
 @pytest.fixture
 def two_threads():
-    """Call it to have two threads for the rest of the test."""
+    """Return a function that sets two threads for the rest of the test."""
     before = torch.get_num_threads()
     yield functools.partial(torch.set_num_threads, 2)
     torch.set_num_threads(before)
 
 
-def test_f20_another_number_of_threads_is_warned_of(tmp_path, monkeypatch, two_threads):
-    """In the caller's line."""
+def test_another_number_of_threads_raises_a_warning(tmp_path, monkeypatch, two_threads):
+    """It points to the caller's line."""
     monkeypatch.setattr("pyrovae.runtime.threads.SMALL_STEP", 0)
     stopped(tmp_path, 6)
     two_threads()
@@ -1067,24 +1065,24 @@ def test_f20_another_number_of_threads_is_warned_of(tmp_path, monkeypatch, two_t
     assert history["elbo"] == pytest.approx(whole["elbo"], abs=1e-4)
 
 
-def test_f20_threads_that_a_small_model_does_not_use_are_none_of_its_own(tmp_path, two_threads):
+def test_a_small_model_ignores_the_number_of_threads(tmp_path, two_threads):
     """Warnings are errors here."""
     stopped(tmp_path, 6)
     two_threads()
     assert fit(tmp_path) == uninterrupted("plain")
 
 
-def test_f20_another_version_of_torch_is_warned_of(tmp_path, monkeypatch):
+def test_another_version_of_torch_raises_a_warning(tmp_path, monkeypatch):
     stopped(tmp_path, 6)
     monkeypatch.setattr(torch, "__version__", "99.0.0")
     with pytest.warns(UserWarning, match=r"\(torch 2.* not guaranteed"):
         fit(tmp_path)
 
 
-# F21: the environment.
+# The environment.
 
 
-def test_f21_clocks_that_jump_back(tmp_path, monkeypatch):
+def test_clocks_that_jump_back(tmp_path, monkeypatch):
     now = iter(range(10**9, 0, -3600))
     for clock in ("time", "monotonic", "perf_counter"):
         monkeypatch.setattr(time, clock, lambda: float(next(now)))
@@ -1117,7 +1115,7 @@ ENVIRONMENTS = {
 
 @pytest.mark.slow  # a new interpreter each
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_f21_the_environment_does_not_change_the_run(name, tmp_path):
+def test_the_environment_does_not_change_the_run(name, tmp_path):
     env = {k: v for k, v in {**os.environ, **ENVIRONMENTS[name]}.items() if v is not None}
     code = SCRIPT.format(path=[os.getcwd()], folder=str(tmp_path / "run"))
     command = [sys.executable, "-c", code]
@@ -1125,10 +1123,10 @@ def test_f21_the_environment_does_not_change_the_run(name, tmp_path):
     assert ran.stdout.split() == [uninterrupted("plain")], ran.stderr[-2000:]
 
 
-# F22: a callback raises.
+# Callbacks that raise.
 
 
-def test_f22_a_callback_that_raises_leaves_the_state_intact(tmp_path):
+def test_a_callback_that_raises_leaves_the_state_intact(tmp_path):
     seen, program = [], small_vae()
 
     def broken(program, record):
@@ -1149,7 +1147,7 @@ def test_f22_a_callback_that_raises_leaves_the_state_intact(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_f22_what_a_callback_raises_loses_no_epoch(error, tmp_path):
+def test_an_error_in_a_callback_loses_no_epoch(error, tmp_path):
     def broken(program, record):
         if record.epoch == 2:
             raise error("mine")
@@ -1161,7 +1159,7 @@ def test_f22_what_a_callback_raises_loses_no_epoch(error, tmp_path):
     assert fit(tmp_path) == uninterrupted("plain")
 
 
-def test_history_csv_is_whole_after_every_interruption(tmp_path):
+def test_history_csv_is_complete_after_every_interruption(tmp_path):
     for step in (3, 6, 11):
         stopped(tmp_path, step)
     fit(tmp_path)
@@ -1169,7 +1167,7 @@ def test_history_csv_is_whole_after_every_interruption(tmp_path):
     assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
 
 
-def test_the_finished_model_is_that_of_the_program(tmp_path):
+def test_the_saved_model_equals_the_program(tmp_path):
     program = small_vae()
     pv.fit(program, bits(), run_dir=tmp_path, ema_decay=0.9, validation=bits(9), **SETTINGS)
     found = pv.load(tmp_path / "model.safetensors")

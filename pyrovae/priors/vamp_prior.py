@@ -16,7 +16,7 @@ NUM_PSEUDO_INPUTS = 500  # Tomczak & Welling 2018
 
 
 def _some_rows(data: Tensor) -> Tensor:
-    """At most 500 rows of (N, *event) data, chosen at random."""
+    """Return at most 500 rows of (N, *event) data, chosen at random."""
     chosen = torch.randperm(len(data))[:NUM_PSEUDO_INPUTS]
     return data[chosen].to(torch.get_default_dtype())
 

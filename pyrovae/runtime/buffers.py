@@ -1,15 +1,15 @@
-"""Buffers as they were: running statistics move in the forward pass, whatever comes of a step."""
+"""Buffers as they were: a forward pass moves running statistics, even if its step is discarded."""
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 
 class BuffersBefore:
-    """Copies of a module's buffers, to put back after a forward pass that is not to count.
+    """Copies of a module's buffers, to restore after a forward pass that must not count.
 
-    Buffers that nobody wrote to since, such as masks and constants, cost a look each. Running
-    statistics are always taken to be written to: torch changes them without counting a version.
-    A part of one's own that writes through `.data` is not seen.
+    For buffers that were not written to, such as masks and constants, only a version number is
+    compared. Running statistics always count as written to: torch changes them without counting a
+    version. A custom part that writes through `.data` is not noticed.
 
     Example:
         >>> import torch
@@ -33,7 +33,7 @@ class BuffersBefore:
         self.versions = [buffer._version for buffer in self.buffers]
 
     def take_again(self) -> None:
-        """From here on these values are the ones before."""
+        """Update the copies to the present values."""
         for i, buffer in self._written():
             if buffer is self.buffers[i]:
                 self.copies[i].copy_(buffer.detach())
@@ -42,7 +42,7 @@ class BuffersBefore:
             self.versions[i] = buffer._version
 
     def put_back(self) -> None:
-        """Give the module its buffers with the values of the copies."""
+        """Restore the module's buffers, with the values of the copies."""
         for i, _ in self._written():
             (buffers, name), buffer = self.places[i], self.buffers[i]
             buffers[name] = buffer

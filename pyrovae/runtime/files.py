@@ -1,12 +1,12 @@
-"""Bytes on disk: written whole or not at all, read only where they are what was written.
+"""Bytes on disk: written completely or not at all, and read only if they are unchanged.
 
     write:   temporary file → fsync → rename → fsync of the folder
     seal:    "seal": SHA-256 of all bytes with 64 zeros in the seal's place
 
 A seal inside a file covers every bit of it, its own included. It finds damage; it is not a
-signature, so what reads a sealed file still trusts nothing in it. The temporary file is
-locked while it is written: two writers of one path take turns, and what a killed one left
-is taken over by the next. Links are not followed, and only regular files are read.
+signature, so whoever reads a sealed file still trusts nothing in it. The temporary file is locked
+while it is written: two writers of one path take turns, and the next one takes over what a killed
+one left. Links are not followed, and only regular files are read.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpointError
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows: there, one writer at a time is up to the user
+except ImportError:  # Windows has no such locks: there the user ensures one writer at a time
     fcntl = None
 
-MAX_JSON = 2**22  # bytes; bounds the memory that a hostile file can make Python's objects take
+MAX_JSON = 2**22  # bytes; limits the memory that a hostile file can cost
 MAX_CONTAINERS = 100_000  # lists and dicts in one JSON text, likewise
 NO_SEAL = "0" * 64
 _SEAL = re.compile(rb'seal\\?":\s*\\?"([0-9a-f]{64})')  # escaped where it is JSON in JSON
@@ -42,7 +42,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 @contextmanager
 def writing(path: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Any OSError inside becomes a CheckpointError with the path and the space there is."""
+    """Turn any OSError inside into a CheckpointError with the path and the free space."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Make `path` hold `data`: whoever opens it, even after a crash, sees the old or the new.
 
     Raises:
-        CheckpointError: it cannot be written; what was there stays, and nothing else is left.
+        CheckpointError: it cannot be written; the old content stays, and nothing else is left.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path, len(data)):
@@ -67,7 +67,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise IsADirectoryError(0, "it is a folder")
         fd = locked_file(temporary, wait=True)
         try:
-            os.ftruncate(fd, 0)  # a killed process may have left some
+            os.ftruncate(fd, 0)  # a killed process may have left data
             _write_all(fd, data)
             os.fsync(fd)
             os.replace(temporary, path)
@@ -102,13 +102,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 def locked_file(path: Path, *, wait: bool) -> int:
-    """A descriptor of the file at `path`, made if need be, under an exclusive lock.
+    """Return a descriptor of the file at `path`, created if needed, under an exclusive lock.
 
-    The lock ends with the descriptor, so with the process at the latest, however it ends.
+    The lock ends with the descriptor, and with the process at the latest, however that ends.
 
     Raises:
         BlockingIOError: another descriptor has the lock, and wait is false.
-        OSError: the file is a link, or no regular file with one name.
+        OSError: the file is a link, or not a regular file with a single name.
     """
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
@@ -118,7 +118,7 @@ def locked_file(path: Path, *, wait: bool) -> int:
             if _is_still_at(fd, path):
                 is_plain = stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_nlink == 1
                 if not is_plain:
-                    raise OSError(0, f"{path.name} is no regular file of its own")
+                    raise OSError(0, f"{path.name} is not a regular file with a single name")
                 return fd
         except BaseException:
             os.close(fd)
@@ -145,7 +145,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 @contextmanager
 def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
-    """A descriptor for reading a regular file; CheckpointError where there is none."""
+    """Open a regular file for reading, as a descriptor; CheckpointError if there is none."""
     try:
         fd = os.open(path, _READ | (0 if follow_links else _NO_LINK))
     except OSError as error:
@@ -153,7 +153,7 @@ def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
         raise CheckpointError(f"{path} cannot be opened: {reason}. Check the path.") from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise CheckpointError(f"{path} is no regular file. Give the path of a saved file.")
+            raise CheckpointError(f"{path} is not a regular file. Give the path of a saved file.")
         yield fd
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -162,11 +162,11 @@ def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
 
 
 def read_exactly(fd: int, size: int, path: Path) -> bytearray:
-    """The next `size` bytes of the file; CorruptCheckpointError where it ends before."""
+    """Return the next `size` bytes of the file; CorruptCheckpointError if it ends earlier."""
     try:
         data = bytearray(size)
     except MemoryError:
-        raise CorruptCheckpointError(f"{path}: {size:,} bytes exceed the memory.", path) from None
+        raise CorruptCheckpointError(f"{path}: no memory for {size:,} bytes.", path) from None
     rest, file = memoryview(data), io.FileIO(fd, closefd=False)
     while rest:
         count = file.readinto(rest)
@@ -179,23 +179,23 @@ def read_exactly(fd: int, size: int, path: Path) -> bytearray:
     return data
 
 
-# Texts.
+# JSON and seals.
 
 
 def json_bytes(value: Any, **options: Any) -> bytes:
-    """Compact JSON in ASCII."""
+    """Return compact JSON in ASCII."""
     return json.dumps(value, separators=(",", ":"), **options).encode("ascii")
 
 
 def readable_json(value: Any, name: str) -> bytes:
-    """Compact JSON that `parse_json` will take.
+    """Return compact JSON that `parse_json` will accept.
 
     Args:
-        value: to be written.
-        name: what an error calls it.
+        value: what to write.
+        name: how an error message refers to it.
 
     Raises:
-        ConfigError: it has more bytes or brackets than are read again.
+        ConfigError: it has more bytes or brackets than `parse_json` accepts.
 
     Example:
         >>> readable_json({"a": [1, None]}, "the state")
@@ -207,22 +207,22 @@ def readable_json(value: Any, name: str) -> bytes:
 
 
 def check_readable(data: bytes, name: str) -> None:
-    """ConfigError where `parse_json` would refuse the text for its size."""
+    """Raise a ConfigError if `parse_json` would refuse the text for its size."""
     size, containers = _size(data)
     if size > MAX_JSON or containers > MAX_CONTAINERS:
         raise ConfigError(
-            f"{name} would take {size:,} bytes and {containers:,} brackets of JSON, but no more "
-            f"than {MAX_JSON:,} and {MAX_CONTAINERS:,} are read: it could not be loaded again.\n"
+            f"{name} would take {size:,} bytes and {containers:,} brackets of JSON, but at most "
+            f"{MAX_JSON:,} and {MAX_CONTAINERS:,} are read: it could not be loaded again.\n"
             "Nothing was written; what was saved before is unchanged. Keep long lists of numbers "
-            "as tensors or arrays, and fewer parts."
+            "as tensors or arrays, and use fewer parts."
         )
 
 
 def parse_json(data: bytes | bytearray, path: Path) -> Any:
-    """The value of a JSON text from a file that may be hostile.
+    """Return the value of a JSON text from a file that may be hostile.
 
     Raises:
-        CorruptCheckpointError: it is no JSON, too large, too deep, or has a key twice.
+        CorruptCheckpointError: it is not JSON, too large, too deep, or has duplicate keys.
 
     Example:
         >>> parse_json(b'{"a": [1, null]}', Path("x"))
@@ -245,19 +245,19 @@ def parse_json(data: bytes | bytearray, path: Path) -> Any:
 
 
 def _size(data: bytes | bytearray) -> tuple[int, int]:
-    """Bytes and brackets, those inside of texts included."""
+    """Return the number of bytes, and of brackets, including those inside strings."""
     return len(data), data.count(b"{") + data.count(b"[")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a duplicate key")
     return unique
 
 
 def sealed(text: bytes) -> bytes:
-    """The text with its seal put in where it has `"seal":"000…"`.
+    """Return the text with its seal in the place of `"seal":"000…"`.
 
     Example:
         >>> text = sealed(json_bytes({"a": 1, "seal": NO_SEAL}))
@@ -268,7 +268,7 @@ def sealed(text: bytes) -> bytes:
 
 
 def check_seal(text: bytes | bytearray, path: Path, rest: Iterable[bytes] = ()) -> None:
-    """CorruptCheckpointError unless a text, and the bytes after it, are as they were sealed."""
+    """Raise a CorruptCheckpointError unless a text, and the bytes after it, match the seal."""
     found = _SEAL.search(text)
     start, end = found.span(1) if found else (0, 0)
     expected = text[start:end].decode() or "no seal"
@@ -287,5 +287,5 @@ def check_seal(text: bytes | bytearray, path: Path, rest: Iterable[bytes] = ()) 
 
 
 def sha256(data: bytes | bytearray | memoryview) -> str:
-    """The SHA-256 of some bytes, in hex."""
+    """Return the SHA-256 of some bytes, in hex."""
     return hashlib.sha256(data).hexdigest()

@@ -1,15 +1,15 @@
-"""Fewer and cheaper operations in a recorded graph, for the same numbers bit for bit.
+"""Fewer and cheaper operations in a traced graph, with the same results bit for bit.
 
-Autograd writes down each rule in full, and the recorder each call; of a step's operations on a
-small network, most cost more to call than to compute. `simplified` takes out
+Autograd spells out every rule, and tracing every call. Most operations of a step of a small network
+cost more to call than to compute. `simplified` removes
 
     identities   a view of the same shape, (aᵀ)ᵀ, a / 1, a ** 1, a split into or a join of one
     constants    what depends on no input is computed once
-    twins        the same operation on the same inputs
-    unused       what nobody reads
+    duplicates   the same operation on the same inputs
+    unused       results that are never read
 
-and calls what is left by torch's Python bindings, at half the cost of its operator overloads.
-What is drawn or written into stays as it is. The inductor has passes of its own for all of this.
+and calls the rest through torch's Python bindings, at half the cost of its operator overloads.
+Draws, and memory that is written into, stay as they are. The inductor has its own passes for this.
 """
 
 import operator
@@ -30,23 +30,23 @@ POWERS = {aten.div.Tensor: 1, aten.mul.Tensor: 1, aten.pow.Tensor_Scalar: 1}
 
 
 def simplified(graph: GraphModule, *inputs: Tensor) -> GraphModule:
-    """The graph, changed in place, with fewer and cheaper operations for the same numbers.
+    """Simplify the graph in place, and return it: fewer, cheaper operations, the same results.
 
     Args:
-        graph: of operator overloads, as `recording.recorded` gives it.
-        inputs: what it was recorded with; each cheaper call is tried on them.
+        graph: of operator overloads, as `tracing.traced` returns it.
+        inputs: what it was traced with; each cheaper call is tried on them.
 
     Example:
-        >>> from pyrovae.runtime.tracing import recorded
+        >>> from pyrovae.runtime.tracing import traced
         >>> x = torch.ones(2, 2)
-        >>> graph = simplified(recorded(lambda x: x.t().t() ** 1 + torch.ones(2), x), x)
+        >>> graph = simplified(traced(lambda x: x.t().t() ** 1 + torch.ones(2), x), x)
         >>> [node.name for node in graph.graph.nodes if node.op == "call_function"]
         ['add']
     """
     without_identities(graph)
     written = set(_written(graph))
     _fold_constants(graph, written)
-    _merge_twins(graph, written)
+    _merge_duplicates(graph, written)
     without_unused(graph)
     with torch.no_grad():
         _Bindings(graph).run(*inputs)
@@ -55,9 +55,9 @@ def simplified(graph: GraphModule, *inputs: Tensor) -> GraphModule:
 
 
 def without_identities(graph: GraphModule) -> GraphModule:
-    """The graph, changed in place, without operations that give their input again.
+    """Remove operations that return their input, in place, and return the graph.
 
-    Detaching is one of them: nothing in the graph takes a gradient any more.
+    Detaching is one of them: the graph no longer takes gradients.
     """
     for node in list(graph.graph.nodes):
         source = _unchanged(node)
@@ -67,21 +67,21 @@ def without_identities(graph: GraphModule) -> GraphModule:
 
 
 def without_unused(graph: GraphModule) -> GraphModule:
-    """The graph, changed in place, without operations that nobody reads."""
+    """Remove operations whose results are never read, in place, and return the graph."""
     graph.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or acts(n.target))
     graph.recompile()
     return graph
 
 
 def acts(target: Any) -> bool:
-    """Whether an operation does more than give its result: writes, or draws."""
+    """Whether an operation does more than return its result: it writes, or draws."""
     if not isinstance(target, torch._ops.OpOverload):
         return False
     return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
 
 
 def _unchanged(node: Node) -> Node | None:
-    """The node whose numbers this one gives again, if there is such a node."""
+    """Return the node whose values this one repeats, if there is one."""
     target, args = node.target, node.args
     if target in RESHAPES or (target in POWERS and args[1:] == (POWERS[target],)):
         return args[0]
@@ -102,7 +102,7 @@ def _same_form(node: Node, source: Node) -> bool:
 
 
 def _written(graph: GraphModule) -> Iterator[Node]:
-    """The nodes whose memory an operation writes into, those that they are views of included."""
+    """Yield the nodes whose memory is written into, including those that they are views of."""
     for node in graph.graph.nodes:
         if node.op == "call_function" and acts(node.target):
             for argument in node.all_input_nodes:
@@ -110,7 +110,7 @@ def _written(graph: GraphModule) -> Iterator[Node]:
 
 
 def _memory(node: Node) -> Iterator[Node]:
-    """A node and those that it may be a view of."""
+    """Yield a node and those that it may be a view of."""
     yield node
     schema = getattr(node.target, "_schema", None)
     is_view = schema is not None and any(a.alias_info for a in schema.arguments)
@@ -120,7 +120,7 @@ def _memory(node: Node) -> Iterator[Node]:
 
 
 def _fold_constants(graph: GraphModule, written: set[Node]) -> None:
-    """Compute once what depends on no input; results of the graph stay tensors of each call."""
+    """Compute once what depends on no input; the graph still returns new tensors at each call."""
     returned, values = _returned(graph), dict[Node, Any]()
     for node in graph.graph.nodes:
         is_pure = node.op == "call_function" and not acts(node.target) and node not in written
@@ -144,7 +144,7 @@ def _fold_constants(graph: GraphModule, written: set[Node]) -> None:
 
 
 def _returned(graph: GraphModule) -> set[Node]:
-    """The nodes whose memory the caller gets, who may write into it."""
+    """Return the nodes whose memory the caller receives, and may write into."""
     output = next(iter(graph.graph.find_nodes(op="output")))
     return {m for node in output.all_input_nodes for m in _memory(node)}
 
@@ -156,7 +156,7 @@ def _empty_like(node: Node) -> Tensor:
 
 
 def _multiply_by_number(node: Node, constant: Node, value: Tensor) -> None:
-    """A product with a constant that is one number everywhere, by that number."""
+    """Multiply by a number instead of a constant tensor that holds this number everywhere."""
     if node.target is not aten.mul.Tensor or not value.is_floating_point() or not value.numel():
         return
     first, second = node.args
@@ -167,11 +167,11 @@ def _multiply_by_number(node: Node, constant: Node, value: Tensor) -> None:
         node.args = (other, number.item())
 
 
-def _merge_twins(graph: GraphModule, written: set[Node]) -> None:
-    """Do the same operation on the same inputs once, but for memory that someone writes into.
+def _merge_duplicates(graph: GraphModule, written: set[Node]) -> None:
+    """Do the same operation on the same inputs once, except for memory that is written into.
 
     torch.fx's CSEPass is for functional graphs only: it merges draws, results that the caller may
-    write into, and x + 1 with x + 1.0 (test_simplifying, with "draws" and "no twins" the first).
+    write into, and x + 1 with x + 1.0. Three tests of test_simplifying fail with it.
     """
     first: dict[Any, Node] = {}
     own = written | _returned(graph)
@@ -180,13 +180,13 @@ def _merge_twins(graph: GraphModule, written: set[Node]) -> None:
             continue
         if node in own or not written.isdisjoint(node.all_input_nodes):
             continue
-        twin = first.setdefault(_key((node.target, node.args, node.kwargs)), node)
-        if twin is not node:
-            node.replace_all_uses_with(twin)
+        original = first.setdefault(_key((node.target, node.args, node.kwargs)), node)
+        if original is not node:
+            node.replace_all_uses_with(original)
 
 
 def _key(value: Any) -> Any:
-    """A hashable form of an operation's arguments; 1, 1.0 and True are three."""
+    """Return a hashable form of an operation's arguments, in which 1, 1.0 and True differ."""
     if isinstance(value, list | tuple):
         return tuple(map(_key, value))
     if isinstance(value, dict):
@@ -195,7 +195,7 @@ def _key(value: Any) -> Any:
 
 
 class _Bindings(Interpreter):
-    """Runs a graph once; each operation whose Python binding gives the same bits is then it."""
+    """Runs a graph once, and replaces each operation by its Python binding if the bits agree."""
 
     def run_node(self, node: Node) -> Any:
         result = super().run_node(node)
@@ -214,7 +214,7 @@ class _Bindings(Interpreter):
 
 
 def _binding(target: Any) -> Callable | None:
-    """What Python calls where C++ has this operator; None without one in C."""
+    """Return the Python function of an operator; None unless it is implemented in C."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return None
     name = target._schema.name.removeprefix("aten::")

@@ -1,13 +1,13 @@
-"""What a recorded graph takes from a program's Python: constants, watched for changes.
+"""What a traced graph takes from a program's Python: constants, watched for changes.
 
 Parameters and buffers are inputs of a graph. Any other attribute is read once, while the step is
-recorded: a number, a tensor that is no buffer, a list or dict of these. `Constants` tells which of
-them is another one now; `Copies` puts back what the recording itself changed. Both look at
+traced: a number, a tensor that is not a buffer, a list or dict of these. `Constants` says which of
+them has changed since; `Copies` restores what tracing itself changed. Both compare
 
-    numbers, texts, tensors, arrays    their contents, of any nesting of lists, tuples, sets, dicts
-    other objects                      identity, and the numbers and tensors among their attributes
+    numbers, strings, tensors, arrays    contents, in any nesting of lists, tuples, sets, dicts
+    other objects                        identity, and numbers and tensors among their attributes
 
-Nothing is looked at in a step. Closures, globals and attributes of classes are not watched.
+Nothing is compared during a step. Closures, globals and class attributes are not watched.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ NUMBERS = (type(None), bool, int, float, complex, str, bytes)
 ARRAYS = (Tensor, np.ndarray)
 CONTAINERS = (list, tuple, deque, set, frozenset, dict)
 KNOWN = (*NUMBERS, *ARRAYS, *CONTAINERS)
-# parameters, buffers, submodules and hooks, which graphs see or refuse by themselves
+# parameters, buffers, submodules and hooks, which graphs take as inputs or refuse
 TORCHS_OWN = frozenset(vars(nn.Module())) - {"training"}
 
 
 class Constants:
-    """The attributes of a program and its submodules, as they are when this is made.
+    """The attributes of a program and its submodules at the time of construction.
 
-    It holds a digest of each, no copies.
+    It holds a digest of each, not a copy.
 
     Args:
         program: the module.
@@ -50,10 +50,10 @@ class Constants:
     def __init__(self, program: nn.Module):
         self.program, self.digests = program, _digests(program)
         found = _all_within(program)
-        self.alive = [v for v in found if not isinstance(v, KNOWN)]  # so that an id stays its own
+        self.alive = [v for v in found if not isinstance(v, KNOWN)]  # so that no id is reused
 
     def change(self) -> str | None:
-        """Which attribute is another one now, in words; None for none."""
+        """Say which attribute has changed; None for none."""
         now = _digests(self.program)
         for holder, name in {**now, **self.digests}:
             if now.get((holder, name)) != self.digests.get((holder, name)):
@@ -63,7 +63,7 @@ class Constants:
 
 
 class Copies:
-    """Copies of all that a program's Python may write into; hold them no longer than needed.
+    """Copies of everything that a program's Python may write into; keep them only briefly.
 
     Example:
         >>> layer = nn.Identity()
@@ -84,7 +84,7 @@ class Copies:
         self.requires_grad = [(p, p.requires_grad) for p in program.parameters()]
 
     def put_back(self) -> None:
-        """Make the program's Python what it was, in place."""
+        """Restore the program's Python attributes, in place."""
         with torch.no_grad():
             for value, copy in self.copies:
                 _put_back(value, copy)
@@ -93,7 +93,7 @@ class Copies:
 
 
 def _copy(value: Any) -> Any:
-    """A copy of the plain kind: a subclass may make its own otherwise."""
+    """Return a copy of the built-in type: a subclass may need other arguments."""
     if isinstance(value, ARRAYS):
         return value.detach().clone() if isinstance(value, Tensor) else value.copy()
     return _plain(value)(value)
@@ -148,7 +148,7 @@ def _digest(value: Any) -> bytes:
 
 
 def _within(value: Any, above: tuple[int, ...] = ()) -> Iterator[Any]:
-    """A value and all that it holds, a container before what is in it."""
+    """Yield a value and everything that it holds, a container before its items."""
     yield value
     if id(value) in above:  # a list may hold itself
         return
@@ -157,7 +157,7 @@ def _within(value: Any, above: tuple[int, ...] = ()) -> Iterator[Any]:
     if isinstance(value, dict):
         parts = (part for item in value.items() for part in item)
     elif isinstance(value, set | frozenset):
-        parts = sorted(value, key=repr)  # whose own order is by chance
+        parts = sorted(value, key=repr)  # a set has no order
     elif isinstance(value, CONTAINERS):
         parts = value
     elif _is_object(value):
@@ -168,13 +168,13 @@ def _within(value: Any, above: tuple[int, ...] = ()) -> Iterator[Any]:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether it has attributes and is no tensor, container, class or Python module."""
+    """Whether it has attributes and is not a tensor, container, class or Python module."""
     is_other = isinstance(value, (*KNOWN, type, ModuleType))
     return not is_other and isinstance(getattr(value, "__dict__", None), dict)
 
 
 def _pieces(value: Any) -> Iterator[bytes | memoryview]:
-    """What tells a value from others, but for what it holds."""
+    """Yield what distinguishes a value from others, except for what it holds."""
     yield f"\n{type(value).__name__} ".encode()
     if isinstance(value, NUMBERS):
         yield repr(value).encode()
@@ -189,7 +189,7 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
 
 
 def _contents(value: Tensor | np.ndarray) -> memoryview | None:
-    """The bytes of its numbers; None where these cannot be had, or are no constants."""
+    """Return the bytes of its numbers; None if there is no access, or they are not constant."""
     try:
         if isinstance(value, np.ndarray):
             return np.ascontiguousarray(value).view(np.uint8).data

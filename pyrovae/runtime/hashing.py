@@ -1,4 +1,4 @@
-"""SHA-256 of arrays, over chunks."""
+"""SHA-256 of arrays, computed in chunks."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from pyrovae.checks.places import chunks
 
 
 def sha256(column: Tensor) -> str:
-    """SHA-256 of the numbers of a tensor, row after row, in its own dtype.
+    """Return the SHA-256 of a tensor's numbers, row by row, in its own dtype.
 
     Example:
         >>> sha256(torch.zeros(2, 3)) == sha256(torch.zeros(3, 2)) != sha256(torch.ones(2, 3))
@@ -24,7 +24,7 @@ def sha256(column: Tensor) -> str:
 
 
 def sha256_of_arrays(arrays: Iterable[np.ndarray]) -> str:
-    """SHA-256 of several arrays, one after the other.
+    """Return the SHA-256 of several arrays, one after another.
 
     Example:
         >>> len(sha256_of_arrays([np.zeros(2), np.ones(1)]))
@@ -37,7 +37,7 @@ def sha256_of_arrays(arrays: Iterable[np.ndarray]) -> str:
 
 
 def as_bytes(rows: Tensor) -> memoryview:
-    """The bytes of a tensor, without a copy where it is contiguous and in main memory.
+    """Return the bytes of a tensor, without a copy if it is contiguous and in main memory.
 
     Example:
         >>> bytes(as_bytes(torch.tensor([1, 2], dtype=torch.uint8)))

@@ -1,4 +1,4 @@
-"""The memory that torch's operations take: counted, and kept by the C library once freed."""
+"""Memory of torch's operations: count it, and let the C library keep what was freed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ LARGEST_KEPT = 2**25 - 2**16  # bytes; glibc learns from blocks below 32 MiB onl
 
 
 class _Bytes(TorchDispatchMode):
-    """Adds up the bytes of what every operation gives; views count too."""
+    """Add up the bytes of the output of every operation; views do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ def _is_view(func: Any) -> bool:
 
 
 def bytes_of(function: Callable[[], Any]) -> int:
-    """The bytes of all outputs of all torch operations that the function calls.
+    """Return the total size of the outputs of all torch operations that a function calls.
 
     Example:
         >>> bytes_of(lambda: torch.zeros(3) + 1)
@@ -42,12 +42,12 @@ def bytes_of(function: Callable[[], Any]) -> int:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let the C library keep blocks that were freed, for the next chunk to use.
+    """Let the C library keep freed blocks, so that the next chunk can reuse them.
 
-    By default glibc gives them back to the system, which clears every page before it hands
-    it out again: a third of the time of an IWAE evaluation was spent on that. It raises its
-    threshold (M_MMAP_THRESHOLD, and M_TRIM_THRESHOLD to twice that) when a large block is
-    freed, so one is: never written to, it takes no memory. Harmless elsewhere.
+    By default glibc returns them to the system, which clears every page before handing it out
+    again: a third of the time of an IWAE evaluation went there. It raises its threshold
+    (M_MMAP_THRESHOLD, and M_TRIM_THRESHOLD to twice that) when a large block is freed, so this
+    function frees one. It is never written to, so it takes no memory. Harmless elsewhere.
 
     Example:
         >>> keep_freed_memory(torch.device("cpu"))

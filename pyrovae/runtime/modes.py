@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def module_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Train or eval mode inside the block, each submodule's own mode back after it.
+    """Set train or eval mode inside the block, and restore each submodule's own mode after it.
 
     Example:
         >>> dropout = nn.Dropout()

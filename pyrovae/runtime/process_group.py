@@ -2,25 +2,25 @@
 
     torchrun --nproc-per-node 2 script.py        `fit` in the script joins the two processes
 
-Rank r of W takes the rows r, r + W, … of each batch, its share of b_r data, and one all-reduce an
-update adds up what all have:
+Rank r of W takes the rows r, r + W, … of each batch, a shard of b_r data. One all-reduce per update
+sums the gradients of all ranks:
 
-    gradient = Σ_r Σ_{i in share r} ∇l_i / Σ_r b_r
+    gradient = Σ_r Σ_{i in shard r} ∇l_i / Σ_r b_r
 
-so that of a batch of 7 each datum counts once. A hook on gradients would not fire in a
-recorded step, so the sum is explicit; whether a share diverged, or a signal came, rides along in
-it, and all processes stop after the same update.
+so each datum counts once, even in a batch of 7. A hook on gradients would not fire in a traced
+step, so the sum is explicit. It also carries whether a shard diverged or a signal arrived, so all
+processes stop after the same update.
 
-All ranks draw the same order of data, from a stream of its own, and different noise. Initial
-weights, seed, validation and callbacks are those of rank 0, which alone writes; buffers that
-training changes are its own after each epoch. `fit` joins the processes that `torchrun`
-launched (gloo on CPUs, NCCL on GPUs), or those that the caller has joined already. Whoever waits
-longer than PYROVAE_TIMEOUT seconds for another gives up: validation, callbacks and saving, for
-which the others wait, must take less.
+All ranks draw the same order of data, from a separate stream, but different noise. Initial weights,
+seed, validation and callbacks are those of rank 0, which alone writes; buffers that training
+changes are synchronized to rank 0 after each epoch. `fit` joins the processes that `torchrun`
+launched (gloo on CPUs, NCCL on GPUs), or those that the caller has joined already. A process that
+waits longer than PYROVAE_TIMEOUT seconds for another gives up: validation, callbacks and saving,
+for which the others wait, must take less.
 
-Not here: data that differ by rank. Each process is given all data and gathers its share of each
-batch; of a memory-mapped file it reads every window, of a loader every batch. An objective that
-is no sum over data (`FreeBits`) is that of each share.
+Not supported: data that differ by rank. Each process is given all data and takes its shard of each
+batch; it reads every window of a memory-mapped file, and every batch of a loader. An objective that
+is not a sum over data (`FreeBits`) is that of each shard.
 """
 
 import json
@@ -43,9 +43,9 @@ from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.signals import Interrupts
 
 TIMEOUT = 600.0  # seconds
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 DIVERGED = -1
-PATIENCE = 3.0  # seconds for the others to say that they, too, wait
+PATIENCE = 3.0  # seconds for the others to say that they are waiting as well
 
 
 class Group:
@@ -53,10 +53,10 @@ class Group:
 
     Attributes:
         rank: of this process, from 0.
-        size: W, how many there are.
-        signal_of: () → the signal that this process was sent, or 0; told to the others.
-        signal: one that a process was sent before the latest update; 0 for none.
-        diverged: ranks whose share of the latest update was not finite.
+        size: W, the number of processes.
+        signal_of: () → the signal that this process received, or 0; sent to the others.
+        signal: one that any process received before the latest update; 0 for none.
+        diverged: ranks whose shard of the latest update was not finite.
     """
 
     def __init__(self) -> None:
@@ -75,27 +75,27 @@ class Group:
         return self.rank == 0
 
     def share(self, size: int) -> int:
-        """How many of the rows of a batch this process takes."""
+        """Return how many rows of a batch this process takes."""
         return len(range(self.rank, size, self.size))
 
     def noise(self, seed: int) -> RandomStream:
-        """The stream of this process's draws; that of rank 0 is the single process's."""
+        """Return the stream of this process's draws; rank 0 has that of a single process."""
         return RandomStream(_derived(seed, self.rank) if self.rank else seed)
 
     def order(self, seed: int) -> RandomStream:
-        """The stream of the order of data, the same for all processes."""
+        """Return the stream of the order of data, the same for all processes."""
         return RandomStream(_derived(seed, 2**32 - 1))
 
-    # What processes tell each other.
+    # Collectives.
 
     def all_reduce_gradients(
         self, gradients: list[Tensor], count: int, *, is_diverged: bool = False
     ) -> int:
-        """Add up gradients, in place, and numbers of data over all processes: one all-reduce.
+        """Sum gradients, in place, and numbers of data over all processes, by one all-reduce.
 
         Args:
-            gradients: sums over this process's share, of any shapes.
-            count: b_r, of its data.
+            gradients: sums over the shard of this process, of any shapes.
+            count: b_r, the size of its shard.
             is_diverged: whether its loss or gradients are not finite.
 
         Returns:
@@ -114,18 +114,18 @@ class Group:
         return total
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, as a new tensor."""
+        """Return the sum of a tensor over all processes, as a new tensor."""
         there = values.to(self.device, copy=True)
-        self._waited(dist.all_reduce, there)
+        self._collective(dist.all_reduce, there)
         return there.to(values.device)
 
     def broadcast(self, tensors: list[Tensor]) -> None:
-        """Give all processes, in place, the values that rank 0 has."""
+        """Set tensors to the values of rank 0, in place."""
         with torch.no_grad():
             for tensor in tensors:
                 there = tensor.to(self.device, copy=True).reshape(-1)
-                # as bytes, because gloo does not know all dtypes
-                self._waited(dist.broadcast, there.view(torch.uint8), 0)
+                # as bytes, because gloo does not support all dtypes
+                self._collective(dist.broadcast, there.view(torch.uint8), 0)
                 tensor.copy_(there.view_as(tensor))
 
     def broadcast_object(self, value: Any) -> Any:
@@ -135,20 +135,20 @@ class Group:
             value: plain values, arrays, and tensors on the CPU.
         """
         found = [value if self.is_first else None]
-        self._waited(dist.broadcast_object_list, found, 0)
+        self._collective(dist.broadcast_object_list, found, 0)
         return found[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return what each process passes, by rank; arguments as in `broadcast_object`."""
         found = [None] * self.size
-        self._waited(dist.all_gather_object, found, value)
+        self._collective(dist.all_gather_object, found, value)
         return found
 
     def check_same(self, facts: dict[str, dict[str, Any]]) -> None:
-        """ConfigError unless all processes have the same settings, program and data.
+        """Raise a ConfigError unless all processes have the same settings, program and data.
 
         Args:
-            facts: flat records by name; those of the machine may differ.
+            facts: flat records by name; the machine may differ.
         """
         texts = {name: json.dumps(fact, default=str) for name, fact in facts.items()}
         digests = {n: sha256(text.encode()).hexdigest() for n, text in texts.items()}
@@ -159,11 +159,11 @@ class Group:
                 raise ConfigError(
                     f"the {' and the '.join(names)} of rank {rank} differ from those of rank 0, "
                     "but each process takes its share of the same batches.\nGive every process "
-                    "all of the data and the same arguments; fit shares the rows out itself."
+                    "all of the data and the same arguments; fit distributes the rows itself."
                 )
 
     def agreed(self, interrupts: Interrupts) -> Callable[[], None]:
-        """A check that raises in all processes after the same update, whichever was interrupted."""
+        """Return a check that interrupts all processes after the same update."""
         self.signal_of = lambda: interrupts.received or 0
 
         def check() -> None:
@@ -173,10 +173,10 @@ class Group:
 
         return check
 
-    # When another one is gone.
+    # When another process is gone.
 
     def tell(self, error: BaseException) -> None:
-        """Let the others know why this process ends."""
+        """Tell the others why this process ends."""
         if not isinstance(error, WorkerLostError):
             line = str(error).partition("\n")[0][:200]
             self._note(f"ended with {type(error).__name__}: {line}")
@@ -185,7 +185,7 @@ class Group:
         with suppress(RuntimeError):  # the store may be gone as well
             self.store.set(_key(self.rank), text)
 
-    def _waited(self, operation: Callable, *args: Any) -> None:
+    def _collective(self, operation: Callable, *args: Any) -> None:
         try:
             operation(*args)
         except RuntimeError as error:  # of gloo and of NCCL
@@ -193,13 +193,13 @@ class Group:
             reason = str(error).rpartition("] ")[2].partition(". ")[0].strip()
             raise WorkerLostError(
                 f"rank {self.rank} of {self.size} timed out: {self._who()} ({reason[:120]}).\n"
-                "No update can be made without all processes, so this one ends too; checkpoints "
-                "are whole.\nStart the same command again, with run_dir and resume=True in fit "
-                "(torchrun --max-restarts 3 starts again by itself)."
+                "No update is possible without all processes, so this one ends too; checkpoints "
+                "are intact.\nRun the same command again, with run_dir and resume=True in fit "
+                "(torchrun --max-restarts 3 restarts by itself)."
             ) from None
 
     def _who(self) -> str:
-        """What the store knows of the processes that do not wait like this one."""
+        """Say what the store knows about the processes that are not waiting like this one."""
         silent = set(range(self.size)) - {self.rank}
         deadline, found = time.monotonic() + PATIENCE, {}
         try:
@@ -210,9 +210,9 @@ class Group:
                 time.sleep(0.05)
         except RuntimeError:
             return "another process is gone, and so is the one that would know which"
-        told = [f"rank {rank} {text}" for rank, text in sorted(found.items()) if text != "waits"]
-        told += [f"rank {rank} does not answer" for rank in sorted(silent)]
-        return "; ".join(told[:3]) or "the connection failed, or one came later than the timeout"
+        lines = [f"rank {rank} {text}" for rank, text in sorted(found.items()) if text != "waits"]
+        lines += [f"rank {rank} does not answer" for rank in sorted(silent)]
+        return "; ".join(lines[:3]) or "the connection failed, or one came later than the timeout"
 
 
 def _key(rank: int) -> str:
@@ -220,12 +220,12 @@ def _key(rank: int) -> str:
 
 
 def _derived(seed: int, number: int) -> int:
-    # not seed + number, which would be another run's seed
+    # not seed + number, which would be the seed of another run
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
 
 
 def is_first() -> bool:
-    """Whether this process is rank 0, or the only one: the one that writes and prints.
+    """Whether this process is rank 0 or the only one: the one that writes and prints.
 
     Example:
         >>> is_first()
@@ -242,16 +242,16 @@ def _is_launched() -> bool:
 
 @contextmanager
 def processes(program: nn.Module, device: Any = None) -> Iterator[Group | None]:
-    """The processes that share this run, joined for the block; None where there is only this one.
+    """Join the processes that share this run, inside the block; None if this is the only one.
 
     Args:
-        program: on a GPU they are joined by NCCL, else by gloo.
-        device: where the program is about to be moved; None leaves it. A process takes the GPU
-            of its local rank.
+        program: on a GPU they are joined by NCCL, otherwise by gloo.
+        device: where the program will be moved; None leaves it. A process takes the GPU of its
+            local rank.
 
     Raises:
-        WorkerLostError: another process ended, or was not there in time.
-        ConfigError: PYROVAE_TIMEOUT is no number of seconds.
+        WorkerLostError: another process ended, or did not arrive in time.
+        ConfigError: PYROVAE_TIMEOUT is not a number of seconds.
 
     Example:
         >>> with processes(nn.Linear(2, 1)) as group:
@@ -262,13 +262,13 @@ def processes(program: nn.Module, device: Any = None) -> Iterator[Group | None]:
     if not is_joined and not _is_launched():
         yield None
         return
-    hook = sys.excepthook  # torch puts one of its own there each time
+    hook = sys.excepthook  # torch replaces it each time
     if not is_joined:
         _join(is_cuda=str(device or next(program.parameters()).device).startswith("cuda"))
     group = Group()
     try:
         yield group if group.size > 1 else None
-        group.all_reduce(torch.zeros(1))  # whoever returns finds what rank 0 wrote
+        group.all_reduce(torch.zeros(1))  # so that rank 0 has written everything
     except BaseException as error:
         group.tell(error)
         raise
@@ -284,15 +284,15 @@ def _join(*, is_cuda: bool) -> None:
     backend, timeout = "nccl" if is_cuda else "gloo", _timeout()
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        # a fresh part of the store for each run: gloo takes addresses of an earlier one as its own
+        # a new prefix for each run: gloo would take the addresses of an earlier run for its own
         store = dist.PrefixStore(f"pyrovae/{store.add(f'pyrovae/{rank}', 1)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError as error:
         rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
         raise WorkerLostError(
             f"rank {rank} could not join the {size} processes of the run: "
-            f"{str(error).partition(chr(10))[0][:200]}.\nAll of them must call fit; those that "
-            "are later than PYROVAE_TIMEOUT seconds are not waited for."
+            f"{str(error).partition(chr(10))[0][:200]}.\nAll of them must call fit within "
+            "PYROVAE_TIMEOUT seconds."
         ) from None
 
 
@@ -302,6 +302,6 @@ def _timeout() -> timedelta:
         if float(text) > 0:
             return timedelta(seconds=float(text))
     raise ConfigError(
-        f"PYROVAE_TIMEOUT is {text!r}, but it is how many seconds processes wait for each other.\n"
+        f"PYROVAE_TIMEOUT is {text!r}, but it is the seconds that processes wait for each other.\n"
         "Set it to a number above 0, such as 600."
     )

@@ -1,4 +1,4 @@
-"""A separate random stream for torch, NumPy and `random`, with a state that can be kept."""
+"""A separate random stream for torch, NumPy and `random`, with a state that can be saved."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 
 
 class RandomStream:
-    """A generator state of its own for torch, NumPy and `random`.
+    """A separate generator state for torch, NumPy and `random`.
 
     While the `with` block runs, the global generators continue this stream; after it,
     they are the caller's again, and the stream remembers where it stopped. Entering
@@ -41,7 +41,7 @@ class RandomStream:
 
     @property
     def state(self) -> tuple:
-        """Where the stream stands, inside its `with` block too; setting it makes it jump there."""
+        """The current state, also inside the `with` block; setting it makes the stream jump."""
         return _global_state() if self.is_running else self._state
 
     @state.setter
@@ -66,8 +66,7 @@ class RandomStream:
 
 def _seed_torch(seed: int) -> None:
     if torch.cuda.is_available() and not torch.cuda.is_initialized():
-        # torch.manual_seed would leave a seed behind for the GPUs, whenever the caller first
-        # uses them
+        # torch.manual_seed would leave a seed behind for the GPUs, which the caller may use later
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)

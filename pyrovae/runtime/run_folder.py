@@ -1,15 +1,15 @@
-"""The folder of a training run: its steps, and the lock on it.
+"""The folder of a training run: its steps, and its lock.
 
-    run/lock                        held by flock while the run goes on; says who holds it
-    run/step-00001000/              a complete step: the name appears by a rename, at the end
+    run/lock                        held by flock during the run; says who holds it
+    run/step-00001000/              a complete step: a rename makes the name appear, at the end
         tensors.safetensors         the tensors of the state
-        state.json                  the rest of it
+        state.json                  the rest of the state
         manifest.json               size and SHA-256 of both, sealed
     run/step-00001000.2/            the same step, reached again after the first was damaged
-    run/diverged-00001204/          for looking at; never resumed from
+    run/diverged-00001204/          for inspection; never resumed from
     run/*.tmp                       what a killed run was writing; removed by the next
 
-At least two complete steps are kept, so one can be damaged and the run still goes on.
+At least two complete steps are kept, so the run can be resumed even if one is damaged.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ from pyrovae.runtime.tensor_file import (
 )
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-STATE_NAME = "the state of the run beside its tensors"
+STATE_NAME = "the state of the run without its tensors"
 _NAME = re.compile(r"(step|diverged)-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 _LEFTOVER = re.compile(rf"(?:{_NAME.pattern}|\..*)\.tmp")
 
@@ -70,8 +70,8 @@ class Checkpoint(NamedTuple):
     """A complete step of a run.
 
     Attributes:
-        step: how many batches had been taken; several may share an update.
-        state: what `save_step` was given.
+        step: the number of batches so far; several may share an update.
+        state: as it was given to `save_step`.
         path: its folder.
     """
 
@@ -83,17 +83,17 @@ class Checkpoint(NamedTuple):
 class RunFolder:
     """The folder of one training run, locked while the `with` block runs.
 
-    Entering makes the folder, takes the lock (the kernel gives it back when the process ends,
-    even by kill -9) and removes what a killed run was in the middle of writing.
+    Entering creates the folder, takes the lock (the kernel releases it when the process ends, even
+    by kill -9) and removes what a killed run was writing.
 
     Args:
-        path: of the folder; made with its parents if need be. It may hold other files.
-        resume: go on from the steps in it; otherwise it must hold none.
-        keep: how many complete steps to keep, at least 2.
+        path: of the folder; created with its parents if needed. It may hold other files.
+        resume: continue from the steps in it; otherwise it must hold none.
+        keep: the number of complete steps to keep, at least 2.
 
     Raises:
         RunLockedError: another run is using it.
-        ConfigError: it holds steps, but resume is false; or an argument cannot be.
+        ConfigError: it holds steps, but resume is false; or an argument is invalid.
         CheckpointError: it cannot be written to.
 
     Example:
@@ -117,7 +117,7 @@ class RunFolder:
         try:
             if not self.resume and next(self._folders(), None):
                 raise ConfigError(
-                    f"{self.path} holds the steps of a run already.\nPass resume=True to go on "
+                    f"{self.path} holds the steps of a run already.\nPass resume=True to continue "
                     "from the newest one, or give another run_dir."
                 )
             with writing(self.path):
@@ -137,17 +137,17 @@ class RunFolder:
         """Write the state after a step, atomically, then remove steps that are no longer kept.
 
         Args:
-            step: how many batches have been taken, ≥ 0; several may share an update.
-            state: nested dicts, lists and tuples of tensors, arrays, numbers and texts.
-            is_diverged: for looking at: it is never resumed from.
+            step: the number of batches so far, ≥ 0; several may share an update.
+            state: nested dicts, lists and tuples of tensors, arrays, numbers and strings.
+            is_diverged: whether it is for inspection only, and never resumed from.
 
         Returns:
             Its folder.
 
         Raises:
-            CheckpointError: it cannot be written; the steps that there are stay as they are.
+            CheckpointError: it cannot be written; the existing steps are unchanged.
             ConfigError: the state holds something that no checkpoint can (see `pack`), or more
-                beside its tensors than would be read again; nothing is written or removed.
+                besides its tensors than can be read again; nothing is written or removed.
         """
         step = whole_number(step, "step", 0)
         if self._lock is None:
@@ -156,7 +156,7 @@ class RunFolder:
         final = self._free_name("diverged" if is_diverged else "step", step)
         temporary = final.with_name(final.name + ".tmp")
         with writing(final, sum(map(len, files.values()))):
-            if temporary.exists():  # left by a failure that could not be cleaned up
+            if temporary.exists():  # left by a failed write that could not be cleaned up
                 shutil.rmtree(temporary)
             try:
                 os.mkdir(temporary)
@@ -173,9 +173,9 @@ class RunFolder:
         return final
 
     def newest_complete(self) -> Checkpoint | None:
-        """The newest step whose files are as they were written; None where there is no step.
+        """Return the newest step whose files are unchanged; None if there is no step.
 
-        Damaged ones are passed over with one warning.
+        Damaged ones are skipped with one warning.
 
         Raises:
             CorruptCheckpointError: there are steps, but all are damaged.
@@ -198,7 +198,7 @@ class RunFolder:
 
     @property
     def newest_path(self) -> Path | None:
-        """The folder of the newest step that this run wrote or resumed from."""
+        """The folder of the newest step that this run wrote or was resumed from."""
         return next((path for path in self._steps() if path.name in self._good), None)
 
     def _locked(self) -> int:
@@ -218,18 +218,18 @@ class RunFolder:
         return fd
 
     def _folders(self) -> Iterator[tuple[str, int, int, Path]]:
-        """(kind, step, attempt, path) of each complete or damaged step."""
+        """Yield (kind, step, attempt, path) of each complete or damaged step."""
         for entry in list(os.scandir(self.path)):
             match = _NAME.fullmatch(entry.name)
             if match and entry.is_dir(follow_symlinks=False):
                 yield match[1], int(match[2]), int(match[3] or 1), self.path / entry.name
 
     def _steps(self, kind: str = "step") -> list[Path]:
-        """Newest first."""
+        """Return the folders of the steps, newest first."""
         return [path for k, *_, path in sorted(self._folders(), reverse=True) if k == kind]
 
     def _free_name(self, kind: str, step: int) -> Path:
-        """A name that is not taken: a rename cannot replace a folder that has files."""
+        """Return an unused name: a rename cannot replace a folder that has files."""
         taken = [attempt for k, s, attempt, _ in self._folders() if (k, s) == (kind, step)]
         attempt = max(taken, default=0) + 1
         return self.path / (f"{kind}-{step:08d}" + (f".{attempt}" if attempt > 1 else ""))
@@ -264,7 +264,7 @@ class RunFolder:
 
 
 def check_savable(state: Any) -> None:
-    """ConfigError where `RunFolder.save_step` would refuse the state; nothing is written.
+    """Raise a ConfigError if `RunFolder.save_step` would refuse the state; write nothing.
 
     Example:
         >>> check_savable({"epoch": 3})
@@ -275,7 +275,7 @@ def check_savable(state: Any) -> None:
 
 
 def _files(step: int, state: Any, is_diverged: bool) -> dict[str, bytes]:
-    """The files of a step, by name; the manifest last."""
+    """Return the files of a step, by name, the manifest last."""
     tensors, plain = pack(state)
     text = readable_json(plain, STATE_NAME)
     files = {TENSORS: tensor_file(tensors, {"kind": "step"}), STATE: text}
@@ -291,7 +291,7 @@ def _files(step: int, state: Any, is_diverged: bool) -> dict[str, bytes]:
 
 
 def _read(folder: Path) -> Checkpoint:
-    """A step, after all of its files were found to be as they were written."""
+    """Return a step, after checking that all of its files are unchanged."""
     manifest = _manifest(folder)
     contents = {}
     for name in (TENSORS, STATE):
@@ -303,7 +303,7 @@ def _read(folder: Path) -> Checkpoint:
 
 def _contents(fd: int, path: Path) -> Any:
     if path.name == TENSORS:
-        # copies, because the file may be removed or replaced while the run goes on
+        # copies, because the file may be removed during the run
         return {name: t.clone() for name, t in read_tensor_file(fd, path).tensors.items()}
     size = os.fstat(fd).st_size
     return parse_json(read_exactly(fd, min(size, MAX_JSON + 1), path), path)
@@ -315,7 +315,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         size = os.fstat(fd).st_size
         if size > 2**16:
             raise CorruptCheckpointError(
-                f"{path}: {size:,} bytes are too many for a manifest.", path
+                f"{path}: {size:,} bytes are too large for a manifest.", path
             )
         text = read_exactly(fd, size, path)
     manifest = parse_json(text, path)
@@ -323,13 +323,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
     check_format(manifest, path)
     step, files = manifest.get("step"), manifest.get("files")
     if type(step) is not int or not isinstance(files, dict) or set(files) != {TENSORS, STATE}:
-        raise CorruptCheckpointError(f"{path}: it does not list {TENSORS} and {STATE} alone.", path)
+        raise CorruptCheckpointError(f"{path}: it must list exactly {TENSORS} and {STATE}.", path)
     return manifest
 
 
 @contextmanager
 def _part(path: Path) -> Iterator[int]:
-    """A file of a step; one that cannot be read makes the step a damaged one."""
+    """Open a file of a step; if it cannot be read, the step is damaged."""
     try:
         with opened(path) as fd:
             yield fd
@@ -340,7 +340,7 @@ def _part(path: Path) -> Iterator[int]:
 
 
 def _check_file(fd: int, path: Path, listed: Any) -> None:
-    """CorruptCheckpointError unless a file has the size and the hash that the manifest lists."""
+    """Raise a CorruptCheckpointError unless a file has the size and hash in the manifest."""
     listed = listed if isinstance(listed, dict) else {}
     size, expected = os.fstat(fd).st_size, listed.get("bytes")
     if size != expected:
@@ -377,16 +377,16 @@ def _run_locked(folder: Path, lock: Path) -> RunLockedError:
     )
 
 
-# What a resumed run compares and restores.
+# Comparing and restoring when a run is resumed.
 
 
 def check_unchanged(then: dict[str, Any], now: dict[str, Any], *, name: str, fix: str) -> None:
-    """StateMismatchError unless two flat records are equal; the message lists what differs.
+    """Raise a StateMismatchError that lists the differences, unless two flat records are equal.
 
     Args:
         then: from the checkpoint.
         now: of this call.
-        name: of what they describe, "training data" say.
+        name: what they describe, such as "training data".
         fix: what to write instead.
 
     Example:
@@ -403,7 +403,7 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any], *, name: str, fix
 
 
 def _was_is(then: Any, now: Any) -> str:
-    """Both values; of long ones the part where they differ."""
+    """Show both values, long ones from where they differ."""
     then, now = str(then), str(now)
     pairs = enumerate(zip(then, now, strict=False))
     skip = next((i for i, (a, b) in pairs if a != b), 0) - 20
@@ -413,12 +413,12 @@ def _was_is(then: Any, now: Any) -> str:
 
 
 def restore_stream(stream: RandomStream, state: Any) -> None:
-    """Let a random stream go on from a saved `RandomStream.state`.
+    """Set a random stream to a saved `RandomStream.state`.
 
-    Generators of GPUs are restored where their number is the same.
+    The generators of GPUs are restored if their number is the same.
 
     Raises:
-        StateMismatchError: it is no state of these generators; nothing changes then.
+        StateMismatchError: it is not a state of these generators; nothing changes then.
 
     Example:
         >>> import torch
@@ -436,7 +436,7 @@ def restore_stream(stream: RandomStream, state: Any) -> None:
     *general, cuda = state
     check_like(tuple(general), before[:3], "random")
     same_devices = isinstance(cuda, list) and len(cuda) == len(before[3])
-    with RandomStream(0):  # so that a state that is refused half-way leaves nothing behind
+    with RandomStream(0):  # so that a state that is refused halfway has no effect
         stream.state = (*general, cuda if same_devices else before[3])
         try:
             with stream:

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM at a step's boundary, never within one.
+"""Ctrl-C and SIGTERM at the boundary of a step, never within one.
 
-The first signal is remembered and raised where the loop asks (`Interrupts.check`), with
-weights, optimizer and generators of the same step, so that a checkpoint can be written. A
-second one does not wait. The handlers of the process come back when the block ends.
+The first signal is remembered and raised where the loop asks for it (`Interrupts.check`). Weights,
+optimizer and generators then belong to the same step, so a checkpoint can be written. A second
+signal does not wait. The handlers of the process are restored when the block ends.
 """
 
 import signal
@@ -12,9 +12,9 @@ from typing import Any
 
 
 class Interrupts:
-    """While the `with` block runs, SIGINT and SIGTERM wait for `check`.
+    """Delay SIGINT and SIGTERM until `check` is called, while the `with` block runs.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
 
     Example:
         >>> with Interrupts() as interrupts:
@@ -43,7 +43,7 @@ class Interrupts:
         self.received = number
 
     def check(self) -> None:
-        """Raise what a signal asked for, KeyboardInterrupt or SystemExit(143), if one came."""
+        """Raise KeyboardInterrupt or SystemExit(143) if a signal has arrived."""
         if self.received is not None:
             self.is_at_boundary = True
             raise _as_exception(self.received)

@@ -1,14 +1,14 @@
-"""Nested states as named tensors and JSON, and back, without pickle.
+"""Nested states to named tensors and JSON, and back, without pickle.
 
     pack(state) = (tensors, plain),    unpack(tensors, plain) = state
 
-A state is made of dicts, lists, tuples, tensors, NumPy arrays, numbers, texts, booleans and
-None, nested at will: `state_dict` of modules, optimizers and schedulers are, and so are the
-states of generators. In `plain` each JSON object has one key that tells what it stands for:
+A state consists of dicts, lists, tuples, tensors, NumPy arrays, numbers, strings, booleans and
+None, in any nesting: the `state_dict` of modules, optimizers and schedulers does, and so do the
+states of generators. In `plain` each JSON object has one key that says what it stands for:
 
     {"tensor": name}  {"array": name}  {"tuple": […]}  {"dict": {…}}  {"items": [[key, value], …]}
 
-A tensor that occurs twice is stored once. Floats come back bit for bit.
+A tensor that occurs several times is stored once. Floats are restored bit for bit.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ Tensors = dict[str, Tensor]
 
 
 def pack(state: Any) -> tuple[Tensors, Any]:
-    """Take a nested state apart into named tensors and a value for JSON.
+    """Split a nested state into named tensors and a value for JSON.
 
     Args:
         state: as in the module's docstring.
@@ -34,7 +34,7 @@ def pack(state: Any) -> tuple[Tensors, Any]:
         The tensors, named by their path ("optimizer/state/0/exp_avg"), and the rest.
 
     Raises:
-        ConfigError: something else is in it, a function say; the message tells where.
+        ConfigError: it holds something else, such as a function; the message says where.
 
     Example:
         >>> tensors, plain = pack({"step": 3, "moments": (torch.ones(2), None)})
@@ -51,7 +51,7 @@ class _Packer:
     def __init__(self) -> None:
         self.tensors: Tensors = {}
         self.names: dict[Any, str] = {}
-        self.alive: list[Tensor] = []  # a freed one's id and memory are given to the next
+        self.alive: list[Tensor] = []  # the id and memory of a freed tensor would be reused
 
     def plain(self, node: Any, path: str) -> Any:
         if node is None or isinstance(node, bool | int | float | str):
@@ -69,7 +69,7 @@ class _Packer:
             return self.of_dict(node, path)
         raise ConfigError(
             f"{path or 'the state'} is a {type(node).__name__}, but a checkpoint holds tensors, "
-            "numbers, texts, and lists, tuples and dicts of these: nothing that would have to be "
+            "numbers, strings, and lists, tuples and dicts of these: nothing that would have to be "
             "pickled.\nKeep its state_dict(), or its settings as plain values."
         )
 
@@ -78,7 +78,7 @@ class _Packer:
             if not isinstance(key, str | int | float | None):
                 raise ConfigError(
                     f"{path or 'the state'} has a key of type {type(key).__name__}, but keys in a "
-                    "checkpoint are texts or numbers."
+                    "checkpoint are strings or numbers."
                 )
         values = {key: self.plain(value, _join(path, key)) for key, value in node.items()}
         if all(isinstance(key, str) for key in values):
@@ -98,7 +98,7 @@ class _Packer:
 
 
 def memory_of(tensor: Tensor) -> Any:
-    """Equal for two tensors that are the same numbers in the same memory."""
+    """Return a key that is equal for tensors of the same numbers in the same memory."""
     if tensor.layout is not torch.strided or not tensor.numel():
         return id(tensor)
     place = tensor.device, tensor.data_ptr(), tensor.dtype, tensor.is_neg()
@@ -119,10 +119,10 @@ def _join(path: str, key: Any) -> str:
 
 
 def unpack(tensors: Tensors, plain: Any) -> Any:
-    """The nested state that `pack` took apart; arguments and example there.
+    """Return the nested state that `pack` split; arguments and an example are there.
 
     Raises:
-        CorruptCheckpointError: they do not belong together.
+        CorruptCheckpointError: the two do not belong together.
     """
     if plain is None or isinstance(plain, bool | int | float | str):
         return plain
@@ -143,17 +143,17 @@ def unpack(tensors: Tensors, plain: Any) -> Any:
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise CorruptCheckpointError(
-        f"the state of the run holds {shortened(plain)}, which is no part of it"
+        f"the state of the run holds {shortened(plain)}, which is not part of a state"
     )
 
 
 def check_like(found: Any, expected: Any, name: str = "state") -> None:
-    """StateMismatchError unless two states have the same structure: keys, types, shapes and dtypes.
+    """Raise a StateMismatchError unless two states have the same keys, types, shapes and dtypes.
 
     Args:
         found: from a file.
-        expected: the state that it is to replace; its values do not matter.
-        name: what the message calls it.
+        expected: the state that it will replace; its values do not matter.
+        name: how the message refers to it.
 
     Example:
         >>> check_like({"w": torch.ones(2)}, {"w": torch.zeros(2)})
@@ -169,7 +169,7 @@ def check_like(found: Any, expected: Any, name: str = "state") -> None:
     elif isinstance(expected, list | tuple):
         if type(found) is not type(expected) or len(found) != len(expected):
             raise StateMismatchError(
-                f"{name}: no {type(expected).__name__} of {len(expected)} parts."
+                f"{name}: not a {type(expected).__name__} of {len(expected)} items."
             )
         for index, pair in enumerate(zip(found, expected, strict=True)):
             check_like(*pair, f"{name}/{index}")
@@ -193,7 +193,7 @@ def describe(value: Any) -> str:
 
 
 def check_keys(found: Any, expected: Any, name: str) -> None:
-    """StateMismatchError, with the first names, unless both have the same keys."""
+    """Raise a StateMismatchError with the first names unless both have the same keys."""
     missing = [str(key) for key in expected if key not in found]
     extra = [str(key) for key in found if key not in expected]
     if missing or extra:

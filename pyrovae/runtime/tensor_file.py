@@ -2,9 +2,9 @@
 
     8 bytes n │ n bytes of JSON: names, dtypes, shapes, offsets, description │ the data
 
-The library writes and reads them; any reader of safetensors can open them. `description` is a JSON
-text of pyrovae's own in the metadata, with the seal in it. The library maps the file into memory,
-so what is not looked at is not read, and compares its offsets with its size.
+The library writes and reads them, and any reader of safetensors can open them. `description` is
+pyrovae's own JSON text in the metadata, and contains the seal. The library maps the file into
+memory, so tensors are read when they are used, and checks that its offsets fit its size.
 """
 
 import os
@@ -34,7 +34,7 @@ from pyrovae.runtime.files import (
     sealed,
 )
 
-FORMAT = 1  # raise it when files of this release could not be read by the one before
+FORMAT = 1  # increase it when the previous release could not read the files of this one
 
 DTYPES = (
     *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
@@ -48,8 +48,8 @@ class TensorFile(NamedTuple):
     """What a verified file holds.
 
     Attributes:
-        tensors: by name, on the CPU, mapped from the file: copy what is to outlive it.
-        description: pyrovae's own part.
+        tensors: by name, on the CPU, mapped from the file: copy what must outlive it.
+        description: pyrovae's own part of the header.
     """
 
     tensors: dict[str, Tensor]
@@ -60,7 +60,7 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
     """Return the bytes of a tensor file; they share no memory with the tensors.
 
     Raises:
-        ConfigError: a tensor that is not dense, or a dtype or name that a file cannot hold.
+        ConfigError: a tensor is not dense, or has a dtype or name that a file cannot hold.
 
     Example:
         >>> data = tensor_file({"w": torch.zeros(2)}, {"kind": "test"})
@@ -70,7 +70,7 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
     check_tensors(tensors)
     about = {"seal": NO_SEAL, "format": FORMAT, "pyrovae": _version.__version__}
     text = json_bytes(about | {"torch": torch.__version__} | description).decode()
-    # a single entry of metadata, because the library writes several in another order each time
+    # a single entry of metadata, because the library writes several in random order
     data = safetensors.torch.save({n: _plain(t) for n, t in tensors.items()}, {"pyrovae": text})
     end = 8 + int.from_bytes(data[:8], "little")
     check_readable(data[8:end], f"the header of {len(tensors):,} tensors")
@@ -78,7 +78,7 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
 
 
 def check_tensors(tensors: dict[str, Tensor]) -> None:
-    """ConfigError unless a tensor file can hold all of them.
+    """Raise a ConfigError unless a tensor file can hold all of the tensors.
 
     Example:
         >>> check_tensors({"w": torch.zeros(2)})
@@ -99,7 +99,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def check_name(name: str) -> None:
-    """ConfigError unless the text can name a tensor in a file.
+    """Raise a ConfigError unless the text can name a tensor in a file.
 
     Example:
         >>> check_name("encoder.0.weight")
@@ -116,7 +116,7 @@ def read_tensor_file(fd: int, path: Path) -> TensorFile:
     """Verify and map the tensor file that `fd` was opened on.
 
     Raises:
-        UnsafeFormatError: it is no tensor file (a pickle, say), or not one of pyrovae's.
+        UnsafeFormatError: it is not a tensor file (but a pickle, say), or not one of pyrovae's.
         CorruptCheckpointError: it is cut or altered.
         VersionMismatchError: a later release wrote it.
     """
@@ -144,17 +144,17 @@ def read_tensor_file(fd: int, path: Path) -> TensorFile:
 
 
 def _header(fd: int, path: Path) -> bytes:
-    """Return the bytes before the data, once the library may see them.
+    """Return the bytes before the data, after what the library does not check.
 
-    It would parse 100 MB of them, and take the last of duplicate keys.
+    It parses headers of up to 100 MB, and takes the last of duplicate keys.
     """
     size = os.fstat(fd).st_size
     start = bytes(read_exactly(fd, min(size, 9), path))
     if len(start) == 9 and start[8:] != b"{":
         raise UnsafeFormatError(
-            f"{path} is no safetensors file{_kind_of(start)}; pyrovae reads no other format, and "
-            "never a pickle, which can run any code.\nLoad it with the library that wrote it, if "
-            "you trust its source, and save the model with pyrovae.save."
+            f"{path} is not a safetensors file{_kind_of(start)}; pyrovae reads no other format, "
+            "and never a pickle, which can run any code.\nLoad it with the library that wrote it, "
+            "if you trust its source, and save the model with pyrovae.save."
         )
     length = int.from_bytes(start[:8], "little")
     if len(start) < 9 or length > min(size - 8, MAX_JSON):
@@ -171,16 +171,16 @@ def _header(fd: int, path: Path) -> bytes:
 
 
 def _name_of(fd: int, path: Path) -> str:
-    """A name by which the library opens the very file that was opened, were the path another's."""
+    """Return a name under which the library opens this very file, even if the path has changed."""
     folders = (folder for folder in ("/proc/self/fd", "/dev/fd") if os.path.isdir(folder))
     return next((f"{folder}/{fd}" for folder in folders), str(path))
 
 
 def check_format(description: Any, path: Path) -> None:
-    """Raise unless a description is of a format that this release knows."""
+    """Raise an error unless a description has a format that this release knows."""
     number = description.get("format") if isinstance(description, dict) else None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise CorruptCheckpointError(f"{path}: it does not say which format it has.", path)
+        raise CorruptCheckpointError(f"{path}: its format is missing.", path)
     if number > FORMAT:
         raise VersionMismatchError(
             f"{path} has format {number}, written by pyrovae "
@@ -190,7 +190,7 @@ def check_format(description: Any, path: Path) -> None:
 
 
 def _kind_of(start: bytes) -> str:
-    """What a file seems to be, from its first bytes."""
+    """Say what a file seems to be, from its first bytes."""
     if start.startswith(b"PK"):
         return " but a zip archive, as torch.save writes"
     if start.startswith(b"\x80"):

@@ -1,4 +1,4 @@
-"""How many torch threads a training step uses."""
+"""The number of torch threads of a training step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ SMALL_STEP = 2**25  # multiplications, some milliseconds of one core with their 
 
 @contextmanager
 def threads_for(num_multiplications: int) -> Iterator[None]:
-    """One torch thread for the block where a step's matrix products are too small to share.
+    """Use one torch thread inside the block if a step's matrix products are too small to share.
 
-    On two cores, a second thread that waits for the first made steps of small networks up to
-    ten times slower; the choice depends on the work only, never on a stopwatch.
+    On two cores, a second thread that waits for the first made steps of small networks up to ten
+    times slower. The choice depends only on the amount of work, never on timing.
 
     Args:
-        num_multiplications: of one step: about batch size times parameters.
+        num_multiplications: of one step: about the batch size times the number of parameters.
 
     Example:
         >>> with threads_for(64 * 20_000):

@@ -1,9 +1,8 @@
-"""Recording a function's tensor operations as a graph, or saying why that cannot be done.
+"""Tracing a function's tensor operations into a graph, or saying why that is impossible.
 
-`recorded` runs the function once under `make_fx` and leaves no mark on the process. It refuses
-what a replay would get wrong without failing: values that became constants, draws from other
-generators, inputs that were changed. `substituted` puts the recorder's tensors for a
-module's own.
+`traced` runs the function once under `make_fx` and leaves the process as it was. It refuses what a
+replay would silently get wrong: values that became constants, draws from other generators, inputs
+that were changed. `substituted` replaces a module's own tensors by those of the tracer.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,29 +20,29 @@ from pyrovae.runtime.graph_passes import without_identities
 from pyrovae.runtime.hashing import as_bytes
 from pyrovae.runtime.random_stream import RandomStream
 
-MAX_NODES = 3000  # a larger graph takes longer to record and to compile than it saves
+MAX_NODES = 3000  # a larger graph takes longer to trace and compile than it saves
 
 
 class TracingError(Exception):
-    """A program does what no graph can repeat; the message says what."""
+    """A program does something that a graph cannot repeat; the message says what."""
 
 
-def recorded(
+def traced(
     function: Callable, *inputs: Tensor, fixed: Iterable[Tensor] = ()
 ) -> torch.fx.GraphModule:
-    """The tensor operations of function(*inputs) as a graph, leaving no mark on the process.
+    """Return the tensor operations of function(*inputs) as a graph; the process stays as it was.
 
     Args:
-        function: of tensors, to tensors.
-        inputs: what it is recorded with; the graph takes others of their shapes.
+        function: from tensors to tensors.
+        inputs: what it is traced with; the graph takes others of the same shapes.
         fixed: those of the inputs that keep their values, so that shapes may depend on them.
 
     Raises:
-        TracingError: it failed while recorded, drew from NumPy or `random`, changed one of its
-            inputs, made shapes of values, or has more than 3,000 operations.
+        TracingError: it failed while it was traced, drew from NumPy or `random`, changed one of
+            its inputs, has shapes that depend on values, or more than 3,000 operations.
 
     Example:
-        >>> graph = recorded(lambda x: x.sin() + 1, torch.zeros(2))
+        >>> graph = traced(lambda x: x.sin() + 1, torch.zeros(2))
         >>> graph(torch.zeros(2))
         tensor([1., 1.])
     """
@@ -64,17 +63,17 @@ def recorded(
     except Exception as error:
         raise TracingError(first_line(error)) from error
     finally:
-        # by value, because batch normalisation writes without counting a version
+        # by value, because batch normalization writes without counting a version
         changed = [(t, value) for t, value in saved if as_bytes(t) != as_bytes(value)]
         with torch.no_grad():
             for tensor, value in changed:
                 tensor.copy_(value)
     if changed:
-        raise TracingError("it changes a buffer (batch normalisation does)")
+        raise TracingError("it changes a buffer, as batch normalization does")
     if _draws_elsewhere(before, stream.state):
         raise TracingError("it draws from NumPy or `random`, which a graph cannot repeat")
     if next(graph.parameters(), None) is not None:
-        raise TracingError("it reaches a parameter by another way than its module")
+        raise TracingError("it reaches a parameter in another way than through its module")
     fixed = set(map(id, fixed))
     if selecting := _shape_of_values(graph, [id(t) in fixed for t in inputs]):
         raise TracingError(f"{selecting} gives a shape that depends on values")
@@ -82,7 +81,7 @@ def recorded(
     try:
         with RandomStream(0), torch.no_grad():
             graph(*inputs)
-    except Exception as error:  # the gradient of an LSTM can be recorded, and not be replayed
+    except Exception as error:  # the gradient of an LSTM can be traced, but not replayed
         raise TracingError(first_line(error)) from error
     return graph
 
@@ -93,7 +92,7 @@ def _watched(function: Callable, *args: Any) -> Any:
 
 
 class _NumbersLeft(TorchFunctionMode):
-    """Stops a recording where numbers leave torch: what is made of them would be a constant."""
+    """Stops tracing where numbers leave torch: what is computed from them would be a constant."""
 
     WAYS = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
 
@@ -104,7 +103,7 @@ class _NumbersLeft(TorchFunctionMode):
 
 
 class _NodeLimit(TorchDispatchMode):
-    """Stops a recording that grows too large, before its minutes are spent."""
+    """Stops tracing a graph that grows too large, before it has taken minutes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,9 +117,9 @@ class _NodeLimit(TorchDispatchMode):
 
 
 def _shape_of_values(graph: torch.fx.GraphModule, fixed: list[bool]) -> str | None:
-    """The name of an operation whose result has a shape that changes with values; None for none.
+    """Return the name of an operation whose output shape changes with values; None for none.
 
-    A mask that is a buffer selects the same cells each time; one that is made of data does not.
+    A mask that is a buffer selects the same cells each time; one that is made from data does not.
     """
     places = (node for node in graph.graph.nodes if node.op == "placeholder")
     moving = {place for place, is_fixed in zip(places, fixed, strict=True) if not is_fixed}
@@ -134,7 +133,7 @@ def _shape_of_values(graph: torch.fx.GraphModule, fixed: list[bool]) -> str | No
 
 
 def _deciding(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """The inputs whose values decide about the shape of what an operation gives."""
+    """Return the inputs whose values determine the shape of an operation's output."""
     if node.target is not torch.ops.aten.index.Tensor:
         return node.all_input_nodes
     indices = [index for index in node.args[1] if index is not None]
@@ -148,13 +147,13 @@ def _draws_elsewhere(before: tuple, after: tuple) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class where it has none."""
+    """Return the first line of an error's message, or its class if there is no message."""
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 @contextmanager
 def substituted(module: nn.Module, new: dict[int, Tensor]) -> Iterator[None]:
-    """Other tensors for the module's own, by their id, wherever it or its submodules hold them.
+    """Replace a module's own tensors, by their id, wherever it or its submodules hold them.
 
     `torch.func.functional_call` restores wrongly where two parts share a module, as a VampPrior
     and its encoder do.

@@ -1,13 +1,13 @@
-"""What a run writes into its folder, and how it is resumed from it.
+"""What a run writes into its folder, and how it is resumed from there.
 
     run_dir/step-…/             checkpoints, by `runtime.run_folder.RunFolder`
-    run_dir/history.csv         one line an epoch
+    run_dir/history.csv         one line per epoch
     run_dir/model.safetensors   the finished model, for `pyrovae.load`
 
-A run is resumed only on the data and with the settings that it began with; epochs, patience and
-the learning rate may be changed, which the history notes; epochs not where the scheduler's length
-is made of them. On another machine, or with another number of threads or version of torch, it
-goes on with a warning: not bit for bit then.
+A run is resumed only with the data and settings that it began with. Epochs, patience and the
+learning rate may change, which the history records; but not the epochs if the scheduler's length
+depends on them. On another machine, or with another number of threads or version of torch, the run
+continues with a warning that it may no longer be bit for bit the same.
 """
 
 import copy
@@ -36,10 +36,10 @@ from pyrovae.training.loop import Loop
 from pyrovae.training.optimizers import LENGTHS
 from pyrovae.training.plan import EAGER, INDUCTOR
 
-SECONDS_BETWEEN = 30.0  # at the least, where save_every is None
+SECONDS_BETWEEN = 30.0  # at least, if save_every is None
 CHANGEABLE = ("epochs", "patience", "learning_rate")
 LENGTHS_IN_STATES = (*LENGTHS, "_milestones")
-ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function, another one each time
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function; it changes each time
 
 
 class Checkpointer:
@@ -50,10 +50,10 @@ class Checkpointer:
         loop: whose state is written.
         facts: flat records of this call by name: "settings", "data", "validation", "program",
             "modules", "machine".
-        save_every: steps between checkpoints; None at the ends of epochs, 30 s or more apart.
+        save_every: steps between checkpoints; None for ends of epochs at least 30 s apart.
 
     Attributes:
-        is_due: whether a checkpoint is to be written as soon as no gradients wait.
+        is_due: whether to write a checkpoint as soon as no gradients are pending.
     """
 
     def __init__(
@@ -70,22 +70,23 @@ class Checkpointer:
         self.is_due = False
 
     def check(self) -> None:
-        """ConfigError where no checkpoint can hold the state of this run, before it begins.
+        """Raise a ConfigError, before the run begins, if no checkpoint can hold its state.
 
-        What an optimizer makes at its first update is not seen yet.
+        The state that an optimizer creates at its first update is not checked yet.
         """
         check_savable(self._state())
 
     def begin(self) -> None:
-        """Write history.csv afresh, with the epochs that a resumed run has already."""
+        """Write a new history.csv, with the epochs that a resumed run already has."""
         if self._is_writer:
             self.log.begin(Epoch._fields, self.loop.history.epochs)
 
     def resume(self, *, allow_data_change: bool) -> str | None:
-        """Put the newest complete checkpoint back; the engine to go on with.
+        """Restore the newest complete checkpoint.
 
         Returns:
-            The name of the engine, with why another was refused; None without a checkpoint.
+            The name of the engine to continue with, and why another was refused; None if there is
+            no checkpoint.
 
         Raises:
             StateMismatchError: data, program, settings or engine differ from those of the run.
@@ -106,27 +107,27 @@ class Checkpointer:
         return engine
 
     def _engine(self, then: str, changes: list[str]) -> str:
-        """The run's own; another one that is asked for where it gives the same numbers."""
+        """Return the engine of the run, or the requested one if its results are the same."""
         (used, _, refusal), asked = then.partition(":"), self.loop.plan.compile
         if asked in ("auto", used) or (refusal and asked != EAGER):
             return then
         if INDUCTOR in (used, asked):
             raise StateMismatchError(
-                f"compile was {used!r}, is {asked!r}: these are equal to rounding only, so the run "
-                "would not be the one that it began as.\n"
-                f"Write compile={used!r} or 'auto' to go on with it, or give another run_dir."
+                f"compile was {used!r}, is {asked!r}: these agree only up to rounding, so the run "
+                "would not be the same.\n"
+                f"Write compile={used!r} or 'auto' to continue it, or give another run_dir."
             )
         changes.append(f"compile was {used}, is {asked}")
         return asked
 
     def _change_rate(self, old: Any) -> None:
-        """The newly asked learning rate: the optimizer's state brought the old one back."""
+        """Apply the requested learning rate: the optimizer's state has restored the old one."""
         new, scheduler = self.facts["settings"]["learning_rate"], self.loop.scheduler
         if old == new or isinstance(new, list):
-            return  # a function is asked before each step
+            return  # a function is called before each step
         is_plain = scheduler is None or isinstance(old, list)
         for group in self.loop.steps.optimizer.param_groups:
-            # a schedule goes on from where it is, in proportion
+            # a schedule continues in proportion
             for name in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:
                 group[name] = new if is_plain or group[name] == old else group[name] * (new / old)
         if hasattr(scheduler, "base_lrs"):
@@ -138,7 +139,7 @@ class Checkpointer:
         check_unchanged(then["program"], now["program"], name="the program", fix=fix)
         modules = then["modules"], now["modules"]
         if any(then["machine"].get(k) != now["machine"][k] for k in ("torch", "pyrovae")):
-            modules = map(_classes, modules)  # each version may describe its modules otherwise
+            modules = map(_classes, modules)  # versions may describe modules differently
         check_unchanged(*modules, name="the program", fix=fix)
         fixed = [
             {k: v for k, v in f.items() if k not in CHANGEABLE}
@@ -153,7 +154,7 @@ class Checkpointer:
         if elsewhere:
             was = ", ".join(f"{k} {v}" for k, v in elsewhere.items())
             warn_caller(
-                f"the run began elsewhere ({was}): it goes on, but bitwise equality with an "
+                f"the run began elsewhere ({was}): it continues, but bitwise equality with an "
                 "uninterrupted run is not guaranteed."
             )
         return changes
@@ -166,34 +167,34 @@ class Checkpointer:
                 for key, name in names.items()
                 if then[key] != self.facts[key]
             ]
-        fix = "Pass allow_data_change=True to go on all the same; the history will say so"
+        fix = "Pass allow_data_change=True to continue anyway; the history will say so"
         now = self.facts
         check_unchanged(then["data"], now["data"], name="training data", fix=f"{fix}.")
-        fix += ",\nand the best epoch will be one of those to come."
+        fix += ",\nand the best epoch will be one of the remaining ones."
         check_unchanged(then["validation"], now["validation"], name="validation data", fix=fix)
         return []
 
     def _compare_schedule(self, then: Any, epochs: int) -> None:
-        """Its state brings its old length back, so with other epochs it would end elsewhere."""
+        """Refuse other epochs if the scheduler's state would restore a length made from them."""
         scheduler = self.loop.scheduler
         check_unchanged(
             _lengths(then),
             _lengths(scheduler and scheduler.state_dict()),
             name="the scheduler's length",
-            fix="Its learning rates so far were those of the old length, so it can have no other "
-            f"one now.\nGive epochs={epochs}, or begin anew in another run_dir. There, "
-            "scheduler=partial(…, T_max=…) has a length of its own, and epochs may be changed.",
+            fix="Its learning rates so far were those of the old length, so it cannot change now.\n"
+            f"Give epochs={epochs}, or begin a new run in another run_dir. There, "
+            "scheduler=partial(…, T_max=…) has its own length, and epochs may change.",
         )
 
     def after_step(self, loop: Loop) -> None:
-        """Save where `save_every` says so, or at the next update."""
+        """Save every `save_every` steps, or at the next update after them."""
         if self.save_every and loop.steps.num_steps % self.save_every == 0:
             self.is_due = True
         if self.is_due:
             self.save()
 
     def after_epoch(self, loop: Loop, record: Epoch) -> None:
-        """Add a line to history.csv; save where that is due, or time has passed."""
+        """Add a line to history.csv; save if that is due, or enough time has passed."""
         if self._is_writer:
             self.log(loop.scored, record)
         if self.is_due or (not self.save_every and self._is_time()):
@@ -209,7 +210,7 @@ class Checkpointer:
         return self.loop.steps.group is None or self.loop.steps.group.is_first
 
     def save(self, *, is_diverged: bool = False) -> Path | None:
-        """Write a checkpoint of this moment, unless it is written or gradients wait."""
+        """Write a checkpoint, unless this state is already saved or gradients are pending."""
         step, place = self.loop.steps.num_steps, self._place
         if not is_diverged:
             if not self.loop.steps.is_between_updates:
@@ -231,13 +232,13 @@ class Checkpointer:
         return self.loop.epoch, self.loop.steps.num_steps
 
     def diverged(self, message: str) -> str:
-        """Keep the diverged state for looking at; the message with where to go on from."""
+        """Save the diverged state for inspection; return the message with the last good step."""
         self.save(is_diverged=True)
         last = self.run.newest_path
         return message + (f"\nLast good checkpoint: {last}." if last else "")
 
     def finish(self) -> None:
-        """A last checkpoint, from which more epochs could follow, and the finished model."""
+        """Write a last checkpoint, from which more epochs can follow, and the finished model."""
         self.save()
         self.loop.keep()
         if self._is_writer:
@@ -245,7 +246,7 @@ class Checkpointer:
 
 
 def _lengths(state: Any) -> dict[str, Any]:
-    """What says how long a scheduler is, in its state or in those of its parts."""
+    """Return the entries that define a scheduler's length, in its state or those of its parts."""
     if not isinstance(state, dict):
         return {}
     found = {name.strip("_"): value for name, value in state.items() if name in LENGTHS_IN_STATES}
@@ -257,7 +258,7 @@ def _lengths(state: Any) -> dict[str, Any]:
 def facts_of(
     program: Any, plan: Any, objective: Any, data: Any, held_out: Any = None
 ) -> dict[str, dict[str, Any]]:
-    """What must be the same when a run is resumed, as flat records by name."""
+    """Return what must be the same when a run is resumed, as flat records by name."""
     validation = {} if held_out is None else held_out.fingerprint()
     size = sum(p.numel() for p in trainable(program))
     with threads_for(size * data.batch_size):
@@ -280,17 +281,17 @@ def facts_of(
 
 
 def modules_of(program: nn.Module) -> dict[str, str]:
-    """What each module is, by name: its class, and its settings as far as it tells them.
+    """Describe each module, by name: its class, and its settings if it shows them.
 
-    Parts of the same shapes can be different densities. The settings are `extra_repr`; where that
-    depends on values of parameters or buffers, which training changes, only the class is told.
+    Parts of the same shapes can be different densities. The settings are `extra_repr`; if that
+    depends on values of parameters or buffers, which training changes, only the class is used.
 
     Example:
         >>> modules_of(nn.Sequential(nn.Dropout(0.2)))
         {'program': 'Sequential()', '0': 'Dropout(p=0.2, inplace=False)'}
     """
     bare = _without_values(program)
-    # flows of zuko draw for their extra_repr; distributions would look at values that are not there
+    # zuko's flows draw for their extra_repr; distributions would validate values on the meta device
     with RandomStream(0), pyro.validation_enabled(False):
         return {
             name or "program": type(module).__qualname__ + _settings(module, bare.get(name))
@@ -299,7 +300,7 @@ def modules_of(program: nn.Module) -> dict[str, str]:
 
 
 def _without_values(program: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a copy whose tensors have shapes, but no values; none if it has no copy."""
+    """Return the modules of a copy on the meta device, without values; none if copying fails."""
     tensors = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in program.parameters()}
     tensors |= {id(b): b.to("meta") for b in program.buffers()}
     try:
@@ -312,7 +313,7 @@ def _settings(module: nn.Module, bare: nn.Module | None) -> str:
     try:
         text = module.extra_repr()
         is_fixed = bare is not None and bare.extra_repr() == text
-    except Exception:  # it asked for a value
+    except Exception:  # it needs a value
         return ""
     return f"({ADDRESS.sub('', text)})" if is_fixed else ""
 
@@ -322,7 +323,7 @@ def _classes(modules: dict[str, str]) -> dict[str, str]:
 
 
 def _objective_facts(objective: Any) -> dict[str, Any]:
-    """Its class, its plain settings, and what its schedules give at five points."""
+    """Return its class, its plain settings, and the values of its schedules at five points."""
     plain = {k: v for k, v in vars(objective).items() if isinstance(v, bool | int | float | str)}
     plain.pop("progress", None)
     facts = {"objective": type(objective).__name__} | {

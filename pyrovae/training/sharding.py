@@ -1,6 +1,6 @@
-"""What the processes of a run share: batches, and the folder that rank 0 alone reads and writes.
+"""What the processes of a run share: batches, and the folder that only rank 0 reads and writes.
 
-Both stand before what a single process uses, `Source` and `RunFolder`, with the same interface.
+Both wrap what a single process uses, `Source` and `RunFolder`, with the same interface.
 """
 
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from pyrovae.runtime.run_folder import Checkpoint, RunFolder
 
 
 class Sharded:
-    """The share that a process takes of each batch; with the interface of `Source`.
+    """The shard of each batch that a process takes, with the interface of `Source`.
 
-    `num_data`, `num_batches` and `batch_size` are those of all processes together. A share
-    can be empty: of a batch of 1, say.
+    `num_data`, `num_batches` and `batch_size` are those of all processes together. A shard can be
+    empty, for example of a batch of 1.
 
     Args:
-        batches: the same ones in all processes.
+        batches: the same in all processes.
         group: the processes.
-        stream: the order of data is drawn from it, and all that a Dataset draws.
+        stream: of the order of data, and of all that a Dataset draws.
     """
 
     def __init__(self, batches: Source, group: Group, stream: RandomStream):
@@ -35,7 +35,7 @@ class Sharded:
     preloaded = property(lambda self: self.batches.preloaded)
 
     def epoch(self, shuffle: bool, skip: int = 0) -> Iterator[Batch]:
-        """One pass over the shares of all batches, in the order that the stream gives."""
+        """Make one pass over the shards of all batches, in the order that the stream draws."""
         with self.stream:
             batches = self.batches.epoch(shuffle, skip, self.rows)
         return self._drawn(batches)
@@ -49,15 +49,15 @@ class Sharded:
             yield batch
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of all the data."""
+        """Return the fingerprint of all the data."""
         return self.batches.fingerprint()
 
 
 class SharedFolder:
-    """The run folder of several processes: rank 0 reads and writes it, all know what it holds.
+    """The run folder of several processes: rank 0 reads and writes it, and tells the others.
 
     Args:
-        folder: used by rank 0 only, so that the machines need no common disk.
+        folder: used by rank 0 only, so the machines need no common disk.
         group: the processes.
     """
 
@@ -74,18 +74,18 @@ class SharedFolder:
             self.folder.__exit__(*exception)
 
     def newest_complete(self) -> Checkpoint | None:
-        """What rank 0 finds, for all."""
+        """Return what rank 0 finds, on all ranks."""
         found = self.folder.newest_complete() if self.group.is_first else None
         found = self.group.broadcast_object(found and (found.step, found.state, str(found.path)))
         return found and Checkpoint(*found[:2], Path(found[2]))
 
     def save_step(self, step: int, state: Any, *, is_diverged: bool = False) -> Path | None:
-        """Write the state, which all processes made together, from rank 0."""
+        """Write the state, which all processes have made together, on rank 0."""
         if self.group.is_first:
             return self.folder.save_step(step, state, is_diverged=is_diverged)
         return None
 
     @property
     def newest_path(self) -> Path | None:
-        """As rank 0 knows it; None elsewhere."""
+        """The path that rank 0 knows; None elsewhere."""
         return self.folder.newest_path if self.group.is_first else None

@@ -24,7 +24,7 @@ from pyrovae.objectives import Objective
 from pyrovae.runtime.graph_passes import simplified
 from pyrovae.runtime.guards import Constants, Copies
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.runtime.tracing import TracingError, first_line, recorded, substituted
+from pyrovae.runtime.tracing import TracingError, first_line, substituted, traced
 from pyrovae.training.eager import (
     EagerLoss,
     Outcome,
@@ -106,7 +106,7 @@ class TracedLoss:
             except Exception as error:
                 return self._look(f"an attribute cannot be looked at ({first_line(error)})")
             try:
-                graph = recorded(function, *self._inputs(batch), fixed=self.others)
+                graph = traced(function, *self._inputs(batch), fixed=self.others)
                 if change := self.constants.change():
                     raise TracingError(change)
             except TracingError as error:

@@ -1,10 +1,10 @@
-"""Make the frozen files of this release: `python -m tests.compat.freeze`, once a release.
+"""Make the frozen files of this release: `python -m tests.compat.freeze`, once per release.
 
-    vae-<version>.safetensors   a trained model; in the .json beside it data x and their log_p
-    run-<version>/              a run stopped within an epoch; in the .json beside it the data,
-                                its settings, and the ELBO of each epoch of the whole run
+    vae-<version>.safetensors   a trained model; the .json of this name has data x and their log_p
+    run-<version>/              a run stopped within an epoch; the .json of this name has the data,
+                                the settings, and the ELBO of each epoch of the complete run
 
-What is there already is never made anew, so files of earlier releases stay.
+Existing files are never overwritten, so those of earlier releases stay.
 """
 
 import json
@@ -43,7 +43,7 @@ def log_p(vae: pv.VAE, x: Tensor) -> Tensor:
 
 
 def run(stored: dict[str, Any], *, initial_seed: int = 0, **options: Any) -> list[list[float]]:
-    """Train as stored: the ELBO of each epoch, in training and validation, nats per datum."""
+    """Train as stored; return each epoch's ELBO in training and validation, nats per datum."""
     x, held_out = torch.tensor(stored["x"]), torch.tensor(stored["validation"])
     vae = pv.build(**stored["build"], data=x, seed=initial_seed)
     history = pv.fit(vae, x, validation=held_out, **stored["settings"], **options)
@@ -51,7 +51,7 @@ def run(stored: dict[str, Any], *, initial_seed: int = 0, **options: Any) -> lis
 
 
 def freeze_model(path: Path, x: Tensor) -> None:
-    """A trained model and what it says of x."""
+    """Write a trained model, and its log_p of x."""
     vae = pv.build((4,), hidden=(6,), prior="VampPrior", data=x[:5], seed=0)
     pv.fit(vae, x, epochs=20, learning_rate=0.02)
     save(vae, path)
@@ -59,7 +59,7 @@ def freeze_model(path: Path, x: Tensor) -> None:
 
 
 def freeze_run(path: Path, x: Tensor) -> None:
-    """The newest checkpoint of a run that its third epoch's callback ended."""
+    """Write the newest checkpoint of a run that a callback stopped after the third epoch."""
     stored = {"build": BUILD, "settings": SETTINGS}
     stored |= {"x": x.tolist(), "validation": x[:5].tolist()}
 
@@ -71,13 +71,13 @@ def freeze_run(path: Path, x: Tensor) -> None:
         try:
             run(stored, run_dir=folder, save_every=4, callbacks=[stop])
         except InterruptedError:
-            newest = max(Path(folder).glob("step-*"))  # after 8 steps: 2 of the third epoch's 3
+            newest = max(Path(folder).glob("step-*"))
         shutil.copytree(newest, path / newest.name)
     write(path.with_name(f"{path.name}.json"), stored | {"elbo": run(stored)})
 
 
 def write(path: Path, value: Any) -> None:
-    """As JSON, readable in a diff."""
+    """Write JSON that is readable in a diff."""
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
