@@ -125,7 +125,7 @@ MISTAKES = {
     ),
     "validation without y": (
         lambda: pv.fit(vae(prior=Given(Part(prior_of_y))), X, Y, validation=X),
-        r"covariates y, but validation without[\s\S]*\(x_test, y_test\)",
+        r"covariates y, but validation has none[\s\S]*\(x_test, y_test\)",
     ),
     "sparse data to build from": (
         lambda: build(data=scipy.sparse.csr_array(X.numpy())),
@@ -359,7 +359,7 @@ def weights():
     ],
 )
 def test_an_optimizer_that_is_made_already(setting, name):
-    with pytest.raises(ConfigError, match=rf"made already.*\n.*partial\({name}, …\)"):
+    with pytest.raises(ConfigError, match=rf"builds its own.*\n.*partial\({name}, …\)"):
         pv.fit(build(), X, **setting)
 
 

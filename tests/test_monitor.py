@@ -11,7 +11,7 @@ import pyrovae as pv
 from pyrovae.errors import ConfigError
 from pyrovae.history import History
 from pyrovae.runtime.run_folder import RunFolder
-from pyrovae.training import monitor as recorder
+from pyrovae.training import monitor
 
 X = torch.randint(2, (37, 4), generator=torch.Generator().manual_seed(0)).float()
 SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "progress": False}
@@ -70,11 +70,11 @@ def test_a_program_without_an_encoder_is_refused_before_an_update():
 def test_the_rows_looked_at_are_from_first_to_last(num_data, rows):
     """In float32 the last of 2²⁴ + 4 rows is one beyond the end."""
     x = torch.zeros(num_data, dtype=torch.uint8)
-    looked_at = recorder.Monitor(pv.build((1,), latent_dim=1), None, seed=0)
+    watched = monitor.Monitor(pv.build((1,), latent_dim=1), None, seed=0)
     x[rows[-1]] = 1
-    looked_at.look_at(recorder.Batch(x))
-    assert looked_at.rows.x[-1] == 1
-    assert len(looked_at.rows.x) == min(num_data, 500)
+    watched.select_rows(monitor.Batch(x))
+    assert watched.rows.x[-1] == 1
+    assert len(watched.rows.x) == min(num_data, 500)
 
 
 FLIGHT = [
@@ -145,7 +145,7 @@ def test_signal_to_noise_is_the_known_one(monkeypatch):
     Its mean is 2 m − x̄ and its standard deviation 2 s / √N, with log q's own part cancelled.
     """
     num_gradients, mean, scale = 2000, 0.8, 1.5
-    monkeypatch.setattr(recorder, "NUM_GRADIENTS", num_gradients)
+    monkeypatch.setattr(monitor, "NUM_GRADIENTS", num_gradients)
     x = torch.randn(30, 1, generator=torch.Generator().manual_seed(3))
     vae = pv.VAE(pv.priors.StandardNormal(1), Shifted(mean, scale), Unit())
     settings = SETTINGS | {"epochs": 1, "batch_size": 30, "learning_rate": 1e-9}

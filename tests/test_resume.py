@@ -428,10 +428,10 @@ def test_a_warning_names_step_and_size_of_a_spike(tmp_path):
         return 1e-3 * (1e4 if progress >= 40 / 60 else 1.0)
 
     vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
-    match = r"leapt to [\d.e+]+ nats per datum at step 4[2-5] \(epoch 11, batch"
+    match = r"jumped to [\d.e+]+ nats per datum at step 4[2-5] \(epoch 11, batch"
     with pytest.warns(UserWarning, match=match) as said:
         pv.fit(vae, bits(), learning_rate=rate, optimizer="SGD", max_grad_norm=1.0, **LONG)
-    assert [w.filename for w in said if "leapt" in str(w.message)] == [__file__]
+    assert [w.filename for w in said if "jumped" in str(w.message)] == [__file__]
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_a_resumed_run_warns_like_an_uninterrupted_one(step, tmp_path):
                 vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
                 options = {"optimizer": "SGD", "max_grad_norm": 1.0, "learning_rate": rate}
                 pv.fit(vae, bits(), run_dir=folder, resume=True, **options, **settings, **LONG)
-        return [str(w.message) for w in said if "leapt" in str(w.message)]
+        return [str(w.message) for w in said if "jumped" in str(w.message)]
 
     def rate(progress):
         return 1e-3 * (1e4 if progress >= 40 / 60 else 1.0)

@@ -2,15 +2,14 @@
 
     θ, φ ← Adam on  (1/B) Σ_{i in batch} l_i,    l_i = −ELBO_i in nats
 
-`plan` checks the settings and `door` the other arguments; `losses` gives a batch's loss and
-gradients and `graphs` the same from a recorded step; `steps` makes the updates, `loop` goes over
-epochs and batches, `keeper` writes and resumes, `recorder` looks at the latent space, `interrupts`
-lets Ctrl-C wait for a step's end, `distributed` joins several processes. What is reported is always
-the β = 1 ELBO with its two terms, as sums over the data of an epoch divided by their number,
-whatever the objective.
+`plan` checks the settings and `validation` the other arguments; `eager` computes the loss and
+gradients of a batch, `traced` the same from a traced step; `step` updates the parameters, `loop`
+iterates over epochs and batches, `checkpointer` saves and resumes, `monitor` follows the latent
+space, `sharding` splits the data over several processes. What is reported is always the β = 1
+ELBO and its two terms, averaged over the data of an epoch, regardless of the objective.
 
-`fit` leaves behind the trained parameters and nothing else: generators, Pyro's parameter
-store, signal handlers and the module's train/eval mode are afterwards as they were.
+`fit` changes the trained parameters and nothing else: generators, Pyro's parameter store,
+signal handlers and the module's train/eval mode are restored.
 """
 
 import math
@@ -92,69 +91,69 @@ def fit(
     Minimizes Σ_i l_i = −Σ_i ELBO_i (or another objective) with Adam on minibatch means.
 
     Args:
-        program: a `VAE`, or any module with Pyro's `model(x, y=None, mask=None)` and `guide` of
-            the same arguments: a plate "data" over the rows of x, and in the model a site "x",
-            observed.
+        program: a `VAE`, or any module with Pyro's `model(x, y=None, mask=None)` and a `guide`
+            with the same arguments, a plate "data" over the rows of x, and an observed site "x"
+            in the model.
         x: (N, *event) as a tensor, array, memory-mapped array, scipy.sparse matrix or data frame;
             or a torch Dataset or DataLoader of x, (x, y) or (x, y, mask).
         y: (N, …), covariates for the parts wrapped in `networks.Given`.
         mask: of x's shape, true where x is observed.
         validation: held-out data: x, (x, y) or (x, y, mask), a Dataset or a DataLoader. Its
             ELBO is recorded after each epoch, and the weights of the best epoch are kept.
-        objective: any `pyro.infer.ELBO` but those of torch.jit; by default
+        objective: any `pyro.infer.ELBO` except the torch.jit ones; by default
             `objectives.TraceELBO()`.
-        epochs: passes over the data.
-        batch_size: B; the last batch may be smaller. A DataLoader has its own.
-        learning_rate: the optimizer's, or a function of the fraction of training done, in [0, 1].
+        epochs: number of passes over the data.
+        batch_size: B; the last batch may be smaller. Ignored for a DataLoader, which has its own.
+        learning_rate: a number, or a function of the completed fraction of training, in [0, 1].
         optimizer: a name in `torch.optim`, a class, or a function (parameters, lr) → Optimizer.
         scheduler: a name in `torch.optim.lr_scheduler`, a class, or a function
-            optimizer → scheduler; stepped after each epoch. A length that it asks for is epochs.
+            optimizer → scheduler; stepped after each epoch. If it needs a length, it gets epochs.
         max_grad_norm: largest global norm of the gradient of the mean loss; None does not clip.
-        accumulate_batches: batches that share an update, by the mean over all their data; each
-            batch counts as a step.
-        ema_decay: decay in (0, 1) of a moving average of the weights, which is then what is
-            evaluated and kept; None keeps the weights themselves.
+        accumulate_batches: number of batches per update, which uses the mean over all their data;
+            each batch counts as a step.
+        ema_decay: decay in (0, 1) of a moving average of the weights, which is then evaluated
+            and kept; None keeps the weights themselves.
         patience: epochs without a better validation ELBO before training stops; None never stops.
-        precision: "float32", or "bf16": networks compute in bfloat16, densities, parameters and
-            evaluation stay in float32.
-        compile: "eager" runs Pyro's handlers each step; "graph" records the step once and
-            replays it, the same numbers bit for bit; "inductor" compiles the record, equal to
-            rounding, and torch keeps what it compiled for later runs (in TORCHINDUCTOR_CACHE_DIR);
-            "auto" chooses by model size and planned steps, and keeps the engine of a run that is
-            resumed. There "eager" and "graph" may replace each other, which the history
-            notes; "inductor" cannot be left or taken up.
-        device: where to train: the program is moved there, and stays; None leaves it.
-        seed: of shuffling and all draws; None takes a fresh one and records it. The initial
-            weights are the program's own.
+        precision: "float32", or "bf16": networks compute in bfloat16, while densities, parameters
+            and evaluation stay in float32.
+        compile: "eager" runs Pyro's handlers at each step; "graph" traces the step once and
+            replays it, with bit-identical results; "inductor" compiles the trace, equal up to
+            rounding, and torch caches the result for later runs (in TORCHINDUCTOR_CACHE_DIR);
+            "auto" chooses by model size and planned steps, or keeps the engine of a resumed run.
+            A resumed run may switch between "eager" and "graph", which the history notes, but
+            not to or from "inductor".
+        device: device to train on; the program is moved there and stays there. None leaves it.
+        seed: seed of shuffling and all draws; None takes a fresh one and records it. The initial
+            weights do not depend on it.
         run_dir: a folder for checkpoints, history.csv and model.safetensors; None writes nothing.
-        resume: go on from the newest complete checkpoint in run_dir, bit for bit. Other epochs,
-            patience and learning_rate are allowed and noted in the history; other epochs not
-            where they are the length of the scheduler.
-        save_every: batches between checkpoints, each after the update that the last of them is
-            part of; None saves at the end of epochs, every 30 s or so.
-        allow_data_change: resume on other data than the run began with, for training or
-            validation; the history notes it. With other validation data, none included, the best
-            epoch is one of those that follow.
+        resume: continue from the newest complete checkpoint in run_dir, bit for bit. Different
+            epochs, patience and learning_rate are allowed and noted in the history; epochs must
+            stay the same where they set the length of the scheduler.
+        save_every: batches between checkpoints, each written after the update that includes the
+            last of them; None saves at the end of an epoch, about every 30 s.
+        allow_data_change: resume on different training or validation data, which the history
+            notes. If the validation data changed or were dropped, the best epoch is chosen among
+            the epochs that follow.
         diagnostics_every: steps between records of rate, distortion, active units, mutual
-            information, KL per dimension and the gradient's signal to noise in `History.monitor`.
+            information, KL per dimension and the gradient's signal-to-noise in `History.monitor`.
         callbacks: called as callback(program, record) after each epoch, outside the run's
-            random stream and parameter store, so that nothing they do changes the run.
-        progress: show a progress bar on stderr; None does where stderr is a terminal.
+            random stream and parameter store, so that they cannot change the run's draws.
+        progress: show a progress bar on stderr; None shows it if stderr is a terminal.
 
     Returns:
-        History, one record an epoch, in nats per datum.
+        History, one record per epoch, in nats per datum.
 
     Raises:
         DataError: the data do not fit the program; raised before anything changes.
-        ConfigError: an argument or the program cannot work, or with run_dir a checkpoint cannot
-            hold the state of one; likewise.
-        DivergenceError: loss or gradient is not finite; the parameters are those of the last
-            update before, and the message says where.
+        ConfigError: an argument or the program is invalid, or with run_dir its state cannot be
+            saved in a checkpoint; raised before anything changes.
+        DivergenceError: the loss or a gradient is not finite; the parameters are those of the
+            last finite update, and the message says where.
         CheckpointError: run_dir cannot be written, or its checkpoints cannot be read;
-            `StateMismatchError` where the run began with other data, program or settings.
-        KeyboardInterrupt: Ctrl-C, at the end of an update (of `accumulate_batches` batches); with a
+            `StateMismatchError` if the run began with different data, program or settings.
+        KeyboardInterrupt: Ctrl-C, at the end of an update (of `accumulate_batches` batches); with
             run_dir, after a checkpoint.
-        WorkerLostError: of several processes (launched by torchrun), another one ended.
+        WorkerLostError: another one of several processes (launched by torchrun) ended.
 
     Example:
         >>> import pyrovae as pv
@@ -191,7 +190,7 @@ def fit(
         generators = stack.enter_context(own_generators(plan.seed, x, validation))
         with RandomStream(plan.seed):
             data = validated(program, x, y, mask, batch_size=plan.batch_size)
-        with RandomStream(plan.seed):  # its order does not depend on what the training data are
+        with RandomStream(plan.seed):  # so that its order does not depend on the training data
             held_out = held_out_batches(program, validation, plan.batch_size, y)
         if group:
             group.check_same(facts_of(program, plan, objective, data))
@@ -216,38 +215,39 @@ def fit(
             history=history,
             generators=generators,
         )
-        keeper = None
+        checkpointer = None
         if folder:
             folder = SharedFolder(folder, group) if group else folder
             facts = facts_of(program, plan, objective, data, held_out)
-            if group:  # which evaluates its own validation data
+            if group:  # the first process evaluates its own validation data
                 facts["validation"] = group.broadcast_object(facts["validation"])
             facts["machine"]["processes"] = group.size if group else 1
-            keeper = Checkpointer(stack.enter_context(folder), loop, facts, save_every=save_every)
-        recorder = Monitor(program, losses, plan.seed)
+            folder = stack.enter_context(folder)
+            checkpointer = Checkpointer(folder, loop, facts, save_every=save_every)
+        monitor = Monitor(program, losses, plan.seed)
         if diagnostics_every and (group is None or group.is_first):
-            loop.after_step.append(partial(_record, recorder, diagnostics_every))
-        _train(loop, losses, keeper, allow_data_change, callbacks, progress)
+            loop.after_step.append(partial(_record, monitor, diagnostics_every))
+        _train(loop, losses, checkpointer, allow_data_change, callbacks, progress)
         if group is None or group.is_first:
-            _sound_the_alarm(loop, recorder)
+            _warn_of_collapse(loop, monitor)
     return loop.history
 
 
 def _train(
     loop: Loop,
     losses: EagerLoss,
-    keeper: Checkpointer | None,
+    checkpointer: Checkpointer | None,
     allow_data_change: bool,
     callbacks: Sequence[Callable[[nn.Module, Epoch], Any]],
     progress: bool | None,
 ) -> None:
-    """Run the loop with all that watches it."""
+    """Run the loop with its engine, checkpoints, callbacks and progress bar."""
     engine = None
-    if keeper:
-        keeper.check()
-        engine = keeper.resume(allow_data_change=allow_data_change)
+    if checkpointer:
+        checkpointer.check()
+        engine = checkpointer.resume(allow_data_change=allow_data_change)
     plan, size = loop.plan, sum(p.numel() for p in losses.parameters)
-    if loop.data.preloaded:  # each step frees its gradients; where data are large, memory is dear
+    if loop.data.preloaded:  # each step frees its gradients; large data leave no memory to keep
         keep_freed_memory(losses.parameters[0].device)
     loop.steps.loss = _engine(engine or plan.compile, losses, loop)
     work = size * loop.data.batch_size
@@ -258,59 +258,59 @@ def _train(
         check = group.agreed(interrupts) if group else interrupts.check
         loop.after_epoch.append(lambda _, record: show(record))
         for callback in callbacks:
-            loop.after_epoch.append(partial(_call, callback, keeper))
-        if keeper:
-            keeper.begin()
-            loop.after_step.append(keeper.after_step)
-            loop.after_epoch.insert(0, keeper.after_epoch)
-        # not while gradients wait for an update: no checkpoint could be written
+            loop.after_epoch.append(partial(_call, callback, checkpointer))
+        if checkpointer:
+            checkpointer.begin()
+            loop.after_step.append(checkpointer.after_step)
+            loop.after_epoch.insert(0, checkpointer.after_epoch)
+        # not with accumulated gradients, which a checkpoint cannot hold
         loop.after_step.append(lambda loop: check() if loop.steps.is_between_updates else None)
         loop.after_epoch.append(lambda _, record: check())
         try:
             loop.run()
         except DivergenceError as error:
-            if keeper:
-                raise DivergenceError(keeper.diverged(str(error))) from None
+            if checkpointer:
+                raise DivergenceError(checkpointer.diverged(str(error))) from None
             raise
         except (KeyboardInterrupt, SystemExit):
-            if keeper and interrupts.is_at_boundary:
-                keeper.save()
+            if checkpointer and interrupts.is_at_boundary:
+                checkpointer.save()
             raise
-    if keeper:
-        keeper.finish()
+    if checkpointer:
+        checkpointer.finish()
     else:
         loop.keep()
 
 
-def _call(callback: Callable, keeper: Checkpointer | None, loop: Loop, record: Epoch) -> None:
-    """Tell a callback of an epoch, which is not lost when the callback raises."""
+def _call(callback: Callable, checkpointer: Checkpointer | None, loop: Loop, record: Epoch) -> None:
+    """Call a callback after an epoch; if it raises, the epoch is saved first."""
     try:
         callback(loop.scored, record)
     except BaseException:
-        if keeper and loop.steps.group is None:  # else all processes would have to save
-            keeper.save()
+        if checkpointer and loop.steps.group is None:  # else all processes would have to save
+            checkpointer.save()
         raise
 
 
-def _record(recorder: Monitor, every: int, loop: Loop) -> None:
+def _record(monitor: Monitor, every: int, loop: Loop) -> None:
     if loop.steps.num_steps % every == 0:
-        recorder.look_at(loop.data.preloaded or loop.first_batch)
-        loop.history.monitor.append(recorder.record(loop.steps.num_steps))
+        monitor.select_rows(loop.data.preloaded or loop.first_batch)
+        loop.history.monitor.append(monitor.record(loop.steps.num_steps))
 
 
-def _sound_the_alarm(loop: Loop, recorder: Monitor) -> None:
-    """Note which latent dimensions have collapsed, and warn of them after a real training."""
+def _warn_of_collapse(loop: Loop, monitor: Monitor) -> None:
+    """Record the collapsed latent dimensions, and warn of them after at least 500 steps."""
     rows = loop.data.preloaded or loop.first_batch
     if rows is None or len(rows.x) < 2:
         return
-    recorder.look_at(rows)
-    loop.history.collapse = recorder.collapse()
+    monitor.select_rows(rows)
+    loop.history.collapse = monitor.collapse()
     if loop.history.collapse and loop.history.collapse.collapsed and loop.steps.num_steps >= 500:
         warn_caller(loop.history.collapse.message)
 
 
 def _engine(choice: str, losses: EagerLoss, loop: Loop) -> Any:
-    """The loss by the engine of a choice; noted in the history, with why another was refused."""
+    """Return the loss of the chosen engine; the history notes it, and why another was refused."""
     steps_per_epoch = math.inf if loop.data.num_batches is None else loop.data.num_batches
     size = sum(p.numel() for p in losses.parameters)
     if choice == "auto":
@@ -325,8 +325,8 @@ def _engine(choice: str, losses: EagerLoss, loop: Loop) -> Any:
 
     group, full_size = loop.steps.group, loop.data.batch_size
     full_size = group.share(full_size) if group else full_size
-    graphs = TracedLoss(
+    traced = TracedLoss(
         losses, is_compiled=name == INDUCTOR, full_size=full_size, on_refusal=refused
     )
-    loop.after_epoch.append(graphs.doubt)
-    return graphs
+    loop.after_epoch.append(traced.recheck_constants)
+    return traced

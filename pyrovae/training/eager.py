@@ -1,9 +1,9 @@
-"""A batch's loss and gradients by Pyro's handlers: model and guide run as Python each time.
+"""Loss and gradients of a batch, eagerly: Pyro runs model and guide as Python at each step.
 
     loss   the objective's surrogate, mean per datum, in nats
-    terms  log p(x|z), log p(z), log q(z|x) at the same draws: what is reported, at β = 1
+    terms  log p(x|z), log p(z), log q(z|x) at the same draws, which are reported, at β = 1
 
-The gradients are left in the parameters' `.grad`. `graphs` gives the same from a recorded step.
+The gradients are left in the parameters' `.grad`. `traced` computes the same from a traced step.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,13 +23,13 @@ from pyrovae.runtime.buffers import BuffersBefore
 
 
 class Outcome(NamedTuple):
-    """What a batch gave; its gradients are in the parameters' `.grad`.
+    """Loss and terms of a batch; its gradients are in the parameters' `.grad`.
 
     Attributes:
         loss: (), nats per datum.
-        gradient_sum: (), of all entries of its gradients; not finite where one is not.
+        gradient_sum: (), the sum of all gradient entries; not finite if one of them is not.
         sums: (2,) float64, Σ −log p(x|z) and Σ KL over the batch, in nats.
-        terms: of the batch, at the draws of the loss, without gradients.
+        terms: ELBO terms of the batch at the draws of the loss, without gradients.
     """
 
     loss: Tensor
@@ -39,10 +39,10 @@ class Outcome(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the loss of a batch depends on beside the batch.
+    """Settings that the loss of a batch depends on.
 
     Attributes:
-        num_data: N; beside global latents a batch of B counts N / B times.
+        num_data: N; with global latents, a batch of B is scaled by N / B.
         has_globals: whether the program has latents outside the plate "data".
         is_bfloat16: whether networks compute in bfloat16; densities stay in float32.
     """
@@ -52,25 +52,25 @@ class Settings(NamedTuple):
     is_bfloat16: bool = False
 
     def scaled(self, size: int) -> AbstractContextManager:
-        """The minibatch scale for a batch of `size`.
+        """Return the handler that scales the terms of a batch of `size` by N / B.
 
         Without global latents the factor would cancel, and Pyro's RenyiELBO, which puts it
-        inside its log-sum-exp, would be no bound any more.
+        inside its log-sum-exp, would no longer be a bound.
         """
         return data_scale(self.num_data / size) if self.has_globals else nullcontext()
 
     def divisor(self, size: int) -> int:
-        """What makes the scaled loss of a batch one per datum."""
+        """Return the number that turns the scaled loss of a batch into nats per datum."""
         return self.num_data if self.has_globals else size
 
 
 class EagerLoss:
-    """The loss of a batch by Pyro's handlers: model and guide run as Python each time.
+    """Loss of a batch, computed eagerly: model and guide run as Python at each step.
 
     Args:
         program: the module with `.model` and `.guide`.
         objective: any `pyro.infer.ELBO`.
-        settings_of: called once, with the first batch: what else the loss depends on.
+        settings_of: called once, with the first batch; returns the `Settings` of the loss.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class EagerLoss:
         self.parameters, self.buffers = trainable(program), BuffersBefore(program)
         self.settings: Settings | None = None
 
-    def look_at(self, batch: Batch) -> None:
-        """Learn from the first batch what the loss depends on."""
+    def prepare(self, batch: Batch) -> None:
+        """Determine the settings of the loss from the first batch."""
         if self.settings is None:
             self.settings = self.settings_of(batch)
 
     def __call__(self, batch: Batch) -> Outcome:
-        self.look_at(batch)
+        self.prepare(batch)
         for parameter in self.parameters:
-            parameter.grad = None  # whatever an interrupt, a callback or the caller left there
+            parameter.grad = None  # an interrupt, a callback or the caller may have left one
         if not isinstance(self.objective, Objective):
             return self._of_pyro(batch)
         loss, terms = self.differentiable(batch)
@@ -96,7 +96,7 @@ class EagerLoss:
         return self._outcome(loss.detach(), detached(terms))
 
     def differentiable(self, batch: Batch) -> tuple[Tensor, ElboTerms]:
-        """Loss and terms with gradients, for an objective of pyrovae."""
+        """Return loss and terms with gradients, for an objective of pyrovae."""
         size, settings = len(batch.x), self.settings
         with settings.scaled(size), self._precision():
             traces = self.objective.traces(self.program.model, self.program.guide, *batch)
@@ -113,13 +113,13 @@ class EagerLoss:
             self.objective.loss_and_grads(model, guide, *batch)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.settings.divisor(size))
-        self.buffers.take_again()  # this batch has moved running statistics once
+        self.buffers.take_again()  # this batch has already updated the running statistics
         with torch.no_grad(), self._precision():
             terms = terms_of(draw_traces(model, guide, *batch), size)
         self.buffers.put_back()
         if self.settings.is_bfloat16:
             check_float32(terms)
-        # the ELBO, because Pyro's own value may be no number (TraceTailAdaptive_ELBO: inf)
+        # the ELBO, because Pyro's own value need not be finite (TraceTailAdaptive_ELBO: inf)
         return self._outcome(-terms.total_elbo.mean() / size, terms)
 
     def _precision(self) -> AbstractContextManager:
@@ -131,19 +131,19 @@ class EagerLoss:
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters to train, each once."""
+    """Return the parameters to train, each once."""
     return [p for p in module.parameters() if p.requires_grad]
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, each once."""
+    """Return parameters and buffers, each once."""
     return [*module.parameters(), *module.buffers()]
 
 
 def loss_sums(terms: ElboTerms, num_data: float) -> Tensor:
-    """(2,) float64: the batch's Σ −log p(x|z) and Σ KL, means over draws; no gradients.
+    """Return Σ −log p(x|z) and Σ KL of a batch, (2,) float64, averaged over draws, no gradients.
 
-    A batch of B of N data carries B / N of the KL of global latents: none of it for infinite N.
+    A batch of B of N data carries B / N of the KL of global latents: nothing for infinite N.
     """
     share = terms.log_prior.shape[-1] / num_data
     global_kl = (terms.global_log_guide - terms.global_log_prior) * share
@@ -152,7 +152,7 @@ def loss_sums(terms: ElboTerms, num_data: float) -> Tensor:
 
 
 def sum_of_entries(gradients: Iterable[Tensor | None]) -> Tensor:
-    """(), the sum of all entries: the cheapest number that is not finite where one of them is not.
+    """Return the sum of all entries, (): the cheapest number that shows whether all are finite.
 
     The largest absolute entry costs twenty times as much (torch 2.13, CPU).
 
@@ -172,8 +172,8 @@ def detached(terms: ElboTerms) -> ElboTerms:
 def bfloat16_networks(program: nn.Module) -> Iterator[None]:
     """Autocast to bfloat16 inside the calls of the program's parts, and nowhere else.
 
-    Log-densities are computed outside these calls, and heads widen features to float32 before
-    they make a density of them, so that only networks have 8 bits of mantissa.
+    Log-densities are computed outside these calls, and heads convert features to float32 before
+    they build a density, so that only networks compute with 8 bits of mantissa.
 
     Example:
         >>> program = nn.Sequential(nn.Linear(2, 2))
@@ -203,12 +203,12 @@ def bfloat16_networks(program: nn.Module) -> Iterator[None]:
 
 
 def check_float32(terms: ElboTerms) -> None:
-    """ConfigError where a density was computed in 16 bits."""
+    """Raise ConfigError if a density was computed in 16 bits."""
     for name in ("log_likelihood", "log_prior", "log_guide"):
         dtype = getattr(terms, name).dtype
         if dtype in (torch.bfloat16, torch.float16):
             raise ConfigError(
-                f"{name} is in {dtype}, but with 3 digits a log-density of hundreds of nats is "
-                "noise.\nLet your part widen its features: features = features.float(), or train "
+                f"{name} is {dtype}, but with 3 digits a log-density of hundreds of nats is "
+                "noise.\nConvert the features in your part: features = features.float(), or train "
                 'with precision="float32".'
             )

@@ -1,10 +1,10 @@
-"""The loop over epochs and batches, whose whole state can be taken and put back.
+"""The loop over epochs and batches, whose whole state can be saved and restored.
 
-Between two steps a run is: weights, optimizer, scheduler, averages, best weights so far, the
-random stream now and at the epoch's start, the place in the epoch, the sums of the epoch,
-the last losses and the history. `Loop.state` is all of that; a loop that restores it goes on
-bit for bit. A resumed epoch restores the stream of its start, so that its order of data is drawn
-again, skips the batches that were taken, and then restores the stream of the moment.
+Between two steps, a run consists of weights, optimizer, scheduler, averages, best weights so far,
+the random stream now and at the epoch's start, the position in the epoch, the epoch's sums, the
+last losses and the history. `Loop.state` holds all of that; a loop that restores it continues
+bit for bit. A resumed epoch restores the stream of its start, so that the same order of data is
+drawn again, skips the batches already used, and then restores the current stream.
 """
 
 import math
@@ -36,15 +36,15 @@ class Loop:
     """The epochs of a run.
 
     Args:
-        program: what is trained.
-        steps: one step on a batch.
+        program: the program to train.
+        steps: takes one step on a batch.
         data: the training batches; held_out: those of the validation data, or None.
         plan: the settings.
-        objective: told of the progress before each step.
+        objective: its `progress` is set before each step.
         scheduler: stepped after each epoch, or None.
-        stream: of all draws.
-        history: filled with one record an epoch.
-        generators: those that DataLoaders hold; their states belong to the run.
+        stream: random stream of all draws.
+        history: receives one record per epoch.
+        generators: the generators of DataLoaders; their states belong to the run.
 
     Attributes:
         after_step: called with the loop between steps.
@@ -73,9 +73,9 @@ class Loop:
         self.after_epoch: list[Callable[[Loop, Epoch], None]] = []
         self.best = Best(self.scored) if held_out is not None else None
         self.spikes = Spikes()
-        self.first_batch: Any = None  # for a look at data that are not in memory
-        self.epoch, self.index = 1, 0  # the next batch to take
-        # several processes have a stream of their own each, and one in common for the order
+        self.first_batch: Any = None  # to inspect data that are not in memory
+        self.epoch, self.index = 1, 0  # of the next batch
+        # each of several processes has its own stream, and all share one for the order
         self.order = data.stream if steps.group else stream
         self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
         self.sums = torch.zeros(2, dtype=torch.float64)
@@ -83,7 +83,7 @@ class Loop:
 
     @property
     def scored(self) -> nn.Module:
-        """What is evaluated and kept: the averaged program where there is an average."""
+        """The program that is evaluated and kept: the averaged one if there is an average."""
         return self.program if self.steps.averaged is None else self.steps.averaged.module
 
     @property
@@ -91,7 +91,7 @@ class Loop:
         return time.perf_counter() - self.start
 
     def run(self) -> None:
-        """Train from where the loop stands to the end of the plan, or until patience runs out."""
+        """Train from the current position to the end of the plan, or until patience runs out."""
         while self.epoch <= self.plan.epochs and not self.is_exhausted:
             with module_mode(self.program, training=True), self.stream, own_store():
                 self._train()
@@ -99,14 +99,14 @@ class Loop:
         self.history.stopped_early = self.is_exhausted and len(self.history) < self.plan.epochs
 
     def keep(self) -> None:
-        """Leave in the program what is kept: the best epoch's weights, or their average."""
+        """Load the kept weights into the program: the best epoch's, or their average."""
         if self.best:
             self.best.restore()
         if self.scored is not self.program:
             self.program.load_state_dict(self.scored.state_dict())
 
     def forget_best(self) -> None:
-        """Begin anew to look for the best epoch: ELBOs of other data say nothing of it."""
+        """Restart the search for the best epoch: ELBOs of different data are not comparable."""
         if self.best:
             self.best = Best(self.scored)
         self.history.best_epoch = self.epoch - 1
@@ -116,7 +116,7 @@ class Loop:
         return self.best is not None and self.best.waited >= self.plan.patience
 
     def _train(self) -> None:
-        """The rest of an epoch."""
+        """Train on the remaining batches of the epoch."""
         for batch in self._batches():
             self.first_batch = self.first_batch or batch
             self._set_progress()
@@ -125,13 +125,13 @@ class Loop:
                 sums = self.steps.take(batch, where).cpu()
             self.sums += sums
             self.index += 1
-            self.spikes.see(sums, len(batch.x), where)
+            self.spikes.update(sums, len(batch.x), where)
             for hook in self.after_step:
                 hook(self)
         self.steps.flush()
 
     def _batches(self) -> Iterator[Any]:
-        """The batches of this epoch that are still to come."""
+        """Return the remaining batches of this epoch."""
         if not self.index:
             self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
             return self.data.epoch(shuffle=True)
@@ -163,15 +163,15 @@ class Loop:
     def _finish_epoch(self) -> None:
         rate = self.steps.optimizer.param_groups[0]["lr"]
         trained = per_datum(self._all_sums(), self.data.num_data)
-        tested = (None,) * 3 if self.held_out is None else self._tested()
-        record = Epoch(self.epoch, *trained, *tested, self.seconds, float(rate))
+        validated = (None,) * 3 if self.held_out is None else self._validate()
+        record = Epoch(self.epoch, *trained, *validated, self.seconds, float(rate))
         self.history.epochs.append(record)
         self.history.best_epoch = self.best.update(record) if self.best else self.epoch
         if self.scheduler is not None:
             is_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
             elbo = record.elbo if record.validation_elbo is None else record.validation_elbo
             self.scheduler.step(*([-elbo] if is_plateau else []))
-        self.history.num_data = self.data.num_data  # a stream tells it at its end
+        self.history.num_data = self.data.num_data  # known for a stream once it has ended
         self.epoch, self.index = self.epoch + 1, 0
         self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
         self.sums = torch.zeros(2, dtype=torch.float64)
@@ -179,32 +179,30 @@ class Loop:
             hook(self, record)
 
     def _all_sums(self) -> Tensor:
-        """The epoch's sums over all processes, which then have the buffers of rank 0 too."""
+        """Return the epoch's sums over all processes, after they take over rank 0's buffers."""
         group = self.steps.group
         if group is None:
             return self.sums
         group.broadcast([*self.program.buffers(), *self.scored.buffers()])
         return group.all_reduce(self.sums)
 
-    def _tested(self) -> tuple[float, float, float]:
-        """The score of the held-out data: of one process, so that it is the same in all."""
+    def _validate(self) -> tuple[float, float, float]:
+        """Evaluate the held-out data in one process, so that all have the same score."""
         group = self.steps.group
         if group is None:
             return evaluate(self.scored, self.held_out, self.plan.seed)
-        tested = None
+        score = None
         if group.is_first:
-            tested = evaluate(self.scored, self.held_out, self.plan.seed)
-        tested, generators = group.broadcast_object((tested, self._generator_states()))
+            score = evaluate(self.scored, self.held_out, self.plan.seed)
+        score, generators = group.broadcast_object((score, self._generator_states()))
         self._set_generators(generators)
-        return tested
-
-    # What a checkpoint holds.
+        return score
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as `runtime.state_tree.pack` takes it."""
+        """Return all that the rest of the run depends on, for `runtime.state_tree.pack`."""
         averaged, group = self.steps.averaged, self.steps.group
         own = {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
-        looked_at = None if self.data.preloaded else self.first_batch
+        first_batch = None if self.data.preloaded else self.first_batch
         return {
             "program": self.program.state_dict(),
             "optimizer": self.steps.optimizer.state_dict(),
@@ -221,15 +219,15 @@ class Loop:
             "num_steps": self.steps.num_steps,
             "sizes": [_sizes_of(source) for source in self._sources],
             "history": self.history.state(),
-            "first_batch": looked_at and tuple(looked_at),
+            "first_batch": first_batch and tuple(first_batch),
             "seconds": self.seconds,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            StateMismatchError: it is that of another program or plan; nothing changes then.
+            StateMismatchError: it belongs to another program or plan; nothing changes then.
         """
         now = self.state()
         for part in ("program", "averaged"):
@@ -242,7 +240,7 @@ class Loop:
         self.steps.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-            # what torch asks before it warns that a scheduler was stepped before the optimizer
+            # torch checks it to warn that a scheduler was stepped before the optimizer
             self.steps.optimizer._opt_called = state["num_steps"] > 0
         if self.steps.averaged is not None:
             self.steps.averaged.load_state_dict(state["averaged"])
@@ -254,7 +252,7 @@ class Loop:
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
         for source, sizes in zip(self._sources, state["sizes"], strict=True):
-            _tell_sizes(source, sizes)
+            _restore_sizes(source, sizes)
         self.spikes.load(own["spikes"])
         if state["first_batch"]:
             device = next(self.program.parameters()).device
@@ -263,11 +261,11 @@ class Loop:
 
     @property
     def _sources(self) -> list[Any]:
-        """The training batches, of all processes, and the held-out ones."""
+        """The training batches of all processes, and the held-out ones."""
         return [self.data.batches if self.steps.group else self.data, self.held_out]
 
     def _own(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-        """This process's part of a state; they may have been more or fewer when it was saved."""
+        """Return this process's part of a state, which may be of more or fewer processes."""
         group = self.steps.group
         rank, size = (group.rank, group.size) if group else (0, 1)
         if rank >= len(ranks):
@@ -281,8 +279,8 @@ def _sizes_of(source: Any) -> tuple[int | None, int | None]:
     return (None, None) if source is None else (source.num_data, source.num_batches)
 
 
-def _tell_sizes(source: Any, sizes: tuple[int | None, int | None]) -> None:
-    """What a stream had told of its length by its first epoch, and cannot tell again before."""
+def _restore_sizes(source: Any, sizes: tuple[int | None, int | None]) -> None:
+    """Restore the length of a stream, which is otherwise unknown before its first epoch ends."""
     if source is None:
         return
     for name, size in zip(("num_data", "num_batches"), sizes, strict=True):
@@ -291,13 +289,13 @@ def _tell_sizes(source: Any, sizes: tuple[int | None, int | None]) -> None:
 
 
 class Best:
-    """The weights of the epoch with the highest validation ELBO, and how long ago it was.
+    """Weights of the epoch with the highest validation ELBO, and the epochs since then.
 
-    NaN and −∞ are never the highest; as long as there is no other, the epoch whose weights are
-    kept is the last one.
+    NaN and −∞ are never the highest; until another value arrives, the last epoch's weights
+    are kept.
 
     Args:
-        program: whose weights are kept.
+        program: the program whose weights are kept.
     """
 
     def __init__(self, program: nn.Module):
@@ -306,7 +304,7 @@ class Best:
         self.weights: dict[str, Tensor] = {}
 
     def update(self, record: Epoch) -> int:
-        """Take in an epoch; the number of the one whose weights would be kept."""
+        """Add an epoch, and return the number of the epoch whose weights would be kept."""
         if record.validation_elbo > self.elbo:
             self.elbo, self.epoch, self.waited = record.validation_elbo, record.epoch, 0
             self.weights = {n: t.clone() for n, t in self.program.state_dict().items()}
@@ -315,33 +313,33 @@ class Best:
         return self.epoch or record.epoch
 
     def restore(self) -> None:
-        """Put the best weights back."""
+        """Load the best weights into the program."""
         if self.weights:
             self.program.load_state_dict(self.weights)
 
     def state(self) -> dict[str, Any]:
-        """As `runtime.state_tree.pack` takes it."""
+        """Return the state for `runtime.state_tree.pack`."""
         return {name: getattr(self, name) for name in ("elbo", "epoch", "waited", "weights")}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         for name, value in state.items():
             setattr(self, name, value)
 
 
 class Spikes:
-    """Warns once when a batch's loss leaps far out of the range of the last 50.
+    """Warning, given once, when a batch's loss jumps far out of the range of the last 50.
 
     The loss is that of the β = 1 ELBO, which changes with the weights only, so that schedules
-    of β cannot trip it.
+    of β cannot trigger it.
     """
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=50)
         self.has_warned = False
 
-    def see(self, sums: Tensor, size: int, where: str) -> None:
-        """Look at a batch's (2,) loss sums."""
+    def update(self, sums: Tensor, size: int, where: str) -> None:
+        """Add a batch's (2,) loss sums, and warn if they jumped."""
         if not size:
             return
         loss = float(sums.sum()) / size
@@ -350,14 +348,14 @@ class Spikes:
             if loss - high > 20 * (high - low) + abs(high):
                 self.has_warned = True
                 warn_caller(
-                    f"the loss leapt to {loss:.4g} nats per datum at {where}, from at most "
-                    f"{high:.4g} in the {len(self.recent)} batches before.\nTry a smaller "
+                    f"the loss jumped to {loss:.4g} nats per datum at {where}, from at most "
+                    f"{high:.4g} in the previous {len(self.recent)} batches.\nTry a smaller "
                     "learning rate or max_grad_norm=100, and look for an outlier in x."
                 )
         self.recent.append(loss)
 
     def state(self) -> dict[str, Any]:
-        """As `runtime.state_tree.pack` takes it."""
+        """Return the state for `runtime.state_tree.pack`."""
         return {"recent": list(self.recent), "has_warned": self.has_warned}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -367,18 +365,18 @@ class Spikes:
 
 
 def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, float]:
-    """Held-out ELBO of all data, by one draw each, fixed by the seed, in eval mode.
+    """Estimate the held-out ELBO in eval mode, with one draw per datum, fixed by the seed.
 
         mean_i E_q(z|x_i) [log p(x_i|z)] − KL(q(z|x_i) ‖ p(z))
 
-    Latents outside the plate "data" are drawn from their guide, and their KL is not charged: it
-    belongs to the data that they were learned from. What is left bounds the log-density of a new
-    datum under their posterior, and does not depend on how many are held out.
+    Latents outside the plate "data" are drawn from their guide, and their KL is left out: it
+    belongs to the training data. The remainder bounds the log-density of a new datum under
+    their posterior, and does not depend on the number of held-out data.
 
     Args:
-        program: with `.model` and `.guide`.
+        program: the module with `.model` and `.guide`.
         data: a source of validated batches.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         (elbo, reconstruction, kl) in nats per datum; elbo = −(reconstruction + kl).
@@ -392,6 +390,6 @@ def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, fl
 
 
 def per_datum(sums: Tensor, num_data: int) -> tuple[float, float, float]:
-    """(elbo, reconstruction, kl) in nats per datum, from summed loss terms."""
+    """Return (elbo, reconstruction, kl) in nats per datum, from summed loss terms."""
     reconstruction, kl = (sums / num_data).tolist()
     return -(reconstruction + kl), reconstruction, kl

@@ -1,13 +1,13 @@
-"""The training monitor of `fit`: what the latent space and the gradient do while training.
+"""The training monitor of `fit`: how latent space and gradient evolve during training.
 
-Every so many steps, on the same rows and with draws of its own, one record of
+Every n steps, always on the same rows, it records
 
     rate R = KL(q(z|x) ‖ p(z)), distortion D = −E_q[log p(x|z)], ELBO = −(R + D)
     KL per dimension, active units, mutual information I_q, marginal KL(q(z) ‖ p(z))
     signal to noise of the encoder's gradient, mean over its entries of |E g| / sd g
 
-It draws from its own stream and leaves weights, buffers, gradients and modes as they were, so a
-run with a recorder is, bit for bit, the run without.
+It draws from its own stream and leaves weights, buffers, gradients and modes unchanged, so that a
+run with a monitor equals the run without one bit for bit.
 
 References:
     Tighter Variational Bounds are Not Necessarily Better, Rainforth et al., 2018,
@@ -31,34 +31,34 @@ from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.training.eager import EagerLoss
 
-NUM_ROWS = 500  # of the training data that are looked at
-NUM_GRADIENTS = 10  # draws behind a signal-to-noise ratio
+NUM_ROWS = 500  # training data used for a record
+NUM_GRADIENTS = 10  # draws per signal-to-noise ratio
 
 
 class Monitor:
     """Records of a program on a few rows of its training data.
 
     Args:
-        program: what is looked at.
-        loss: whose gradient's signal-to-noise ratio is taken.
-        seed: of the draws.
+        program: the program to monitor.
+        loss: the loss for the gradient's signal-to-noise ratio.
+        seed: seed of the draws.
 
     Attributes:
-        rows: the data that are looked at, once `look_at` was called.
+        rows: the monitored data, set by `select_rows`.
     """
 
     def __init__(self, program: nn.Module, loss: EagerLoss, seed: int):
         self.program, self.loss, self.seed = program, loss, seed
         self.rows: Batch | None = None
 
-    def look_at(self, batch: Batch) -> None:
-        """Take the rows from a batch, or from all of the data: evenly spaced ones, at most 500."""
+    def select_rows(self, batch: Batch) -> None:
+        """Select at most 500 evenly spaced rows of a batch, or of all data."""
         size, num_rows = len(batch.x), min(len(batch.x), NUM_ROWS)
         index = torch.arange(num_rows) * (size - 1) // max(num_rows - 1, 1)
         self.rows = batch.rows(index)
 
     def record(self, step: int) -> dict[str, Any]:
-        """One record: numbers in nats per datum, and lists of them by latent dimension."""
+        """Return a record: numbers in nats per datum, and lists of them by latent dimension."""
         found = decompose_elbo(self.program, *self.rows, num_samples=5, seed=self.seed)
         units = active_units(self.program, *self.rows, seed=self.seed)
         return {
@@ -74,9 +74,9 @@ class Monitor:
         }
 
     def signal_to_noise(self) -> float:
-        """|E g| / sd g of the loss's gradient in the encoder, mean over its entries.
+        """Estimate |E g| / sd g of the loss's gradient in the encoder, averaged over its entries.
 
-        NaN where the encoder has no gradient, or one that does not vary.
+        NaN if the encoder has no gradient, or one that does not vary.
         """
         encoder = getattr(self.program, "encoder", self.program)
         wanted = [p for p in encoder.parameters() if p.requires_grad]
@@ -97,7 +97,7 @@ class Monitor:
         return float(ratio[spread > 0].mean())
 
     def collapse(self) -> Collapse | None:
-        """Which latent dimensions carry nothing of x; None for a program without local ones."""
+        """Find the latent dimensions that ignore x; None for a program without local latents."""
         try:
             return collapsed_dimensions(self.program, *self.rows, seed=self.seed)
         except ConfigError:
@@ -105,6 +105,6 @@ class Monitor:
 
 
 def check_monitorable(program: nn.Module, batch: Batch) -> None:
-    """ConfigError for a program that the recorder cannot look at, such as one without a q(z|x)."""
-    with pyro.poutine.block():  # SVI listens for parameters
+    """Raise ConfigError if a program cannot be monitored, for example without a q(z|x)."""
+    with pyro.poutine.block():  # SVI collects the parameters that it sees
         decompose_elbo(program, *batch.head(2), num_samples=1)

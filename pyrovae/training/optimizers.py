@@ -1,10 +1,10 @@
-"""torch's own optimizers and learning-rate schedulers, by class or by name.
+"""torch's optimizers and learning-rate schedulers, by class or by name.
 
     optimizer="AdamW"   optimizer=torch.optim.SGD   optimizer=partial(AdamW, weight_decay=0.03)
     scheduler="CosineAnnealingLR"   scheduler=partial(StepLR, step_size=30)
 
-A name is looked up in `torch.optim` and nowhere else. An optimizer holds all parameters at
-once and takes torch's fused kernel where it has one for the parameters' device.
+Names are looked up in `torch.optim` only. One optimizer holds all parameters, and uses torch's
+fused kernel if there is one for their device.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from torch.optim import Optimizer, lr_scheduler
 from pyrovae.checks import nearest
 from pyrovae.errors import ConfigError
 
-# what a scheduler's constructor calls the length of the training, in epochs
+# names of the length of training, in epochs, in the constructors of schedulers
 LENGTHS = ("T_max", "total_steps", "total_iters")
 SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 
@@ -27,16 +27,16 @@ SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 def optimizer_of(
     choice: str | Callable[..., Optimizer], parameters: Iterable[Any], learning_rate: float
 ) -> Optimizer:
-    """The optimizer of a choice, over all parameters.
+    """Return the chosen optimizer over all parameters.
 
     Args:
         choice: a name in `torch.optim`, a class, or any function (parameters, lr=…) → Optimizer.
-        parameters: what it holds.
-        learning_rate: given to it as `lr`.
+        parameters: the parameters to optimize.
+        learning_rate: passed as `lr`.
 
     Raises:
-        ConfigError: an unknown name; what is called gives no Optimizer, or one that cannot step
-            from dense gradients alone, such as LBFGS.
+        ConfigError: the name is unknown, or the call does not return an Optimizer, or it returns
+            one that cannot step from dense gradients alone, such as LBFGS.
 
     Example:
         >>> weights = [torch.nn.Parameter(torch.ones(2))]
@@ -52,7 +52,7 @@ def optimizer_of(
         optimizer = _called(make, parameters, lr=learning_rate)
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(
-            f"optimizer gave a {type(optimizer).__name__}, but it must give a torch optimizer.\n"
+            f"optimizer returned a {type(optimizer).__name__}, but must return a torch optimizer.\n"
             "Write a class, such as torch.optim.AdamW, or functools.partial(AdamW, …)."
         )
     _check_step(optimizer)
@@ -60,33 +60,33 @@ def optimizer_of(
 
 
 def _check_step(optimizer: Optimizer) -> None:
-    """ConfigError unless it can step from the dense gradients of one batch."""
+    """Raise ConfigError unless the optimizer can step from the dense gradients of one batch."""
     why = ""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        why = "needs a closure that evaluates the loss anew, and here a batch's loss comes once"
+        why = "needs a closure to reevaluate the loss, and fit evaluates a batch's loss once"
     elif isinstance(optimizer, torch.optim.SparseAdam):
-        why = "takes sparse gradients only, and those of the loss are dense"
+        why = "accepts only sparse gradients, and those of the loss are dense"
     if why:
         raise ConfigError(
             f"optimizer is {type(optimizer).__name__}, but it {why}.\n"
-            "Write optimizer='Adam', or another of torch.optim that steps from a gradient."
+            "Write optimizer='Adam', or another torch optimizer that steps from a gradient."
         )
 
 
 def scheduler_of(
     choice: str | Callable[..., Any] | None, optimizer: Optimizer, epochs: int
 ) -> Any | None:
-    """The learning-rate scheduler of a choice; its length is the planned epochs if it has one.
+    """Return the chosen learning-rate scheduler; its length, if any, is the planned epochs.
 
     Args:
         choice: a name in `torch.optim.lr_scheduler`, a class, or any function
             optimizer → scheduler; None for none.
-        optimizer: whose learning rate it sets, after each epoch.
-        epochs: given as T_max, total_steps or total_iters where the constructor asks for one.
+        optimizer: the optimizer whose learning rate it sets after each epoch.
+        epochs: passed as T_max, total_steps or total_iters if the constructor has one of them.
 
     Raises:
-        ConfigError: an unknown name, or a constructor that needs more than this.
+        ConfigError: the name is unknown, or the constructor needs further arguments.
 
     Example:
         >>> optimizer = optimizer_of("Adam", [torch.nn.Parameter(torch.ones(2))], 1e-3)
@@ -100,7 +100,7 @@ def scheduler_of(
     scheduler = _called(make, optimizer, **lengths)
     if not all(hasattr(scheduler, name) for name in ("step", "state_dict", "load_state_dict")):
         raise ConfigError(
-            f"scheduler gave a {type(scheduler).__name__}, but it must give a torch scheduler.\n"
+            f"scheduler returned a {type(scheduler).__name__}, but must return a torch scheduler.\n"
             "Write a class, such as CosineAnnealingLR, or functools.partial(StepLR, step_size=30)."
         )
     return scheduler
@@ -110,8 +110,8 @@ def _named(choice: Any, module: Any, bases: tuple[type, ...], what: str) -> Call
     if isinstance(choice, (*bases, PyroOptim)):
         name = getattr(choice, "pt_optim_constructor", type(choice)).__name__
         raise ConfigError(
-            f"{what} is a {type(choice).__name__} that is made already, but fit makes its own, for "
-            f"the parameters of the program.\nGive the class {name}, or with options "
+            f"{what} is a {type(choice).__name__} object, but fit builds its own from a class, for "
+            f"the program's parameters.\nPass the class {name}, or with options "
             f"functools.partial({name}, …); the learning rate is fit's learning_rate."
         )
     if callable(choice):
@@ -124,7 +124,7 @@ def _named(choice: Any, module: Any, bases: tuple[type, ...], what: str) -> Call
     hint = f" Did you mean {near!r}?" if near else ""
     raise ConfigError(
         f"{what} = {choice!r}, but it must be a class or a function, or a name in "
-        f"{module.__name__}.{hint}\nOptions: functools.partial({near or names[0]}, …)."
+        f"{module.__name__}.{hint}\nWith options: functools.partial({near or names[0]}, …)."
     )
 
 
@@ -147,5 +147,5 @@ def _called(make: Callable, *args: Any, **options: Any) -> Any:
             make = make.func
         name = getattr(make, "__name__", type(make).__name__)
         raise ConfigError(
-            f"{name}: {error}.\nGive its options with functools.partial({name}, …)."
+            f"{name}: {error}.\nPass its options with functools.partial({name}, …)."
         ) from error

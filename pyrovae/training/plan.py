@@ -1,9 +1,8 @@
-"""How a program is to be trained: the settings of `fit`, checked, and as a flat record.
+"""The settings of `fit`, checked and as a flat record.
 
-The record is what a checkpoint keeps and what resuming compares. Whether steps are
-recorded as a graph, and whether that is compiled, is a function of the model's size and
-the planned steps alone (`engine_for`): never of a stopwatch, so that a resumed run computes as
-the first one did.
+Checkpoints store the record, and resuming compares it. Whether steps are traced, and whether the
+trace is compiled, depends on the model's size and the planned steps only (`engine_for`), never
+on timings, so that a resumed run computes as the first one did.
 """
 
 import math
@@ -21,16 +20,16 @@ EAGER, GRAPH, INDUCTOR = "eager", "graph", "inductor"
 COMPILE = ("auto", EAGER, GRAPH, INDUCTOR)
 PRECISIONS = ("float32", "bf16")
 
-MIN_STEPS = 300  # recording costs about as much as this many steps save
-# seconds, from tests/benchmarks/training_speed.py: what the compiler costs twice over, and what
-# it saves a step: the overhead of small operations, and a part of the time of the products
+MIN_STEPS = 300  # tracing costs about as much as this many steps save
+# seconds, from tests/benchmarks/training_speed.py: twice the cost of the compiler, and its saving
+# per step: the overhead of small operations, and part of the time of matrix products
 COMPILER_COST = 20.0
 SAVED_OVERHEAD, SAVED_PER_MULTIPLICATION = 4e-4, 6e-12
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of a run; the arguments of `fit` of the same names say what they are."""
+    """Settings of a run, described at the arguments of `fit` with the same names."""
 
     epochs: int
     batch_size: int
@@ -57,24 +56,24 @@ class Plan:
         if self.scheduler is not None and callable(self.learning_rate):
             raise ConfigError(
                 "learning_rate is a function of progress, but scheduler sets the rate too.\n"
-                "Give one of them: scheduler with a learning_rate that is a number, or None."
+                "Pass only one: a number as learning_rate, or scheduler=None."
             )
         if self.max_grad_norm is not None:
             real_number(self.max_grad_norm, "max_grad_norm", above=0.0)
         decay = self.ema_decay
         if decay is not None and not 0.0 < real_number(decay, "ema_decay") < 1.0:
             raise ConfigError(
-                f"ema_decay = {decay}, but it is the decay of a moving average of the weights:"
-                " a number in (0, 1).\nWrite ema_decay=0.999, or None for the weights themselves."
+                f"ema_decay = {decay}, but the decay of a moving average of the weights must be "
+                "in (0, 1).\nWrite ema_decay=0.999, or None for the weights themselves."
             )
         _one_of(self.precision, "precision", PRECISIONS)
         _one_of(self.compile, "compile", COMPILE)
 
     def rate(self, progress: float) -> float:
-        """The learning rate after a fraction of the planned steps."""
+        """Return the learning rate after a fraction of the planned steps."""
         rate = self.learning_rate
         rate = rate(progress) if callable(rate) else rate
-        # a schedule may end at 0, a constant may not be it
+        # a schedule may end at 0, a constant rate must be positive
         bound = {"least": 0.0} if callable(self.learning_rate) else {"above": 0.0}
         return real_number(rate, "learning_rate", **bound)
 
@@ -83,7 +82,7 @@ class Plan:
 
     @property
     def of_steps(self) -> dict[str, Any]:
-        """What `TrainingStep` is to know."""
+        """The settings of `TrainingStep`."""
         return {
             name: getattr(self, name)
             for name in ("max_grad_norm", "accumulate_batches", "ema_decay")
@@ -91,7 +90,7 @@ class Plan:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The settings as plain values; a schedule as its values at five points."""
+        """The settings as plain values; a schedule is given by its values at five points."""
         rates = self._rates()
         return {
             "epochs": self.epochs,
@@ -109,16 +108,16 @@ class Plan:
 
 
 def engine_for(size: int, batch_size: int, num_steps: float) -> str:
-    """How the steps of a run are computed under compile="auto".
+    """Choose the engine of a run under compile="auto".
 
     Args:
         size: the number of trainable parameters.
-        batch_size: B; a step multiplies about 3 × size × B times.
-        num_steps: planned steps of the whole run; infinite where it is not known.
+        batch_size: B; a step takes about 3 × size × B multiplications.
+        num_steps: planned steps of the whole run; infinite if unknown.
 
     Returns:
-        "eager" for a few steps, "inductor" where what it saves a step, times the steps, is
-        more than its seconds, "graph" otherwise.
+        "eager" for a few steps, "inductor" if its saving over all steps exceeds its cost,
+        "graph" otherwise.
 
     Example:
         >>> engine_for(20_000, 64, 2), engine_for(20_000, 64, 5_000)
@@ -134,7 +133,7 @@ def engine_for(size: int, batch_size: int, num_steps: float) -> str:
 
 
 def described(choice: Any) -> Any:
-    """A choice as plain values: what can be compared when a run is resumed.
+    """Describe a choice by plain values, which can be compared when a run is resumed.
 
     Example:
         >>> described(partial(int, base=2))

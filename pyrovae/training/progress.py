@@ -9,7 +9,7 @@ from pyrovae.history import Epoch
 
 @contextmanager
 def progress_bar(epochs: int, progress: bool | None) -> Iterator[Callable[[Epoch], None]]:
-    """A function that shows an epoch's record on stderr, or does nothing."""
+    """Yield a function that shows an epoch's record on stderr, or does nothing."""
     if progress is False or (progress is None and not sys.stderr.isatty()):
         yield lambda record: None
         return

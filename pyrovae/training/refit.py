@@ -2,10 +2,10 @@
 
     max_ψ E_{q(z)}[log p_ψ(z)],    q(z) = (1/N) Σ_i q(z|x_i)
 
-With encoder and decoder fixed, this is all of the ELBO that depends on the prior, and it
-minimizes the marginal KL of the ELBO surgery, KL(q(z) ‖ p_ψ(z)). Draws of the aggregate posterior
-are the data, and the prior is a density fitted to them: the decoder never runs. What the
-ELBO gains is what the old prior lost.
+With encoder and decoder fixed, this is the only part of the ELBO that depends on the prior, and
+maximizing it minimizes the marginal KL of the ELBO surgery, KL(q(z) ‖ p_ψ(z)). The prior is fitted
+as a density to draws of the aggregate posterior; the decoder never runs. The gain in ELBO is the
+loss that was due to the old prior.
 
 References:
     ELBO surgery, Hoffman & Johnson, 2016,
@@ -34,13 +34,13 @@ from pyrovae.vae import VAE, register
 
 
 class Refitted(NamedTuple):
-    """A VAE with another prior and the same networks.
+    """VAE with a refitted prior and the same networks.
 
     Attributes:
-        vae: a new `VAE`; the one that was given is as it was.
+        vae: a new `VAE`; the original one is unchanged.
         history: of the fit; its "elbo" is the mean of log p(z) over draws of q(z|x), nats.
         gain: mean ELBO with the new prior minus that with the old one, nats per datum, on fresh
-            draws for x (for the held-out data where there are some), with its error over data.
+            draws for the held-out data if given, otherwise for x, with its error over data.
     """
 
     vae: VAE
@@ -60,27 +60,26 @@ def refit_prior(
     seed: int | None = 0,
     **options: Any,
 ) -> Refitted:
-    """Fit a prior to the aggregate posterior; encoder and decoder stay as they are.
+    """Fit a prior to the aggregate posterior, with encoder and decoder fixed.
 
     Args:
         vae: a trained `VAE`; not changed.
         x: (N, *event), the training data.
-        prior: `prior()` → p(z) over the same latents, from where the fit starts; not changed
-            itself, a copy is fitted. A `VampPrior` of the VAE's own encoder learns its
-            pseudo-inputs only.
+        prior: `prior()` → p(z) over the same latents, the start of the fit; a copy of it is
+            fitted. A `VampPrior` that shares the VAE's encoder learns its pseudo-inputs only.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
-        validation: held-out data, x, (x, y) or (x, y, mask): for early stopping and the gain.
+        validation: held-out data, x, (x, y) or (x, y, mask), for early stopping and the gain.
         num_samples: S, draws of q(z|x) per datum, made once.
-        seed: of the draws and the fit; None takes a fresh one.
-        **options: further ones of `fit`: epochs, learning_rate, batch_size, patience, …
+        seed: seed of the draws and the fit; None takes a fresh one.
+        **options: further arguments of `fit`: epochs, learning_rate, batch_size, patience, …
 
     Returns:
         Refitted.
 
     Raises:
-        DataError: x does not fit the VAE, or its codes the prior.
-        ConfigError: no `VAE`, or a prior without parameters to fit.
+        DataError: x does not fit the VAE, or its codes do not fit the prior.
+        ConfigError: vae is not a `VAE`, or the prior has no parameters to fit.
 
     References:
         ELBO surgery, Hoffman & Johnson, 2016,
@@ -97,7 +96,7 @@ def refit_prior(
     refuse_unless_vae(vae, "refit_prior")
     if not isinstance(prior, nn.Module):
         raise ConfigError(
-            f"prior is a {type(prior).__name__}, but refit_prior starts from a prior itself.\n"
+            f"prior is a {type(prior).__name__}, but refit_prior starts from a prior module.\n"
             "Write priors.GaussianMixture(latent_dim), or another of pv.priors."
         )
     num_samples, seed = whole_number(num_samples, "num_samples", 1), seed_number(seed)
@@ -107,8 +106,8 @@ def refit_prior(
     learnt = [p for p in prior.parameters() if id(p) not in frozen and p.requires_grad]
     if not learnt:
         raise ConfigError(
-            f"refit_prior: a {type(prior).__name__} has no parameters of its own to fit.\n"
-            "Give a prior that learns, such as priors.GaussianMixture(latent_dim)."
+            f"refit_prior: this {type(prior).__name__} has no parameters of its own to fit.\n"
+            "Pass a learnable prior, such as priors.GaussianMixture(latent_dim)."
         )
     codes = _codes(old, (x, y, mask), num_samples, seed)
     with evaluation(prior):
@@ -116,7 +115,7 @@ def refit_prior(
     if event_shape != (expected := tuple(codes[0].shape[1:])):
         raise ConfigError(
             f"prior is over shape {event_shape}, but the latents of this VAE have shape {expected}."
-            f"\nGive the {type(prior).__name__} the VAE's latent_dim."
+            f"\nBuild the {type(prior).__name__} with the VAE's latent_dim."
         )
     held_out = None
     if validation is not None:
@@ -135,14 +134,14 @@ def refit_prior(
 
 
 class _PriorAlone(nn.Module):
-    """p_ψ as a program over codes: "x" ~ p_ψ, no latents. Always in eval mode, as the networks."""
+    """Program of p_ψ over codes: "x" ~ p_ψ, no latents. Always in eval mode, like the networks."""
 
     def __init__(self, prior: nn.Module):
         super().__init__()
         self.prior = prior
 
     def train(self, mode: bool = True) -> "_PriorAlone":
-        return super().train(False)  # a VampPrior's encoder must not drop units or move averages
+        return super().train(False)  # no dropout or running statistics in a VampPrior's encoder
 
     def model(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         register(self)
@@ -155,7 +154,7 @@ class _PriorAlone(nn.Module):
 
 
 def _codes(vae: nn.Module, data: tuple, num_samples: int, seed: int) -> tuple[Tensor, ...]:
-    """Draws of q(z|x), (S · N, D), and the covariates of each; datum after datum per draw."""
+    """Return draws of q(z|x), (S · N, D), and their covariates; all data of a draw together."""
     source = validated(vae, *data)
     with diagnosing(vae, seed):
         z = over_draws(vae, source, read_latents, num_samples=num_samples, memory_budget=None)["z"]
@@ -165,7 +164,7 @@ def _codes(vae: nn.Module, data: tuple, num_samples: int, seed: int) -> tuple[Te
 
 
 def _gain(old: VAE, new: VAE, codes: tuple, num_samples: int) -> Estimate:
-    """Mean of log p_new(z) − log p_old(z) over draws of q(z|x), which is the ELBO's difference."""
+    """Average log p_new(z) − log p_old(z) over draws of q(z|x): the difference of the ELBOs."""
     z, y = codes
     sides = []
     for vae in (new, old):

@@ -1,10 +1,10 @@
 """The training step: SVI over one optimizer, with a guard before each update.
 
     draw the traces and take the objective's gradient of the mean loss per datum,
-    look whether loss and gradients are finite, clip, update, average
+    check that loss and gradients are finite, clip, update, average
 
 Several batches can share an update (`accumulate_batches`), and so can several processes:
-gradients are then added up as sums over data and divided by the number of data.
+gradients are then accumulated as sums over data and divided by the number of data.
 """
 
 import math
@@ -25,16 +25,16 @@ from pyrovae.training.eager import Outcome
 
 
 class TrainingStep:
-    """What happens between a batch and the next.
+    """One step of stochastic gradient descent on a batch.
 
     Args:
-        program: whose parameters are trained.
+        program: the program to train.
         loss: Batch → Outcome, leaving gradients in the parameters' `.grad`.
-        optimizer: over all trainable parameters.
+        optimizer: the optimizer of all trainable parameters.
         max_grad_norm: the largest global norm of the gradient of the mean loss, in nats per unit of
             the parameters; None does not clip.
-        accumulate_batches: batches that share an update.
-        ema_decay: decay of the moving average of the weights; None keeps none.
+        accumulate_batches: number of batches per update.
+        ema_decay: decay of the moving average of the weights; None keeps no average.
         group: the processes that share the update.
 
     Attributes:
@@ -58,7 +58,8 @@ class TrainingStep:
         self.named = {n: p for n, p in program.named_parameters() if p.requires_grad}
         self.parameters = list(self.named.values())
         self.num_steps = 0
-        self.held = _Held(self.parameters) if accumulate_batches > 1 or group else None
+        is_shared = accumulate_batches > 1 or group
+        self.accumulated = _AccumulatedGradients(self.parameters) if is_shared else None
         self.averaged = None if ema_decay is None else averaged_copy(program, ema_decay)
         self.program, self.buffers = program, BuffersBefore(program)
         self.svi = SVI(
@@ -73,11 +74,11 @@ class TrainingStep:
         self.where = ""
 
     def take(self, batch: Batch, where: str) -> Tensor:
-        """One step on a batch; its (2,) loss sums, in nats.
+        """Take one step on a batch, and return its (2,) loss sums, in nats.
 
         Args:
-            batch: of this process; it may be empty where another process has some.
-            where: what an error calls the step.
+            batch: this process's share; it may be empty if another process has data.
+            where: name of the step in error messages.
         """
         self.where = f"{where}, rank {self.group.rank}" if self.group else where
         self.buffers.take_again()
@@ -87,7 +88,7 @@ class TrainingStep:
             self.buffers.put_back()
             raise
         finally:
-            # an interrupt between backward and step must not feed the next step
+            # an interrupt between backward and step must not leak gradients into the next step
             for parameter in self.parameters:
                 parameter.grad = None
         self.num_steps += 1
@@ -99,23 +100,23 @@ class TrainingStep:
         except DivergenceError as error:
             if self.group is None:
                 raise
-            # told in the all-reduce, so that all processes stop at the same update
-            self.failure, self.outcome = self.failure or error, _nothing()
+            # signaled in the all-reduce, so that all processes stop at the same update
+            self.failure, self.outcome = self.failure or error, _empty_outcome()
             self.buffers.put_back()
-        if self.held:
-            self.held.add(len(batch.x))
+        if self.accumulated:
+            self.accumulated.add(len(batch.x))
         return self.outcome.loss
 
     def _finite(self, batch: Batch) -> Outcome:
-        """What a batch gives, looked at; nothing for the empty share of a small batch."""
+        """Return a batch's checked outcome: zeros for the empty share of a small batch."""
         if not len(batch.x):
-            return _nothing()
+            return _empty_outcome()
         try:
             outcome = self.loss(batch)
         except ValueError as error:
             if not str(error).startswith("Expected parameter"):
                 raise
-            # a density refuses its parameters; its message goes on with all their values
+            # a distribution rejects its parameters; the rest of its message lists all values
             first_line = str(error).partition(", but found")[0]
             raise DivergenceError(
                 f"invalid density at {self.where}: {first_line}.\nParameters are as after step "
@@ -125,20 +126,20 @@ class TrainingStep:
         return outcome
 
     def flush(self) -> None:
-        """Make the update that the epoch's last batches still wait for, if they do."""
-        if self.held and self.held.num_batches:
+        """Update with the gradients that the epoch's last batches have accumulated, if any."""
+        if self.accumulated and self.accumulated.num_batches:
             self._update(is_due=True)
 
     @property
     def is_between_updates(self) -> bool:
-        """Whether no gradients wait for an update: what a checkpoint needs."""
-        return not (self.held and self.held.num_batches)
+        """Whether there are no accumulated gradients, which a checkpoint cannot hold."""
+        return not (self.accumulated and self.accumulated.num_batches)
 
     def _update(self, *, is_due: bool = False) -> None:
-        if self.held:
-            if self.held.num_batches < self.accumulate_batches and not is_due:
+        if self.accumulated:
+            if self.accumulated.num_batches < self.accumulate_batches and not is_due:
                 return
-            self.held.give_mean(self.group, is_diverged=self.failure is not None)
+            self.accumulated.average(self.group, is_diverged=self.failure is not None)
             self._raise_divergence()
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
@@ -147,13 +148,13 @@ class TrainingStep:
             self.averaged.update_parameters(self.program)
 
     def _raise_divergence(self) -> None:
-        """What is wrong with the share of any process, in all of them."""
+        """Raise in every process when the share of one of them has diverged."""
         if self.failure:
             raise self.failure
         if self.group and self.group.diverged:
             raise DivergenceError(
                 f"the loss or gradient of rank {self.group.diverged[0]} is not finite at "
-                f"{self.where}; its own message says where.\nParameters are as before: the "
+                f"{self.where}; its own message says where.\nParameters are unchanged: the "
                 "update was not made."
             )
 
@@ -185,7 +186,7 @@ class TrainingStep:
 
 
 class _Update(PyroOptim):
-    """One torch optimizer behind SVI, where Pyro's makes one a parameter."""
+    """Adapter of one torch optimizer for SVI; Pyro's builds one per parameter."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, update: Callable[[], None]):
         super().__init__(type(optimizer), {})
@@ -195,58 +196,57 @@ class _Update(PyroOptim):
         self.update()
 
 
-class _Held:
+class _AccumulatedGradients:
     """Gradients of several batches or processes, as sums over their data.
 
-    A parameter that none of them gives a gradient has none, as after a single batch: to an
-    optimizer with weight decay or momentum a gradient of zeros is another thing.
+    A parameter without a gradient in all of them keeps none, as after a single batch: for an
+    optimizer with weight decay or momentum, a gradient of zeros is not the same.
     """
 
     def __init__(self, parameters: list[nn.Parameter]):
         self.parameters = parameters
         self.sums: list[Tensor] = []
-        self.is_given: list[float] = []
+        self.has_gradient: list[float] = []
         self.count = self.num_batches = 0
 
     def add(self, size: int) -> None:
-        """Take in the gradients of a batch's mean loss."""
+        """Add the gradients of a batch's mean loss."""
         if not self.sums:
             self.sums = [torch.zeros_like(p) for p in self.parameters]
-            self.is_given = [0.0] * len(self.sums)
+            self.has_gradient = [0.0] * len(self.sums)
         found = [i for i, p in enumerate(self.parameters) if size and p.grad is not None]
         for i in found:
-            self.is_given[i] = 1.0
+            self.has_gradient[i] = 1.0
         if found:
             means = [self.parameters[i].grad for i in found]
             torch._foreach_add_([self.sums[i] for i in found], means, alpha=size)
         self.count, self.num_batches = self.count + size, self.num_batches + 1
 
-    def give_mean(self, group: Group | None, *, is_diverged: bool = False) -> None:
-        """Leave the gradients of the mean over all data in `.grad`, and begin again."""
+    def average(self, group: Group | None, *, is_diverged: bool = False) -> None:
+        """Store the gradients of the mean over all data in `.grad`, and reset the sums."""
         count = self.count
         if group:
-            is_given = self.sums[0].new_tensor(self.is_given)
-            count = group.all_reduce_gradients(
-                [*self.sums, is_given], count, is_diverged=is_diverged
-            )
-            self.is_given = is_given.tolist()
+            has_gradient = self.sums[0].new_tensor(self.has_gradient)
+            given = [*self.sums, has_gradient]
+            count = group.all_reduce_gradients(given, count, is_diverged=is_diverged)
+            self.has_gradient = has_gradient.tolist()
         torch._foreach_div_(self.sums, max(count, 1))
-        for parameter, gradient, given in zip(
-            self.parameters, self.sums, self.is_given, strict=True
+        for parameter, gradient, has_gradient in zip(
+            self.parameters, self.sums, self.has_gradient, strict=True
         ):
-            parameter.grad = gradient if given else None
+            parameter.grad = gradient if has_gradient else None
         self.sums, self.count, self.num_batches = [], 0, 0
 
 
-def _nothing() -> Outcome:
+def _empty_outcome() -> Outcome:
     return Outcome(torch.zeros(()), torch.zeros(()), torch.zeros(2, dtype=torch.float64), None)
 
 
 def averaged_copy(program: nn.Module, decay: float) -> AveragedModel:
-    """The program with an exponential moving average of its weights.
+    """Return a copy of the program with an exponential moving average of its weights.
 
     w̄ ← d w̄ + (1 − d) w with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the
-    random start is forgotten early.
+    random initial weights are forgotten early.
 
     Example:
         >>> averaged_copy(nn.Linear(2, 1), 0.999).module

@@ -1,6 +1,6 @@
-"""What `fit` looks at, and makes of its arguments, before anything changes.
+"""Validation of the arguments of `fit`, before anything changes.
 
-Each function serves `fit` once, and refuses what cannot work in words.
+Each function prepares one argument of `fit`, or rejects it with an error that says why.
 """
 
 import copy
@@ -27,7 +27,7 @@ from pyrovae.training.plan import Plan
 
 
 def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
-    """A copy of the objective, after what can be said of program and objective alone."""
+    """Check program and objective without data, and return a copy of the objective."""
     is_class, parts = isinstance(program, type), ("parameters", "model", "guide")
     if is_class or not all(callable(getattr(program, name, None)) for name in parts):
         what = f"the class {program.__name__}" if is_class else f"a {type(program).__name__}"
@@ -37,22 +37,22 @@ def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
         )
     if not trainable(program):
         raise ConfigError(
-            "the program has no trainable parameter, so there is nothing to fit.\n"
-            "Set requires_grad_(True) on the parts to train."
+            "the program has no trainable parameters, so there is nothing to fit.\n"
+            "Call requires_grad_(True) on the parts to train."
         )
     objective = TraceELBO() if objective is None else objective
     if not isinstance(objective, ELBO):
         is_class = isinstance(objective, type)
         what = f"the class {objective.__name__}" if is_class else f"a {type(objective).__name__}"
         raise ConfigError(
-            f"objective is {what}, but it must be an object, a pyro.infer.ELBO.\n"
+            f"objective is {what}, but it must be a pyro.infer.ELBO object.\n"
             "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
         )
     if type(objective).__name__.startswith("Jit"):
         raise ConfigError(
             f"objective is a {type(objective).__name__}, which torch.jit traces for one batch size "
-            "and without a mask.\nGive the objective without Jit, or one of pyrovae.objectives: "
-            "fit records its step itself, compile='graph'."
+            "and without a mask.\nPass the objective without Jit, or one of pyrovae.objectives: "
+            "fit traces its step itself with compile='graph'."
         )
     # a copy, because Pyro's objectives remember the plate nesting of the first model they see
     return copy.copy(objective)
@@ -68,9 +68,9 @@ def loss_settings(
     *,
     is_recorded: bool,
 ) -> Settings:
-    """What the loss depends on; a look at the program tells whether it has global latents.
+    """Determine the settings of the loss; tracing the program shows whether it has global latents.
 
-    Before the first update, so that what a recorder cannot look at is refused here.
+    Called before the first update, so that programs that cannot be monitored are rejected here.
     """
     traces = trace_once(program, *batch.head())
     history.bound_on, guide_trace = bound_on(*traces), traces[1]
@@ -78,13 +78,13 @@ def loss_settings(
     if has_globals and isinstance(objective, RenyiELBO | ReweightedWakeSleep):
         raise ConfigError(
             f"{type(objective).__name__} puts the minibatch scale inside its log-sum-exp, "
-            "so with latents outside the plate 'data' it is no bound.\n"
+            "so with latents outside the plate 'data' it is not a bound.\n"
             "Use objectives.TraceELBO() or objectives.BetaELBO(beta)."
         )
     if has_globals and data.num_data is None:
         raise ConfigError(
             "the program has latents outside the plate 'data', whose minibatch scale N / B needs "
-            "the number of data, but this stream does not say it.\nPass a map-style Dataset."
+            "the number of data, but this stream has no length.\nPass a map-style Dataset."
         )
     if is_recorded:
         check_monitorable(program, batch)
@@ -92,29 +92,29 @@ def loss_settings(
 
 
 def run_folder(run_dir: Any, *, resume: bool, save_every: int | None) -> RunFolder | None:
-    """The folder of a run, not yet locked; None where nothing is kept."""
+    """Return the folder of a run, not yet locked; None without run_dir."""
     if save_every is not None:
         whole_number(save_every, "save_every", 1)
     if run_dir is not None:
         return RunFolder(run_dir, resume=resume)
     if resume or save_every:
         raise ConfigError(
-            "resume and save_every are of a run folder, but run_dir is None: nothing is kept.\n"
+            "resume and save_every need a run folder, but run_dir is None: nothing is saved.\n"
             "Write run_dir='runs/first', resume=True."
         )
     return None
 
 
 def check_watchers(callbacks: Any, diagnostics_every: Any) -> None:
-    """ConfigError unless there are several callbacks, and whole steps between records."""
+    """Raise ConfigError unless callbacks is a sequence and diagnostics_every a whole number."""
     if callable(callbacks):
-        raise ConfigError("callbacks is a function, but it holds several.\nWrite callbacks=[…].")
+        raise ConfigError("callbacks is a function, but must be a list.\nWrite callbacks=[…].")
     if diagnostics_every is not None:
         whole_number(diagnostics_every, "diagnostics_every", 1)
 
 
 def move(program: nn.Module, device: str | torch.device | None) -> None:
-    """The program to the device, where one is named."""
+    """Move the program to the device, if one is given."""
     if device is None:
         return
     try:
@@ -127,10 +127,10 @@ def move(program: nn.Module, device: str | torch.device | None) -> None:
 
 
 def warn_of_surprises(program: nn.Module, data: Any) -> None:
-    """Warn of what trains well and is still not what most people mean."""
+    """Warn of programs that train well but are rarely intended."""
     decoder = getattr(program, "decoder", None)
     if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
-        warn_caller("the decoder has no trainable parameter: p(x|z) stays as it is")
+        warn_caller("the decoder has no trainable parameters: p(x|z) will not change")
     heads = () if decoder is None else decoder.modules()
     learns_scale = any(getattr(head, "learns_scale_per_cell", False) for head in heads)
     if learns_scale and data.preloaded is not None and data.num_data > 1:
@@ -139,25 +139,25 @@ def warn_of_surprises(program: nn.Module, data: Any) -> None:
         if is_constant.any():
             first = tuple(int(i) for i in is_constant.nonzero()[0])
             warn_caller(
-                f"column {first} of x is constant ({int(is_constant.sum()):,} are): its learned "
-                "scale falls to the floor of 1e-5, and log p(x) rises without meaning. Drop it."
+                f"column {first} of x is constant ({int(is_constant.sum()):,} in all): its learned "
+                "scale shrinks to the floor of 1e-5, which inflates log p(x). Drop it."
             )
 
 
 def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: Any) -> Any:
-    """The validation data as batches, or None; y are the covariates of the training data."""
+    """Return the validation data as batches, or None; y are the training covariates."""
     if validation is None:
         return None
     if isinstance(validation, int | float):
         raise ConfigError(
-            f"validation = {validation}, but it is held-out data, not a fraction of x.\n"
+            f"validation = {validation}, but it must be held-out data, not a fraction of x.\n"
             "Split x first: validation=x[:1000], and fit on x[1000:]."
         )
     parts = validation if isinstance(validation, tuple) else (validation,)
     if len(parts) > 3:
         kind = type(validation).__name__
         raise DataError(
-            f"validation is a {kind} of {len(parts)}, but it is x, (x, y) or (x, y, mask).\n"
+            f"validation is a {kind} of {len(parts)}, but must be x, (x, y) or (x, y, mask).\n"
             "Pass the held-out split of a data set, such as data.test."
         )
     has_y = isinstance(validation, Dataset | DataLoader) or (
@@ -165,8 +165,8 @@ def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: An
     )
     if y is not None and not has_y and getattr(program, "sees_covariates", False):
         raise DataError(
-            "x comes with covariates y, but validation without: its ELBO would be of p(x|z) at no "
-            "y.\nWrite validation=(x_test, y_test)."
+            "x comes with covariates y, but validation has none, and its ELBO needs p(x|z, y)."
+            "\nWrite validation=(x_test, y_test)."
         )
     try:
         return validated(program, *parts, batch_size=max(batch_size, 1024))
@@ -176,7 +176,7 @@ def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: An
 
 @contextmanager
 def own_generators(seed: int, *sources: Any) -> Iterator[list[torch.Generator]]:
-    """Seed the generators that DataLoaders hold, and give them back as they were."""
+    """Seed the generators of DataLoaders, and restore their states afterwards."""
     loaders = [s for s in sources if isinstance(s, DataLoader)]
     samplers = [s for x in loaders for s in (x.sampler, getattr(x.batch_sampler, "sampler", None))]
     held = [getattr(holder, "generator", None) for holder in loaders + samplers]
