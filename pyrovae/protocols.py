@@ -36,7 +36,7 @@ class LearnsScale(Protocol):
 class ChecksData(Protocol):
     """A part that knows more about its covariates y than that there is one row per datum.
 
-    Asked by: contract, for each batch.
+    Asked by: contract, for every batch.
     """
 
     def check_data(self, x: Tensor, y: Tensor | None) -> None:

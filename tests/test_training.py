@@ -872,7 +872,7 @@ def fit_to_a_constant_column(head):
 def test_b35_a_scale_of_each_number_falls_where_that_is_constant(name):
     head = SCALES_THAT_FALL[name]()
     assert head.learns_scale_per_cell
-    with pytest.warns(UserWarning, match=r"column \(\d,\) of x is constant \(1 are\)"):
+    with pytest.warns(UserWarning, match=r"column \(\d,\) of x is constant \(1 in all\)"):
         fit_to_a_constant_column(head)
 
 
