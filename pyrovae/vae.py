@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
 from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_number, whole_number
+from pyrovae.contract.covariates import as_covariates, like_parameters
 from pyrovae.contract.parts import check_parts
-from pyrovae.contract.validator import as_covariates, like_parameters, validated
+from pyrovae.contract.validator import validated
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.networks import Given, given

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pyrovae.contract.validator import is_discrete, sees_covariates
+from pyrovae.contract.covariates import sees_covariates
+from pyrovae.contract.validator import is_discrete
 from pyrovae.core.pareto import pareto_k_threshold
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo

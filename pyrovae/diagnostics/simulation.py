@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
-from pyrovae.contract.validator import as_covariates
+from pyrovae.contract.covariates import as_covariates
 from pyrovae.core.chunking import budget_of
 from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae, sizes
 from pyrovae.core.joint import VAEJoint

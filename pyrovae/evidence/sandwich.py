@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
-from pyrovae.contract.validator import as_covariates, validated
+from pyrovae.contract.covariates import as_covariates
+from pyrovae.contract.validator import validated
 from pyrovae.core.joint import Unconstrained, is_plain_vae, joint_of
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError

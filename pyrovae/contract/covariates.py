@@ -1,0 +1,98 @@
+"""What covariates, dtype and device a program takes."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.checks import as_tensor, check_finite
+from pyrovae.contract.requirements import modules_of
+from pyrovae.errors import DataError
+
+
+class Like(NamedTuple):
+    """Where and how a program computes; no device where it has no parameters."""
+
+    device: torch.device | None
+    dtype: torch.dtype
+
+
+def like_of(program: nn.Module) -> Like:
+    """Return the device and dtype of the first floating-point parameter."""
+    for module in modules_of(program):
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.is_floating_point():
+                return Like(parameter.device, parameter.dtype)
+    return Like(None, torch.get_default_dtype())
+
+
+def like_parameters(value: Tensor, program: nn.Module) -> Tensor:
+    """Return floats in the dtype, and everything on the device, of the program's parameters.
+
+    A program without parameters takes torch's default dtype.
+
+    Example:
+        >>> like_parameters(torch.zeros(2, dtype=torch.uint8), nn.Linear(2, 1).double()).dtype
+        torch.float64
+    """
+    return value.to(*like_of(program))
+
+
+def check_num_rows(x: Any) -> None:
+    """Raise DataError unless x has rows, and at least one of them."""
+    if not x.dim() or not len(x):
+        raise DataError(
+            f"x has shape {tuple(x.shape)}, so it has no rows (N = 0): there is nothing to learn "
+            "from or to score.\nGive x one datum per row: (N, …). Add a batch dim to a single one."
+        )
+
+
+def check_num_covariates(y: Any, num_data: int) -> None:
+    """Raise DataError unless y has num_data rows."""
+    if not y.dim() or len(y) != num_data:
+        raise DataError(
+            f"y has shape {tuple(y.shape)}, but there are {num_data:,} rows of data, and each "
+            "needs its own covariates.\nPass y with as many rows."
+        )
+
+
+def knowing_parts(program: nn.Module) -> list[nn.Module]:
+    """Return the parts that know more of their covariates, and say so by `check_data`."""
+    return [module for module in program.modules() if hasattr(module, "check_data")]
+
+
+def sees_covariates(program: nn.Module) -> bool:
+    """Return whether y means anything to the program: to a `VAE`, where a part is `Given`."""
+    return getattr(program, "sees_covariates", True)
+
+
+def check_is_seen(program: nn.Module) -> None:
+    """Raise DataError unless the program sees the covariates that were given."""
+    if not sees_covariates(program):
+        raise DataError(
+            "y was given, but no part of this VAE sees covariates: they would change nothing.\n"
+            "Wrap the part that is to see them, networks.Given(part). For a mask write mask=…, and "
+            "(x, None, mask) in validation."
+        )
+
+
+def check_is_no_mask(y: Any, x: Any) -> None:
+    """Raise DataError for a mask in the place of covariates that would be left out."""
+    if getattr(y, "dtype", None) in (torch.bool, bool) and y.shape == getattr(x, "shape", None):
+        raise DataError(
+            "each datum comes as (x, y) with a y that looks like a mask: bool, and of x's shape. "
+            "No part of this VAE sees covariates, so it would be left out.\n"
+            "Give a datum as {'x': x, 'mask': mask}."
+        )
+
+
+def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
+    """Return y as a tensor of num_data rows; floats in the parameters' dtype, integers as is."""
+    if y is None:
+        return None
+    y = as_tensor(y, "y")
+    check_num_covariates(y, num_data)
+    check_finite(y, name="y")
+    check_is_seen(program)
+    like = like_of(program)
+    return y.to(like.device, like.dtype if y.is_floating_point() else y.dtype)

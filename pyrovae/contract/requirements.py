@@ -1,0 +1,109 @@
+"""What a program requires of its data, remembered until a part is swapped or edited."""
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.nn.modules.batchnorm import _NormBase
+
+from pyrovae.contract.densities import support_of
+
+
+class Requirements:
+    """What a program asks of its data.
+
+    Attributes:
+        density: p(x|z) of two data, without a mask.
+        support: of one number of x, where it is that of every datum; else None.
+        state: of the program when it was looked at (`state_of`).
+        references: weak ones to the objects that the state names by address: where all are
+            alive, no address was used twice.
+    """
+
+    def __init__(self, density: Distribution, state: tuple, objects: list):
+        self.density, self.state = density, state
+        # strong ones would keep the program, whose entry here goes with it
+        self.references = [_weak(thing) for thing in objects]
+        support = support_of(density)
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        self.support = support if support is not None and is_one_for_all(support) else None
+
+    def is_of(self, state: tuple) -> bool:
+        """Return whether a program in this state is the one that was looked at."""
+        return self.state == state and all(r is None or r() is not None for r in self.references)
+
+    def remember(self, program: nn.Module, kind: Hashable) -> None:
+        """Let `known` find these, unless they are those of some data only."""
+        if self.support is not None:
+            _KNOWN.setdefault(program, {})[kind] = self
+
+
+def _weak(thing: Any) -> ref | None:
+    try:
+        return ref(thing)
+    except TypeError:  # a list, say
+        return None
+
+
+# per program, and there per kind of data; an entry goes with its program
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, Requirements]] = WeakKeyDictionary()
+
+
+def known(program: nn.Module, kind: Hashable, state: tuple) -> Requirements | None:
+    """Return the requirements of a program in this state for this kind of data, if known."""
+    found = _KNOWN.get(program, {}).get(kind)
+    return found if found is not None and found.is_of(state) else None
+
+
+TORCHS_OWN = frozenset(vars(nn.Module()))
+NUM_OF_TORCH = len(TORCHS_OWN)
+PLAIN = (bool, int, float, str, type(None))
+
+
+def state_of(program: nn.Module) -> tuple[tuple, list]:
+    """Return what a swapped or edited part would change, and the objects in it by address.
+
+    Modules and their attributes; parameters and buffers as objects, and in eval mode their
+    versions too: an optimizer changes weights at each step, which needs no other look.
+    """
+    state: list[Any] = []
+    objects: list[Any] = []
+    is_training = program.training
+    for module in modules_of(program):
+        held = module.__dict__
+        objects.append(module)
+        if len(held) > NUM_OF_TORCH:
+            for name, value in held.items():
+                if name not in TORCHS_OWN:
+                    state.append(value if type(value) in PLAIN else None)
+                    objects.append(value)
+        is_norm = isinstance(module, _NormBase)  # moves its buffers in the forward pass
+        for tensors in (held["_parameters"], held["_buffers"]):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    objects.append(tensor)
+                    is_moving = is_norm or (is_training and tensor.requires_grad)
+                    state.append((tensor.dtype, 0 if is_moving else tensor._version))
+    state.extend(map(id, objects))
+    return tuple(state), objects
+
+
+def modules_of(program: nn.Module) -> Iterator[nn.Module]:
+    """Yield `program.modules()`, in its order, in a third of its time."""
+    stack, seen = [program], set()
+    while stack:
+        module = stack.pop()
+        if module is not None and module not in seen:
+            seen.add(module)
+            yield module
+            stack.extend(reversed(module._modules.values()))
+
+
+def is_one_for_all(support: constraints.Constraint) -> bool:
+    """Whether every number of a datum has this same support, regardless of the others."""
+    attributes = vars(support).values()
+    is_by_cell = any(isinstance(value, Tensor) and value.numel() > 1 for value in attributes)
+    return support.event_dim == 0 and not is_by_cell
