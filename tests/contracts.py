@@ -184,3 +184,17 @@ CONTAINERS = {
     "DataLoader of a stream": lambda folder, x: DataLoader(_Stream(x), 5),
     "iterable of batches": lambda folder, x: _Batches(x),
 }
+
+# name → the kind of latent that it takes, and options that cost little
+EVIDENCE_METHODS = {
+    "iwae": ("continuous", {"num_samples": 2000}),
+    "ais": ("continuous", {"num_samples": 32, "num_temperatures": 50}),
+    "grid": ("continuous", {}),
+    "enumerate": ("discrete", {}),
+}
+
+POSTERIOR_METHODS = {
+    "grid": {"num_samples": 500},
+    "sir": {"num_samples": 500, "num_proposals": 5000},
+    "hmc": {"num_samples": 200, "num_warmup": 100},
+}
