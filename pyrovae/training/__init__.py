@@ -123,7 +123,7 @@ def fit(
             A resumed run may switch between "eager" and "graph", which the history notes, but
             not to or from "inductor".
         device: device to train on; the program is moved there and stays there. None leaves it.
-        seed: seed of shuffling and all draws; None takes a fresh one and records it. The initial
+        seed: seed of shuffling and all draws; None uses a fresh one and records it. The initial
             weights do not depend on it.
         run_dir: a folder for checkpoints, history.csv and model.safetensors; None writes nothing.
         resume: continue from the newest complete checkpoint in run_dir, bit for bit. Different
