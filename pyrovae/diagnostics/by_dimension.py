@@ -1,4 +1,4 @@
-"""The KL of q(z|x) to p(z) per latent dimension, and the posterior means.
+"""KL(q(z|x) ‖ p(z)) per latent dimension, and the posterior means.
 
     KL(q ‖ p) = Σ_d KL(q_d ‖ p_d)                    where q and p factorize
     KL(q ‖ p) = Σ_d KL(q_d ‖ p_d) + KL(q ‖ Π_d q_d)  where p alone does
@@ -39,7 +39,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     if not parts:
         raise ConfigError(
             "the program has no latent inside the plate 'data', so there is no latent dimension to "
-            "inspect.\nThis diagnostic is of q(z|x), one z per datum."
+            "inspect.\nThis diagnostic needs q(z|x), with one z per datum."
         )
     return torch.cat(parts, -1)
 
