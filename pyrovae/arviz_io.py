@@ -419,7 +419,7 @@ def _unbatched(value: Tensor, site: dict | None, num_samples: int) -> Tensor:
 
 
 def _nothing(*batch: Tensor | None) -> None:
-    """Guide without sites, so that the model draws its latents."""
+    """Sample nothing: a guide without sites, with which the model draws its latents."""
 
 
 def _guide_at(latents: Arrays, sites: dict[str, dict]) -> Any:

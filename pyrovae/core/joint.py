@@ -135,7 +135,7 @@ class ProgramJoint:
 
 
 def _nothing(*batch: Tensor | None) -> None:
-    """Guide without sites, so that the model draws its latents."""
+    """Sample nothing: a guide without sites, with which the model draws its latents."""
 
 
 class Site(NamedTuple):

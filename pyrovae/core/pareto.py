@@ -10,7 +10,7 @@ standard error are unreliable. The fit is Zhang & Stephens' empirical Bayes mean
 weak prior that pulls k̂ towards ½ by 10 pseudo-draws.
 
 Symbols: log_weights (S, N), nats, S draws for each of N data. Everything is float64.
-Left out: the smoothing of the weights that gave PSIS its name.
+Left out: the smoothing of the weights that PSIS is named after.
 
 References:
     A New and Efficient Estimation Method for the Generalized Pareto Distribution,

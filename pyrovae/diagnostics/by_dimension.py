@@ -5,7 +5,7 @@
 
 In the second case (a full-covariance normal guide) the numbers are those of the marginals,
 and their sum falls short of the KL by the guide's total correlation. Under a prior that does
-not factorize (a mixture, a flow) there is no such split and the numbers are NaN.
+not factorize (a mixture, a flow) the KL does not split and the numbers are NaN.
 """
 
 import pyro.distributions as dist

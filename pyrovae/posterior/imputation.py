@@ -86,7 +86,7 @@ def impute(
     x, y, mask = validated(vae, x, y, mask).whole()
     if mask is None:
         raise ConfigError(
-            "mask = None, but imputation needs to know what is missing.\n"
+            "mask = None, but impute needs to know which cells of x are missing.\n"
             "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
         )
     posterior = sir(vae, x, y, mask, **settings)
