@@ -2,8 +2,8 @@
 
     VAE(prior, encoder, decoder)
 
-is p(z), q(z|x) and p(x|z): a Pyro model and guide, and a network with a loss. Names are
-imported when they are first used, so `import pyrovae` does not import torch.
+combines p(z), q(z|x) and p(x|z) into a Pyro model and guide, and a network with a loss. Names are
+imported on first use, so `import pyrovae` does not import torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""From a program and data to ArviZ: draws of prior, posterior and predictives with their names.
+"""Export to ArviZ: draws of prior, posterior and predictives as named arrays.
 
     group                  variables (dimensions)
     posterior              z (chain, draw, datum, latent); other sites …_dim_0, …
@@ -6,19 +6,19 @@
     prior                  z (chain, draw, datum, latent): a draw of the latents of each datum
     prior_predictive       x: replicated data sets
     observed_data          x (datum, x_dim_0, …), NaN where masked
-    constant_data          label, y, mask (datum, …), as far as given
+    constant_data          label, y, mask (datum, …), if given
     log_likelihood         x (chain, draw, datum), log p(x|z), nats
     log_prior              z (chain, draw, datum), log p(z), nats
     sample_stats           log_guide, log_weight (chain, draw, datum), nats;
-                           pareto_k, elbo (datum): those of the guide, from as many draws
-                           (without log_weight and pareto_k where data share a latent)
+                           pareto_k, elbo (datum) of the guide, from as many draws
+                           (without log_weight and pareto_k if data share a latent)
 
-The container is an `arviz.InferenceData` under arviz < 1 and an `xarray.DataTree` from 1 on;
-the datasets are the same. This is the only file that imports arviz and xarray, when called.
+The container is an `arviz.InferenceData` for arviz < 1 and an `xarray.DataTree` since arviz 1, with
+the same datasets. This is the only file that imports arviz and xarray, and only when called.
 
-What not to do with it: `az.loo` of log p(x_n|z_n), whose z_n was inferred from x_n (compare
-models with `diagnostics.compare_priors`); R̂ and ESS of the i.i.d. draws of a guide, which
-say nothing; `az.psens` over many data at once, whose weights degenerate (select one datum, or
+Avoid: `az.loo` of log p(x_n|z_n), whose z_n was inferred from x_n (compare models with
+`diagnostics.compare_priors`); R̂ and ESS of the i.i.d. draws of a guide, which carry no
+information; `az.psens` over many data at once, whose weights degenerate (select one datum, or
 use `diagnostics.prior_sensitivity`).
 """
 
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ROWS = 256
-LATENT = "latent "  # before the names of sites, among the arrays of one set of draws
+LATENT = "latent "  # prefix of latent sites' names among the arrays of a set of draws
 Arrays = dict[str, Tensor]
 Variables = dict[str, tuple[tuple[str, ...], Any]]  # name → leading dimensions, array
 
 DRAWS = ("chain", "draw", "datum")
-SHARED = ("chain", "draw")  # of a latent that all data share
+SHARED = ("chain", "draw")  # for a latent that all data share
 DATA = ("datum",)
 
 
@@ -73,30 +73,31 @@ def to_arviz(
     seed: int | None = 0,
     **options: Any,
 ) -> Any:
-    """Everything that ArviZ can look at, at draws of the posterior of each datum.
+    """Export draws of posterior, prior and predictives to ArviZ, with their log-densities.
 
     Args:
-        program: a `VAE` or another program; with latents outside the plate "data" only
+        program: a `VAE` or another program. Latents outside the plate "data" require
             posterior="guide", and their draws have no dimension "datum".
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         labels: (N,), numbers or names, kept in constant_data.
         num_samples: S, draws per chain. The predictive groups hold S · N data each.
-        posterior: where draws come from: "guide" (q(z|x), one chain; log_weight makes them
-            draws of p(z|x)), "sir" (resampled, one chain) or "hmc" (four chains).
+        posterior: source of the draws: "guide" (q(z|x), one chain; weighted by log_weight they
+            represent p(z|x)), "sir" (resampled, one chain) or "hmc" (four chains).
         predictive: whether to draw the groups prior, prior_predictive and posterior_predictive.
-        seed: of all draws; None takes a fresh one, which the attributes record.
-        **options: for "sir" and "hmc", further ones of `posterior.sir` and `posterior.hmc`.
+        seed: random seed; None uses a fresh one, which the attributes record.
+        **options: further arguments of `posterior.sir` or `posterior.hmc`.
 
     Returns:
-        arviz.InferenceData under arviz < 1, xarray.DataTree from arviz 1 on. The file's
-        docstring lists groups, dimensions and units. Attributes: library versions, seed,
-        posterior, program.
+        arviz.InferenceData for arviz < 1, xarray.DataTree since arviz 1. The module docstring
+        lists groups, dimensions and units. Attributes: library versions, seed, posterior,
+        program.
 
     Raises:
-        DataError: x does not fit the program; labels are not one for each datum.
-        ConfigError: an unknown posterior, a program that it cannot take, a setting.
+        DataError: x does not fit the program, or there is not one label per datum.
+        ConfigError: the posterior is unknown or does not support the program, or a setting is
+            invalid.
 
     References:
         ArviZ, Kumar, Carroll, Hartikainen & Martin, 2019, https://doi.org/10.21105/joss.01143
@@ -111,7 +112,7 @@ def to_arviz(
     """
     if posterior != "guide" and posterior not in METHODS:
         known = ", ".join(map(repr, ("guide", *METHODS)))
-        raise ConfigError(f"posterior = {posterior!r}, but it is one of {known}.")
+        raise ConfigError(f"posterior = {posterior!r}, but it must be one of {known}.")
     if posterior == "guide" and options:
         raise ConfigError(
             f"{', '.join(options)}: posterior='guide' has no further options.\n"
@@ -145,20 +146,20 @@ def to_arviz(
 
 
 def history_to_arviz(history: History) -> Any:
-    """What `fit` recorded, as the group "training" with one dimension "epoch".
+    """Export the history of `fit` as the group "training" with one dimension "epoch".
 
-    Variables elbo, reconstruction, kl and their validation_… twins, nats per datum (NaN where
-    there was no validation), and seconds. With a training monitor there is a group "monitor" with
-    the dimension "step" (and "latent", of kl_per_dimension): its rate, distortion and so on.
+    Its variables are elbo, reconstruction, kl and their validation_… counterparts, nats per datum
+    (NaN without validation), and seconds. The records of a training monitor are the group
+    "monitor" with the dimension "step" (and "latent", for kl_per_dimension).
 
     Args:
-        history: of `fit`, with at least one epoch.
+        history: the history of `fit`, with at least one epoch.
 
     Returns:
-        arviz.InferenceData under arviz < 1, xarray.DataTree from arviz 1 on.
+        arviz.InferenceData for arviz < 1, xarray.DataTree since arviz 1.
 
     Raises:
-        DataError: there is no epoch.
+        DataError: the history has no epochs.
 
     Example:
         >>> import pyrovae as pv
@@ -168,7 +169,7 @@ def history_to_arviz(history: History) -> Any:
         ('epoch',)
     """
     if not len(history):
-        raise DataError("the history holds no epoch: there is nothing to export.\nTrain first.")
+        raise DataError("the history has no epochs: there is nothing to export.\nTrain first.")
     import xarray as xr
 
     facts = {"num_data": history.num_data, "best_epoch": history.best_epoch}
@@ -185,13 +186,13 @@ def history_to_arviz(history: History) -> Any:
 
 
 def _columns(records: list[dict[str, Any]], time: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables and coordinates of one record an epoch or a step; NaN where there was none."""
+    """Return variables and coordinates of one record per epoch or step; NaN for None."""
     values = {
         name: np.array([np.nan if r[name] is None else r[name] for r in records], float)
         for name in records[0]
         if name != time
     }
-    dims = (time, "latent")  # (T,), or (T, D) of what is recorded for each dimension
+    dims = (time, "latent")  # (T,), or (T, D) for records per latent dimension
     variables = {name: (dims[: value.ndim], value) for name, value in values.items()}
     return variables, {time: [record[time] for record in records]}
 
@@ -204,26 +205,26 @@ def predictive_to_arviz(
     group: str = "posterior",
     shared: Collection[str] = (),
 ) -> Any:
-    """Draws of `pyro.infer.Predictive` as ArviZ groups.
+    """Export draws of `pyro.infer.Predictive` as ArviZ groups.
 
-    The site "x" goes to group + "_predictive", all others to group. From a model that is
-    conditioned on x, as a `VAE`'s is, `Predictive` gives the data themselves back as "x", once a
-    draw: they are no replicates, so that group is left out, with a warning. Wrap the model in
+    The site "x" becomes group + "_predictive", all others become group. If the model is
+    conditioned on x, like a `VAE`'s, `Predictive` returns the data themselves as "x" in each
+    draw. These are not replicates, so that group is left out, with a warning. Wrap the model in
     `poutine.uncondition` for replicates.
 
     Args:
-        samples: what `Predictive(…)(x)` gave: site → (S, N, *event).
+        samples: the output of `Predictive(…)(x)`: site → (S, N, *event).
         x: (N, *event), for observed_data; None leaves the group out.
-        labels: (N,), for constant_data beside x.
-        group: "posterior" or "prior", by which guide the draws were made.
-        shared: names of sites outside the plate "data", which have no dimension of data.
+        labels: (N,), for constant_data, if x is given.
+        group: "posterior" or "prior", the distribution of the latents.
+        shared: names of sites outside the plate "data", which have no dimension "datum".
 
     Returns:
-        arviz.InferenceData under arviz < 1, xarray.DataTree from arviz 1 on.
+        arviz.InferenceData for arviz < 1, xarray.DataTree since arviz 1.
 
     Raises:
-        ConfigError: another group, or no samples.
-        DataError: sites differ in their number of draws; labels are not one for each datum.
+        ConfigError: the group is unknown, or there are no samples.
+        DataError: sites differ in their number of draws, or there is not one label per datum.
 
     Example:
         >>> import pyrovae as pv
@@ -239,13 +240,13 @@ def predictive_to_arviz(
     if group not in ("posterior", "prior") or not samples:
         raise ConfigError(
             f"group = {group!r} with {len(samples)} sites, but there must be samples of the "
-            "'posterior' or the 'prior'.\nPass what pyro.infer.Predictive(…)(x) returned."
+            "'posterior' or the 'prior'.\nPass the output of pyro.infer.Predictive(…)(x)."
         )
     sizes = {name: len(value) for name, value in samples.items()}
     if len(set(sizes.values())) > 1:
         raise DataError(
-            f"the sites have different numbers of draws, {sizes}, but one row of all of them is "
-            "one draw.\nPass the samples of one Predictive."
+            f"the sites have different numbers of draws, {sizes}, but each row must be one draw of "
+            "all sites.\nPass the samples of a single Predictive."
         )
     arrays = _of_draws({name: value[None] for name, value in samples.items()}, shared)
     if "x" in samples and _is_one_data_set(samples["x"], x):
@@ -262,26 +263,23 @@ def predictive_to_arviz(
 
 
 _NOT_PREDICTIVE = (
-    '"x" is one data set, the same in every draw: Predictive returned what the model was '
-    "conditioned on, and no replicates, so there is no predictive group.\n"
+    '"x" is the same data set in every draw: Predictive returned the data that the model was '
+    "conditioned on, not replicates, so there is no predictive group.\n"
     "For replicates write Predictive(poutine.uncondition(vae.model), guide=vae.guide, …)(x)."
 )
 
 
 def _is_one_data_set(draws: Tensor, x: Any) -> bool:
-    """Whether (S, N, *event) is one data set S times: that of a first draw, or x."""
+    """Return whether (S, N, *event) is S copies of one data set; for S = 1, of x."""
     if len(draws) > 1:
         return bool((draws == draws[:1]).all())
     return x is not None and torch.equal(draws[0], as_tensor(x, "x").to(draws))
 
 
-# Draws.
-
-
 def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
-    """Terms (1, S, N) and latents by site (1, S, …) from the guide.
+    """Return terms (1, S, N) and latents by site (1, S, …) from the guide.
 
-    In chunks, unless all data share latents, whose draws must be the same for all.
+    In chunks, unless data share latents, whose draws must be the same for all.
     """
     sites = _sites(program, batch)
 
@@ -302,7 +300,7 @@ def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
 
 
 def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
-    """The same at given draws (C, S, N, D) of the local latents, side by side."""
+    """Return the same at given draws (C, S, N, D) of the local latents, concatenated."""
     num_chains, num_samples = draws.shape[:2]
     parts, start = [], 0
     for rows in batch.read(ROWS):
@@ -318,7 +316,7 @@ def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
 
 
 def _by_site(flat: Tensor, like: Arrays) -> Arrays:
-    """(S, n, D) cut into the sites, each (S, n, *event) in the dtype of its own (labels: whole)."""
+    """Split (S, n, D) into sites, each (S, n, *event) in its dtype (integers for labels)."""
     parts = flat.split([value[0, 0].numel() for value in like.values()], -1)
     return {
         name: part.reshape(*flat.shape[:2], *value.shape[2:]).to(value.dtype)
@@ -326,15 +324,12 @@ def _by_site(flat: Tensor, like: Arrays) -> Arrays:
     }
 
 
-# Groups: name → variable → array (chain, draw, …) or (datum, …).
-
-
 def _scored_groups(
     found: Arrays, guide_log_weights: Tensor, shared: Collection[str]
 ) -> dict[str, Variables]:
-    """Groups with densities; k̂ and ELBO are the guide's, whatever the draws (S, N).
+    """Return groups with densities; k̂ and ELBO always use the guide's log-weights (S, N).
 
-    No weights of single data where latents are shared: these weight all data together.
+    With shared latents there are no weights per datum: they weight all data together.
     """
     latents = _latents(found)
     local = [name for name in latents if name not in shared]
@@ -358,7 +353,7 @@ def _scored_groups(
 
 
 def _log_weights(found: Arrays) -> Tensor:
-    """log w = log p(x, z) − log q(z|x), (C, S, N) float64, nats."""
+    """Return log w = log p(x, z) − log q(z|x), (C, S, N) float64, nats."""
     return (found["log_likelihood"] + found["log_prior"] - found["log_guide"]).double()
 
 
@@ -369,7 +364,7 @@ def _of_draws(arrays: Arrays, shared: Collection[str] = ()) -> Variables:
 def _predictive_groups(
     program: nn.Module, batch: Batch, found: Arrays, shared: Collection[str]
 ) -> dict[str, Variables]:
-    """prior, prior_predictive and posterior_predictive, at as many draws (C, S)."""
+    """Draw prior, prior_predictive and posterior_predictive, (C, S) each."""
     shape = found["log_prior"].shape[:2]
     posterior = {name: value.flatten(0, 1) for name, value in _latents(found).items()}
     prior, replicates = (
@@ -388,7 +383,7 @@ def _latents(found: Arrays) -> Arrays:
 
 
 def _simulated(program: nn.Module, batch: Batch, num_samples: int, fixed: Arrays) -> Arrays:
-    """All sites of the model with "x" drawn, (S, N, …), at fixed latents or at draws of p(z)."""
+    """Draw all sites of the model and "x", (S, N, …), at fixed latents or draws of p(z)."""
     model = poutine.uncondition(program.model)
     sites = _sites(program, batch)
 
@@ -407,7 +402,7 @@ def _simulated(program: nn.Module, batch: Batch, num_samples: int, fixed: Arrays
 
 
 def _sites(program: nn.Module, batch: Batch) -> dict[str, dict]:
-    """The model's latent sites, as traced on the first datum."""
+    """Return the model's latent sites, traced on the first datum."""
     trace = draw_traces(program.model, program.guide, *batch.head()).model
     return dict(trace.iter_stochastic_nodes())
 
@@ -417,25 +412,25 @@ def _shared(program: nn.Module, batch: Batch) -> list[str]:
 
 
 def _unbatched(value: Tensor, site: dict | None, num_samples: int) -> Tensor:
-    """A site's value with its draws in front: (S, N, …), or (S, *event) for a shared latent."""
+    """Return a site's value with draws first: (S, N, …), or (S, *event) for a shared latent."""
     if site is not None and not is_local(site):
         return value.reshape(num_samples, *site["fn"].event_shape)
     return value if num_samples > 1 else value[None]
 
 
 def _nothing(*batch: Tensor | None) -> None:
-    """A guide without sites: the model draws its own."""
+    """Sample nothing: a guide without sites, with which the model draws its latents."""
 
 
 def _guide_at(latents: Arrays, sites: dict[str, dict]) -> Any:
-    """A guide that is certain of these latents."""
+    """Return a guide that fixes these latents."""
 
     def sample(name: str, value: Tensor) -> None:
         pyro.sample(name, dist.Delta(value, event_dim=len(sites[name]["fn"].event_shape)))
 
     def guide(*batch: Tensor | None) -> None:
         for name, value in latents.items():
-            if not is_local(sites[name]):  # (S, 1, …): beside the particles, before the data
+            if not is_local(sites[name]):  # (S, 1, …): along the particles, before the data
                 sample(name, value[:, None] if len(value) > 1 else value[0])
         with pyro.plate("data", len(batch[0]), dim=-1):
             for name, value in latents.items():
@@ -460,17 +455,14 @@ def _labels(labels: Any, num_data: int) -> np.ndarray | None:
     labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if labels.shape != (num_data,):
         raise DataError(
-            f"labels has shape {labels.shape}, but there are {num_data} data, and each has one "
-            f"label: ({num_data},).\nFor one-hot rows write labels.argmax(-1)."
+            f"labels has shape {labels.shape}, but must be ({num_data},), one label per datum.\n"
+            "For one-hot rows write labels.argmax(-1)."
         )
     return labels.astype(str) if labels.dtype.kind in "OU" else labels
 
 
-# Containers.
-
-
 def _container(groups: Mapping[str, Variables], attributes: Mapping[str, Any]) -> Any:
-    """Arrays by group and variable as what the installed ArviZ takes."""
+    """Return arrays by group and variable as the container of the installed ArviZ."""
     return _as_container({name: _dataset(group, attributes) for name, group in groups.items()})
 
 
@@ -492,7 +484,7 @@ def _event_dims(name: str, num: int) -> list[str]:
 def _attributes(**facts: Any) -> dict[str, Any]:
     versions = {
         "pyro_version": pyro.__version__,
-        "torch_version": str(torch.__version__),  # a str, which netCDF can hold, with the build
+        "torch_version": str(torch.__version__),  # netCDF can store a str only
         "arviz_version": version("arviz"),
     }
     own = {"inference_library": "pyrovae", "inference_library_version": _version.__version__}
@@ -500,7 +492,7 @@ def _attributes(**facts: Any) -> dict[str, Any]:
 
 
 def has_datatree() -> bool:
-    """Whether the installed ArviZ takes an xarray.DataTree: from version 1 on."""
+    """Return whether the installed ArviZ uses xarray.DataTree, as it does since version 1."""
     return int(version("arviz").partition(".")[0]) >= 1
 
 
@@ -510,6 +502,6 @@ def _as_container(datasets: "dict[str, xr.Dataset]") -> Any:
 
         return xr.DataTree.from_dict(datasets)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its announcement of 1.0, once a day
+        warnings.simplefilter("ignore", FutureWarning)  # its daily announcement of arviz 1.0
         import arviz as az
     return az.InferenceData(**datasets)

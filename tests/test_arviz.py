@@ -459,7 +459,7 @@ class TestPredictive:
         for num_samples, given in ((9, None), (9, x), (1, x)):
             with pyro.get_param_store().scope():
                 samples = Predictive(vae.model, guide=vae.guide, num_samples=num_samples)(x)
-            with pytest.warns(UserWarning, match="same in every draw.*\\n.*uncondition"):
+            with pytest.warns(UserWarning, match="same data set in every draw.*\\n.*uncondition"):
                 data = predictive_to_arviz(samples, given)
             assert "posterior_predictive" not in groups_of(data)
             assert arrays(data, "posterior")["z"].shape == (1, num_samples, 5, 2)

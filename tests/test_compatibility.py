@@ -140,10 +140,10 @@ def test_a_uniform_prior_under_a_normal_guide():
 def test_priors_that_are_no_densities():
     """B42."""
     text = message_of(*traces(prior=Part(lambda: Odd(lambda z: z.sum(-1) * torch.nan))))
-    assert "the prior p(z), a Odd, gives log_prob = nan at 16 of 16" in text
+    assert "the prior p(z), a Odd, returns log_prob = nan for 16 of 16" in text
     text = message_of(*traces(prior=Part(lambda: Odd(lambda z: z))))
     assert "log_prob of shape (16, 1, 2)" in text
-    assert "one number a draw: (16, 1)" in text
+    assert "one number per draw: (16, 1)" in text
     text = message_of(*traces(prior=Part(lambda: Odd(lambda z: z.sum(-1), draw=1.5))))
     assert "outside its own support" in text
 

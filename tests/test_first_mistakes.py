@@ -92,15 +92,15 @@ def semi_supervised():
 MISTAKES = {
     "prior without to_event": (
         lambda: vae(prior=Part(prior_without_to_event)).loss(X),
-        r"the prior gave batch_shape \(2,\)[\s\S]*\.to_event\(1\)",
+        r"the prior returned batch_shape \(2,\)[\s\S]*\.to_event\(1\)",
     ),
     "encoder without to_event": (
         lambda: vae(encoder=Part(encoder_without_to_event)).loss(X),
-        r"the encoder gave batch_shape \(2, 2\)[\s\S]*\.to_event\(1\)",
+        r"the encoder returned batch_shape \(2, 2\)[\s\S]*\.to_event\(1\)",
     ),
     "z and y joined by torch.cat": (
         lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X, Y),
-        r"the decoder failed at an input of shape \(3, 2, 2\)[\s\S]*concat",
+        r"the decoder failed on an input of shape \(3, 2, 2\)[\s\S]*concat",
     ),
     "y left out": (
         lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X),
@@ -386,7 +386,7 @@ def test_a_probability_against_a_density():
     match = "'bits' gives x a probability, 'reals' a density"
     with pytest.raises(ConfigError, match=match):
         pv.diagnostics.compare_priors(models, X, num_samples=30)
-    with pytest.raises(ConfigError, match="models is a VAE, but a comparison needs names"):
+    with pytest.raises(ConfigError, match="models is a VAE, but must map at least one name"):
         pv.diagnostics.compare_priors(build(), X)
 
 

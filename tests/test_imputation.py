@@ -79,5 +79,5 @@ def test_the_exact_guide_has_a_full_effective_sample_size(case):
 
 def test_it_asks_for_a_mask():
     vae = pv.build((3,), seed=0)
-    with pytest.raises(ConfigError, match="what is missing"):
+    with pytest.raises(ConfigError, match="which cells of x are missing"):
         pv.impute(vae, torch.ones(2, 3), mask=None)

@@ -1,15 +1,14 @@
-"""Whether a program's densities are densities, and prior and guide fit each other.
+"""Check that a program's densities are valid, and that prior and guide fit each other.
 
-Three things that no gradient can repair, found on the traces of one datum:
+Three errors that no gradient can repair, found in the traces of one datum:
 
 1. a parameter outside its range (a scale ≤ 0, a probability > 1, NaN),
 2. draws outside the density's own support, or a log-density that is NaN or not one number
-   a datum,
+   per datum,
 3. a guide with mass where the prior has none: KL(q ‖ p) = ∫ q log (q / p) dz = ∞.
 
-Only latents are drawn, and only a few times: what goes wrong at other data or other
-draws is for the guard in training to find. Shapes of events are compared in
-`pyrovae.contract`.
+Only latents are drawn, and only a few times; the guard in training catches errors at other data
+or draws. `pyrovae.contract` compares the event shapes.
 """
 
 import re
@@ -28,18 +27,18 @@ from pyrovae.errors import ConfigError
 from pyrovae.runtime.random_stream import RandomStream
 
 NUM_DRAWS = 16
-PROBES = (-1e4, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 1e4)  # of the supports of coordinates
+PROBES = (-1e4, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 1e4)  # test points for supports
 
 
 def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """ConfigError unless every site's density is one, and each q(z|x) lies within its p(z).
+    """Raise ConfigError unless all densities are valid and each q(z|x) lies within its p(z).
 
     Args:
-        model_trace: of the model on the first datum, without subsample sites.
-        guide_trace: of the guide on it; the latents' event shapes agree already.
+        model_trace: trace of the model on the first datum, without subsample sites.
+        guide_trace: trace of the guide on it, with event shapes that agree with the model's.
 
     Raises:
-        ConfigError: says which part, what it gave, and what to write instead.
+        ConfigError: names the part, its output and the correction.
 
     Example:
         >>> import pyrovae as pv
@@ -58,11 +57,11 @@ def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> N
 
 
 def check_density(density: Distribution, what: str) -> None:
-    """ConfigError unless parameters, draws and their log-densities are as they should be.
+    """Raise ConfigError unless parameters, draws and their log-densities are valid.
 
     Args:
-        density: of one latent site.
-        what: what the message calls it.
+        density: the density of one latent site.
+        what: its name in the message.
 
     Example:
         >>> import pyro.distributions as dist
@@ -74,26 +73,27 @@ def check_density(density: Distribution, what: str) -> None:
     if support is not None and not support.check(draws).all():
         raise ConfigError(
             f"{what}, a {_name(density)}, draws values outside its own support, {support}: its "
-            "sampler and its density disagree.\nCorrect `sample`, or declare the right `support`."
+            "sampler and its density disagree.\nCorrect `sample`, or declare the actual `support`."
         )
     log_prob = density.log_prob(draws)
     expected = (NUM_DRAWS, *density.batch_shape)
     if tuple(log_prob.shape) != expected:
         raise ConfigError(
-            f"{what}, a {_name(density)}, gives a log_prob of shape {tuple(log_prob.shape)} for "
-            f"draws of shape {tuple(draws.shape)}, but it must be one number a draw: {expected}.\n"
+            f"{what}, a {_name(density)}, returns log_prob of shape {tuple(log_prob.shape)} for "
+            f"draws of shape {tuple(draws.shape)}, but needs one number per draw: {expected}.\n"
             "Sum over the latent dimensions: .to_event(1), or log_prob(...).sum(-1)."
         )
     if log_prob.isnan().any():
         raise ConfigError(
-            f"{what}, a {_name(density)}, gives log_prob = nan at {int(log_prob.isnan().sum())} of "
-            f"{log_prob.numel()} of its own draws: every loss would be nan.\nLook for a scale that "
-            "is 0 or negative, a logarithm of 0, or nan in its parameters."
+            f"{what}, a {_name(density)}, returns log_prob = nan for "
+            f"{int(log_prob.isnan().sum())} of {log_prob.numel()} of its own draws: every loss "
+            "would be nan.\nLook for a scale that is 0 or negative, a logarithm of 0, or nan in "
+            "its parameters."
         )
 
 
 def check_parameters_of(density: Distribution, what: str) -> None:
-    """ConfigError when a parameter of the density is outside the range that torch declares.
+    """Raise ConfigError if a parameter of the density is outside the range that torch declares.
 
     Example:
         >>> check_parameters_of(torch.distributions.Poisson(torch.ones(2)), "the decoder's p(x|z)")
@@ -108,20 +108,21 @@ def check_parameters_of(density: Distribution, what: str) -> None:
         if not good.all():
             raise ConfigError(
                 f"{what} is a {_name(density)} with {name} = {_first_bad(value, good)}, but {name} "
-                f"must satisfy {constraint}.\nMap the network's output into that range (for a "
-                "scale heads.positive, for a probability logits=), or end in one of our heads."
+                f"must satisfy {constraint}.\nMap the network's output into that range (with "
+                "heads.positive for a scale, logits= for a probability), or end with a head of "
+                "pyrovae."
             )
 
 
 def check_supports(p: Distribution, q: Distribution, name: str) -> None:
-    """ConfigError when q(z|x) has mass where p(z) has none, so that their KL is infinite.
+    """Raise ConfigError if q(z|x) has mass where p(z) has none, so that their KL is infinite.
 
     Supports of coordinates (intervals, whole numbers) are compared point by point; those
-    that tie coordinates to each other (simplex, sphere) must be the same kind.
+    that couple coordinates (simplex, sphere) must be of the same kind.
 
     Args:
         p: the prior's density of a site.
-        q: the guide's.
+        q: the guide's density of the site.
         name: the site's name.
 
     Example:
@@ -141,14 +142,14 @@ def check_supports(p: Distribution, q: Distribution, name: str) -> None:
             return
     raise ConfigError(
         f"the prior p({name}) lives on {_in_words(p_coordinate)}, but the encoder's q({name}|x) on "
-        f"{_in_words(q_coordinate)}{where}: KL(q ‖ p) is infinite, or is none at all.\n"
-        f"Give {name} a guide with the prior's support{_such_as('guides', p_coordinate)}, or a "
+        f"{_in_words(q_coordinate)}{where}: KL(q ‖ p) is infinite or undefined.\n"
+        f"Use a guide with the prior's support{_such_as('guides', p_coordinate)}, or a "
         f"prior with the guide's{_such_as('priors', q_coordinate)}."
     )
 
 
 def support_of(density: Distribution) -> constraints.Constraint | None:
-    """The density's support, or None where it declares none.
+    """Return the density's support, or None if it declares none.
 
     Example:
         >>> support_of(torch.distributions.Normal(0.0, 1.0))
@@ -183,20 +184,20 @@ def plate_errors_explained() -> Iterator[None]:
         plate, site, dim, rows, size = found.groups()
         raise ConfigError(
             f"the density of {site!r} has batch size {size} at dimension {dim}, but the plate "
-            f"{plate!r} holds {rows} there: each number would be a datum of its own.\n"
-            "Declare what is within a datum as event dimensions: end the part with .to_event(1)."
+            f"{plate!r} has size {rows} there: each number would count as a separate datum.\n"
+            "Declare the dimensions of a datum as event dimensions: end the part with .to_event(1)."
         ) from None
 
 
 def _arg_constraints(density: Distribution) -> dict[str, constraints.Constraint]:
     try:
         return density.arg_constraints
-    except NotImplementedError:  # a user's own may declare none
+    except NotImplementedError:  # a custom density may declare none
         return {}
 
 
 def _outside(p: constraints.Constraint, q: constraints.Constraint) -> str:
-    """', at … for example', where q's coordinate reaches and p's does not; else nothing."""
+    """Return " (at …, for example)" if q's support contains a point outside p's, else ""."""
     for probe in PROBES:
         value = torch.tensor(probe)
         if (q.check(value) & ~p.check(value)).any():
@@ -205,13 +206,13 @@ def _outside(p: constraints.Constraint, q: constraints.Constraint) -> str:
 
 
 def coordinate_of(support: constraints.Constraint) -> Any:
-    """What the support asks of one coordinate, or of the vector where it ties them together."""
+    """Return the constraint on one coordinate, or on the vector if it couples coordinates."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
 
 
-# support of a coordinate → in words, and parts of ours that have it
+# support of a coordinate → its description, and pyrovae's parts that have it
 WORDS = {
     "Real": ("the real numbers", {"guides": "DiagonalNormal", "priors": "StandardNormal"}),
     "Boolean": ("{0, 1}", {"guides": "Bernoulli", "priors": "Bernoulli"}),

@@ -1,11 +1,11 @@
-"""Whether a prior, an encoder and a decoder keep the contract of a part, tried on two rows.
+"""Check the contract of a prior, an encoder and a decoder on two rows.
 
     prior()     batch_shape ()        event_shape (D,)
     encoder(x)  batch_shape (2,)      event_shape (D,)
     decoder(z)  batch_shape (3, 2)    event_shape x.shape[1:],   z of shape (3, 2, D)
 
-Two rows, because with one row a part that mixes data up broadcasts without harm; and three
-sample dimensions before them, because evidence and posteriors decode many draws at once.
+Two rows, because with one row a part that mixes up data would broadcast unnoticed; and three
+draws before them, because evidence and posteriors decode many draws at once.
 """
 
 from typing import Any
@@ -22,13 +22,13 @@ NUM_SAMPLES = 3
 def check_parts(
     prior: nn.Module, encoder: nn.Module, decoder: nn.Module, x: Tensor, y: Any, filled: Tensor
 ) -> None:
-    """ConfigError, naming the part, unless each gives a density of the right shapes.
+    """Raise ConfigError, naming the part, unless each returns a density of the right shapes.
 
     Args:
         prior, encoder, decoder: the parts.
         x: (2, *event), two rows of the data.
         y: (2, …), their covariates, or None.
-        filled: x as the encoder sees it, missing cells filled.
+        filled: x as the encoder sees it, with missing cells filled.
 
     Example:
         >>> import torch
@@ -46,14 +46,14 @@ def check_parts(
     is_conditional = isinstance(prior, Given) and p_z.batch_shape[:1] == (2,)
     if extra := len(p_z.batch_shape) - is_conditional:
         raise ConfigError(
-            f"the prior gave batch_shape {tuple(p_z.batch_shape)} and event_shape "
+            f"the prior returned batch_shape {tuple(p_z.batch_shape)} and event_shape "
             f"{tuple(p_z.event_shape)}, but p(z) is one density over the vector z: batch_shape ()."
-            f"\nEnd it with .to_event({extra}), if these are z's dimensions."
+            f"\nEnd it with .to_event({extra}), if these are dimensions of z."
         )
     try:
         is_worth_a_try = encoder_fits(x, decoder, p_z, y)
     except ConfigError:
-        # a decoder made for the encoder's latents cannot take the prior's: then say that
+        # a decoder built for the encoder's latents rejects the prior's: report that instead
         if latents := _latents_of(encoder, y, filled):
             _check_same_latents(p_z, latents)
         raise
@@ -64,7 +64,7 @@ def check_parts(
 
 
 def _latents_of(encoder: nn.Module, y: Any, filled: Tensor) -> dist.Distribution | None:
-    """q(z|x), or None where the encoder is in error itself."""
+    """Return q(z|x), or None if the encoder itself fails."""
     try:
         q_z = encoder(filled, *given(y, encoder))
     except Exception:
@@ -82,10 +82,10 @@ def _check_same_latents(p_z: dist.Distribution, q_z: dist.Distribution) -> None:
 
 
 def encoder_fits(x: Tensor, decoder: nn.Module, p_z: dist.Distribution, y: Any) -> bool:
-    """Whether x has the decoder's event shape, so that it is worth giving to the encoder.
+    """Return whether x has the decoder's event shape, so that the encoder can be tried on it.
 
     Raises:
-        ConfigError: the decoder breaks its own contract.
+        ConfigError: the decoder violates its own contract.
     """
     z = p_z.expand((2,)).sample((NUM_SAMPLES,))
     p_x = _called("decoder", decoder, y, z)
@@ -95,8 +95,8 @@ def encoder_fits(x: Tensor, decoder: nn.Module, p_z: dist.Distribution, y: Any) 
     whole = tuple(p_x.batch_shape + p_x.event_shape)
     if whole[: len(batch)] == batch and whole[len(batch) :] == tuple(x.shape[1:]):
         raise ConfigError(
-            f"the decoder gave batch_shape {tuple(p_x.batch_shape)} and event_shape "
-            f"{tuple(p_x.event_shape)} at z of shape {tuple(z.shape)}: the dimensions of a datum "
+            f"the decoder returned batch_shape {tuple(p_x.batch_shape)} and event_shape "
+            f"{tuple(p_x.event_shape)} for z of shape {tuple(z.shape)}: the dimensions of a datum "
             f"count as data.\nEnd it with .to_event({len(p_x.batch_shape) - len(batch)})."
         )
     _check_batch("decoder", p_x, batch, "z.shape[:-1]", z)
@@ -109,14 +109,14 @@ def _called(name: str, part: nn.Module, y: Any, *inputs: Tensor) -> dist.Distrib
     except (ConfigError, DataError):
         raise
     except Exception as error:
-        arrived = f" at an input of shape {tuple(inputs[0].shape)}" if inputs else ""
+        arrived = f" on an input of shape {tuple(inputs[0].shape)}" if inputs else ""
         reason = str(error).strip().partition("\n")[0][:200]
         advice = _advice(name, is_given=isinstance(part, Given))
         raise ConfigError(f"the {name} failed{arrived}: {reason}\n{advice}") from error
     if not isinstance(density, dist.Distribution):
         kind = f"{type(density).__module__.partition('.')[0]} {type(density).__name__}"
         raise ConfigError(
-            f"the {name} returned a {kind}, but a part returns a pyro.distributions.Distribution.\n"
+            f"the {name} returned a {kind}, but must return a pyro.distributions.Distribution.\n"
             "Write import pyro.distributions as dist, and return for example "
             "dist.Normal(loc, scale).to_event(1)."
         )
@@ -128,14 +128,14 @@ def _advice(name: str, *, is_given: bool) -> str:
     if name == "decoder":
         if is_given:
             covariates = (
-                "\ny is (B, …), with no sample dimensions: put it beside z by "
-                "networks.concat(z, y), or write networks.Concat."
+                "\ny is (B, …), without sample dimensions: join it to z with "
+                "networks.concat(z, y), or use networks.Concat."
             )
         return (
-            "A decoder takes z (*S, B, D), D as the prior's, with any sample dimensions S: reshape "
-            "with\n*z.shape[:-1], or wrap the network in networks.FlattenBatch." + covariates
+            "A decoder takes z (*S, B, D), D as in the prior, S any sample dimensions. Reshape\n"
+            "with *z.shape[:-1], or wrap the network in networks.FlattenBatch." + covariates
         )
-    return f"Check the sizes that the {name} was made for against the data." + covariates
+    return f"Check that the {name}'s sizes match the data." + covariates
 
 
 def _check_batch(
@@ -146,13 +146,13 @@ def _check_batch(
     at = "two rows of x" if z is None else f"z of shape {tuple(z.shape)}"
     extra = len(density.batch_shape) - len(wanted)
     if extra > 0 and density.batch_shape[: len(wanted)] == wanted:
-        fix = f"End it with .to_event({extra}), if the rest are dimensions of one datum."
+        fix = f"End it with .to_event({extra}), if the others are dimensions of a datum."
     elif z is not None:
         fix = "Reshape with *z.shape[:-1], or wrap in networks.FlattenBatch."
     else:
         fix = "Labels in y are (N,), not (N, 1)."
     raise ConfigError(
-        f"the {name} gave batch_shape {tuple(density.batch_shape)} and event_shape "
-        f"{tuple(density.event_shape)} at {at}, but it must be {wanted}: {meaning}.\n"
-        f"Otherwise data share a density, or multiply. {fix}"
+        f"the {name} returned batch_shape {tuple(density.batch_shape)} and event_shape "
+        f"{tuple(density.event_shape)} for {at}, but batch_shape must be {wanted}: {meaning}.\n"
+        f"Otherwise data would share or multiply densities. {fix}"
     )

@@ -1,16 +1,15 @@
 """Hamiltonian Monte Carlo for many data at once, each with its own chains and step size.
 
-A kernel that leaves the tempered density of every datum i as it is,
+A kernel that leaves the tempered density of every datum i invariant,
 
     f(u) ∝ exp(b_i(u) + β d_i(u)),    u (S, N, D): S chains, N data, D numbers each
 
-momentum r ~ N(0, I); L leapfrog steps of size ε_i ξ along scales s_i, ξ ~ U(0.8, 1.2) against
-periodic orbits; accepted with probability min(1, e^ΔH). Nothing is shared between data, so a
-batch of N costs N chains and not one of dimension N·D, which would have one step size and
-one acceptance for all.
+with momentum r ~ N(0, I) and L leapfrog steps of size ε_i ξ along scales s_i, ξ ~ U(0.8, 1.2) to
+avoid periodic orbits, accepted with probability min(1, e^ΔH). Nothing is shared between data: a
+batch of N is N chains, not one of dimension N·D with a single step size and acceptance for all.
 
-ε and s must not depend on the chain that the kernel moves: adapt on other draws, then freeze.
-A proposal with a density that is not finite is rejected.
+ε and s must not depend on the chain that the kernel moves: adapt them on other draws, then
+freeze them. Proposals whose density is not finite are rejected.
 """
 
 import math
@@ -24,18 +23,18 @@ Tempered = Callable[[Tensor], tuple[Tensor, Tensor]]  # u (S, N, D) → b, d: (S
 
 JITTER = 0.2
 TARGET_ACCEPTANCE = 0.8
-# in units of the scales: a quarter of the orbit around a Gaussian of that scale, which forgets
-# where it came from; half an orbit mirrors it, so that means mix fast and variances never
+# in units of the scales: a quarter of the orbit around a Gaussian of that scale forgets its
+# start; half an orbit mirrors it, so that means mix fast and variances never do
 MAX_PATH = math.pi / 2
 
 
 class Point(NamedTuple):
-    """Where the chains stand.
+    """Current state of the chains.
 
     Attributes:
         position: u, (S, N, D).
         base, part: b(u) and d(u), (S, N), nats.
-        gradient: of b + β d, (S, N, D), at the β that the point was made for.
+        gradient: gradient of b + β d, (S, N, D), at the β of the point's kernel.
     """
 
     position: Tensor
@@ -45,7 +44,7 @@ class Point(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What fixes one transition.
+    """Parameters of one transition.
 
     Attributes:
         beta: β in [0, 1], of f ∝ exp(b + β d).
@@ -61,7 +60,7 @@ class Kernel(NamedTuple):
 
 
 def point_at(density: Tempered, position: Tensor, beta: float = 1.0) -> Point:
-    """The point with its densities and gradient, evaluated.
+    """Return the point at a position, with its densities and gradient.
 
     Example:
         >>> point = point_at(lambda u: (-(u**2).sum(-1) / 2, 0 * u[..., 0]), torch.ones(1, 3, 2))
@@ -76,12 +75,12 @@ def point_at(density: Tempered, position: Tensor, beta: float = 1.0) -> Point:
 
 
 def transition(density: Tempered, point: Point, kernel: Kernel) -> tuple[Point, Tensor]:
-    """One Hamiltonian transition of all chains, from the global generator.
+    """Make one Hamiltonian transition of all chains, with draws from the global generator.
 
     Args:
         density: u (S, N, D) → b, d, (S, N) each, nats, differentiable.
-        point: evaluated at the kernel's β.
-        kernel: frozen.
+        point: the current point, evaluated at the kernel's β.
+        kernel: the frozen kernel.
 
     Returns:
         The next point, and the acceptance probability, (S, N).
@@ -112,7 +111,7 @@ def transition(density: Tempered, point: Point, kernel: Kernel) -> tuple[Point, 
 
 
 def _energy(point: Point, momentum: Tensor, beta: float) -> Tensor:
-    """log f(u) − |r|²/2: minus the Hamiltonian, (S, N)."""
+    """Return log f(u) − |r|²/2, minus the Hamiltonian, (S, N)."""
     return point.base + beta * point.part - 0.5 * (momentum**2).sum(-1)
 
 
@@ -126,13 +125,13 @@ def _choose(is_accepted: Tensor, new: Point, old: Point) -> Point:
 
 
 def adapted(step_size: Tensor, acceptance: Tensor, num_leapfrog: int, gain: float) -> Tensor:
-    """log ε moved by gain · (acceptance − 0.8), bounded so that a path is at most a quarter orbit.
+    """Move log ε by gain · (acceptance − 0.8), with paths of at most a quarter orbit.
 
     Args:
         step_size: ε, (N,).
-        acceptance: (S, N), of the transition at ε; its mean over chains counts.
+        acceptance: (S, N), of the transition at ε; averaged over chains.
         num_leapfrog: L.
-        gain: of the stochastic approximation.
+        gain: gain of the stochastic approximation.
 
     Returns:
         (N,), the next ε.

@@ -1,10 +1,10 @@
-"""Importance weights, drawn in chunks and summed up without being kept.
+"""Importance weights, drawn in chunks and accumulated without being stored.
 
     log p̂ = log (1/K) Σ_k w_k,    ESS = (Σ w)² / Σ w²
     std_error² = Var(w) / (K w̄²) = (K / ESS − 1) / (K − 1)          (delta method)
 
-Weights arrive in chunks and are not kept, except for the largest M + 1 of each datum, which
-k̂ needs. Sums are of exponentials shifted by a running maximum, in float64.
+Only the largest M + 1 weights of each datum are stored, which k̂ needs. Sums are of
+exponentials shifted by a running maximum, in float64.
 """
 
 import math
@@ -20,17 +20,17 @@ from pyrovae.core.pareto import pareto_k_of_largest, tail_size
 def weighted_chunks(
     draw: Callable[[int], tuple[Latents, Tensor]], sizes: list[int]
 ) -> Iterator[tuple[Latents, Tensor]]:
-    """Draw in chunks of these sizes; a chunk is halved where a GPU is full.
+    """Draw in chunks of these sizes, halved when a GPU runs out of memory.
 
     Args:
         draw: n → z by site, (n, N, *event), and log w, (n, N), nats.
-        sizes: of the chunks.
+        sizes: sizes of the chunks.
 
     Yields:
-        What `draw` returns.
+        The return value of `draw`.
 
     Raises:
-        MemoryError: a GPU has no memory for one draw.
+        MemoryError: a GPU has too little memory for one draw.
     """
     left, chunk = sum(sizes), max(sizes, default=0)
     while left:
@@ -40,8 +40,8 @@ def weighted_chunks(
         except torch.OutOfMemoryError as full:
             if size == 1:
                 raise MemoryError(
-                    f"K = {sum(sizes):,} draws in chunks of 1: the device has no memory for one "
-                    f"draw ({str(full)[:120]}).\nWrite a smaller memory_budget, in bytes."
+                    f"K = {sum(sizes):,} draws in chunks of 1: the device has too little memory "
+                    f"for one draw ({str(full)[:120]}).\nPass a smaller memory_budget, in bytes."
                 ) from None
             chunk = size // 2
             continue
@@ -53,7 +53,7 @@ class WeightSums:
     """Running sums over importance weights, chunk by chunk of draws.
 
     Args:
-        num_samples: K, the draws in all.
+        num_samples: K, the total number of draws.
 
     Example:
         >>> log_w = torch.randn(100, 3, dtype=torch.float64)
@@ -72,7 +72,7 @@ class WeightSums:
         self.largest: Tensor | None = None  # (≤ M + 1, N), sorted downwards
 
     def add(self, log_weights: Tensor) -> None:
-        """Count these (S, N) log-weights."""
+        """Add (S, N) log-weights."""
         new = log_weights.double()
         sums = new.logsumexp(0), (2 * new).logsumexp(0)
         if self.largest is None:
@@ -84,7 +84,7 @@ class WeightSums:
         self.largest = new.topk(min(self.num_largest, len(new)), 0).values
 
     def estimates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log p̂, its standard error, ESS and k̂, (N,) each, once all K are counted."""
+        """Return log p̂, its standard error, ESS and k̂, (N,) each, after all K were added."""
         k = self.num_samples
         log_px = self.log_sum - math.log(k)
         ess = (2 * self.log_sum - self.log_sum_squares).exp().nan_to_num(nan=0.0).clamp(max=k)

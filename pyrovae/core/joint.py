@@ -1,15 +1,15 @@
-"""A program at fixed data, as functions of its latents: p(z), p(x|z) and q(z|x), per datum.
+"""Functions of a program's latents at fixed data: p(z), p(x|z) and q(z|x), per datum.
 
     terms(z) → log p(z), log p(x|z)      log_guide(z) → log q(z|x)      (S, N) each, nats
     draw_prior(S), draw_guide(S) → z     weighted_draws(S) → z, log w
 
-z is a dict of sites, each (S, N, *event). Two classes with this one interface: `VAEJoint`
-calls the three parts directly, and the encoder once however many draws are asked for;
-`ProgramJoint` runs any other program under Pyro's handlers, whose local sites may depend on
-each other. Latents outside the plate "data" are refused: log p(x_i | w) is not a number of
-datum i alone.
+z is a dict of sites, each (S, N, *event). Two classes have this interface: `VAEJoint` calls the
+three parts directly, and the encoder once regardless of the number of draws; `ProgramJoint`
+runs any other program, whose local sites may depend on each other, under Pyro's handlers.
+Latents outside the plate "data" are rejected, because log p(x_i | w) does not depend on datum i
+alone.
 
-`Unconstrained` is the same in coordinates u on the real line, which Hamiltonian moves need:
+`Unconstrained` provides the same in coordinates u on the real line, which Hamiltonian moves need:
 
     z = T(u),   log p_u(u) = log p(T(u)) + log |det ∂T/∂u|,   T = biject_to(support of p(z))
 """
@@ -33,11 +33,11 @@ Latents = dict[str, Tensor]
 
 
 def joint_of(program: nn.Module, batch: Batch) -> "VAEJoint | ProgramJoint":
-    """The program at these data.
+    """Return the program's functions at these data.
 
     Args:
-        program: in eval mode, inside a parameter store of its own.
-        batch: checked data.
+        program: a program in eval mode, inside its own parameter store.
+        batch: validated data.
 
     Raises:
         ConfigError: the program has latents outside the plate "data".
@@ -46,13 +46,13 @@ def joint_of(program: nn.Module, batch: Batch) -> "VAEJoint | ProgramJoint":
 
 
 def is_plain_vae(program: nn.Module) -> bool:
-    """Whether the program is `VAE.model` and `VAE.guide`, so that its parts say everything."""
+    """Return whether the program is `VAE.model` and `VAE.guide`, so that its parts define it."""
     kind = type(program)
     return isinstance(program, VAE) and (kind.model, kind.guide) == (VAE.model, VAE.guide)
 
 
 class VAEJoint:
-    """p(z), p(x|z), q(z|x) of a `VAE` at fixed data; the encoder has run once."""
+    """p(z), p(x|z) and q(z|x) of a `VAE` at fixed data; the encoder runs once."""
 
     def __init__(self, vae: VAE, batch: Batch):
         x, y, mask = batch
@@ -62,7 +62,7 @@ class VAEJoint:
         self.supports = {"z": self.prior.support}
 
     def terms(self, z: Latents) -> tuple[Tensor, Tensor]:
-        """log p(z) and log p(x|z) at z (S, N, D): (S, N) each."""
+        """Return log p(z) and log p(x|z) at z (S, N, D), (S, N) each."""
         x, y, mask = self.batch
         p_x = self.decoder(z["z"], *given(y, self.decoder))
         return self.prior.log_prob(z["z"]), log_likelihood(p_x, x, mask)
@@ -78,14 +78,14 @@ class VAEJoint:
         return {"z": self.guide.sample((num_samples,))}
 
     def weighted_draws(self, num_samples: int) -> tuple[Latents, Tensor]:
-        """z ~ q(z|x) and log w = log p(x, z) − log q(z|x), (S, N)."""
+        """Draw z ~ q(z|x), with log w = log p(x, z) − log q(z|x), (S, N)."""
         z = self.draw_guide(num_samples)
         log_prior, log_likelihood = self.terms(z)
         return z, log_likelihood + log_prior - self.log_guide(z)
 
 
 class ProgramJoint:
-    """The same of any program with one plate "data", by traces."""
+    """The same functions of any program with one plate "data", by traces."""
 
     def __init__(self, program: nn.Module, batch: Batch):
         self.program, self.batch = program, batch
@@ -94,8 +94,8 @@ class ProgramJoint:
         outside = [n for n, site in sites.items() if not is_local(site)]
         if outside:
             raise ConfigError(
-                f"the latent {outside[0]!r} stands outside the plate 'data': all data share it, so "
-                "log p(x) is no sum over data and has no estimate for each.\n"
+                f"the latent {outside[0]!r} is outside the plate 'data': all data share it, so "
+                "log p(x) is not a sum over data and cannot be estimated per datum.\n"
                 "elbo_terms(…).total_elbo bounds the evidence of all data together."
             )
         self.supports = {n: site["fn"].support for n, site in sites.items()}
@@ -135,15 +135,15 @@ class ProgramJoint:
 
 
 def _nothing(*batch: Tensor | None) -> None:
-    """A guide without sites: the model draws its own."""
+    """Sample nothing: a guide without sites, with which the model draws its latents."""
 
 
 class Site(NamedTuple):
-    """A latent as a stretch of u.
+    """A latent as a slice of u.
 
     Attributes:
         transform: T, from the real line to the support of p(z).
-        shape: of one unconstrained value.
+        shape: shape of one unconstrained value.
     """
 
     transform: Any
@@ -151,11 +151,11 @@ class Site(NamedTuple):
 
 
 class Unconstrained:
-    """p and q of a program at fixed data over u (S, N, D), z = T(u); D over all sites together.
+    """p and q of a program at fixed data over u (S, N, D), z = T(u); D counts all sites.
 
     Args:
-        joint: as `joint_of` gives it.
-        method: what asks, for the error.
+        joint: as returned by `joint_of`.
+        method: name of the caller, for the error.
 
     Raises:
         ConfigError: a latent is discrete, or its support has no map from the real line.
@@ -168,7 +168,7 @@ class Unconstrained:
         self.sites = {n: Site(t, t.inv(one[n]).shape[2:]) for n, t in transforms.items()}
 
     def latents(self, u: Tensor) -> Latents:
-        """z = T(u), by site."""
+        """Return z = T(u), by site."""
         sizes = [site.shape.numel() for site in self.sites.values()]
         return {
             name: site.transform(part.reshape(*u.shape[:2], *site.shape))
@@ -176,17 +176,17 @@ class Unconstrained:
         }
 
     def coordinates(self, z: Latents) -> Tensor:
-        """u = T⁻¹(z), (S, N, D)."""
+        """Return u = T⁻¹(z), (S, N, D)."""
         return flat({name: site.transform.inv(z[name]) for name, site in self.sites.items()})
 
     def terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log p_u(u) and log p(x|T(u)), (S, N) each, nats."""
+        """Return log p_u(u) and log p(x|T(u)), (S, N) each, nats."""
         z = self.latents(u)
         log_prior, log_likelihood = self.joint.terms(z)
         return log_prior + self._log_jacobian(u, z), log_likelihood
 
     def log_guide(self, u: Tensor) -> Tensor:
-        """log q_u(u|x), (S, N), nats."""
+        """Return log q_u(u|x), (S, N), nats."""
         z = self.latents(u)
         return self.joint.log_guide(z) + self._log_jacobian(u, z)
 
@@ -207,7 +207,7 @@ class Unconstrained:
 
 
 def flat(latents: Latents) -> Tensor:
-    """All sites side by side, (S, N, D), in the order of the model.
+    """Concatenate all sites, (S, N, D), in the order of the model.
 
     Example:
         >>> flat({"a": torch.zeros(4, 3), "b": torch.zeros(4, 3, 2, 2)}).shape
@@ -228,5 +228,5 @@ def _transform(name: str, support: Any, method: str) -> Any:
     raise ConfigError(
         f"{method} moves latents along gradients on the real line, but the support of {name!r}, "
         f"{support}, is {kind}.\n"
-        "For few discrete values write method='enumerate', else method='iwae' or posterior.sir."
+        "Use method='enumerate' for few discrete values, else method='iwae' or posterior.sir."
     )

@@ -1,16 +1,16 @@
-"""How heavy the tail of importance weights is: the Pareto shape k̂, per datum.
+"""Tail weight of importance weights: the Pareto shape k̂, per datum.
 
-The M largest of S weights are fitted by a generalised Pareto density above a cutoff u,
+A generalized Pareto density is fitted to the M largest of S weights, above a cutoff u,
 
     p(w) = (1/σ) (1 + k (w − u) / σ)^(−1 − 1/k),    M = ⌈min(S/5, 3 √S)⌉
 
-1/k is how many moments the weights have: for k < ½ their variance is finite and the central
-limit theorem holds; above k̂ = min(1 − 1/log₁₀ S, 0.7) an estimate from S draws, and its
-standard error, are not to be trusted. The fit is Zhang & Stephens' empirical Bayes mean, with
-Vehtari's weak prior that pulls k̂ to ½ by 10 pseudo-draws.
+1/k is the number of finite moments of the weights: for k < ½ their variance is finite and the
+central limit theorem holds; above k̂ = min(1 − 1/log₁₀ S, 0.7), an estimate from S draws and its
+standard error are unreliable. The fit is Zhang & Stephens' empirical Bayes mean, with Vehtari's
+weak prior that pulls k̂ towards ½ by 10 pseudo-draws.
 
 Symbols: log_weights (S, N), nats, S draws for each of N data. Everything is float64.
-Left out: the smoothing of the weights that gave PSIS its name.
+Left out: the smoothing of the weights that PSIS is named after.
 
 References:
     A New and Efficient Estimation Method for the Generalized Pareto Distribution,
@@ -27,14 +27,14 @@ from torch import Tensor
 from pyrovae.checks import whole_number
 from pyrovae.errors import ConfigError
 
-PRIOR_DRAWS = 10  # that say k = 1/2
+PRIOR_DRAWS = 10  # pseudo-draws with k = 1/2
 MIN_TAIL = 5
 LOG_TINY = math.log(torch.finfo(torch.float64).tiny)
-EQUAL = 1e-10  # nats: weights closer than this differ by rounding only
+EQUAL = 1e-10  # nats: weights closer than this differ only by rounding
 
 
 def tail_size(num_samples: int) -> int:
-    """M = ⌈min(S/5, 3 √S)⌉: how many of S weights count as their tail.
+    """Return M = ⌈min(S/5, 3 √S)⌉, the number of S weights that form the tail.
 
     Example:
         >>> tail_size(100), tail_size(10_000)
@@ -44,7 +44,7 @@ def tail_size(num_samples: int) -> int:
 
 
 def pareto_k_threshold(num_samples: int) -> float:
-    """min(1 − 1/log₁₀ S, 0.7): below it S weights give a mean and an error to rely on.
+    """Return min(1 − 1/log₁₀ S, 0.7): below it, mean and error from S weights are reliable.
 
     Args:
         num_samples: S ≥ 2.
@@ -65,18 +65,18 @@ def pareto_k_threshold(num_samples: int) -> float:
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """k̂, the Pareto shape of the largest importance weights, without unit; lower is better.
+    """Estimate k̂, the Pareto shape of the largest importance weights, unitless; lower is better.
 
     Args:
-        log_weights: (S, N), nats; a constant per datum does not matter.
+        log_weights: (S, N), nats, up to a constant per datum.
 
     Returns:
-        (N,) float64. NaN for S < 21, too few to say; ∞ where fewer than 5 weights make up the
-        tail, the others being equal or negligible (708 nats below the largest); −∞ where
-        there is no tail: the largest weights are equal, as when the guide is the posterior.
+        (N,) float64. NaN for S < 21, which is too few; ∞ where the tail has fewer than 5 weights,
+        the others being equal or negligible (708 nats below the largest); −∞ where there is no
+        tail: the largest weights are equal, for example if the guide is the posterior.
 
     Raises:
-        ConfigError: log_weights has another number of dimensions.
+        ConfigError: log_weights is not two-dimensional.
 
     References:
         Pareto Smoothed Importance Sampling, Vehtari et al., 2024,
@@ -89,8 +89,8 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     """
     if log_weights.dim() != 2:
         raise ConfigError(
-            f"log_weights has shape {tuple(log_weights.shape)}, but k̂ is fitted over draws for "
-            "each datum: (S, N).\nFor one datum write log_weights[:, None]."
+            f"log_weights has shape {tuple(log_weights.shape)}, but must be (S, N): k̂ is fitted to "
+            "the draws of each datum.\nFor one datum write log_weights[:, None]."
         )
     num_samples = len(log_weights)
     size = min(tail_size(num_samples) + 1, num_samples)
@@ -98,13 +98,13 @@ def pareto_k(log_weights: Tensor) -> Tensor:
 
 
 def pareto_k_of_largest(largest: Tensor) -> Tensor:
-    """k̂ from the M + 1 largest log-weights only: the tail, and the cutoff below it.
+    """Estimate k̂ from the M + 1 largest log-weights only: the tail, and the cutoff below it.
 
     Args:
-        largest: (M + 1, N), nats, sorted downwards; M = `tail_size`.
+        largest: (M + 1, N), nats, in descending order; M = `tail_size`.
 
     Returns:
-        (N,) float64, as `pareto_k`.
+        (N,) float64, as for `pareto_k`.
 
     Example:
         >>> pareto_k_of_largest(torch.zeros(31, 2))
@@ -112,7 +112,7 @@ def pareto_k_of_largest(largest: Tensor) -> Tensor:
     """
     relative = (largest - largest[0]).double()
     cutoff = relative[-1].clamp(min=LOG_TINY)
-    in_tail = relative > cutoff  # strictly: equal weights at the cutoff are no tail
+    in_tail = relative > cutoff  # strictly: weights equal to the cutoff are not in the tail
     num_tail = in_tail.sum(0)
     k = torch.full_like(cutoff, math.inf)
     for n in num_tail.unique().tolist():
@@ -126,7 +126,7 @@ def pareto_k_of_largest(largest: Tensor) -> Tensor:
 
 
 def _shape(excess: Tensor) -> Tensor:
-    """k̂ of w − u, (n, N), sorted upwards: Zhang & Stephens' θ = −k/σ by a grid, then k(θ)."""
+    """Fit k̂ to w − u, (n, N), ascending: Zhang & Stephens' θ = −k/σ on a grid, then k(θ)."""
     n = len(excess)
     num_grid = 30 + math.isqrt(n)
     grid = torch.arange(1, num_grid + 1, dtype=excess.dtype, device=excess.device) - 0.5
@@ -142,5 +142,5 @@ def _shape(excess: Tensor) -> Tensor:
 
 
 def _mean_log1p(theta: Tensor, excess: Tensor) -> Tensor:
-    """(m, N): the mean over draws of log(1 − θ (w − u)), one θ at a time to stay small."""
+    """Average log(1 − θ (w − u)) over draws, (m, N), one θ at a time to save memory."""
     return torch.stack([torch.log1p(-t * excess).mean(0) for t in theta])

@@ -6,11 +6,11 @@ For draws z^(s) ~ q(z|x_i) of any program (model, guide), in nats:
     log_likelihood  log p(x_i|z)   (S, N)
     log_guide       log q(z|x_i)   (S, N)
 
-and for latents outside the plate "data" (global ones) the two (S,) sums beside them.
+and, for latents outside the plate "data" (global ones), two additional (S,) sums.
 The ELBO, its two halves and the log-weights log w = log p(x, z) − log q(z|x) are short
 functions of these arrays; so are all bounds and diagnostics. Per datum first, averages
-last. Handlers that scale a plate (minibatches) leave no trace here: whoever needs the
-scale multiplies outside the log-sum-exp.
+last. Handlers that scale a plate (minibatches) have no effect here: callers that need the
+scale multiply outside the log-sum-exp.
 """
 
 from functools import partial, reduce
@@ -27,15 +27,15 @@ from pyrovae.errors import ConfigError
 
 
 class ElboTerms(NamedTuple):
-    """The terms of the ELBO at S draws from the guide for N data, in nats.
+    """Terms of the ELBO at S draws from the guide for N data, in nats.
 
     Attributes:
         log_prior: (S, N), log p(z), summed over the local latents.
         log_likelihood: (S, N), log p(x|z).
         log_guide: (S, N), log q(z|x).
         global_log_prior: (S,), log p of the latents outside the plate "data"; 0 without any.
-        global_log_guide: (S,), log q of these.
-        latents: site name → its draws, (S, N, *event) or (S, *event) for a global one.
+        global_log_guide: (S,), log q of the same latents.
+        latents: site name → its draws, (S, N, *event), or (S, *event) for a global one.
     """
 
     log_prior: Tensor
@@ -62,7 +62,7 @@ class ElboTerms(NamedTuple):
 
 
 class Traces(NamedTuple):
-    """A guide's trace, and the model's replayed against it, log-probabilities computed."""
+    """A guide's trace and the model's trace replayed against it, with log-probabilities."""
 
     model: poutine.Trace
     guide: poutine.Trace
@@ -73,9 +73,9 @@ def draw_traces(
 ) -> Traces:
     """Trace guide and model at `num_samples` draws, vectorized over a plate "particles".
 
-    The plate stands at dim −2, outside "data": sites get shape (S, B, *event), and (1, B, …)
-    is left as (B, …) for a single draw. Gradients flow, through the draws too unless `detach`;
-    handlers around it apply.
+    The plate is at dim −2, outside "data": sites get shape (S, B, *event), or (B, …) for a
+    single draw. Gradients flow, also through the draws unless `detach`; surrounding handlers
+    apply.
     """
     if num_samples > 1:
         model, guide = _with_particles(model, num_samples), _with_particles(guide, num_samples)
@@ -91,14 +91,14 @@ def _with_particles(program: Any, num_samples: int) -> Any:
 
 
 def terms_of(traces: Traces, num_data: int) -> ElboTerms:
-    """The terms of the ELBO from a pair of traces, unscaled.
+    """Compute the terms of the ELBO from a pair of traces, unscaled.
 
     Args:
-        traces: as `draw_traces` gives them.
+        traces: as returned by `draw_traces`.
         num_data: N, the size of the plate "data".
 
     Returns:
-        ElboTerms, differentiable where the traces are.
+        ElboTerms, differentiable if the traces are.
     """
     model_latents = {n: s for n, s in _sites(traces.model) if not s["is_observed"]}
     observed = {n: s for n, s in _sites(traces.model) if s["is_observed"]}
@@ -124,7 +124,7 @@ def _sites(trace: poutine.Trace):
 def _local_and_global(
     sites: dict[str, dict], *, num_data: int, device: torch.device | None
 ) -> tuple[Tensor, Tensor]:
-    """The summed log-densities of sites inside the plate, (S, N), and outside, (S,)."""
+    """Sum the log-densities of sites inside the plate, (S, N), and outside, (S,)."""
     local, global_ = [], []
     for name, site in sites.items():
         log_prob = site["unscaled_log_prob"]
@@ -134,7 +134,7 @@ def _local_and_global(
             local.append(_as_rows(log_prob, name, num_data))
         elif log_prob.dim() <= 2:
             global_.append(log_prob.reshape(-1))
-    # no `sum` from a tensor of zeros: each operation is one of a training step
+    # `sum` would add a tensor of zeros, an extra operation in each training step
     total = reduce(torch.add, local) if local else torch.zeros(1, num_data, device=device)
     return total, reduce(torch.add, global_) if global_ else torch.zeros(1, device=device)
 
@@ -144,19 +144,19 @@ def _as_rows(log_prob: Tensor, name: str, num_data: int) -> Tensor:
         raise ConfigError(
             f"the log-density of site {name!r} has shape {tuple(log_prob.shape)}, but it needs one "
             f"number for each of {num_data} data: the plate 'data' must be the rightmost one.\n"
-            "Declare what is within a datum as event dimensions: .to_event(k)."
+            "Declare the dimensions of a datum as event dimensions: .to_event(k)."
         )
     return log_prob if log_prob.dim() == 2 else log_prob[None]
 
 
 def bound_on(*traces: poutine.Trace) -> str:
-    """What the ELBO of a program is a bound on: "log p(x)", or that of its relaxed model.
+    """Return what the ELBO of a program bounds: "log p(x)", or that of its relaxed model.
 
-    A density with the attribute `is_relaxed` stands for a discrete one. Its ELBO bounds the
-    evidence of the continuous model, and says nothing of that of the discrete one.
+    A density with the attribute `is_relaxed` replaces a discrete one. Its ELBO bounds the
+    evidence of the continuous model, not that of the discrete one.
 
     Args:
-        traces: of model and guide.
+        traces: traces of model and guide.
 
     Example:
         >>> import pyrovae as pv

@@ -1,11 +1,11 @@
-"""The KL of q(z|x) to p(z) per latent dimension, and the posterior means.
+"""KL(q(z|x) ‖ p(z)) per latent dimension, and the posterior means.
 
     KL(q ‖ p) = Σ_d KL(q_d ‖ p_d)                    where q and p factorize
     KL(q ‖ p) = Σ_d KL(q_d ‖ p_d) + KL(q ‖ Π_d q_d)  where p alone does
 
 In the second case (a full-covariance normal guide) the numbers are those of the marginals,
 and their sum falls short of the KL by the guide's total correlation. Under a prior that does
-not factorize (a mixture, a flow) there is no such split and the numbers are NaN.
+not factorize (a mixture, a flow) the KL does not split and the numbers are NaN.
 """
 
 import pyro.distributions as dist
@@ -39,7 +39,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     if not parts:
         raise ConfigError(
             "the program has no latent inside the plate 'data', so there is no latent dimension to "
-            "inspect.\nThis diagnostic is of q(z|x), one z per datum."
+            "inspect.\nThis diagnostic needs q(z|x), with one z per datum."
         )
     return torch.cat(parts, -1)
 

@@ -50,7 +50,7 @@ class ActiveUnits(NamedTuple):
 
 
 class Collapse(NamedTuple):
-    """Latent dimensions that have collapsed to the prior, and the numbers behind it.
+    """Latent dimensions that have collapsed to the prior, with the supporting numbers.
 
     Attributes:
         is_collapsed: (D,).
@@ -101,7 +101,7 @@ def active_units(
     """Estimate A_d = Var_x(E_q[z_d|x]), and which dimensions exceed the threshold.
 
     The mean is that of q in closed form if there is one. Otherwise it is the mean of S draws,
-    corrected for the variance that so few draws add.
+    corrected for the variance that averaging S draws adds.
 
     Args:
         program: any program.
@@ -112,7 +112,7 @@ def active_units(
             scale.
         num_samples: S, draws per datum if q has no closed-form mean.
         seed: random seed; None uses a fresh one.
-        memory_budget: bytes per chunk, as for `log_evidence`.
+        memory_budget: bytes per chunk, as in `log_evidence`.
 
     Returns:
         ActiveUnits, arrays (D,).
@@ -162,12 +162,12 @@ def collapsed_dimensions(
         x: (N, *event), N ≥ 2.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
-        threshold: of A_d, squared units of the latent space.
+        threshold: threshold of A_d, in squared units of the latent space.
         kl_threshold: ε, nats.
         tolerance: δ, the share of the data that may be exceptions.
         num_samples: S, draws per datum if means or KL have no closed form.
         seed: random seed; None uses a fresh one.
-        memory_budget: bytes per chunk, as for `log_evidence`.
+        memory_budget: bytes per chunk, as in `log_evidence`.
 
     Returns:
         Collapse, arrays (D,).
@@ -227,7 +227,7 @@ def _variance_of_means(means: Tensor) -> tuple[Tensor, Tensor]:
     """Return A_d and its standard error, (D,), from E[z|x] at each draw (S, N, D).
 
     The S means of a datum are equal if q has a mean; otherwise their variance over S is the error
-    left by averaging so few draws.
+    of averaging S draws.
     """
     posterior_mean = means.mean(0)  # (N, D)
     left_over = means.var(0).mean(0) / len(means)

@@ -1,12 +1,12 @@
-"""Did the prior matter? Models compared by the evidence of held-out data, and why.
+"""Did the prior matter? Compare models by the evidence of held-out data, and explain why.
 
     Δ_i = log p_a(x_i) − log p_b(x_i),    mean Δ ± s_Δ / √N     paired over data
 
-Pairing removes that some data are hard for every model, so the error of a difference is much
-smaller than that of either mean. It covers the sampling of data and the Monte-Carlo noise of the
-estimates, but not their bias: importance sampling underestimates log p(x) by about half the
-squared standard error of each datum, which is reported as `bias`. The surgery terms tell why one
-prior wins: distortion, mutual information, and the marginal KL that a prior can change.
+Pairing cancels the variation between data that are easy or hard for every model, so the error of
+a difference is much smaller than that of either mean. It covers the sampling of data and the
+Monte-Carlo noise of the estimates, but not their bias: importance sampling underestimates log p(x)
+by about half the squared standard error of each datum, reported as `bias`. The surgery terms
+explain why one prior wins: distortion, mutual information, and the marginal KL.
 
 Unlike leave-one-out cross-validation of log p(x_i|z_i), whose z_i was inferred from x_i, the
 evidence of held-out data is a fair score of a whole VAE.
@@ -35,7 +35,7 @@ class ComparedModel(NamedTuple):
         log_px: mean log p(x), with its error over data; higher is better.
         difference: log p(x) of the best model minus that of this one, paired, with its error;
             0 ± 0 for the best. Positive is worse.
-        bias: by how much importance sampling underestimates log_px, roughly; 0 for exact methods.
+        bias: approximate downward bias of log_px by importance sampling; 0 for exact methods.
         share_failed: share of the data with k̂ above its threshold: their log p(x) is too low.
         elbo, reconstruction, kl: mean terms of the ELBO, with errors over data.
         mutual_information, marginal_kl: the surgery of its KL (see `decompose_elbo`).
@@ -105,22 +105,23 @@ def compare_priors(
     """Compare models (with different priors, say) by paired differences of held-out log p(x).
 
     Args:
-        models: name → program, all densities of the same x: the same data, in the same units,
-            with a likelihood of the same kind (discrete or continuous).
+        models: name → program, for the same data x in the same units, with likelihoods of the
+            same kind (discrete or continuous).
         x: (N, *event), held-out data; N ≥ 2 for errors.
         y: (N, …), covariates, for the models that see them.
         mask: of x's shape, true where x is observed.
-        method: of log p(x), as for `log_evidence`.
-        seed: of the draws; None takes a fresh one for each model.
-        memory_budget: bytes for one chunk, as for `log_evidence`.
-        **options: of the method; not `num_data`, since rows must be the same.
+        method: method for log p(x), as in `log_evidence`.
+        seed: random seed; None uses a fresh one for each model.
+        memory_budget: bytes per chunk, as in `log_evidence`.
+        **options: options of the method, except `num_data`: all models need the same rows.
 
     Returns:
         Comparison: rows, best first, and log p(x) per datum.
 
     Raises:
         DataError: x does not fit a program.
-        ConfigError: no models; likelihoods of both kinds; or what `log_evidence` refuses.
+        ConfigError: there are no models, likelihoods are of both kinds, or `log_evidence`
+            rejects an argument.
 
     References:
         Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
@@ -135,14 +136,14 @@ def compare_priors(
     """
     if not isinstance(models, Mapping) or not models or "num_data" in options:
         raise ConfigError(
-            f"models is a {type(models).__name__}, but a comparison needs names and programs, at "
-            "least one, on the same rows (so no num_data).\n"
+            f"models is a {type(models).__name__}, but must map at least one name to a program, "
+            "and num_data is not allowed, because all models need the same rows.\n"
             'Write compare_priors({"normal": vae, "vamp": other}, x).'
         )
     method = method_of(method, options)
     options = {"method": method, "seed": seed, "memory_budget": memory_budget}
     blind = {name for name, m in models.items() if not sees_covariates(m)}
-    blind = blind if len(blind) < len(models) else set()  # then y is a mistake and is refused
+    blind = blind if len(blind) < len(models) else set()  # then y is a mistake and is rejected
     data = {name: (x, None if name in blind else y, mask) for name in models}
     _check_kinds({name: is_discrete(m, *data[name]) for name, m in models.items()})
     evidence = {name: log_evidence(m, *data[name], **options) for name, m in models.items()}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 NOISE = 2.0  # standard errors
-ROUNDING = 1e-6  # nats: what float32 log-densities leave of an exact 0
+ROUNDING = 1e-6  # nats: rounding error of an exact 0 in float32 log-densities
 
 
 class Estimate(NamedTuple):

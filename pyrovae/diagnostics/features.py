@@ -8,9 +8,9 @@
     with x_sj^rep ~ p(x_j|z_s), weighted by v_sj
 
 No feature predicts itself, so an autoencoder cannot pass by copying. If the model is right, the
-PIT is uniform over data: values that pile up at the ends mean that a feature is more dispersed
-than in the model, in the middle less. v favors draws that explain x_j badly, so its tail is
-heavier than that of w: k̂ per cell tells where the numbers are reliable.
+PIT is uniform over data: values pile up at the ends if a feature is more dispersed than in the
+model, and in the middle if it is less. v favors draws that explain x_j badly, so its tail is
+heavier than that of w: k̂ per cell shows where the numbers are reliable.
 
 The likelihood must factorize over features. Symbols: S draws, N data, x (N, *event).
 
@@ -40,7 +40,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.networks import given
 from pyrovae.vae import fill
 
-ARRAYS = 12  # of shape (S, n, J) that are alive at once
+ARRAYS = 12  # of shape (S, n, J), in memory at once
 
 
 class FeatureCheck(NamedTuple):
@@ -93,7 +93,7 @@ def feature_check(
         mask: of x's shape, true where x is observed.
         num_samples: S ≥ 21, draws per datum.
         seed: random seed; None uses a fresh one.
-        memory_budget: bytes per chunk, as for `log_evidence`; at least one
+        memory_budget: bytes per chunk, as in `log_evidence`; at least one
             datum is processed at a time.
 
     Returns:

@@ -54,7 +54,7 @@ class InferenceGaps(NamedTuple):
         approximation: (N,), log_px − best_elbo.
         amortization: (N,), best_elbo − elbo.
         approximation_std_error, amortization_std_error: (N,), over draws.
-        pareto_k: (N,), k̂ of the weights behind log_px: above `pareto_k_threshold`, log_px and the
+        pareto_k: (N,), k̂ of the weights for log_px: above `pareto_k_threshold`, log_px and the
             approximation gap are too low. −∞ for a method without weights.
         mean_approximation, mean_amortization, mean_total: means over data, with errors.
         generalization: mean ELBO of x minus that of the held-out data, with its error; None
@@ -132,7 +132,7 @@ def inference_gaps(
         num_samples: K, draws per datum for both ELBOs and the weights.
         num_steps: steps of the refinement.
         seed: random seed; None uses a fresh one.
-        memory_budget: bytes per chunk, as for `log_evidence`.
+        memory_budget: bytes per chunk, as in `log_evidence`.
 
     Returns:
         InferenceGaps, arrays (N,).
@@ -155,7 +155,7 @@ def inference_gaps(
     num_samples = whole_number(num_samples, "num_samples", 2)
     refuse_unless_vae(vae, "inference_gaps")
     data = validated(vae, x, y, mask)
-    seed = seed_number(seed)  # one for both ELBOs, also where it is a fresh one
+    seed = seed_number(seed)  # the same for both ELBOs, even if it is a fresh one
     options = {"num_steps": num_steps, "seed": seed, "memory_budget": memory_budget}
     parts = []
     for rows in data.read(ROWS):
@@ -186,12 +186,12 @@ def inference_gaps(
         found["amortization_std_error"],
         k,
         *(mean_of(gap, is_non_negative=True) for gap in (*gaps, log_px - elbo)),
-        _generalisation(vae, elbo, validation, num_samples, seed, memory_budget),
+        _generalization(vae, elbo, validation, num_samples, seed, memory_budget),
     )
 
 
 def _chunk(vae: nn.Module, rows: Batch, memory_budget: int | None) -> int:
-    """Return how many draws of these data fit the budget, at least one."""
+    """Return the number of draws of these data that fit the budget, at least one."""
     cost = rows.num_data * bytes_per_draw(VAEJoint(vae, rows.head()).weighted_draws)
     return max(1, budget_of(memory_budget, rows.device).num_bytes // cost)
 
@@ -225,7 +225,7 @@ def _gaps_of(best: Tensor, start: Tensor) -> Arrays:
     }
 
 
-def _generalisation(vae, elbo, validation, num_samples, seed, memory_budget) -> Estimate | None:
+def _generalization(vae, elbo, validation, num_samples, seed, memory_budget) -> Estimate | None:
     """Return the mean ELBO of the data minus that of held-out data, two independent means."""
     if validation is None:
         return None

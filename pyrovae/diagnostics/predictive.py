@@ -6,9 +6,9 @@
 x^rep is a replicate of the whole data set, so T may be any statistic of one: a mean per pixel, a
 share of zeros, a maximum. The p-value is the probability that a replicate reaches T(x). Before
 training, a prior p-value near 0 or 1 means that the prior generates different data; a posterior
-p-value near 0 or 1, that the fitted model does not reproduce these. A posterior p-value near ½ is
-weak evidence: x is used twice, so under the model it is not uniform but concentrates around ½
-(Meng 1994).
+p-value near 0 or 1 means that the fitted model does not reproduce the data. A posterior p-value
+near ½ is weak evidence: x is used twice, so under the model it is not uniform but concentrates
+around ½ (Meng 1994).
 
 References:
     Sampling and Bayes' Inference in Scientific Modelling and Robustness, Box, 1980,
@@ -74,7 +74,7 @@ def prior_check(
         statistic: T, a function from a tensor (N, *event) to a number or (K,).
         num_samples: S, replicated data sets.
         seed: random seed; None uses a fresh one.
-        memory_budget: bytes per chunk, as for `log_evidence`; at least one replicate is
+        memory_budget: bytes per chunk, as in `log_evidence`; at least one replicate is
             drawn at a time.
 
     Returns:
@@ -110,7 +110,7 @@ def posterior_check(
 ) -> PredictiveCheck:
     """Compare T(x) with T of data sets replicated from the codes, z ~ q(z|x), x^rep ~ p(x|z).
 
-    Args and errors as for `prior_check`; q replaces the posterior, so check `pareto_k` first.
+    Args and errors as in `prior_check`; q replaces the posterior, so check `pareto_k` first.
 
     Returns:
         PredictiveCheck.

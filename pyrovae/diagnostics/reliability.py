@@ -1,8 +1,8 @@
 """Which data the guide fails on, and what to do about it.
 
-k̂, the Pareto shape of a datum's importance weights w = p(x, z)/q(z|x), tells whether q(z|x)
-covers p(z|x): above min(1 − 1/log₁₀ S, 0.7), weights from S draws give neither its evidence nor
-its posterior. `pareto_k` finds these data; `escalate` draws their posterior by another method.
+k̂, the Pareto shape of a datum's importance weights w = p(x, z)/q(z|x), shows whether q(z|x)
+covers p(z|x): above min(1 − 1/log₁₀ S, 0.7), weights from S draws estimate neither evidence nor
+posterior reliably. `pareto_k` finds these data; `escalate` draws their posterior by another method.
 
 References:
     Yes, but Did It Work?: Evaluating Variational Inference, Yao et al., 2018,
@@ -83,7 +83,7 @@ def pareto_k(
         mask: of x's shape, true where x is observed.
         num_samples: S ≥ 21, draws per datum.
         seed: random seed; None uses a fresh one.
-        memory_budget: bytes per chunk, as for `log_evidence`.
+        memory_budget: bytes per chunk, as in `log_evidence`.
 
     Returns:
         Reliability, arrays (N,).
@@ -144,7 +144,7 @@ def escalate(
         Posterior, draws (C, S, n, D), in the order of `rows`.
 
     Raises:
-        ConfigError: an unknown method, no rows, or what the method itself refuses.
+        ConfigError: the method is unknown, there are no rows, or the method rejects an argument.
 
     Example:
         >>> import pyrovae as pv
@@ -157,7 +157,7 @@ def escalate(
     if not len(rows):
         raise ConfigError(
             "rows is empty, so there is no datum to escalate: the guide covers them all.\n"
-            "Call escalate only where len(pareto_k(…).failed) > 0."
+            "Call escalate only if len(pareto_k(…).failed) > 0."
         )
     x, y, mask = open_source(x, y, mask).take(rows)
     options |= {"seed": seed}

@@ -9,8 +9,8 @@ the cumulative Jensen-Shannon distance, a unitless metric in [0, 1], and the sen
     D = (CJS(1/(1 + δ)) + CJS(1 + δ)) / (2 log₂(1 + δ)).
 
 Above 0.05 a component matters. If both matter, they may pull in different directions (a potential
-prior-data conflict). If only the prior does, the datum says little about this dimension. All is
-per datum: for the joint posterior of many data the weights degenerate.
+prior-data conflict). If only the prior does, the datum says little about this dimension. All
+results are per datum: for the joint posterior of many data the weights degenerate.
 
 References:
     Detecting and diagnosing prior and likelihood sensitivity with power-scaling, Kallioinen,
@@ -50,7 +50,7 @@ class PriorSensitivity(NamedTuple):
     Attributes:
         prior: (N, D), sensitivity to the prior.
         likelihood: (N, D), sensitivity to the likelihood.
-        pareto_k: (N,), k̂ of the weights behind it: above `pareto_k_threshold`, ignore the row.
+        pareto_k: (N,), k̂ of the importance weights: above `pareto_k_threshold`, ignore the row.
         threshold: sensitivity above which a component matters.
         names: D names.
     """
@@ -91,11 +91,11 @@ def prior_sensitivity(
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
-        delta: δ > 0, of the powers 1/(1 + δ) and 1 + δ.
+        delta: δ > 0, for the powers 1/(1 + δ) and 1 + δ.
         threshold: sensitivity above which a component matters.
         num_samples: S, draws per datum.
         seed: random seed; None uses a fresh one.
-        memory_budget: bytes per chunk, as for `log_evidence`.
+        memory_budget: bytes per chunk, as in `log_evidence`.
 
     Returns:
         PriorSensitivity, arrays (N, D).
@@ -120,7 +120,7 @@ def prior_sensitivity(
     data = validated(program, x, y, mask)
     options = {"num_samples": num_samples, "memory_budget": memory_budget}
     with diagnosing(program, seed):
-        joint_of(program, data.head())  # refuses latents that all data share
+        joint_of(program, data.head())  # rejects latents that all data share
         names = latent_names(program, data)
         parts = [
             _sensitivities(over_draws(program, rows, _read, **options), delta)

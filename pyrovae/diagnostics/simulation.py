@@ -37,7 +37,7 @@ from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.networks import given
 
-NUM_NULL = 1000  # simulated sets of uniform ranks behind the band
+NUM_NULL = 1000  # simulated sets of uniform ranks for the band
 NUMBERS_AT_A_TIME = 2**20
 
 
@@ -48,7 +48,7 @@ class Calibration(NamedTuple):
         ranks: (n, D), number of the L draws below z*_d: 0 … L.
         density_ranks: (n,), number of draws with a higher q(z|x) than z*: 0 … L.
         num_draws: L.
-        p_value: (D,), of the χ² test that the ranks are uniform over the bins.
+        p_value: (D,), p-value of the χ² test that the ranks are uniform over the bins.
         density_p_value: the same for density_ranks.
         ecdf: (D, L + 1), the share of ranks ≤ k, for k = 0 … L.
         band: (L + 1, 2), lower and upper end of the simultaneous band that contains the ECDF of
@@ -216,7 +216,7 @@ def _ecdf(ranks: Tensor, num_draws: int) -> Tensor:
 
 
 def _band(n: int, num_draws: int, level: float) -> Tensor:
-    """Return u ± c √(u (1 − u) / n), (L + 1, 2), that holds uniform ranks at this level.
+    """Return u ± c √(u (1 − u) / n), (L + 1, 2), that contains uniform ranks at this level.
 
     c is the quantile of the largest standardized distance over `NUM_NULL` simulated sets.
     """

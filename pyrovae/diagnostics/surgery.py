@@ -93,7 +93,7 @@ def decompose_elbo(
         num_samples: S, draws per datum.
         num_aggregate: M, draws of q(z) for the surgery; each is compared with all N posteriors.
         seed: random seed; None uses a fresh one.
-        memory_budget: bytes per chunk, as for `log_evidence`.
+        memory_budget: bytes per chunk, as in `log_evidence`.
 
     Returns:
         Decomposition.
@@ -159,10 +159,10 @@ def surgery(
     """Estimate I_q, its upper counterpart, and KL(q(z) ‖ p(z)), nats, from M draws of q(z).
 
     Args:
-        program: inside `draws.diagnosing`.
-        data: validated.
-        num_aggregate: M; each datum gives ⌊M/N⌋ or ⌈M/N⌉ of them.
-        memory_budget: bytes for one chunk of the (M, N) log-densities.
+        program: a program inside `draws.diagnosing`.
+        data: validated data.
+        num_aggregate: M; each datum contributes ⌊M/N⌋ or ⌈M/N⌉ draws.
+        memory_budget: bytes per chunk of the (M, N) log-densities.
     """
     if not _has_one_prior(program, data):
         return (Estimate(math.nan, math.nan, True),) * 3

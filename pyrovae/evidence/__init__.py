@@ -1,4 +1,4 @@
-"""The evidence log p(x): what the ELBO bounds from below, estimated or exact.
+"""The evidence log p(x), which the ELBO bounds from below, estimated or exact.
 
     p(x) = ∫ p(x|z) p(z) dz,    log p(x) = ELBO + KL(q(z|x) ‖ p(z|x))
 
@@ -6,12 +6,12 @@ Four methods, per datum and in nats, each an object in `METHODS` under its name:
 
 - "iwae": importance sampling from the guide, a lower bound in expectation that tightens
   with the number of draws (Burda et al. 2016); any program,
-- "ais": annealed importance sampling with Hamiltonian moves (Neal 2001): does not need a
-  good guide; `bdmc` adds the upper bound, on simulated data (Grosse et al. 2015),
+- "ais": annealed importance sampling with Hamiltonian moves (Neal 2001), which does not need a
+  good guide; `bdmc` adds an upper bound, on simulated data (Grosse et al. 2015),
 - "grid": quadrature over the latent space, for latent dimension 1 or 2,
 - "enumerate": the sum over all values of a discrete latent.
 
-The last two are exact. Each method has a file of its own; options are its arguments.
+The last two are exact. Each method has its own file, and its options are its arguments.
 """
 
 from dataclasses import fields
@@ -64,31 +64,32 @@ def log_evidence(
 ) -> Evidence:
     """Estimate log p(x) for each datum, in nats; higher is better.
 
-    Eval mode, no gradients; the caller's generators and parameter store stay as they are.
+    Runs in eval mode without gradients; the caller's generators and parameter store are unchanged.
 
     Args:
-        program: "iwae" takes any program without global latents; "ais" too, if its latents map
-            from the real line; "grid" a `VAE` of latent dimension ≤ 2; "enumerate" a `VAE` with
-            a discrete prior.
+        program: "iwae" takes any program without global latents; so does "ais", if its latents
+            map from the real line; "grid" takes a `VAE` of latent dimension ≤ 2, "enumerate" a
+            `VAE` with a discrete prior.
         x: (N, *event), in any container that `fit` takes.
         y: (N, …), covariates.
-        mask: of x's shape, true where x is observed; then it is log p(x_observed).
+        mask: of x's shape, true where x is observed; the result is then log p(x_observed).
         method: a name in `METHODS`, or the method itself: `evidence.AIS(num_samples=4)`.
-        num_data: evaluate at most this many rows, drawn at random without replacement (published
-            test files are sorted by class: never take the first). None evaluates all; the
-            record's `rows` says which.
-        seed: of draws and subset; None takes a fresh one.
+        num_data: evaluate this many rows, drawn at random without replacement (published test
+            files are sorted by class, so the first rows are not representative). None evaluates
+            all; the record's `rows` lists them.
+        seed: random seed; None uses a fresh one.
         memory_budget: bytes for one chunk of "iwae", "ais" and "enumerate"; None is 16 MiB on a
-            CPU, which is its fastest, and 1 GiB on a GPU. Memory does not grow with K.
-        **options: of the named method: num_samples (K draws of "iwae", 1000 by default, or S
-            chains of "ais", 16); num_temperatures, num_leapfrog and start of "ais".
+            CPU, which is fastest, and 1 GiB on a GPU. Memory does not grow with K.
+        **options: options of the named method: num_samples (K draws for "iwae", 1000 by default,
+            or S chains for "ais", 16); num_temperatures, num_leapfrog and start for "ais".
 
     Returns:
         Evidence, arrays (N,), or (num_data,).
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: an unknown method or option, or a program that the method cannot take.
+        ConfigError: the method or an option is unknown, or the method does not support the
+            program.
         MemoryError: one draw of one datum does not fit memory_budget.
 
     References:
@@ -114,10 +115,10 @@ def log_evidence(
 
 
 def method_of(method: str | Any, options: dict[str, Any]) -> Any:
-    """Return the method of a name with its options, or the method itself.
+    """Return the named method with its options, or the method itself.
 
     Raises:
-        ConfigError: an unknown name, or an option that the method does not have.
+        ConfigError: the name is unknown, or the method has no such option.
 
     Example:
         >>> method_of("ais", {"num_temperatures": 10}).num_temperatures
@@ -127,7 +128,7 @@ def method_of(method: str | Any, options: dict[str, Any]) -> Any:
         return method
     if not isinstance(method, str) or method not in METHODS:
         known = ", ".join(map(repr, METHODS))
-        raise ConfigError(f"method = {method!r}, but it is one of {known}.")
+        raise ConfigError(f"method = {method!r}, but it must be one of {known}.")
     kind = METHODS[method]
     names = [field.name for field in fields(kind)]
     if unknown := [name for name in options if name not in names]:
@@ -139,7 +140,7 @@ def method_of(method: str | Any, options: dict[str, Any]) -> Any:
 
 
 def _subset(data: Source, num_data: int | None) -> tuple[Source | Batch, Tensor | None]:
-    """A random subset of the rows, in order, and which ones; None for all."""
+    """Return a random subset of the rows, in order, and their indices; None for all."""
     if num_data is None:
         return data, None
     total = data.count()

@@ -1,15 +1,15 @@
 """Annealed importance sampling: log p(x) along a path of densities, with Hamiltonian moves.
 
     f_t(z) ∝ f_0(z) (p(x, z) / f_0(z))^β_t,   0 = β_0 < β_1 < … < β_T = 1
-    z_0 ~ f_0,   z_t ~ K_t(z_{t−1}) which leaves f_t as it is,
+    z_0 ~ f_0,   z_t ~ K_t(z_{t−1}) which leaves f_t invariant,
     log w = Σ_{t=1}^T (β_t − β_{t−1}) [log p(x, z_{t−1}) − log f_0(z_{t−1})],   E[w] = p(x)
 
 f_0 is the prior (then the bracket is log p(x|z)) or the guide. T = 1 is plain importance
-sampling from f_0. Each datum has its own S chains, step sizes and scales. These are found on
-a pilot run with other draws and then frozen, so that the kernels are exact.
+sampling from f_0. Each datum has its own S chains, step sizes and scales. A pilot run with
+separate draws adapts them; then they are frozen, so that the kernels are exact.
 
-The same chain run backwards from z* ~ p(z|x), which simulated data (z*, x) ~ p(z) p(x|z) come
-with, gives E[1/w] = 1/p(x): an upper bound beside the lower one (`evidence.sandwich`).
+The same chain run backwards from z* ~ p(z|x), which simulated data (z*, x) ~ p(z) p(x|z)
+provide, gives E[1/w] = 1/p(x): an upper bound alongside the lower one (`evidence.sandwich`).
 
 Scales: the precision 1/s² of the path is (1 − β)/s_0² + β/s_q², with s_0 of f_0 and s_q of
 the guide: exact where prior and posterior are normal and q is the posterior.
@@ -40,16 +40,16 @@ from pyrovae.errors import ConfigError
 from pyrovae.evidence.record import Evidence, concat, estimated
 from pyrovae.runtime.memory import keep_freed_memory
 
-STEEPNESS = 4.0  # of the sigmoidal schedule: most temperatures near the ends
+STEEPNESS = 4.0  # of the sigmoidal schedule: most temperatures are near the ends
 PILOT_CHAINS = 8
 PILOT_TEMPERATURES = 200
 PILOT_GAIN = 0.3
 SCALE_DRAWS = 64
-BACKWARD_COST = 3  # bytes with the backward pass, as a multiple of those without
+BACKWARD_COST = 3  # memory with the backward pass, relative to the forward pass alone
 
 
 class Kernels(NamedTuple):
-    """The frozen kernels of a path.
+    """Frozen kernels of a path.
 
     Attributes:
         betas: β_0 … β_T, (T + 1,) float64.
@@ -65,14 +65,14 @@ class Kernels(NamedTuple):
     num_leapfrog: int
 
     def at(self, t: int) -> Kernel:
-        """The kernel at β_t, 1 ≤ t < T."""
+        """Return the kernel at β_t, 1 ≤ t < T."""
         beta = self.betas[t].item()
         scale = path_scale(self.start_scale, self.guide_scale, beta)
         return Kernel(beta, self.step_size[t - 1], scale, self.num_leapfrog)
 
 
 def sigmoidal(num_temperatures: int) -> Tensor:
-    """β_t = (β̃_t − β̃_0) / (β̃_T − β̃_0), β̃_t = σ(4 (2t/T − 1)): (T + 1,) float64, from 0 to 1.
+    """Return β_t = (β̃_t − β̃_0) / (β̃_T − β̃_0), β̃_t = σ(4 (2t/T − 1)): (T + 1,), from 0 to 1.
 
     References:
         Grosse et al., 2015, https://arxiv.org/abs/1511.02543
@@ -87,7 +87,7 @@ def sigmoidal(num_temperatures: int) -> Tensor:
 
 
 def path_scale(start: Tensor, guide: Tensor, beta: float) -> Tensor:
-    """s with 1/s² = (1 − β)/s_0² + β/s_q².
+    """Return s with 1/s² = (1 − β)/s_0² + β/s_q².
 
     Example:
         >>> path_scale(torch.ones(1), torch.full((1,), 0.5), 1.0)
@@ -98,12 +98,12 @@ def path_scale(start: Tensor, guide: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class AIS:
-    """Annealed importance sampling; any program whose latents are local and map from the real line.
+    """Annealed importance sampling, for programs with local latents that map from the real line.
 
     Args:
         num_samples: S, chains per datum.
         num_temperatures: T, steps from f_0 to the posterior.
-        num_leapfrog: L, leapfrog steps of each transition.
+        num_leapfrog: L, leapfrog steps per transition.
         start: f_0, "prior" or "guide".
 
     References:
@@ -135,7 +135,7 @@ class AIS:
     def __call__(
         self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
     ) -> Evidence:
-        """Return the estimate of log p(x) for each datum; errors as `log_evidence`."""
+        """Return the estimate of log p(x) for each datum; errors as in `log_evidence`."""
         parts = []
         for rows in rows_at_a_time(program, data, self.num_samples, memory_budget):
             density = Unconstrained(joint_of(program, rows), method="method='ais'")
@@ -146,7 +146,7 @@ class AIS:
 def rows_at_a_time(
     program: nn.Module, data: Source | Batch, num_chains: int, memory_budget: int | None
 ) -> Iterator[Batch]:
-    """Yield the data in chunks whose chains, all moved together, fit the budget."""
+    """Yield the data in chunks whose chains, moved together, fit the memory budget."""
     keep_freed_memory(data.device)
     chunks = chunked(
         data,
@@ -160,14 +160,14 @@ def rows_at_a_time(
 
 
 def summed(log_weights: Tensor) -> Evidence:
-    """The record of (S, N) log-weights."""
+    """Return the record of (S, N) log-weights."""
     sums = WeightSums(len(log_weights))
     sums.add(log_weights)
     return estimated(sums)
 
 
 def tempered(density: Unconstrained, how: AIS) -> Tempered:
-    """u → log f_0(u), log p(x, u) − log f_0(u): (S, N) each."""
+    """Return the function u → log f_0(u), log p(x, u) − log f_0(u), (S, N) each."""
     if how.start == "prior":
         return density.terms
 
@@ -180,13 +180,13 @@ def tempered(density: Unconstrained, how: AIS) -> Tempered:
 
 
 def first_draws(density: Unconstrained, how: AIS, num_samples: int) -> Tensor:
-    """u ~ f_0, (S, N, D)."""
+    """Draw u ~ f_0, (S, N, D)."""
     is_prior = how.start == "prior"
     return density.draw_prior(num_samples) if is_prior else density.draw_guide(num_samples)
 
 
 def pilot(density: Unconstrained, how: AIS) -> Kernels:
-    """Step sizes and scales from a short run whose draws are thrown away."""
+    """Adapt step sizes and scales on a short run whose draws are discarded."""
     num_steps = min(how.num_temperatures, PILOT_TEMPERATURES)
     betas = sigmoidal(num_steps)
     u = first_draws(density, how, PILOT_CHAINS)
@@ -207,12 +207,12 @@ def pilot(density: Unconstrained, how: AIS) -> Kernels:
 
 
 def spread(u: Tensor) -> Tensor:
-    """The standard deviation over draws, (N, D); 1e-6 where they are all the same."""
+    """Return the standard deviation over draws, (N, D); 1e-6 where all draws are equal."""
     return u.std(0).clamp(min=1e-6)
 
 
 def _stretched(steps: list[Tensor], num: int) -> Tensor:
-    """The pilot's step sizes at `num` temperatures: the nearest of its own."""
+    """Stretch the pilot's step sizes to `num` temperatures, by the nearest one."""
     if not num:
         return torch.empty(0)
     index = torch.arange(num) * len(steps) // num
@@ -220,21 +220,21 @@ def _stretched(steps: list[Tensor], num: int) -> Tensor:
 
 
 def forward(density: Unconstrained, kernels: Kernels, how: AIS) -> Tensor:
-    """log w, (S, N) float64: from u ~ f_0 to the posterior. E[w] = p(x)."""
+    """Return log w, (S, N) float64, from u ~ f_0 to the posterior. E[w] = p(x)."""
     u = first_draws(density, how, how.num_samples)
     return walk(density, kernels, how, u, range(1, len(kernels.betas) - 1))
 
 
 def backward(density: Unconstrained, kernels: Kernels, how: AIS, u: Tensor) -> Tensor:
-    """log w, (S, N) float64, from u ~ p(u|x) to f_0 by the same kernels. E[1/w] = 1/p(x)."""
+    """Return log w, (S, N) float64, from u ~ p(u|x) to f_0, same kernels. E[1/w] = 1/p(x)."""
     return walk(density, kernels, how, u, range(len(kernels.betas) - 2, 0, -1))
 
 
 def walk(density: Unconstrained, kernels: Kernels, how: AIS, u: Tensor, order: range) -> Tensor:
-    """Σ_t Δβ_t d(u_t) along the kernels in this order, (S, N) float64.
+    """Accumulate Σ_t Δβ_t d(u_t) along the kernels in this order, (S, N) float64.
 
-    A weight is taken before each move and after the last; the increment that belongs to it is
-    that of the interval on the side where the move comes from.
+    d is evaluated before each move and after the last one, with the increment of the interval
+    that the move comes from.
     """
     path, increments = tempered(density, how), list(_increments(kernels.betas, order))
     log_w = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
@@ -248,7 +248,7 @@ def walk(density: Unconstrained, kernels: Kernels, how: AIS, u: Tensor, order: r
 
 
 def _increments(betas: Tensor, order: range) -> Iterator[float]:
-    """β_t − β_{t−1} for t = 1 … T, in the order in which the chain meets them."""
+    """Return β_t − β_{t−1} for t = 1 … T, in the order in which the chain uses them."""
     all_of_them = betas.diff().tolist()
     is_backward = len(order) and order.step < 0
     return iter(all_of_them[::-1] if is_backward else all_of_them)

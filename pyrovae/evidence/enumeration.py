@@ -1,9 +1,9 @@
-"""log p(x) of discrete latents, exactly: the sum over every value of z.
+"""Exact log p(x) for discrete latents: the sum over all values of z.
 
     log p(x) = log Σ_z p(z) p(x|z)
 
-The values are those that the prior's `enumerate_support` lists; the decoder runs once for
-each, in chunks of a byte budget.
+The prior's `enumerate_support` lists the values; the decoder runs once for each, in chunks
+within a memory budget.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pyrovae.evidence.record import Evidence, exact
 
 @dataclass(frozen=True)
 class Enumerate:
-    """The sum over all values of a discrete latent, without Monte-Carlo error; a `VAE`.
+    """Sum over all values of a discrete latent of a `VAE`, without Monte-Carlo error.
 
     Example:
         >>> import pyrovae as pv
@@ -33,7 +33,7 @@ class Enumerate:
     def __call__(
         self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
     ) -> Evidence:
-        """Return log p(x) for each datum; errors as `log_evidence`."""
+        """Return log p(x) for each datum; errors as in `log_evidence`."""
         if not is_plain_vae(program):
             raise ConfigError(
                 f"method='enumerate' sums over the values of the one latent of a VAE, but this is "
@@ -52,14 +52,14 @@ class Enumerate:
 
 
 def _values(joint: VAEJoint) -> Tensor:
-    """(K, 1 or N, D), every value of z."""
+    """Return all values of z, (K, 1 or N, D)."""
     p_z = joint.prior
     try:
         values = p_z.enumerate_support(expand=False)
     except NotImplementedError:
         raise ConfigError(
             f"method='enumerate' sums over every value of z, but p(z) is a {type(p_z).__name__} "
-            f"over {p_z.support}, whose values have no list.\n"
+            f"over {p_z.support}, whose values cannot be listed.\n"
             "Use priors.Bernoulli or priors.Categorical, or method='iwae'."
         ) from None
     return values.reshape(len(values), 1, *p_z.event_shape)

@@ -1,8 +1,8 @@
-"""log p(x) by importance sampling from the guide: the IWAE bound at large K.
+"""Estimate log p(x) by importance sampling from the guide: the IWAE bound at large K.
 
     log p̂(x) = log (1/K) Σ_k w_k,    w_k = p(x, z_k) / q(z_k|x),    z_k ~ q(z|x)
 
-E[log p̂] ≤ log p(x), and the gap falls with K. Draws are made in chunks and forgotten, so
+E[log p̂] ≤ log p(x), and the gap shrinks with K. Draws are made in chunks and discarded, so
 memory does not grow with K; the encoder runs once for each chunk of data.
 
 References:
@@ -25,7 +25,7 @@ from pyrovae.runtime.memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class IWAE:
-    """Importance sampling from the guide; any program without global latents.
+    """Importance sampling from the guide, for any program without global latents.
 
     Args:
         num_samples: K, draws per datum.
@@ -50,7 +50,7 @@ class IWAE:
     def __call__(
         self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
     ) -> Evidence:
-        """Return the estimate of log p(x) for each datum; errors as `log_evidence`."""
+        """Return the estimate of log p(x) for each datum; errors as in `log_evidence`."""
         keep_freed_memory(data.device)
 
         def draw(rows: Batch):

@@ -1,12 +1,12 @@
-"""log p(x) by quadrature over a latent space of one or two dimensions.
+"""Compute log p(x) by quadrature over a latent space of one or two dimensions.
 
     log p(x_i) = log Σ_g p(z_g) p(x_i|z_g) ΔV
 
-A regular grid over the region that holds prior and posterior is refined, for each datum only
-where its joint density matters: cells that carry less than e^−27 of it are dropped, the others cut
-into 3^D. Midpoints of a regular grid converge faster than any power of the step once it is
-below the posterior's width, so two levels that agree to 1e-6 nat are exact to about that. All
-of it is in float64, because 1e-6 nat is below the rounding of float32 log-densities.
+A regular grid over the region of prior and posterior is refined, for each datum only where its
+joint density matters: cells that carry less than e^−27 of it are dropped, the others split into
+3^D. The midpoint rule converges faster than any power of the step once the step is below the
+posterior's width, so two levels that agree to 1e-6 nat are exact to about that. Everything is
+in float64, because 1e-6 nat is below the rounding of float32 log-densities.
 """
 
 import copy
@@ -28,24 +28,24 @@ from pyrovae.networks import given
 from pyrovae.vae import fill, log_likelihood
 
 DATA_AT_A_TIME = 256
-NUMBERS_AT_A_TIME = 2**18  # of one evaluation of the decoder: what stays in a processor cache
+NUMBERS_AT_A_TIME = 2**18  # per evaluation of the decoder, so that they fit a processor cache
 NEGLIGIBLE = 27.0  # nats below log p(x): e^-27 = 2e-12, times the number of cells
 CELLS = {1: 601, 2: 81}  # along an axis of the first grid, by latent dimension
 MAX_LEVELS = 8
-MAX_CELLS = 2**25  # pairs of a cell and a datum in one level
+MAX_CELLS = 2**25  # pairs of a cell and a datum per level
 TOLERANCE = 1e-6  # nats between two levels
 
 
 class Cells(NamedTuple):
-    """Pairs of a cell and a datum that it may matter to.
+    """Pairs of a cell and a datum to which it may contribute.
 
     Attributes:
         center: (P, D), the cells' midpoints.
         datum: (P,), the row of x.
         log_joint: (P,), log p(x, z) at the midpoint, nats.
-        is_found: (P,), whether a draw from the guide lies in it, so that a peak narrower than
-            the first grid's cells is not lost between midpoints.
-        width: of each cell along each axis.
+        is_found: (P,), whether the cell contains a draw from the guide, so that a peak narrower
+            than the first grid's cells is not missed between midpoints.
+        width: width of the cells along each axis.
     """
 
     center: Tensor
@@ -57,7 +57,7 @@ class Cells(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Quadrature over the latent space, exact to about 1e-6 nat; a `VAE` of one or two latents.
+    """Quadrature over one or two latent dimensions of a `VAE`, exact to about 1e-6 nat.
 
     Example:
         >>> import pyrovae as pv
@@ -69,7 +69,7 @@ class Grid:
     def __call__(
         self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
     ) -> Evidence:
-        """Return log p(x) for each datum; its cells have a bound of their own."""
+        """Return log p(x) for each datum; `MAX_CELLS` bounds the memory, not the budget."""
         shape = (data.count(),)
         log_px = torch.full(shape, math.nan, dtype=torch.float64, device=data.device)
         for settled in settled_cells(program, data):
@@ -78,14 +78,14 @@ class Grid:
 
 
 class Settled(NamedTuple):
-    """Data whose log p(x) no longer moves, with the cells that made it.
+    """Data whose log p(x) has converged, with their cells.
 
     Attributes:
-        vae: in float64.
-        batch: the data at hand, in float64; cells.datum counts in it.
-        cells: of all data that were still open.
-        is_settled: (n,), which data of the batch these are.
-        rows: (m,), their rows in the whole of x.
+        vae: the VAE in float64.
+        batch: the current data in float64; cells.datum indexes its rows.
+        cells: cells of all data that had not converged before.
+        is_settled: (n,), which data of the batch have converged.
+        rows: (m,), their rows in x.
         log_px: (m,), nats.
     """
 
@@ -98,10 +98,10 @@ class Settled(NamedTuple):
 
 
 def settled_cells(vae: nn.Module, data: Source | Batch) -> Iterator[Settled]:
-    """Yield each datum once, when its grid has settled; errors as `Grid`."""
+    """Yield each datum once, when its grid has converged; errors as in `Grid`."""
     if not is_plain_vae(vae):
         raise ConfigError(
-            f"the grid covers the one latent of a VAE, but this is a {type(vae).__name__}.\n"
+            f"the grid covers the single latent of a VAE, but this is a {type(vae).__name__}.\n"
             "Use method='iwae', or posterior.sir for draws, which take any program."
         )
     vae, start = copy.deepcopy(vae).double(), 0
@@ -117,7 +117,7 @@ def settled_cells(vae: nn.Module, data: Source | Batch) -> Iterator[Settled]:
 
 
 def log_joint(vae: nn.Module, batch: Batch, z: Tensor) -> Tensor:
-    """log p(x, z) in nats, (*S, N), at z (*S, 1 or N, D); −∞ outside the support of p(z)."""
+    """Return log p(x, z) in nats, (*S, N), at z (*S, 1 or N, D); −∞ outside p(z)'s support."""
     p_x = vae.decoder(z, *given(batch.y, vae.decoder))
     observed = log_likelihood(p_x, batch.x, batch.mask)
     p_z = vae.prior(*given(batch.y, vae.prior))
@@ -125,33 +125,33 @@ def log_joint(vae: nn.Module, batch: Batch, z: Tensor) -> Tensor:
 
 
 def _check_latent_space(p_z: Distribution, method: str) -> None:
-    """ConfigError unless p(z) is a density over one or two numbers, with respect to their area."""
+    """Raise ConfigError unless p(z) has a Lebesgue density over one or two dimensions."""
     dim = p_z.event_shape.numel()
     if dim > 2:
         raise ConfigError(
             f"{method} covers the latent space with cells, but this one has {dim} dimensions.\n"
-            "It works up to 2; use method='iwae', or posterior.sir for draws."
+            "It supports at most 2; use method='iwae', or posterior.sir for draws."
         )
     z = p_z.sample((100,))
-    # a step off a sphere, a simplex or a lattice leaves it, whatever its direction
+    # almost every small step leaves a sphere, a simplex or a lattice
     stays = p_z.support.check(z + 0.01 * torch.randn_like(z))
     if stays.double().mean() < 0.5:
         raise ConfigError(
             f"{method} covers an area of the latent space with cells, but the support of p(z), "
-            f"{p_z.support}, has none: it is discrete or of fewer dimensions.\n"
+            f"{p_z.support}, has no area: it is discrete or lower-dimensional.\n"
             "Use method='enumerate' for discrete latents, method='iwae' for others."
         )
 
 
 def _settling(vae: nn.Module, batch: Batch, dim: int) -> Iterator[tuple[Cells, Tensor, Tensor]]:
-    """Levels of the grid: cells, which data have just settled, and log p(x), (N,) each."""
+    """Yield per level the cells, which data have just converged, and log p(x), (N,) each."""
     found = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder)).sample((16,))
     cells = _first_cells(vae, batch, found, dim)
     log_px = _log_sum(cells, len(batch.x))
     is_open = torch.ones_like(log_px, dtype=torch.bool)
     moved = torch.full_like(log_px, math.inf)
     for _ in range(MAX_LEVELS):
-        # a density with an edge or a cusp refines without end: stop before memory does
+        # a density with an edge or a cusp refines endlessly: stop before memory runs out
         if (cells.log_joint > log_px[cells.datum] - NEGLIGIBLE).sum() * 3**dim > MAX_CELLS:
             break
         cells = refined(vae, batch, cells, log_px, is_open)
@@ -164,14 +164,14 @@ def _settling(vae: nn.Module, batch: Batch, dim: int) -> Iterator[tuple[Cells, T
         if not is_open.any():
             return
     raise ConfigError(
-        f"the grid has not settled: log p(x) of datum {int(moved.argmax())} still moves by "
+        f"the grid has not converged: log p(x) of datum {int(moved.argmax())} still changes by "
         f"{moved.max().item():.2g} nat at cells of width {cells.width:.2g}.\n"
         "Its posterior is too narrow for a grid, or p(z) has an edge or a cusp; use method='iwae'."
     )
 
 
 def _first_cells(vae: nn.Module, batch: Batch, found: Tensor, dim: int) -> Cells:
-    """Cells over a region that prior and guide suggest, widened until its rim does not matter."""
+    """Cover the region that prior and guide suggest, widened until its rim is negligible."""
     reach = 2.0 * float(vae.prior(*given(batch.y, vae.prior)).sample((1000,)).abs().max())
     at_found = log_joint(vae, batch, found)  # (16, N)
     while True:
@@ -200,7 +200,7 @@ def _regular(vae: nn.Module, batch: Batch, found: Tensor, reach: float, dim: int
 
 
 def _holds(found: Tensor, reach: float, width: float) -> Tensor:
-    """(G · N,), which pairs of a cell of the regular grid and a datum hold one of its draws."""
+    """Return (G · N,), whether a cell of the regular grid contains a draw of the datum."""
     _, num_data, dim = found.shape
     index = ((found + reach) / width).floor().long().clamp(0, CELLS[dim] - 1)  # (16, N, D)
     cell = index[..., 0] * CELLS[dim] ** (dim - 1) + (index[..., 1] if dim == 2 else 0)
@@ -209,7 +209,7 @@ def _holds(found: Tensor, reach: float, width: float) -> Tensor:
 
 
 def refined(vae: nn.Module, batch: Batch, cells: Cells, log_px: Tensor, is_open: Tensor) -> Cells:
-    """The cells that matter to data that are not settled yet, each cut into 3^D."""
+    """Split the cells that matter to data that have not converged, each into 3^D."""
     dim = cells.center.shape[-1]
     share = cells.log_joint + dim * math.log(cells.width) - log_px[cells.datum]
     kept = ((share > -NEGLIGIBLE) | cells.is_found) & is_open[cells.datum]
@@ -230,7 +230,7 @@ def refined(vae: nn.Module, batch: Batch, cells: Cells, log_px: Tensor, is_open:
 
 
 def _log_sum(cells: Cells, num_data: int) -> Tensor:
-    """log Σ p(x, z) ΔV per datum, (N,)."""
+    """Return log Σ p(x, z) ΔV per datum, (N,)."""
     top = torch.full((num_data,), -math.inf, dtype=torch.float64, device=cells.datum.device)
     top = top.scatter_reduce(0, cells.datum, cells.log_joint, "amax")
     shift = top.clamp(min=-1e300)  # a datum without any finite cell stays at -inf

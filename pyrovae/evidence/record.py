@@ -14,12 +14,12 @@ class Evidence(NamedTuple):
 
     Attributes:
         log_px: (N,) float64, the estimate of log p(x), nats.
-        std_error: (N,), its Monte-Carlo standard error by the delta method, nats; not to be
-            trusted where pareto_k is above `pareto_k_threshold(K)`. 0 where exact, ∞ for K = 1.
+        std_error: (N,), its Monte-Carlo standard error by the delta method, nats; unreliable
+            where pareto_k is above `pareto_k_threshold(K)`. 0 where exact, ∞ for K = 1.
         ess: (N,), the effective sample size (Σ w)² / Σ w² of the K importance weights, between
             1 and K; ∞ where exact.
-        pareto_k: (N,), the shape k̂ of their largest; −∞ where exact, NaN for K < 21.
-        rows: (N,), which rows of x these are: all in order, or the random subset of `num_data`.
+        pareto_k: (N,), the Pareto shape k̂ of their tail; −∞ where exact, NaN for K < 21.
+        rows: (N,), indices of the rows of x: all in order, or the random subset of `num_data`.
     """
 
     log_px: Tensor
@@ -30,19 +30,19 @@ class Evidence(NamedTuple):
 
 
 def exact(log_px: Tensor) -> Evidence:
-    """The record of a number without Monte-Carlo error."""
+    """Return the record of values without Monte-Carlo error."""
     infinite = torch.full_like(log_px, math.inf)
     return Evidence(log_px, torch.zeros_like(log_px), infinite, -infinite, _all(log_px))
 
 
 def estimated(sums: WeightSums) -> Evidence:
-    """The record of K log-weights, once all are counted."""
+    """Return the record of K log-weights, after all were added."""
     log_px, *others = sums.estimates()
     return Evidence(log_px, *others, _all(log_px))
 
 
 def concat(parts: list[Evidence]) -> Evidence:
-    """The records of consecutive rows as one."""
+    """Concatenate the records of consecutive rows."""
     whole = Evidence(*(torch.cat(arrays) for arrays in zip(*parts, strict=True)))
     return whole._replace(rows=_all(whole.log_px))
 

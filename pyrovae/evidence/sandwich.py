@@ -1,11 +1,11 @@
-"""log p(x) of simulated data between two bounds: bidirectional Monte Carlo.
+"""Bounds on log p(x) of simulated data from both sides: bidirectional Monte Carlo.
 
     z* ~ p(z),  x ~ p(x|z*):  z* is an exact draw of p(z|x)
     lower  log (1/S) Σ_s w_s       annealed forward from f_0:   E[w] = p(x)
     upper  −log (1/S) Σ_s 1/w_s    annealed backward from z*:   E[1/w] = 1/p(x)
 
 By Jensen's inequality lower ≤ log p(x) ≤ upper in expectation. The chains are those of
-`evidence.annealing`, with the same frozen kernels in either direction.
+`evidence.annealing`, with the same frozen kernels in both directions.
 
 References:
     Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani &
@@ -32,11 +32,11 @@ from pyrovae.runtime.random_stream import RandomStream
 
 
 class Sandwich(NamedTuple):
-    """log p(x) of simulated data between two bounds, in nats.
+    """Lower and upper bounds on log p(x) of simulated data, in nats.
 
     Attributes:
         x: (n, *event), the simulated data.
-        z: (n, D), the latents that they came from: exact draws of p(z|x).
+        z: (n, D), the latents that generated them: exact draws of p(z|x).
         lower: (n,) float64, log (1/S) Σ w of forward chains: ≤ log p(x) in expectation.
         upper: (n,) float64, −log (1/S) Σ 1/w of backward chains: ≥ log p(x) in expectation.
     """
@@ -48,7 +48,7 @@ class Sandwich(NamedTuple):
 
     @property
     def gap(self) -> float:
-        """The mean of upper − lower over data, nats: in expectation no bound is off by more."""
+        """The mean of upper − lower over data, nats: it bounds the bias of either bound."""
         return (self.upper - self.lower).mean().item()
 
     @property
@@ -69,29 +69,30 @@ def bdmc(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Sandwich:
-    """Bidirectional Monte Carlo: how tight annealing is on data that the model itself makes.
+    """Measure how tight annealing is, on data simulated from the model (bidirectional Monte Carlo).
 
-    z* ~ p(z), x ~ p(x|z*). Forward chains from f_0 bound log p(x) from below and backward chains
-    from z*, an exact posterior draw, from above; both in expectation, so averaged over n
-    data the gap bounds the bias of `log_evidence(…, method="ais")` with the same settings
-    on data like these. On real data, which the model may explain worse, it is a guide only.
+    z* ~ p(z), x ~ p(x|z*). Forward chains from f_0 bound log p(x) from below, backward chains from
+    the exact posterior draw z* from above. Both bounds hold in expectation, so averaged over n
+    data the gap bounds the bias of `log_evidence(…, method="ais")` with the same settings on such
+    data. For real data, which the model may explain worse, it is only indicative.
 
     Args:
         vae: a `VAE` whose latent maps from the real line.
-        n: how many data to simulate.
+        n: number of data to simulate.
         y: (n, …), covariates.
-        num_samples: S, chains in either direction per datum.
+        num_samples: S, chains per direction and datum.
         num_temperatures: T, steps from f_0 to the posterior.
-        num_leapfrog: L, leapfrog steps of each transition.
+        num_leapfrog: L, leapfrog steps per transition.
         start: f_0, "prior" or "guide".
-        seed: of data and chains; None takes a fresh one.
-        memory_budget: bytes for the chains of one piece of the data, as for `log_evidence`.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes for the chains of one chunk of data, as in `log_evidence`.
 
     Returns:
         Sandwich, arrays over the n data.
 
     Raises:
-        ConfigError: no `VAE`, a latent that does not map from the real line, a setting.
+        ConfigError: vae is not a `VAE`, its latent does not map from the real line, or a setting
+            is invalid.
 
     References:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani

@@ -1,11 +1,11 @@
 """Draws of the posterior p(z|x) = p(x|z) p(z) / p(x), beyond the guide's q(z|x).
 
-- `grid`: exact, by quadrature, for latent dimension 1 or 2,
-- `sir`: draws of the guide, resampled with their importance weights; any program,
-- `hmc`: batched Hamiltonian Monte Carlo from the guide's draws; continuous latents,
-- `refine`: not draws but a better guide, optimized for each datum.
+- `grid`: exact draws by quadrature, for latent dimension 1 or 2,
+- `sir`: draws of the guide, resampled by their importance weights, for any program,
+- `hmc`: batched Hamiltonian Monte Carlo from the guide's draws, for continuous latents,
+- `refine`: a better guide, optimized for each datum, instead of draws.
 
-The first three give a `Posterior`, draws of one shape (C, S, N, D): chain, draw, datum,
+The first three return a `Posterior` with draws of shape (C, S, N, D): chain, draw, datum,
 latent. Compare any of them with `vae.encode(x)`.
 """
 

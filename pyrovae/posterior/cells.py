@@ -3,7 +3,7 @@
     z ~ Σ_g P_g U(cell g),    P_g = p(z_g) p(x|z_g) ΔV / p(x)
 
 Uniform draws within cells of width h add h²/12 to the variance of each coordinate; cells are
-cut until that is below 0.2 % of the posterior's own.
+split until that is below 0.2 % of the posterior's variance.
 """
 
 import math
@@ -33,22 +33,22 @@ def grid(
     num_samples: int = 1000,
     seed: int | None = 0,
 ) -> Posterior:
-    """Independent draws of p(z|x) = p(x|z) p(z) / p(x), by quadrature: Bayes' rule as it stands.
+    """Draw independently from p(z|x) = p(x|z) p(z) / p(x), by quadrature of Bayes' rule.
 
     Args:
         vae: a `VAE` of latent dimension 1 or 2.
         x: (N, *event).
         y: (N, …), covariates.
-        mask: of x's shape, true where x is observed; then it is p(z|x_observed).
+        mask: of x's shape, true where x is observed; the draws are then from p(z|x_observed).
         num_samples: S, draws per datum.
-        seed: of the draws; None takes a fresh one.
+        seed: random seed; None uses a fresh one.
 
     Returns:
         Posterior, draws (1, S, N, D) float64.
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: more than two latent dimensions, discrete ones, or another program.
+        ConfigError: the program is not a `VAE` with one or two continuous latent dimensions.
 
     Example:
         >>> import pyrovae as pv
@@ -70,7 +70,7 @@ def grid(
 
 
 def _draws(settled: Settled, member: int, i: int, num_samples: int) -> Tensor:
-    """(S, D), from the cells of one datum: a member of the batch, the i-th that has settled."""
+    """Draw (S, D) from the cells of one datum: a member of the batch, the i-th to converge."""
     mine = settled.cells.datum == member
     cells = settled.cells._replace(
         center=settled.cells.center[mine],
@@ -91,9 +91,9 @@ def _draws(settled: Settled, member: int, i: int, num_samples: int) -> Tensor:
 
 
 def _spread(cells: Cells) -> float:
-    """The posterior's standard deviation, along its narrowest axis or of its modes, if less.
+    """Estimate the posterior's standard deviation along its narrowest axis, or of narrower modes.
 
-    A normal density of standard deviation σ has (2 √π σ/h)^D = 1 / Σ P² cells to itself.
+    A normal density of standard deviation σ occupies (2 √π σ/h)^D = 1 / Σ P² cells.
     """
     probability = cells.log_joint.softmax(0)
     dim = cells.center.shape[-1]

@@ -1,9 +1,9 @@
-"""Draws of p(z|x) by Hamiltonian Monte Carlo, each datum with chains and a step size of its own.
+"""Draws of p(z|x) by Hamiltonian Monte Carlo, with separate chains and step sizes per datum.
 
-Chains start from the guide. Scales and step sizes are adapted in warm-up: first with the
-guide's standard deviations as scales, then with those of the chains themselves; after it
-they are frozen and the kernel leaves p(z|x) exactly as it is. Moves happen in coordinates u
-on the real line, z = T(u) (`core.joint.Unconstrained`).
+Chains start from the guide. Warm-up adapts scales and step sizes, first with the guide's
+standard deviations as scales, then with those of the chains; afterwards both are frozen, and
+the kernel leaves p(z|x) exactly invariant. Moves are made in coordinates u on the real line,
+z = T(u) (`core.joint.Unconstrained`).
 """
 
 import math
@@ -23,7 +23,7 @@ from pyrovae.posterior.convergence import bulk_ess, split_r_hat
 from pyrovae.posterior.record import Posterior
 from pyrovae.runtime.random_stream import RandomStream
 
-GAIN_POWER = 0.6  # of the stochastic approximation: the gain falls as t^-0.6
+GAIN_POWER = 0.6  # the gain of the stochastic approximation decreases as t^-0.6
 
 
 def hmc(
@@ -39,10 +39,10 @@ def hmc(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Posterior:
-    """Draws of p(z|x) by batched Hamiltonian Monte Carlo, started from the guide.
+    """Draw from p(z|x) by batched Hamiltonian Monte Carlo, started from the guide.
 
-    Look at `r_hat` (above 1.01: not mixed) and `ess` before using them. A mode that no chain
-    was started in is not found.
+    Check `r_hat` (above 1.01: not mixed) and `ess` before using the draws. Modes in which no
+    chain starts may be missed.
 
     Args:
         program: any program whose latents are local and map from the real line.
@@ -50,20 +50,20 @@ def hmc(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S, draws kept per chain.
-        num_warmup: transitions before that, thrown away.
-        num_chains: C per datum.
-        num_leapfrog: L, leapfrog steps of each transition.
-        seed: of the chains; None takes a fresh one.
-        memory_budget: bytes for moving the chains of one piece of the data, as for
-            `log_evidence`; the draws that are kept come on top.
+        num_warmup: transitions before these, discarded.
+        num_chains: C, chains per datum.
+        num_leapfrog: L, leapfrog steps per transition.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes for moving the chains of one chunk of data, as in `log_evidence`,
+            in addition to the draws that are kept.
 
     Returns:
         Posterior, draws (C, S, N, D), with r_hat and ess.
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: a latent is discrete, global or has no map from the real line; a setting
-            is no such number.
+        ConfigError: a latent is discrete, global or has no map from the real line, or a setting
+            is invalid.
         MemoryError: the chains of one datum do not fit memory_budget.
 
     References:
@@ -92,9 +92,9 @@ def hmc(
 
 
 def least_ess(draws: Tensor) -> Tensor:
-    """(N,): the least ESS over latent dimensions, of the place z and of the spread |z − median|.
+    """Return the least ESS over latent dimensions, (N,), of location z and spread |z − median|.
 
-    Hamiltonian paths may mirror a draw, which serves means and leaves variances as they were.
+    Hamiltonian paths may mirror a draw, so that means mix well while variances do not.
     """
     spread_of = (draws - draws.flatten(0, 1).median(0).values).abs()
     return torch.minimum(bulk_ess(draws), bulk_ess(spread_of)).amin(-1)
@@ -103,7 +103,7 @@ def least_ess(draws: Tensor) -> Tensor:
 def warmed_up(
     density: Unconstrained, num_chains: int, num_warmup: int, num_leapfrog: int
 ) -> tuple[Point, Kernel]:
-    """Chains near the posterior, and a kernel to freeze: scales and step size per datum."""
+    """Return chains near the posterior, and a kernel with adapted scales and step sizes."""
     u = density.draw_guide(num_chains)
     scale = spread(density.draw_guide(SCALE_DRAWS))
     step = torch.full_like(u[0, :, 0], 0.5 * math.pi / num_leapfrog)
@@ -121,7 +121,7 @@ def warmed_up(
 def _adapting(
     density: Unconstrained, point: Point, kernel: Kernel, num: int
 ) -> tuple[Point, Kernel, list[Tensor]]:
-    """So many transitions with a step size that learns; at the end the mean of log ε is taken."""
+    """Make `num` transitions with an adaptive step size, which ends at the mean of log ε."""
     visited, log_steps = [], []
     for t in range(num):
         point, acceptance = transition(density.terms, point, kernel)
@@ -136,7 +136,7 @@ def _adapting(
 
 
 def _chains(density: Unconstrained, point: Point, kernel: Kernel, num_samples: int) -> Tensor:
-    """(C, S, n, D)."""
+    """Return draws, (C, S, n, D)."""
     draws = []
     for _ in range(num_samples):
         point, _ = transition(density.terms, point, kernel)

@@ -1,15 +1,15 @@
-"""Whether Markov chains have mixed, per datum: rank-normalized split R̂ and bulk ESS.
+"""Convergence of Markov chains, per datum: rank-normalized split R̂ and bulk ESS.
 
-Draws θ (C, S, …): each chain is cut in half, so that a drift within a chain counts as a
+Draws θ (C, S, …): each chain is split in half, so that a drift within a chain shows as a
 difference between two; draws become normal scores Φ⁻¹((rank − 3/8) / (n + 1/4)). With W the
 mean variance within the 2C half-chains of length n and B/n the variance of their means,
 
     R̂ = √((W (n − 1)/n + B/n) / W)          the larger of that of θ and of |θ − median|
     ESS = 2C n / τ,    τ = −1 + 2 Σ_t (ρ_2t + ρ_2t+1)
 
-the sum over Geyer's initial positive monotone sequence of pairs of autocorrelations.
-All of it is vectorized over what follows the first two dimensions; float64. Equal to
-ArviZ's `rhat(method="rank")` and `ess(method="bulk")`, which loop.
+summed over Geyer's initial positive monotone sequence of pairs of autocorrelations. Everything
+is vectorized over the dimensions after the first two, in float64, and equals ArviZ's
+`rhat(method="rank")` and `ess(method="bulk")`, which loop.
 
 References:
     Rank-Normalization, Folding, and Localization: An Improved R̂, Vehtari et al., 2021,
@@ -21,11 +21,11 @@ import math
 import torch
 from torch import Tensor
 
-MIN_DRAWS = 10  # of a chain
+MIN_DRAWS = 10  # per chain
 
 
 def split_r_hat(draws: Tensor) -> Tensor:
-    """R̂ of chains, without unit; 1 when they agree, above 1.01 they have not mixed.
+    """Return R̂ of chains, without unit: 1 when they agree; above 1.01 they have not mixed.
 
     Args:
         draws: (C, S, *rest).
@@ -49,7 +49,7 @@ def split_r_hat(draws: Tensor) -> Tensor:
 
 
 def bulk_ess(draws: Tensor) -> Tensor:
-    """How many independent draws give the posterior's middle as well as these chains do.
+    """Return the number of independent draws that estimate the posterior's bulk equally well.
 
     Args:
         draws: (C, S, *rest).
@@ -70,13 +70,13 @@ def bulk_ess(draws: Tensor) -> Tensor:
 
 
 def _split(draws: Tensor) -> Tensor:
-    """(2C, S // 2, *rest); the middle draw of an odd number is left out."""
+    """Split chains in half, (2C, S // 2, *rest); the middle draw of an odd number is dropped."""
     half = draws.shape[1] // 2
     return torch.cat([draws[:, :half], draws[:, -half:]])
 
 
 def _normal_scores(draws: Tensor) -> Tensor:
-    """Φ⁻¹((r − 3/8)/(n + 1/4)) with r the rank among all chains, the mean rank of ties."""
+    """Return Φ⁻¹((r − 3/8)/(n + 1/4)), r the rank among all chains; ties have their mean rank."""
     columns = draws.flatten(0, 1).movedim(0, -1).contiguous()  # (*rest, n)
     ordered = columns.sort(-1).values
     below = torch.searchsorted(ordered, columns)
@@ -102,12 +102,12 @@ def _ess(draws: Tensor) -> Tensor:
     rho[0] = 1.0
     tau = _integrated(rho)
     total = num_chains * num
-    # anticorrelated chains beat independent draws, but a noisy τ near 0 must not say by how much
+    # anticorrelated chains beat independent draws, but a noisy τ near 0 would exaggerate it
     return total / tau.clamp(min=1 / math.log10(total))
 
 
 def _autocovariance(draws: Tensor) -> Tensor:
-    """The biased one at lags 0 … n − 1, along dim 1, by FFT."""
+    """Return the biased autocovariance at lags 0 … n − 1, along dim 1, by FFT."""
     num = draws.shape[1]
     centered = draws - draws.mean(1, keepdim=True)
     spectrum = torch.fft.rfft(centered, 2 * num, dim=1)
@@ -115,8 +115,8 @@ def _autocovariance(draws: Tensor) -> Tensor:
 
 
 def _integrated(rho: Tensor) -> Tensor:
-    """τ over the initial positive pairs, made monotone; of the next pair the even lag counts."""
-    num_pairs = (len(rho) - 3) // 2  # ArviZ looks no further
+    """Return τ over the initial positive pairs, made monotone, plus the next pair's even lag."""
+    num_pairs = (len(rho) - 3) // 2  # the limit of ArviZ
     pairs = rho[: 2 * num_pairs].unflatten(0, (num_pairs, 2)).sum(1)
     is_initial = (pairs > 0).long().cumprod(0)
     following = rho.gather(0, 2 * is_initial.sum(0, keepdim=True))[0]

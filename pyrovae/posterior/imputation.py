@@ -1,9 +1,9 @@
-"""Missing values: draws of what was not observed, given what was.
+"""Imputation of missing values: draws of the missing cells given the observed ones.
 
     x_missing ~ p(x_missing | x_observed) = ∫ p(x_missing|z) p(z|x_observed) dz
 
-z comes from sampling-importance-resampling (`posterior.sir`): the guide at x_observed is only
-its proposal, so a poor guide shows in the effective sample size, not silently in the draws.
+z is drawn by sampling-importance-resampling (`posterior.sir`). The guide at x_observed is only
+the proposal, so a poor guide shows in the effective sample size, not silently in the draws.
 """
 
 from typing import Any, NamedTuple
@@ -26,8 +26,8 @@ class Imputation(NamedTuple):
     Attributes:
         draws: (S, N, *event); observed cells hold x itself, missing ones a draw of p(x_m|x_o).
         mean: (N, *event), E[x | x_observed] by the same draws of z, without the noise of p(x|z).
-        ess: (N,), effective sample size of the importance weights behind the draws of z.
-        pareto_k: (N,), the tail shape of these weights; above 0.7 they cannot be trusted.
+        ess: (N,), effective sample size of the importance weights of the draws of z.
+        pareto_k: (N,), the tail shape of these weights; above 0.7 they are unreliable.
     """
 
     draws: Tensor
@@ -50,20 +50,20 @@ def impute(
 
     Args:
         vae: a `VAE` whose likelihood factorizes over the cells of x.
-        x: (N, *event); what stands in missing cells does not matter.
+        x: (N, *event); the values of missing cells do not matter.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S, draws per datum.
-        num_proposals: K, draws of the guide that S are resampled from; take K ≥ 10 S.
-        seed: of the draws; None takes a fresh one.
+        num_proposals: K, draws of the guide to resample from; take K ≥ 10 S.
+        seed: random seed; None uses a fresh one.
 
     Returns:
         Imputation, with the effective sample size of each datum.
 
     Raises:
         DataError: x or mask does not fit the program.
-        ConfigError: no `VAE`, mask is None, the likelihood does not factorize, or a count is no
-            whole number.
+        ConfigError: vae is not a `VAE`, mask is None, the likelihood does not factorize, or a
+            setting is invalid.
 
     References:
         MIWAE, Mattei & Frellsen, 2019, https://arxiv.org/abs/1812.02633
@@ -79,14 +79,14 @@ def impute(
     if not is_plain_vae(vae):
         raise ConfigError(
             f"impute decodes draws of z, but this is a {type(vae).__name__}, which may have other "
-            "latents than z.\nGive it a VAE, or draw from posterior.sir and your own decoder."
+            "latents than z.\nPass a VAE, or decode draws of posterior.sir yourself."
         )
     seed = seed_number(seed)
     settings = {"num_samples": num_samples, "num_proposals": num_proposals, "seed": seed}
     x, y, mask = validated(vae, x, y, mask).whole()
     if mask is None:
         raise ConfigError(
-            "mask = None, but imputation needs to know what is missing.\n"
+            "mask = None, but impute needs to know which cells of x are missing.\n"
             "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
         )
     posterior = sir(vae, x, y, mask, **settings)

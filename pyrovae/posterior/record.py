@@ -1,4 +1,4 @@
-"""The record of draws from p(z|x), one shape whatever made them."""
+"""The record of draws from p(z|x), shared by all methods."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 class Posterior(NamedTuple):
-    """Draws of p(z|x) for each datum, C chains of S draws; C = 1 but for `hmc`.
+    """Draws of p(z|x) for each datum, C chains of S draws; C = 1 except for `hmc`.
 
     Attributes:
-        draws: (C, S, N, D), in the units of the latent space; a program's latents side by side.
+        draws: (C, S, N, D), in the units of the latent space; a program's latents concatenated.
         ess: (N,), effective sample size: S for `grid`, that of the importance weights for
-            `sir`; for `hmc` the least over latent dimensions, of their place and their spread.
+            `sir`; for `hmc` the least over latent dimensions, of location and spread.
         r_hat: (N,), the largest R̂ over latent dimensions, for `hmc`; NaN otherwise. Above 1.01
             the chains have not mixed.
         pareto_k: (N,), the shape k̂ of the importance weights, for `sir`; NaN otherwise.

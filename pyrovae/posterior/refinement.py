@@ -1,12 +1,12 @@
-"""Semi-amortized inference: each datum's own variational parameters, from the encoder's start.
+"""Semi-amortized inference: variational parameters optimized per datum, from the encoder's output.
 
     λ_i* = argmax_λ E_{q(z; λ)}[log p(x_i, z) − log q(z; λ)],    λ_i⁰ = the encoder's at x_i
 
-The family stays; the network goes. ELBO(λ*) − ELBO(λ⁰) is the amortization gap, and what is
-left to log p(x) the approximation gap (Cremer et al. 2018). λ are the parameters that the
-guide's distribution declares in `arg_constraints`, each moved on the real line where its
-`transform_to` maps from. Gradients are pathwise with the score term left out (Roeder et al.
-2017): unbiased, and without noise where the family holds the posterior.
+The family stays, without the network. ELBO(λ*) − ELBO(λ⁰) is the amortization gap, and the
+remainder to log p(x) the approximation gap (Cremer et al. 2018). λ are the parameters that the
+guide's distribution declares in `arg_constraints`, optimized on the real line by the inverse of
+`transform_to`. Gradients are pathwise without the score term (Roeder et al. 2017): unbiased,
+and free of noise where the family contains the posterior.
 """
 
 import inspect
@@ -28,11 +28,11 @@ from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
 
-CHECK_DRAWS = 100  # of the ELBO before and after
+CHECK_DRAWS = 100  # for the ELBO before and after
 
 
 class Refined(NamedTuple):
-    """A guide refined for each datum, and what that gained.
+    """A guide refined for each datum, with its gain in ELBO.
 
     Attributes:
         guide: q(z; λ*), batch_shape (N,), event_shape (D,).
@@ -47,7 +47,7 @@ class Refined(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """A parameter of the guide as a free number: value = transform(free)."""
+    """A parameter of the guide in unconstrained form: value = transform(free)."""
 
     transform: Any
     free: Tensor
@@ -65,28 +65,28 @@ def refine(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Refined:
-    """The guide's parameters optimized for each datum by Adam, from the encoder's output.
+    """Optimize the guide's parameters for each datum by Adam, from the encoder's output.
 
-    The model's own parameters stay as they are. The learning rate falls to 0 along a cosine.
+    The model's parameters are unchanged. The learning rate decays to 0 along a cosine.
 
     Args:
         vae: a `VAE` whose guide is reparameterized and declares its parameters.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
-        num_steps: of Adam.
-        learning_rate: of Adam, for free parameters (log-scales, for instance).
+        num_steps: number of Adam steps.
+        learning_rate: initial rate of Adam, for unconstrained parameters such as log-scales.
         num_samples: S, draws of z per datum and step.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for the draws of one piece of the data, as for `log_evidence`.
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes for the draws of one chunk of data, as in `log_evidence`.
 
     Returns:
         Refined: the guide, and ELBOs (N,).
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: another program, a guide without pathwise gradients or declared
-            parameters (a flow), or a setting.
+        ConfigError: vae is not a `VAE`, its guide lacks pathwise gradients or declared
+            parameters (a flow), or a setting is invalid.
 
     References:
         Semi-Amortized Variational Autoencoders, Kim et al., 2018,
@@ -106,15 +106,15 @@ def refine(
     learning_rate = real_number(learning_rate, "learning_rate", above=0.0)
     if not is_plain_vae(vae):
         raise ConfigError(
-            f"refine moves the parameters of a VAE's q(z|x), but this is a {type(vae).__name__}.\n"
+            f"refine optimizes a VAE's q(z|x), but this is a {type(vae).__name__}.\n"
             "posterior.sir and posterior.hmc take any program."
         )
     data = validated(vae, x, y, mask)
     with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
         chunks = rows_at_a_time(vae, data, num_samples, memory_budget)
         pieces = [VAEJoint(vae, rows) for rows in chunks]
-        moved = [_optimised(joint, num_steps, learning_rate, num_samples) for joint in pieces]
-        chunk = BACKWARD_COST * num_samples  # without gradients as large as those of a step
+        moved = [_optimized(joint, num_steps, learning_rate, num_samples) for joint in pieces]
+        chunk = BACKWARD_COST * num_samples  # without gradients, as large as a step with them
         checked = [_no_worse(*p, chunk) for p in zip(pieces, moved, strict=True)]
         found, elbos = zip(*checked, strict=True)
     return Refined(
@@ -124,7 +124,7 @@ def refine(
 
 
 def leaves_of(q_z: Distribution) -> list[Leaf]:
-    """The declared parameters of q(z|x), (N, …) each, on the real line.
+    """Return the declared parameters of q(z|x), (N, …) each, unconstrained.
 
     Raises:
         ConfigError: it has none, or no pathwise gradient.
@@ -140,7 +140,7 @@ def leaves_of(q_z: Distribution) -> list[Leaf]:
     if not q_z.has_rsample or not given:
         problem = "has no pathwise gradient" if given else "declares no parameters of its own"
         raise ConfigError(
-            f"refine moves the parameters of q(z|x) along pathwise gradients, but "
+            f"refine optimizes the parameters of q(z|x) by pathwise gradients, but "
             f"{type(base).__name__} {problem}.\n"
             "Use guides.DiagonalNormal or FullNormal, or draw with posterior.sir."
         )
@@ -157,7 +157,7 @@ def leaves_of(q_z: Distribution) -> list[Leaf]:
 
 
 def rebuilt(q_z: Distribution, leaves: list[Leaf]) -> Distribution:
-    """A density of q_z's family with these parameters."""
+    """Return the density of q_z's family with these parameters."""
     base = _base(q_z)
     names = [n for n in base.arg_constraints if n in vars(base)]
     values = {n: leaf.transform(leaf.free) for n, leaf in zip(names, leaves, strict=True)}
@@ -172,7 +172,7 @@ def _base(q_z: Distribution) -> Distribution:
 
 
 class _Direction:
-    """From R^D without 0 to the unit sphere, z/|z|; its inverse takes the point itself."""
+    """Map from R^D without 0 to the unit sphere, z/|z|; its inverse is the identity."""
 
     @staticmethod
     def inv(value: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def _transform(constraint: Any) -> Any:
     return _Direction() if constraint is constraints.sphere else transform_to(constraint)
 
 
-def _optimised(joint: VAEJoint, num_steps: int, rate: float, num_samples: int) -> list[Leaf]:
+def _optimized(joint: VAEJoint, num_steps: int, rate: float, num_samples: int) -> list[Leaf]:
     leaves = leaves_of(joint.guide)
     free = [leaf.free.requires_grad_() for leaf in leaves]
     optimizer = torch.optim.Adam(free, lr=rate)
@@ -199,7 +199,7 @@ def _optimised(joint: VAEJoint, num_steps: int, rate: float, num_samples: int) -
             )
             z = q_z.rsample((num_samples,))
             log_w = sum(joint.terms({"z": z})) - fixed.log_prob(z)
-            # a sum over data: each datum's parameters see their own term alone, as Adam does
+            # a sum over data: parameters of a datum enter its own term only, and Adam is per entry
             gradients = torch.autograd.grad(-log_w.mean(0).sum(), free)
         for parameter, gradient in zip(free, gradients, strict=True):
             parameter.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
@@ -208,7 +208,7 @@ def _optimised(joint: VAEJoint, num_steps: int, rate: float, num_samples: int) -
 
 
 def _joined(found: list[list[Leaf]]) -> list[Leaf]:
-    """The leaves of consecutive pieces of the data as one."""
+    """Concatenate the leaves of consecutive chunks of data."""
     return [
         Leaf(leaves[0].transform, torch.cat([leaf.free for leaf in leaves]))
         for leaves in zip(*found, strict=True)
@@ -218,22 +218,22 @@ def _joined(found: list[list[Leaf]]) -> list[Leaf]:
 def _no_worse(
     joint: VAEJoint, leaves: list[Leaf], chunk: int
 ) -> tuple[list[Leaf], tuple[Tensor, Tensor]]:
-    """The leaves, each datum's start kept where its ELBO is higher, and the ELBO after and before.
+    """Keep each datum's start where its ELBO is higher; return leaves, and ELBO after and before.
 
-    Adam takes full steps along the smallest gradients, so it leaves an optimum that it starts at.
+    Adam takes full steps even for the smallest gradients, so it moves away from an optimum.
     """
     seed = int(torch.randint(2**31, ()))  # the same noise for both
     guides = (rebuilt(joint.guide, leaves), joint.guide)
     after, before = (_elbo(joint, q, seed, chunk) for q in guides)
     is_better = after >= before
     kept = [
-        Leaf(new.transform, torch.where(_beside(is_better, new.free), new.free, start.free))
+        Leaf(new.transform, torch.where(_expanded(is_better, new.free), new.free, start.free))
         for new, start in zip(leaves, leaves_of(joint.guide), strict=True)
     ]
     return kept, (torch.maximum(after, before), before)
 
 
-def _beside(is_better: Tensor, free: Tensor) -> Tensor:
+def _expanded(is_better: Tensor, free: Tensor) -> Tensor:
     return is_better.reshape(-1, *[1] * (free.dim() - 1))
 
 

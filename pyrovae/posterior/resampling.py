@@ -2,8 +2,8 @@
 
     z_k ~ q(z|x), k = 1 … K;   keep S of them, drawn with probability w_k / Σ w
 
-with w = p(x, z) / q(z|x). As good as the guide: where pareto_k exceeds
-`pareto_k_threshold(K)`, a few proposals carry all the weight and the draws repeat them.
+with w = p(x, z) / q(z|x). The draws are only as good as the guide: where pareto_k exceeds
+`pareto_k_threshold(K)`, a few proposals carry all the weight and are drawn repeatedly.
 """
 
 from collections.abc import Callable
@@ -36,10 +36,9 @@ def sir(
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Posterior:
-    """Draws of p(z|x) by resampling draws of the guide with their importance weights.
+    """Draw from p(z|x) by resampling draws of the guide by their importance weights.
 
-    Draws are with replacement; their distribution tends to p(z|x) as K grows, at the rate that
-    `ess` says.
+    Draws are with replacement; their distribution tends to p(z|x) as K, and with it `ess`, grows.
 
     Args:
         program: any program without global latents.
@@ -48,8 +47,8 @@ def sir(
         mask: of x's shape, true where x is observed.
         num_samples: S, draws kept per datum.
         num_proposals: K, draws of the guide per datum; take K ≥ 10 S.
-        seed: of the draws; None takes a fresh one.
-        memory_budget: bytes for one chunk of proposals, as for `log_evidence`; the latents of
+        seed: random seed; None uses a fresh one.
+        memory_budget: bytes for one chunk of proposals, as in `log_evidence`; the latents of
             all K stay in memory.
 
     Returns:
@@ -57,7 +56,7 @@ def sir(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the program has global latents, or a setting is no such number.
+        ConfigError: the program has global latents, or a setting is invalid.
         MemoryError: one draw of one datum does not fit memory_budget.
 
     References:
@@ -89,7 +88,7 @@ def sir(
 
 
 def _resampled(draw: Callable, num_samples: int, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """(S, n, D) draws, and ESS and k̂ of the weights, (n,)."""
+    """Return draws, (S, n, D), and ESS and k̂ of the weights, (n,)."""
     drawn = [(flat(z), log_w) for z, log_w in weighted_chunks(draw, sizes)]
     z, log_w = (torch.cat(arrays) for arrays in zip(*drawn, strict=True))  # (K, n, D), (K, n)
     weight = log_w.double().softmax(0)

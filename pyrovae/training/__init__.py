@@ -44,13 +44,13 @@ from pyrovae.training.sharding import Sharded, SharedFolder
 from pyrovae.training.step import TrainingStep
 from pyrovae.training.traced import TracedLoss
 from pyrovae.training.validation import (
-    check_watchers,
+    check_callbacks,
     checked_objective,
     held_out_batches,
     loss_settings,
     move,
-    own_generators,
     run_folder,
+    seeded_generators,
     warn_of_surprises,
 )
 
@@ -123,7 +123,7 @@ def fit(
             A resumed run may switch between "eager" and "graph", which the history notes, but
             not to or from "inductor".
         device: device to train on; the program is moved there and stays there. None leaves it.
-        seed: seed of shuffling and all draws; None takes a fresh one and records it. The initial
+        seed: seed of shuffling and all draws; None uses a fresh one and records it. The initial
             weights do not depend on it.
         run_dir: a folder for checkpoints, history.csv and model.safetensors; None writes nothing.
         resume: continue from the newest complete checkpoint in run_dir, bit for bit. Different
@@ -181,13 +181,13 @@ def fit(
     made = optimizer_of(plan.optimizer, trainable(program), plan.rate(0.0))
     schedule = scheduler_of(plan.scheduler, made, plan.epochs)
     folder = run_folder(run_dir, resume=resume, save_every=save_every)
-    check_watchers(callbacks, diagnostics_every)
+    check_callbacks(callbacks, diagnostics_every)
     with ExitStack() as stack:
         group = stack.enter_context(processes(program, device))
         if group:
             plan = replace(plan, patience=patience, seed=group.broadcast_object(plan.seed))
         move(program, device)
-        generators = stack.enter_context(own_generators(plan.seed, x, validation))
+        generators = stack.enter_context(seeded_generators(plan.seed, x, validation))
         with RandomStream(plan.seed):
             data = validated(program, x, y, mask, batch_size=plan.batch_size)
         with RandomStream(plan.seed):  # so that its order does not depend on the training data
@@ -199,13 +199,13 @@ def fit(
         history = History(num_data=data.num_data, seed=plan.seed)
         settings_of = partial(loss_settings, program, objective, plan, data, history)
         losses = EagerLoss(
-            program, objective, partial(settings_of, is_recorded=bool(diagnostics_every))
+            program, objective, partial(settings_of, is_monitored=bool(diagnostics_every))
         )
         if group is None or group.is_first:
             warn_of_surprises(program, data)
         loop = Loop(
             program,
-            TrainingStep(program, losses, made, **plan.of_steps, group=group),
+            TrainingStep(program, losses, made, **plan.step_settings, group=group),
             data,
             held_out,
             plan=plan,
@@ -283,7 +283,7 @@ def _train(
 
 
 def _call(callback: Callable, checkpointer: Checkpointer | None, loop: Loop, record: Epoch) -> None:
-    """Call a callback after an epoch; if it raises, the epoch is saved first."""
+    """Call a callback after an epoch; if it raises, save the epoch first."""
     try:
         callback(loop.scored, record)
     except BaseException:
@@ -310,7 +310,7 @@ def _warn_of_collapse(loop: Loop, monitor: Monitor) -> None:
 
 
 def _engine(choice: str, losses: EagerLoss, loop: Loop) -> Any:
-    """Return the loss of the chosen engine; the history notes it, and why another was refused."""
+    """Return the loss of the chosen engine; the history records it, and why it was replaced."""
     steps_per_epoch = math.inf if loop.data.num_batches is None else loop.data.num_batches
     size = sum(p.numel() for p in losses.parameters)
     if choice == "auto":

@@ -359,7 +359,7 @@ class Spikes:
         return {"recent": list(self.recent), "has_warned": self.has_warned}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.recent = deque(state["recent"], maxlen=50)
         self.has_warned = state["has_warned"]
 

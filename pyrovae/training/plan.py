@@ -81,7 +81,7 @@ class Plan:
         return [self.rate(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
 
     @property
-    def of_steps(self) -> dict[str, Any]:
+    def step_settings(self) -> dict[str, Any]:
         """The settings of `TrainingStep`."""
         return {
             name: getattr(self, name)

@@ -71,7 +71,7 @@ def refit_prior(
         mask: of x's shape, true where x is observed.
         validation: held-out data, x, (x, y) or (x, y, mask), for early stopping and the gain.
         num_samples: S, draws of q(z|x) per datum, made once.
-        seed: seed of the draws and the fit; None takes a fresh one.
+        seed: random seed; None uses a fresh one.
         **options: further arguments of `fit`: epochs, learning_rate, batch_size, patience, …
 
     Returns:

@@ -42,7 +42,7 @@ class TracedLoss:
     """Loss of a batch as a graph of tensor operations, traced once per shape.
 
     Args:
-        eager: the loss to trace; it also computes whatever cannot be traced.
+        eager: the loss to trace; it also computes batches that cannot be traced.
         is_compiled: whether the inductor compiles the graph of full batches.
         full_size: B, of full batches; only their graph is worth compiling, and smaller batches
             are traced after they have occurred often.
@@ -119,7 +119,7 @@ class TracedLoss:
         return self.graphs.get(key)
 
     def _is_worthwhile(self, key: Any, size: int) -> bool:
-        """Whether tracing pays off; not for the small last batch, which runs eagerly, bit-equal."""
+        """Return whether tracing pays off; the small last batch runs eagerly, with equal bits."""
         self.times_seen[key] += 1
         is_due = size == self.full_size or self.times_seen[key] > REPAID
         return is_due and len(self.graphs) < MAX_SHAPES

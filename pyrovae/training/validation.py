@@ -66,7 +66,7 @@ def loss_settings(
     history: History,
     batch: Any,
     *,
-    is_recorded: bool,
+    is_monitored: bool,
 ) -> Settings:
     """Determine the settings of the loss; tracing the program shows whether it has global latents.
 
@@ -86,7 +86,7 @@ def loss_settings(
             "the program has latents outside the plate 'data', whose minibatch scale N / B needs "
             "the number of data, but this stream has no length.\nPass a map-style Dataset."
         )
-    if is_recorded:
+    if is_monitored:
         check_monitorable(program, batch)
     return Settings(data.num_data or 1, has_globals, plan.precision == "bf16")
 
@@ -105,7 +105,7 @@ def run_folder(run_dir: Any, *, resume: bool, save_every: int | None) -> RunFold
     return None
 
 
-def check_watchers(callbacks: Any, diagnostics_every: Any) -> None:
+def check_callbacks(callbacks: Any, diagnostics_every: Any) -> None:
     """Raise ConfigError unless callbacks is a sequence and diagnostics_every a whole number."""
     if callable(callbacks):
         raise ConfigError("callbacks is a function, but must be a list.\nWrite callbacks=[…].")
@@ -175,7 +175,7 @@ def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: An
 
 
 @contextmanager
-def own_generators(seed: int, *sources: Any) -> Iterator[list[torch.Generator]]:
+def seeded_generators(seed: int, *sources: Any) -> Iterator[list[torch.Generator]]:
     """Seed the generators of DataLoaders, and restore their states afterwards."""
     loaders = [s for s in sources if isinstance(s, DataLoader)]
     samplers = [s for x in loaders for s in (x.sampler, getattr(x.batch_sampler, "sampler", None))]
