@@ -29,20 +29,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae import _version
 from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
 from pyrovae.contract import validated
-from pyrovae.core.chunking import budget_of, bytes_per_draw
-from pyrovae.core.draws import concat, diagnosing, over_draws
+from pyrovae.core.draws import concat, diagnosing, guide_terms
 from pyrovae.core.joint import joint_of
 from pyrovae.core.pareto import pareto_k
-from pyrovae.core.terms import Traces, draw_traces, is_local, terms_of
-from pyrovae.data import Batch
+from pyrovae.core.replay import guide_at, latent_sites, replicated, shared_latents
+from pyrovae.data import Batch, Labels
+from pyrovae.data.batch import NO_LABELS
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
 from pyrovae.posterior import METHODS
@@ -120,7 +118,6 @@ def to_arviz(
         )
     num_samples, seed = whole_number(num_samples, "num_samples", 1), seed_number(seed)
     batch = validated(program, x, y, mask).whole()
-    labels = _labels(labels, len(batch.x))
     if posterior == "guide":
         draws = None
     else:
@@ -128,21 +125,22 @@ def to_arviz(
             program, *batch, num_samples=num_samples, seed=seed, **options
         ).draws
     with diagnosing(program, seed):
-        of_guide = _guide_draws(program, batch, num_samples)
+        sites = latent_sites(program, batch)
+    with diagnosing(program, seed):
+        of_guide = _guide_draws(program, batch, num_samples, sites)
         found = of_guide if draws is None else _scored(program, batch, draws)
-        shared = _shared(program, batch)
-    groups = _scored_groups(found, _log_weights(of_guide)[0], shared)
+    groups = _scored_groups(found, _log_weights(of_guide)[0], shared_latents(sites))
     if predictive:
         with diagnosing(program, seed):
-            groups |= _predictive_groups(program, batch, found, shared)
-    groups |= _data_groups(batch, labels)
+            groups |= _predictive_groups(program, batch, found, sites)
+    groups |= _data_groups(batch, _labels(labels, batch.num_data))
     attributes = _attributes(
         program=type(program).__name__,
         spec=str(getattr(program, "spec", "")),
         posterior=posterior,
         seed=str(seed),
     )
-    return _container(groups, attributes)
+    return _container(groups, attributes, batch.labels)
 
 
 def history_to_arviz(history: History) -> Any:
@@ -276,26 +274,14 @@ def _is_one_data_set(draws: Tensor, x: Any) -> bool:
     return x is not None and torch.equal(draws[0], as_tensor(x, "x").to(draws))
 
 
-def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
-    """Return terms (1, S, N) and latents by site (1, S, …) from the guide.
-
-    In chunks, unless data share latents, whose draws must be the same for all.
-    """
-    sites = _sites(program, batch)
-
-    def read(traces: Traces, num_data: int) -> Arrays:
-        terms = terms_of(traces, num_data)
-        values = {n: traces.model.nodes[n]["value"] for n in sites}
-        size = len(terms.log_prior)
-        latents = {LATENT + n: _unbatched(v, sites[n], size) for n, v in values.items()}
-        return {name: getattr(terms, name) for name in terms._fields[:3]} | latents
-
-    if _shared(program, batch):
-        traces = draw_traces(program.model, program.guide, *batch, num_samples=num_samples)
-        found = read(traces, batch.num_data)
-    else:
-        options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
-        found = over_draws(program, batch, read, **options)
+def _guide_draws(program: nn.Module, batch: Batch, num_samples: int, sites: dict) -> Arrays:
+    """Return terms (1, S, N) and latents by site (1, S, …) from the guide."""
+    terms = guide_terms(program, batch, num_samples)
+    found = {name: getattr(terms, name) for name in terms._fields[:3]}
+    for name, value in terms.latents.items():
+        event = sites[name]["fn"].event_shape
+        is_shared = name in shared_latents(sites)
+        found[LATENT + name] = value.reshape(num_samples, *event) if is_shared else value
     return {name: value[None] for name, value in found.items()}
 
 
@@ -362,15 +348,23 @@ def _of_draws(arrays: Arrays, shared: Collection[str] = ()) -> Variables:
 
 
 def _predictive_groups(
-    program: nn.Module, batch: Batch, found: Arrays, shared: Collection[str]
+    program: nn.Module, batch: Batch, found: Arrays, sites: dict
 ) -> dict[str, Variables]:
     """Draw prior, prior_predictive and posterior_predictive, (C, S) each."""
     shape = found["log_prior"].shape[:2]
     posterior = {name: value.flatten(0, 1) for name, value in _latents(found).items()}
-    prior, replicates = (
-        {n: v.unflatten(0, shape) for n, v in _simulated(program, batch, shape.numel(), at).items()}
-        for at in ({}, posterior)
-    )
+    shared = shared_latents(sites)
+    event_dims = {name: len(site["fn"].event_shape) for name, site in sites.items()}
+
+    def at(latents: Arrays) -> Arrays:
+        def guide_for(draws: slice) -> Any:
+            return guide_at({n: v[draws] for n, v in latents.items()}, event_dims, shared)
+
+        options = {"num_samples": shape.numel(), "memory_budget": None}
+        chunks = list(replicated(program, batch, guide_for, **options))
+        return {name: v.unflatten(0, shape) for name, v in concat(chunks, 0).items()}
+
+    prior, replicates = at({}), at(posterior)
     return {
         "posterior_predictive": _of_draws({"x": replicates["x"]}),
         "prior": _of_draws({name: prior[name] for name in posterior}, shared),
@@ -380,64 +374,6 @@ def _predictive_groups(
 
 def _latents(found: Arrays) -> Arrays:
     return {n.removeprefix(LATENT): v for n, v in found.items() if n.startswith(LATENT)}
-
-
-def _simulated(program: nn.Module, batch: Batch, num_samples: int, fixed: Arrays) -> Arrays:
-    """Draw all sites of the model and "x", (S, N, …), at fixed latents or draws of p(z)."""
-    model = poutine.uncondition(program.model)
-    sites = _sites(program, batch)
-
-    def draw(rows: Batch, start: int, stop: int) -> Arrays:
-        at = {name: value[start:stop] for name, value in fixed.items()}
-        guide = _guide_at(at, sites)
-        trace = draw_traces(model, guide, *rows, num_samples=stop - start).model
-        kept = {name: trace.nodes[name]["value"] for name in (*sites, "x")}
-        return {n: _unbatched(v, sites.get(n), stop - start) for n, v in kept.items()}
-
-    one = batch.head()
-    cost = bytes_per_draw(lambda size: draw_traces(model, _nothing, *one, num_samples=size))
-    chunk = max(1, budget_of(None, batch.device).num_bytes // (cost * batch.num_data))
-    starts = range(0, num_samples, chunk)
-    return concat([draw(batch, start, min(start + chunk, num_samples)) for start in starts], 0)
-
-
-def _sites(program: nn.Module, batch: Batch) -> dict[str, dict]:
-    """Return the model's latent sites, traced on the first datum."""
-    trace = draw_traces(program.model, program.guide, *batch.head()).model
-    return dict(trace.iter_stochastic_nodes())
-
-
-def _shared(program: nn.Module, batch: Batch) -> list[str]:
-    return [name for name, site in _sites(program, batch).items() if not is_local(site)]
-
-
-def _unbatched(value: Tensor, site: dict | None, num_samples: int) -> Tensor:
-    """Return a site's value with draws first: (S, N, …), or (S, *event) for a shared latent."""
-    if site is not None and not is_local(site):
-        return value.reshape(num_samples, *site["fn"].event_shape)
-    return value if num_samples > 1 else value[None]
-
-
-def _nothing(*batch: Tensor | None) -> None:
-    """Sample nothing: a guide without sites, with which the model draws its latents."""
-
-
-def _guide_at(latents: Arrays, sites: dict[str, dict]) -> Any:
-    """Return a guide that fixes these latents."""
-
-    def sample(name: str, value: Tensor) -> None:
-        pyro.sample(name, dist.Delta(value, event_dim=len(sites[name]["fn"].event_shape)))
-
-    def guide(*batch: Tensor | None) -> None:
-        for name, value in latents.items():
-            if not is_local(sites[name]):  # (S, 1, …): along the particles, before the data
-                sample(name, value[:, None] if len(value) > 1 else value[0])
-        with pyro.plate("data", len(batch[0]), dim=-1):
-            for name, value in latents.items():
-                if is_local(sites[name]):
-                    sample(name, value if len(value) > 1 else value[0])
-
-    return guide
 
 
 def _data_groups(batch: Batch, labels: np.ndarray | None) -> dict[str, Variables]:
@@ -458,15 +394,18 @@ def _labels(labels: Any, num_data: int) -> np.ndarray | None:
             f"labels has shape {labels.shape}, but must be ({num_data},), one label per datum.\n"
             "For one-hot rows write labels.argmax(-1)."
         )
-    return labels.astype(str) if labels.dtype.kind in "OU" else labels
+    return _texts(labels) if labels.dtype.kind in "OU" else labels
 
 
-def _container(groups: Mapping[str, Variables], attributes: Mapping[str, Any]) -> Any:
-    """Return arrays by group and variable as the container of the installed ArviZ."""
-    return _as_container({name: _dataset(group, attributes) for name, group in groups.items()})
+def _container(
+    groups: Mapping[str, Variables], attributes: Mapping[str, Any], labels: Labels = NO_LABELS
+) -> Any:
+    """Return arrays by group and variable as a container of the installed ArviZ."""
+    datasets = {name: _dataset(group, attributes, labels) for name, group in groups.items()}
+    return _as_container(datasets)
 
 
-def _dataset(variables: Variables, attributes: Mapping[str, Any]) -> "xr.Dataset":
+def _dataset(variables: Variables, attributes: Mapping[str, Any], labels: Labels) -> "xr.Dataset":
     import xarray as xr
 
     data = {}
@@ -474,7 +413,19 @@ def _dataset(variables: Variables, attributes: Mapping[str, Any]) -> "xr.Dataset
         value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         data[name] = (*leading, *_event_dims(name, value.ndim - len(leading))), value
     dataset = xr.Dataset(data, attrs=dict(attributes))
-    return dataset.assign_coords({dim: np.arange(n) for dim, n in dataset.sizes.items()})
+    coordinates = {dim: np.arange(n) for dim, n in dataset.sizes.items()}
+    named = {"datum": labels.rows, "x_dim_0": labels.columns}
+    coordinates |= {d: _texts(v) for d, v in named.items() if v is not None and d in coordinates}
+    return dataset.assign_coords(coordinates)
+
+
+def _texts(names: Any) -> np.ndarray:
+    """Return names as numbers or texts; those of several levels are joined by commas."""
+    names = np.asarray(names)
+    if names.dtype.kind in "biuf":
+        return names
+    parts = ([*name] if isinstance(name, tuple) else [name] for name in names)
+    return np.array([", ".join(map(str, part)) for part in parts])
 
 
 def _event_dims(name: str, num: int) -> list[str]:

@@ -163,3 +163,20 @@ def test_a_sampler_without_a_known_order_is_refused_where_rows_matter():
     with pytest.raises(ConfigError, match=r"rows by a Odd.*unknown.*\n?.*Pass the Dataset itself"):
         pv.log_evidence(model(), loader, num_samples=2)
     pv.fit(model(), loader, epochs=1)
+
+
+def test_the_draws_of_the_export_are_those_of_elbo_terms():
+    terms = pv.elbo_terms(model(), counts(), num_samples=5, seed=3)
+    exported = pv.to_arviz(model(), counts(), num_samples=5, seed=3)
+    np.testing.assert_array_equal(exported["posterior"]["z"].values[0], terms.latents["z"])
+
+
+def test_names_are_coordinates_of_the_export():
+    import pandas as pd
+
+    index = pd.MultiIndex.from_product([["a", "b"], range(N // 2)])
+    frame = pd.DataFrame(counts().numpy(), index=index, columns=list("wxyz"))
+    exported = pv.to_arviz(model(), frame, labels=index, num_samples=2)
+    assert exported["posterior"].coords["datum"].values[:2].tolist() == ["a, 0", "a, 1"]
+    assert exported["observed_data"].coords["x_dim_0"].values.tolist() == list("wxyz")
+    assert exported["constant_data"]["label"].values[-1] == "b, 5"

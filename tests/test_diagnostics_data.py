@@ -209,7 +209,7 @@ class TestComparePriors:
     def test_refuses(self):
         truth, vae = exact_vae()
         for models in ({}, [vae]):
-            with pytest.raises(ConfigError, match="names and programs"):
+            with pytest.raises(ConfigError, match="must map at least one name to a program"):
                 diagnostics.compare_priors(models, truth.sample(3))
         with pytest.raises(ConfigError, match="no num_data"):
             diagnostics.compare_priors({"a": vae}, truth.sample(3), num_data=2)

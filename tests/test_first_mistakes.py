@@ -6,7 +6,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
-import scipy.sparse
 import torch
 from pyro.infer import JitTrace_ELBO
 from torch import nn
@@ -127,10 +126,7 @@ MISTAKES = {
         lambda: pv.fit(vae(prior=Given(Part(prior_of_y))), X, Y, validation=X),
         r"covariates y, but validation has none[\s\S]*\(x_test, y_test\)",
     ),
-    "sparse data to build from": (
-        lambda: build(data=scipy.sparse.csr_array(X.numpy())),
-        "data is a sparse",
-    ),
+    "data in words": (lambda: build(data=["one", "two"]), "x has dtype <U3"),
     "one width": (lambda: build(hidden=100), r"Write hidden=\(100,\)"),
     "a class for a prior": (
         lambda: vae(prior=pv.priors.StandardNormal),

@@ -13,13 +13,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
-from pyrovae.core.chunking import budget_of, bytes_per_draw, chunked, sizes
+from pyrovae.core.chunking import chunked
 from pyrovae.core.joint import is_plain_vae
+from pyrovae.core.replay import latent_sites, shared_latents
 from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
 from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
@@ -106,41 +106,6 @@ def latent_names(program: nn.Module, data: Source | Batch) -> tuple[str, ...]:
     return tuple(names)
 
 
-def replicated(
-    program: nn.Module,
-    data: Source | Batch,
-    *,
-    from_prior: bool,
-    num_samples: int,
-    memory_budget: int | None,
-) -> Iterator[Tensor]:
-    """Yield replicates of the whole data, x^rep ~ p(x|z), in chunks (s, N, *event).
-
-    Args:
-        program: any program, inside `diagnosing`.
-        data: validated; its x matters for the shape only when z comes from the prior.
-        from_prior: z ~ p(z) rather than z ~ q(z|x).
-        num_samples: S replicates in all.
-        memory_budget: bytes for one chunk; at least one replicate is made at a time.
-    """
-    model, batch = poutine.uncondition(program.model), data.whole()
-    guide = _nothing if from_prior else program.guide
-
-    def draw(size: int, rows: Batch = batch) -> Tensor:
-        traces = draw_traces(model, guide, *rows, num_samples=size)
-        return traces.model.nodes["x"]["value"].reshape(size, *rows.x.shape)
-
-    one = batch.head()
-    cost = bytes_per_draw(lambda size: draw(size, one)) * batch.num_data
-    budget = budget_of(memory_budget, batch.device)
-    for size in sizes(num_samples, max(1, budget.num_bytes // cost)):
-        yield draw(size)
-
-
-def _nothing(*batch: Tensor | None) -> None:
-    """A guide without sites: the model draws its own."""
-
-
 def refuse_unless_vae(program: nn.Module, what: str) -> None:
     """ConfigError unless the program is a `VAE` whose parts say everything."""
     if not is_plain_vae(program):
@@ -199,24 +164,25 @@ def elbo_terms(
     num_samples = whole_number(num_samples, "num_samples", 1)
     data = validated(program, x, y, mask)
     with diagnosing(program, seed):
-        with RandomStream(0):  # the draws do not depend on what was measured
-            names, shared = _latents_of(program, data)
-        if shared:  # by all data, so these are drawn together
-            batch = data.whole()
-            traces = draw_traces(program.model, program.guide, *batch, num_samples=num_samples)
-            return terms_of(traces, batch.num_data)
-        options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
-        found = over_draws(program, data, _read_all, **options)
+        return guide_terms(program, data, num_samples)
+
+
+def guide_terms(program: nn.Module, data: Source | Batch, num_samples: int) -> ElboTerms:
+    """Return the terms at draws from the guide, inside `diagnosing`.
+
+    In chunks, unless data share latents, which must be the same for all of them.
+    """
+    with RandomStream(0):  # the draws do not depend on what is measured
+        sites = latent_sites(program, data)
+    if shared_latents(sites):
+        batch = data.whole()
+        traces = draw_traces(program.model, program.guide, *batch, num_samples=num_samples)
+        return terms_of(traces, batch.num_data)
+    options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
+    found = over_draws(program, data, _read_all, **options)
     zeros = found["log_prior"].new_zeros(num_samples)
     arrays = [found[name] for name in ElboTerms._fields[:3]]
-    return ElboTerms(*arrays, zeros, zeros, {name: found[f"latent {name}"] for name in names})
-
-
-def _latents_of(program: nn.Module, data: Source | Batch) -> tuple[list[str], list[str]]:
-    """The latent sites in the model's order, and those outside the plate "data"."""
-    traces = draw_traces(program.model, program.guide, *data.head())
-    sites = dict(traces.model.iter_stochastic_nodes())
-    return list(sites), [name for name, site in sites.items() if not is_local(site)]
+    return ElboTerms(*arrays, zeros, zeros, {name: found[f"latent {name}"] for name in sites})
 
 
 def _read_all(traces: Traces, num_data: int) -> Arrays:

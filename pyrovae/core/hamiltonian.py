@@ -91,6 +91,7 @@ def transition(density: Tempered, point: Point, kernel: Kernel) -> tuple[Point, 
     Example:
         >>> def normal(u):
         ...     return -(u**2).sum(-1) / 2, torch.zeros(u.shape[:-1])
+        >>> _ = torch.manual_seed(0)
         >>> kernel = Kernel(1.0, torch.full((3,), 0.3), torch.ones(3, 2), 5)
         >>> point, acceptance = transition(normal, point_at(normal, torch.zeros(4, 3, 2)), kernel)
         >>> point.position.shape, bool((acceptance > 0.9).all())

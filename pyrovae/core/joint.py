@@ -17,12 +17,11 @@ alone.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from pyrovae.core.replay import guide_at, nothing
 from pyrovae.core.terms import draw_traces, is_local, terms_of
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
@@ -108,10 +107,10 @@ class ProgramJoint:
         return self._replayed(self.program.guide, z).log_prior
 
     def draw_prior(self, num_samples: int) -> Latents:
-        return self._terms(self.program.model, _nothing, num_samples).latents
+        return self._terms(self.program.model, nothing, num_samples).latents
 
     def draw_guide(self, num_samples: int) -> Latents:
-        drawn = self._terms(self.program.guide, _nothing, num_samples).latents
+        drawn = self._terms(self.program.guide, nothing, num_samples).latents
         return {name: drawn[name] for name in self.supports}
 
     def weighted_draws(self, num_samples: int) -> tuple[Latents, Tensor]:
@@ -119,23 +118,12 @@ class ProgramJoint:
         return terms.latents, terms.log_weights
 
     def _replayed(self, program: Callable, z: Latents) -> Any:
-        num_samples, num_data = next(iter(z.values())).shape[:2]
-
-        def at_z(*batch: Tensor | None) -> None:
-            with pyro.plate("data", num_data, dim=-1):
-                for name, value in z.items():
-                    value = value if num_samples > 1 else value[0]
-                    pyro.sample(name, dist.Delta(value, event_dim=self.supports[name].event_dim))
-
-        return self._terms(program, at_z, num_samples)
+        event_dims = {name: support.event_dim for name, support in self.supports.items()}
+        return self._terms(program, guide_at(z, event_dims), len(next(iter(z.values()))))
 
     def _terms(self, model: Callable, guide: Callable, num_samples: int) -> Any:
         traces = draw_traces(model, guide, *self.batch, num_samples=num_samples)
         return terms_of(traces, len(self.batch.x))
-
-
-def _nothing(*batch: Tensor | None) -> None:
-    """Sample nothing: a guide without sites, with which the model draws its latents."""
 
 
 class Site(NamedTuple):

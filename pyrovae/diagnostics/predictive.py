@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
 from pyrovae.contract import validated
-from pyrovae.core.draws import diagnosing, replicated
+from pyrovae.core.draws import diagnosing
+from pyrovae.core.replay import nothing, replicated
 from pyrovae.errors import ConfigError
 
 Statistic = Callable[[Tensor], Any]
@@ -133,11 +134,12 @@ def _check(program, data, statistic, from_prior, num_samples, seed, memory_budge
     batch = validated(program, *data).whole()
     observed = _value(statistic, _seen(batch.x, batch.mask))
     options = {"num_samples": num_samples, "memory_budget": memory_budget}
+    guide = nothing if from_prior else program.guide
     with diagnosing(program, seed):
         values = [
             _value(statistic, _seen(one, batch.mask), observed.shape)
-            for piece in replicated(program, batch, from_prior=from_prior, **options)
-            for one in piece
+            for chunk in replicated(program, batch, lambda _: guide, **options)
+            for one in chunk["x"]
         ]
     found = torch.stack(values)
     above, ties = (found > observed).sum(0), (found == observed).sum(0)

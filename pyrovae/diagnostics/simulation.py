@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
 from pyrovae.contract.covariates import as_covariates
-from pyrovae.core.chunking import budget_of
-from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae, sizes
+from pyrovae.core.chunking import budget_of, sizes
+from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae
 from pyrovae.core.joint import VAEJoint
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
