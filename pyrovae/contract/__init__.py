@@ -1,4 +1,4 @@
-"""What a program and its parts must be, found out before anything changes."""
+"""Validation of programs, parts and data, before anything changes."""
 
 from pyrovae.contract.validator import Validator, validated
 

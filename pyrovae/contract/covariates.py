@@ -1,4 +1,4 @@
-"""What covariates, dtype and device a program takes."""
+"""Checks of covariates, and the dtype and device of a program."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from pyrovae.errors import DataError
 
 
 class Like(NamedTuple):
-    """Where and how a program computes; no device where it has no parameters."""
+    """Device and dtype of a program; the device is None if it has no parameters."""
 
     device: torch.device | None
     dtype: torch.dtype
@@ -57,12 +57,12 @@ def check_num_covariates(y: Any, num_data: int) -> None:
 
 
 def knowing_parts(program: nn.Module) -> list[nn.Module]:
-    """Return the parts that know more of their covariates, and say so by `check_data`."""
+    """Return the modules that check their covariates by `check_data`."""
     return [module for module in program.modules() if hasattr(module, "check_data")]
 
 
 def sees_covariates(program: nn.Module) -> bool:
-    """Return whether y means anything to the program: to a `VAE`, where a part is `Given`."""
+    """Return whether the program uses y; a `VAE` does if a part is `Given`."""
     return getattr(program, "sees_covariates", True)
 
 
@@ -77,7 +77,7 @@ def check_is_seen(program: nn.Module) -> None:
 
 
 def check_is_no_mask(y: Any, x: Any) -> None:
-    """Raise DataError for a mask in the place of covariates that would be left out."""
+    """Raise DataError for a mask in the position of covariates."""
     if getattr(y, "dtype", None) in (torch.bool, bool) and y.shape == getattr(x, "shape", None):
         raise DataError(
             "each datum comes as (x, y) with a y that looks like a mask: bool, and of x's shape. "

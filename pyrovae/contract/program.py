@@ -1,13 +1,12 @@
-"""What a program must be, found out by running it once on the first two rows.
+"""Checks of a program, by running it once on the first two rows.
 
-1. model and guide take (x, y, mask), the parts keep their contract (`parts`),
-2. model and guide have the same latents, of the same shapes, in the same plates,
-3. no parameter lives outside the module,
-4. a mask that is given is used.
+1. Model and guide take (x, y, mask), and the parts satisfy their contract (`parts`).
+2. Model and guide have the same latents, of the same shapes, in the same plates.
+3. All parameters belong to the module.
+4. A mask is used where one is given.
 
-The program runs in eval mode, without gradients, with generators and parameter store put back.
-Whether the densities are densities is `densities`' question; whether the values fit, that of
-the `validator`.
+The program runs in eval mode and without gradients; generators and the parameter store are
+restored. `densities` checks the distributions, and `validator` the values of the data.
 """
 
 import inspect
@@ -30,18 +29,17 @@ from pyrovae.runtime.random_stream import RandomStream
 
 
 def trace_once(program: nn.Module, *batch: Tensor | None) -> tuple[poutine.Trace, poutine.Trace]:
-    """The traces of (model, guide) on a batch, leaving no mark on the process.
-
-    Eval mode, no gradients, a random stream and a parameter store of its own, Pyro's
-    validation off (the checks here say more).
-    """
+    """Return the traces of (model, guide) on a batch, without side effects (`quietly`)."""
     with quietly(program):
         return _trace(program.model, *batch), _trace(program.guide, *batch)
 
 
 @contextmanager
 def quietly(program: nn.Module) -> Iterator[None]:
-    """A look that leaves no mark: own stream and store, eval mode, no gradients, no validation."""
+    """Run in eval mode, without gradients, with a separate random stream and parameter store.
+
+    Pyro's validation is off: the checks here give clearer errors.
+    """
     with RandomStream(0), evaluation(program), pyro.validation_enabled(False):
         yield
 
@@ -76,10 +74,10 @@ def first_look(program: nn.Module, rows: Batch) -> tuple[poutine.Trace, poutine.
 
 
 def check_mask_is_seen(program: nn.Module, rows: Batch, model_trace: poutine.Trace) -> None:
-    """Raise ConfigError where log p(x|z) of a custom program is the same without the mask.
+    """Raise ConfigError if log p(x|z) of a custom program is the same without the mask.
 
     Args:
-        program: without `check_parts`, which says more.
+        program: one without `check_parts`, which would give a clearer error.
         rows: two copies of a datum with a hidden cell, x in the dtype of the parameters.
         model_trace: of the model on two data.
     """
@@ -101,7 +99,7 @@ def check_mask_is_seen(program: nn.Module, rows: Batch, model_trace: poutine.Tra
 
 
 def check_signatures(program: nn.Module) -> None:
-    """ConfigError unless model and guide can be called with x, y and mask."""
+    """Raise ConfigError unless model and guide accept (x, y, mask)."""
     for name in ("model", "guide"):
         try:
             inspect.signature(getattr(program, name)).bind(None, None, None)
@@ -114,7 +112,7 @@ def check_signatures(program: nn.Module) -> None:
 
 
 def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """ConfigError unless guide and model have the same latent sites of the same shape."""
+    """Raise ConfigError unless guide and model have the same latents with the same shapes."""
     model_sites = dict(model_trace.iter_stochastic_nodes())
     guide_sites = dict(guide_trace.iter_stochastic_nodes())
     for name in {**model_sites, **guide_sites}:
@@ -133,11 +131,11 @@ def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Non
 
 
 def check_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """ConfigError unless x is in the plate "data", and p and q of each latent count alike."""
+    """Raise ConfigError unless x is in the plate "data" and p and q use the same plates."""
     if not is_local(observed_site(model_trace)):
         raise ConfigError(
-            "the site 'x' is not inside a plate 'data', so its rows are not told from each other: "
-            "there is no log p(x|z) of a datum.\n"
+            "the site 'x' is not inside a plate 'data', so its rows are not independent data: "
+            "log p(x|z) per datum is undefined.\n"
             "Write with pyro.plate('data', len(x)): around the sites of a datum, in the guide too."
         )
     for name, p in model_trace.iter_stochastic_nodes():
@@ -146,20 +144,20 @@ def check_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None
             inside, outside = ("model", "guide") if is_local(p) else ("guide", "model")
             raise ConfigError(
                 f"the latent {name!r} is inside the plate 'data' in the {inside}, but not in the "
-                f"{outside}: one has a draw for each datum, the other one for all.\n"
+                f"{outside}: one draws per datum, the other once for all data.\n"
                 f"Write with pyro.plate('data', len(x)): around it in the {outside} as well."
             )
         scales = float(torch.as_tensor(p["scale"]).max()), float(torch.as_tensor(q["scale"]).max())
         if not math.isclose(*scales, rel_tol=1e-6):
             raise ConfigError(
-                f"log p({name}) is scaled by another factor in the model than log q({name}|x) in "
-                "the guide, so what is trained would be no bound.\n"
+                f"log p({name}) in the model and log q({name}|x) in the guide are scaled by "
+                "different factors, so the objective would not be a bound.\n"
                 "Give both the same plate, pyro.plate('data', len(x)): fit scales batches itself."
             )
 
 
 def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
-    """ConfigError when the program has a `pyro.param` that is no parameter of the module."""
+    """Raise ConfigError if a `pyro.param` of the program is not a parameter of the module."""
     own = {id(p) for p in program.parameters()}
     for trace in traces:
         for name, site in trace.nodes.items():
@@ -172,12 +170,12 @@ def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
 
 
 def is_local(site: dict) -> bool:
-    """Whether a traced site stands inside the plate "data"."""
+    """Return whether a traced site is inside the plate "data"."""
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def observed_site(model_trace: poutine.Trace) -> dict:
-    """The model's observed site "x"; ConfigError where there is none."""
+    """Return the model's observed site "x"; raise ConfigError if there is none."""
     site = model_trace.nodes.get("x")
     if site is None or not site["is_observed"]:
         raise ConfigError(

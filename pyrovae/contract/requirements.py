@@ -1,4 +1,4 @@
-"""What a program requires of its data, remembered until a part is swapped or edited."""
+"""Requirements of a program on its data, cached until a part is swapped or edited."""
 
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -12,19 +12,19 @@ from pyrovae.contract.densities import support_of
 
 
 class Requirements:
-    """What a program asks of its data.
+    """The requirements of a program on its data.
 
     Attributes:
         density: p(x|z) of two data, without a mask.
-        support: of one number of x, where it is that of every datum; else None.
-        state: of the program when it was looked at (`state_of`).
-        references: weak ones to the objects that the state names by address: where all are
-            alive, no address was used twice.
+        support: the support of one element of x, if it is the same for every datum; else None.
+        state: the state of the program when it was inspected (`state_of`).
+        references: weak references to the objects whose ids are in the state: while all are
+            alive, no id has been reused.
     """
 
     def __init__(self, density: Distribution, state: tuple, objects: list):
         self.density, self.state = density, state
-        # strong ones would keep the program, whose entry here goes with it
+        # strong references would keep the program alive
         self.references = [_weak(thing) for thing in objects]
         support = support_of(density)
         while isinstance(support, constraints.independent):
@@ -32,11 +32,11 @@ class Requirements:
         self.support = support if support is not None and is_one_for_all(support) else None
 
     def is_of(self, state: tuple) -> bool:
-        """Return whether a program in this state is the one that was looked at."""
+        """Return whether a program in this state is the one that was inspected."""
         return self.state == state and all(r is None or r() is not None for r in self.references)
 
     def remember(self, program: nn.Module, kind: Hashable) -> None:
-        """Let `known` find these, unless they are those of some data only."""
+        """Cache these, unless they hold for some data only."""
         if self.support is not None:
             _KNOWN.setdefault(program, {})[kind] = self
 
@@ -48,7 +48,7 @@ def _weak(thing: Any) -> ref | None:
         return None
 
 
-# per program, and there per kind of data; an entry goes with its program
+# program → kind of data → requirements
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, Requirements]] = WeakKeyDictionary()
 
 
@@ -64,10 +64,10 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def state_of(program: nn.Module) -> tuple[tuple, list]:
-    """Return what a swapped or edited part would change, and the objects in it by address.
+    """Return a tuple that changes if a part is swapped or edited, and the objects in it.
 
-    Modules and their attributes; parameters and buffers as objects, and in eval mode their
-    versions too: an optimizer changes weights at each step, which needs no other look.
+    It holds modules, their attributes, parameters and buffers, and in eval mode the versions of
+    parameters: in train mode an optimizer changes them at each step.
     """
     state: list[Any] = []
     objects: list[Any] = []
@@ -80,7 +80,7 @@ def state_of(program: nn.Module) -> tuple[tuple, list]:
                 if name not in TORCHS_OWN:
                     state.append(value if type(value) in PLAIN else None)
                     objects.append(value)
-        is_norm = isinstance(module, _NormBase)  # moves its buffers in the forward pass
+        is_norm = isinstance(module, _NormBase)  # updates its buffers in the forward pass
         for tensors in (held["_parameters"], held["_buffers"]):
             for tensor in tensors.values():
                 if tensor is not None:

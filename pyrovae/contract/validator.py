@@ -1,10 +1,9 @@
-"""Whether data are what a program takes: the program looked at once, the values every time.
+"""Validation of data: the program is inspected once, the values at every call.
 
-A program says what it requires when it is run on the first two rows (`program.first_look`):
-p(x|z), whose event shape and support the values must have. That is remembered per program,
-shapes, dtype and presence of y and mask, until a part is swapped or edited (`requirements`), so a
-second call looks at the values only. Values are never changed, only cast to the dtype and device
-of the parameters.
+Running the program on the first two rows (`program.first_look`) gives p(x|z), whose event shape
+and support the values must match. The result is cached per program, shapes, dtype and presence of
+y and mask, until a part is swapped or edited (`requirements`); later calls check the values only.
+Values are never changed, only cast to the dtype and device of the parameters.
 """
 
 from collections.abc import Hashable
@@ -56,15 +55,15 @@ def validated(
     Args:
         program: a module with `.model` and `.guide`.
         x, y, mask: as for `fit`.
-        batch_size: B, for training: then all of a Dataset is looked at beforehand. None reads
-            the data in their own order, and looks at a Dataset's rows as they come.
+        batch_size: B, for training: all of a Dataset is checked beforehand. None reads the data
+            in their own order and checks the rows of a Dataset as they are read.
 
     Returns:
         The source; x in the dtype and on the device of the program's parameters.
 
     Raises:
-        DataError: the data do not fit the program; says where, and what to write.
-        ConfigError: the program's own parts do not fit each other.
+        DataError: the data do not fit the program; the message says where.
+        ConfigError: the parts of the program do not fit each other.
 
     Example:
         >>> import pyrovae as pv
@@ -84,14 +83,14 @@ def validated(
 
 
 class Validator:
-    """Checks data against a program, and casts them; sources call it (`data.Validator`).
+    """Checks of data against a program, and their cast; sources call it (`data.Validator`).
 
     Args:
         program: as for `validated`.
 
     Raises:
-        DataError, ConfigError: from its methods; for batches of a loader also where y or mask
-            comes with some batches only, or with another shape.
+        DataError, ConfigError: from its methods; also if y or mask is present only in some
+            batches of a loader, or changes shape.
 
     Example:
         >>> import pyrovae as pv
@@ -107,12 +106,12 @@ class Validator:
     def __init__(self, program: nn.Module):
         self.program = program
         self.requirements: Requirements | None = None
-        self.traces: tuple | None = None  # of a program that is looked at for the first time
+        self.traces: tuple | None = None  # of a program that is inspected now
         self.kind: Any = None
         self.like = like_of(program)
 
     def begin(self, batch: Batch) -> None:
-        """Check the shapes of all columns, and the program where it is not known yet."""
+        """Check the shapes of all columns, and the program if it is not cached."""
         self._check_columns(batch, is_whole=True)
         if batch.y is not None:
             check_is_seen(self.program)
@@ -158,7 +157,7 @@ class Validator:
         return Batch(x.to(device, dtype), y, mask, batch.labels)
 
     def end(self) -> None:
-        """Check the program's densities, after the values: NaN in x is not the encoder's."""
+        """Check the densities of the program, after the values: NaN may come from x."""
         if self.traces:
             check_densities(*self.traces)
             self.traces = None
@@ -170,7 +169,7 @@ class Validator:
         x, y, mask = batch
         if not sees_covariates(self.program):
             check_is_no_mask(y, x)
-            y = None  # labels that a Dataset gives with each image
+            y = None  # labels that come with each image of a Dataset
         given = zip(COLUMNS, (x, y, mask), strict=True)
         batch = Batch(*(None if array is None else as_tensor(array, name) for name, array in given))
         self._check_columns(batch, is_whole=False)
@@ -185,7 +184,7 @@ class Validator:
         return self.cast(batch)
 
     def key(self, batch: Batch) -> Hashable | None:
-        """Return what `check` depends on beside the values; None where it is unknown."""
+        """Return what `check` depends on besides the values; None if that is unknown."""
         density = self.requirements.density
         support = innermost(density.support)
         knows_y = batch.y is not None and bool(knowing_parts(self.program))
@@ -212,7 +211,7 @@ class Validator:
         return bool(support.check(part).all())
 
     def _look(self, batch: Batch) -> None:
-        """Take what is known of the program, or look at it."""
+        """Use the cached requirements, or inspect the program."""
         columns = (None if c is None else (c.shape[1:], c.dtype) for c in batch)
         self.memory = (self.program.training, self.like, *columns)
         state, objects = state_of(self.program)
@@ -231,11 +230,11 @@ class Validator:
         if len(row):
             check_mask_is_seen(self.program, self.cast(batch.rows(row)), self.traces[0])
         else:
-            self.memory = None  # another mask may hide something
+            self.memory = None  # not cached: another mask may hide a cell
 
 
 def _first_rows(batch: Batch) -> Batch:
-    """The first two data, the first one twice where there is one only."""
+    """Return the first two rows; a single row is repeated."""
     if len(batch.x) >= 2:
         return batch.rows(slice(0, 2))
     return batch.rows(torch.zeros(2, dtype=torch.long))

@@ -1,8 +1,9 @@
-"""The one reader of programs: it alone traces, replays and chunks a model and a guide.
+"""The reader of programs: no other room traces, replays or chunks a model and a guide.
 
 terms       log p(z), log p(x|z), log q(z|x) per draw and datum: the one primitive
 joint       a program at fixed data, as functions of its latents
-draws       readings of the traces of all draws of all data, within a byte budget
+draws       numbers from the traces of all draws of all data, within a byte budget
+replay      a program at given latents, and replicates of the data
 chunking    how many draws of how many data are computed at a time
 importance  importance weights, drawn in chunks; pareto: the shape of their tail
 hamiltonian the transition kernel that AIS and HMC share

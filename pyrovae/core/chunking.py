@@ -1,9 +1,8 @@
-"""How much is computed at a time: chunks of draws and data sized from a byte budget.
+"""Chunks of draws and data within a byte budget.
 
-A draw for one datum costs c bytes, the outputs of all operations of decoder and densities
-together. That is measured on one datum, because no formula knows what a user's network
-keeps; it bounds what is alive at any moment from above. Then budget / c pairs of a draw and
-a datum fit at once:
+One draw for one datum costs c bytes: the outputs of all operations of decoder and densities. The
+cost is measured on one datum, since no formula covers custom networks, and is an upper bound on
+the memory in use. Then budget / c pairs of a draw and a datum fit at once:
 
     chunk of draws  ≤ min(K, budget / c),     rows of data ≤ budget / (c · chunk of draws)
 
@@ -28,7 +27,7 @@ GPU_BUDGET = 2**30
 
 
 class Chunk(NamedTuple):
-    """What is computed at once.
+    """A chunk: how much is computed at once.
 
     Attributes:
         draws: how many draws of each datum.
@@ -40,7 +39,7 @@ class Chunk(NamedTuple):
 
 
 def bytes_per_draw(draw: Callable[[int], Any]) -> int:
-    """What one more draw costs: the difference between three draws and two, at least 1.
+    """Return the bytes of one more draw: the difference between three draws and two, at least 1.
 
     Example:
         >>> bytes_per_draw(lambda n: torch.zeros(n, 5) + torch.ones(1))
@@ -50,12 +49,12 @@ def bytes_per_draw(draw: Callable[[int], Any]) -> int:
 
 
 class Budget(NamedTuple):
-    """Bytes for one chunk.
+    """A byte budget for one chunk.
 
     Attributes:
-        num_bytes: what a chunk should take at most.
-        is_limit: whether the caller set it: then one draw of one datum may not take more either.
-            The default is what is fast, not what there is.
+        num_bytes: the most that a chunk should take.
+        is_limit: whether the caller set it; then a single draw of one datum must fit too. The
+            default is chosen for speed and is not a limit.
     """
 
     num_bytes: int
@@ -124,12 +123,12 @@ def chunked(
     Args:
         data: validated.
         num_draws: K, per datum.
-        draw: rows → (n → whatever n draws of these rows make); it is measured on the first row.
+        draw: rows → (n → n draws for these rows); its cost is measured on the first row.
         memory_budget: bytes for one chunk, or None.
         what: the kind of draws, for the error.
-        factor: what one draw takes, as a multiple of the bytes that `draw` makes.
-        is_apart: whether it is measured with random numbers of its own, so that what fits one
-            chunk is drawn as if nothing had been measured.
+        factor: cost of one draw, as a multiple of the bytes that `draw` allocates.
+        is_apart: whether the measurement uses a separate random stream, so that it does not
+            change the draws.
 
     Yields:
         (rows, [s₁, s₂, …]) with Σ s = K.

@@ -1,9 +1,9 @@
-"""What the diagnostics share: traces of guide and model, read in pieces of a byte budget.
+"""Traces of guide and model, read in chunks within a byte budget.
 
-A diagnostic needs a few numbers of each pair of a draw z ~ q(z|x_i) and a datum; the traces
-that give them need a decoder's activations. `over_draws` makes the traces piece by piece and
-keeps the numbers only. Everything runs in eval mode, without gradients, in a random stream
-and a parameter store of its own (`diagnosing`).
+A diagnostic needs a few numbers per draw z ~ q(z|x_i) and datum, while their traces hold all
+activations of the decoder. `over_draws` makes the traces in chunks and keeps only the numbers.
+Everything runs in eval mode and without gradients, with a separate random stream and parameter
+store (`diagnosing`).
 """
 
 import math
@@ -32,7 +32,7 @@ Reading = Callable[[Traces, int], Arrays]
 
 @contextmanager
 def diagnosing(program: nn.Module, seed: int | None) -> Iterator[None]:
-    """Eval mode, no gradients, a random stream of this seed and a parameter store of its own."""
+    """Run in eval mode, without gradients, with this seed and a separate parameter store."""
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
         yield
 
@@ -54,7 +54,7 @@ def over_draws(
         read: (traces, n) → name → (s, n, …), of s draws for n data.
         num_samples: S, draws per datum.
         memory_budget: bytes for one chunk, as for `log_evidence`.
-        is_apart: whether memory is measured with random numbers of its own.
+        is_apart: whether memory is measured with a separate random stream.
 
     Raises:
         MemoryError: one draw of one datum does not fit the budget.
@@ -72,18 +72,18 @@ def over_draws(
 
 
 def concat(parts: list[Arrays], dim: int) -> Arrays:
-    """Name by name, one behind the other along `dim`."""
+    """Concatenate the arrays of each name along `dim`."""
     return {name: torch.cat([part[name] for part in parts], dim) for name in parts[0]}
 
 
 def read_terms(traces: Traces, num_data: int) -> Arrays:
-    """log_prior, log_likelihood and log_guide, (s, n) float64 each."""
+    """Return log_prior, log_likelihood and log_guide, (s, n) float64 each."""
     terms = terms_of(traces, num_data)
     return {name: getattr(terms, name).double() for name in terms._fields[:3]}
 
 
 def read_latents(traces: Traces, num_data: int) -> Arrays:
-    """z: the local latents side by side, (s, n, D), in the order of the model."""
+    """Return "z": the local latents concatenated, (s, n, D), in the order of the model."""
     latents = terms_of(traces, num_data).latents
     local = {n: latents[n] for n in local_latents(traces)}
     return {
@@ -92,12 +92,12 @@ def read_latents(traces: Traces, num_data: int) -> Arrays:
 
 
 def local_latents(traces: Traces) -> list[str]:
-    """The latent sites inside the plate "data", in the order of the model."""
+    """Return the latent sites inside the plate "data", in the order of the model."""
     return [name for name, site in traces.model.iter_stochastic_nodes() if is_local(site)]
 
 
 def latent_names(program: nn.Module, data: Source | Batch) -> tuple[str, ...]:
-    """One name for each latent dimension: "z[0]", "z[1]", …; "y" for a site of one number."""
+    """Return a name per latent dimension: "z[0]", "z[1]", …; "y" for a scalar site."""
     traces = draw_traces(program.model, program.guide, *data.head())
     names = []
     for name in local_latents(traces):
@@ -107,7 +107,7 @@ def latent_names(program: nn.Module, data: Source | Batch) -> tuple[str, ...]:
 
 
 def refuse_unless_vae(program: nn.Module, what: str) -> None:
-    """ConfigError unless the program is a `VAE` whose parts say everything."""
+    """Raise ConfigError unless the program is a `VAE` with its own model and guide."""
     if not is_plain_vae(program):
         raise ConfigError(
             f"{what} calls the prior, encoder and decoder of a VAE, but this is a "
@@ -117,7 +117,7 @@ def refuse_unless_vae(program: nn.Module, what: str) -> None:
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    """log of the mean of exp, along a dimension.
+    """Return the log of the mean of exp along a dimension.
 
     Example:
         >>> log_mean_exp(torch.zeros(4, 2))
@@ -135,9 +135,9 @@ def elbo_terms(
     num_samples: int = 1,
     seed: int | None = 0,
 ) -> ElboTerms:
-    """The terms of the ELBO at draws z ~ q(z|x), in eval mode and without gradients.
+    """Return the terms of the ELBO at draws z ~ q(z|x), in eval mode and without gradients.
 
-    Discrete sites are drawn like the others; nothing is enumerated.
+    Discrete sites are drawn, not enumerated.
 
     Args:
         program: a module with `.model` and `.guide` over one plate "data".
@@ -145,14 +145,14 @@ def elbo_terms(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S, draws per datum.
-        seed: of the draws; None takes a fresh one.
+        seed: random seed; None uses a fresh one.
 
     Returns:
         ElboTerms, arrays (S, N), in nats.
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: num_samples or seed is no such number, or the program's plates differ.
+        ConfigError: num_samples or seed is invalid, or the plates of model and guide differ.
 
     Example:
         >>> import pyrovae as pv
@@ -186,7 +186,7 @@ def guide_terms(program: nn.Module, data: Source | Batch, num_samples: int) -> E
 
 
 def _read_all(traces: Traces, num_data: int) -> Arrays:
-    """The three terms in the program's own dtype, and the latents by site."""
+    """Return the three terms in the dtype of the program, and the latents by site."""
     terms = terms_of(traces, num_data)
     latents = {f"latent {name}": value for name, value in terms.latents.items()}
     return {name: getattr(terms, name) for name in terms._fields[:3]} | latents

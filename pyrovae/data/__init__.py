@@ -1,4 +1,4 @@
-"""The one way in: every container of data becomes a source of batches.
+"""Containers of data, each a source of batches.
 
     tensor, array, data frame, list         ArraySource     in memory, shuffled by index
     numpy.memmap                            MappedSource    read in windows of shuffled blocks
@@ -6,8 +6,8 @@
     map-style Dataset, DataLoader           LoaderSource    checked whole before training
     IterableDataset, iterable of batches    StreamSource    each batch checked in its turn
 
-A container is one file here and one line of `SOURCES`. What a program requires of its data is
-the business of `pyrovae.contract`, whose `validated` opens a source and lets it be checked.
+A new container adds one file here and one line to `SOURCES`. `pyrovae.contract.validated` opens a
+source and checks it against a program.
 """
 
 from types import MappingProxyType
@@ -48,7 +48,7 @@ SOURCES = MappingProxyType(
 
 
 def open_source(x: Any, y: Any = None, mask: Any = None, *, batch_size: int = 128) -> Source:
-    """Return the source of minibatches for any container of data; no value is looked at yet.
+    """Return the source of minibatches for any container; values are not checked yet.
 
     Args:
         x: an array (N, *event), in memory, memory-mapped or scipy sparse; a data frame; a

@@ -39,7 +39,7 @@ class ArraySource(Source):
 
     @classmethod
     def takes(cls, x: Any) -> bool:
-        """Return True: whatever no other source takes is read as an array, or refused as none."""
+        """Return True: other containers are read as arrays, or refused."""
         return True
 
     def accept(self, validator: Validator) -> None:
@@ -61,11 +61,11 @@ class ArraySource(Source):
 
     @property
     def device(self) -> torch.device:
-        """Where the data are."""
+        """The device of the data."""
         return self.preloaded.x.device
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
-        """Start one pass, each datum once, in an order drawn from the global generator."""
+        """Start one pass over the data, in an order drawn from the global generator."""
         if not shuffle:
             return self._in_order_copied(skip, share)
         order = torch.randperm(self.num_data).to(self.device)

@@ -1,7 +1,7 @@
-"""The one carrier of data: the arguments (x, y, mask) of a program, for some rows.
+"""`Batch`, the carrier of data: the arguments (x, y, mask) of a program, for some rows.
 
-A `Batch` unpacks into these three, so `program.model(*batch)` is a call of a program. Where the
-caller's container named its rows and columns, as a data frame does, the names travel with it.
+A batch unpacks into these three: `program.model(*batch)`. The names of rows and columns of a data
+frame travel with it.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ COLUMNS = ("x", "y", "mask")
 
 
 class Labels(NamedTuple):
-    """Names of rows and columns, None where the container has none.
+    """Names of rows and columns; None if the container has none.
 
     Attributes:
         rows: (N,), the index of a data frame.
@@ -36,7 +36,7 @@ class Batch:
     """The arguments of a program: x (B, *event), y (B, …) or None, mask of x's shape or None.
 
     Attributes:
-        x, y, mask: tensors; before validation also rows that are read on demand (`data.rows`).
+        x, y, mask: tensors; before validation possibly rows read on demand (`data.rows`).
         labels: names of rows and columns.
 
     Example:
@@ -98,24 +98,24 @@ class Batch:
         return self.rows(index)
 
     def whole(self) -> "Batch":
-        """Return the batch itself: all there is."""
+        """Return the batch itself."""
         return self
 
     def count(self) -> int:
-        """Return B; a source counts where no length is declared."""
+        """Return B."""
         return self.num_data
 
     @property
     def device(self) -> torch.device:
-        """Where x is."""
+        """The device of x."""
         return self.x.device
 
     def share(self, share: slice) -> "Batch":
-        """Return every W-th row, contiguous: the part of a batch that one process takes."""
+        """Return the rows of one process, contiguous."""
         return self if share == ALL else self.rows(share).map(Tensor.contiguous)
 
     def repeat(self, times: int) -> "Batch":
-        """Return all rows, `times` times over."""
+        """Return all rows, repeated `times` times."""
         return self.rows(torch.arange(self.num_data).repeat(times))
 
     def double(self) -> "Batch":

@@ -84,11 +84,11 @@ class LoaderSource(Source):
         return DataLoader(x, batch_size=batch_size, shuffle=True, collate_fn=_collate)
 
     def watch(self, validator: Validator) -> None:
-        """Let a validator see each batch as it is read."""
+        """Check each batch when it is read."""
         self.validator = validator
 
     def accept(self, validator: Validator) -> None:
-        """Let a validator see all batches before training changes anything."""
+        """Check all batches before training changes anything."""
         self.watch(validator)
         hashes: dict[str, Any] = {}
         sizes = []
@@ -107,7 +107,7 @@ class LoaderSource(Source):
         self.batch_size = max(sizes)
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
-        """Start one pass of the loader; batches that are skipped are read, and dropped unseen."""
+        """Start one pass of the loader; skipped batches are read but not checked."""
         items = self._items(self.loader)
         skipped = [len(batch_of(item).x) for _, item in zip(range(skip), items, strict=False)]
         return (b.share(share) for b in self._checked(items, len(skipped), sum(skipped)))
@@ -143,7 +143,7 @@ class LoaderSource(Source):
     def _checked(
         self, items: Iterator[Any], num_batches: int, num_data: int, *, is_counted: bool = True
     ) -> Iterator[Batch]:
-        """The batches that are left of a pass of which some have been given."""
+        """Yield the remaining batches of a pass, checked."""
         for number, item in enumerate(items, num_batches + 1):
             batch = batch_of(item)
             try:
@@ -157,7 +157,7 @@ class LoaderSource(Source):
             self._end(num_batches, num_data)
 
     def _items(self, loader: DataLoader) -> Iterator[Any]:
-        """What the loader gives; an error of it, or of a worker, named in one line and chained."""
+        """Yield the items of the loader; name its errors in one line and chain them."""
         number = 0
         try:
             for item in loader:
@@ -182,7 +182,7 @@ class LoaderSource(Source):
         )
 
     def _end(self, num_batches: int, num_data: int) -> None:
-        """Raise DataError unless an epoch gave some data, and as many as the one before."""
+        """Raise DataError unless an epoch yielded data, and as many as the one before."""
         if not num_data:
             raise DataError(
                 f"the {self.name} gives no batch (N = 0): there is nothing to learn from.\n"
@@ -244,7 +244,7 @@ class StreamSource(LoaderSource):
         return DataLoader(x, batch_size=batch_size, collate_fn=_collate)
 
     def accept(self, validator: Validator) -> None:
-        """Let a validator see each batch before its step."""
+        """Check each batch before its step."""
         self.watch(validator)
 
     def count(self) -> int:
@@ -262,7 +262,7 @@ class StreamSource(LoaderSource):
 
 
 class _Batches(IterableDataset):
-    """A custom iterable of batches, in torch's words."""
+    """A custom iterable of batches as an IterableDataset."""
 
     def __init__(self, batches: Iterable[Any]):
         self.batches = batches
@@ -336,7 +336,7 @@ def _num_rows(loader: DataLoader) -> int:
 
 
 def batch_of(item: Any) -> Batch:
-    """What a loader gave, as x, y and mask, not checked yet.
+    """Return an item of a loader as x, y and mask, not checked yet.
 
     Raises:
         DataError: a dict without x or with other keys; more than three things in a tuple.
@@ -362,7 +362,7 @@ def batch_of(item: Any) -> Batch:
 
 
 def gives_the_same_again(loader: DataLoader) -> bool:
-    """Whether another pass with the same seed would give the same numbers, as far as one can see.
+    """Return whether another pass with the same seed would probably yield the same numbers.
 
     The order must be one of torch's samplers, or a sequence; and some rows, read twice, equal.
 
@@ -381,7 +381,7 @@ def gives_the_same_again(loader: DataLoader) -> bool:
 
 
 def _some_rows(loader: DataLoader, sampler: Any) -> list[Any]:
-    """Some of what the sampler may ask the Dataset for, spread over all of it."""
+    """Return some of the rows that the sampler may draw, evenly spread."""
     rows = sampler if isinstance(sampler, Sequence) else getattr(sampler, "indices", None)
     rows = range(len(loader.dataset)) if rows is None else rows
     last, number = len(rows) - 1, min(NUM_READ_TWICE, len(rows))
@@ -389,7 +389,7 @@ def _some_rows(loader: DataLoader, sampler: Any) -> list[Any]:
 
 
 def _reads_equal(loader: DataLoader, rows: list[Any]) -> bool:
-    """Whether the rows, read twice in one pass, by one worker if it has some, are equal."""
+    """Return whether rows that are read twice in one pass, by one worker, are equal."""
     has_workers = loader.num_workers > 0
     again = DataLoader(
         loader.dataset,
@@ -414,7 +414,7 @@ def _hashes(item: Any) -> list[str]:
 
 
 def _in_one_line(error: Exception) -> str:
-    """The kind and text of an error; of a worker's, the last line of its traceback."""
+    """Return the type and text of an error; for workers, the last line of the traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[-1] if lines else ""
     kind = type(error).__name__

@@ -1,8 +1,7 @@
-"""Data that stay where they are, a file or a sparse matrix, and are read some rows at a time.
+"""Memory-mapped files and sparse matrices as rows that are read on demand.
 
-`Rows` gives the checks what they ask of a tensor (shape, dtype, slices of rows), so that a
-check written for tensors looks at a 20 GB file too, and names the same place in the same words.
-Nothing is ever written back.
+`Rows` has the part of a tensor's interface that checks use (shape, dtype, slices of rows), so the
+same checks and messages serve a 20 GB file. Nothing is written back.
 """
 
 import mmap
@@ -63,7 +62,7 @@ class MappedRows(Rows):
 
     Args:
         array: (N, *event), of any dtype of numbers, byte order and strides.
-        name: what the caller calls it, for messages.
+        name: its name in messages.
 
     Example:
         >>> import tempfile
@@ -94,9 +93,9 @@ class MappedRows(Rows):
         return status and status.st_size
 
     def facts(self) -> tuple | None:
-        """What tells this part of this file, unchanged, from all others; None where nothing can.
+        """Return what identifies this part of this unchanged file; None if nothing does.
 
-        A map that can be written to may change without a trace in the file's times.
+        A writable map may change without changing the times of the file.
         """
         status = self._status()
         if self.file.mode != "r" or status is None:
@@ -119,10 +118,10 @@ class SparseRows(Rows):
 
     Args:
         matrix: (N, D); one in canonical CSR format is kept as it is, without a copy.
-        name: what the caller calls it, for messages.
+        name: its name in messages.
 
     Raises:
-        DataError: it has not two dimensions.
+        DataError: it does not have two dimensions.
 
     Example:
         >>> import scipy.sparse
@@ -148,7 +147,7 @@ class SparseRows(Rows):
 
 
 def mapped_file(array: Any) -> np.memmap | None:
-    """The `numpy.memmap` that an array looks into, or None where it is in memory.
+    """Return the `numpy.memmap` behind an array, or None if it is in memory.
 
     Example:
         >>> mapped_file(np.zeros(3)) is None
@@ -161,14 +160,14 @@ def mapped_file(array: Any) -> np.memmap | None:
 
 
 def as_rows(value: Any, name: str = "x") -> Tensor | Rows:
-    """`value` as `Rows` where it is memory-mapped or sparse, else as a tensor (`as_tensor`).
+    """Return `value` as `Rows` if it is memory-mapped or sparse, else as a tensor.
 
     Args:
         value: the data, in any container.
-        name: what the caller calls it, for messages.
+        name: its name in messages.
 
     Raises:
-        DataError: no array of numbers.
+        DataError: it is not a numeric array.
 
     Example:
         >>> as_rows([[1, 2]])

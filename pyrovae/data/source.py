@@ -1,11 +1,11 @@
-"""A source of batches: what every container becomes, and what training and methods rely on.
+"""`Source`, the interface of all containers for training and methods.
 
     epoch(shuffle)   one pass of training, in an order drawn from the global generator
     read(rows)       one pass in the data's own order, in chunks of exactly that many rows
     take(index)      some rows by number
 
-Sources know nothing of programs. They hold arrays as the caller has them, until `accept` shows
-them to a validator: it checks every value once, and casts each batch from then on.
+Sources do not depend on programs. They hold the caller's arrays until `accept` passes them to a
+validator, which checks every value once and casts each batch from then on.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from pyrovae.data.batch import ALL, Batch, Labels, concat
 
 
 class Validator(Protocol):
-    """What a source asks of whoever knows the program: `contract.Validator`."""
+    """The checks that a source calls; implemented by `contract.Validator`."""
 
     def begin(self, batch: Batch) -> None:
-        """Check the shapes of all columns, and learn from the first rows what is required."""
+        """Check the shapes of all columns, and inspect the program on the first rows."""
 
     def check(self, batch: Batch, *, first_row: int = 0) -> None:
         """Raise DataError unless every observed value is allowed; places count from first_row."""
@@ -30,20 +30,20 @@ class Validator(Protocol):
         """Return the rows as the program takes them."""
 
     def end(self) -> None:
-        """Check what is checked only after all values were."""
+        """Make the checks that come after those of all values."""
 
     def one_of_many(self, batch: Batch) -> Batch:
-        """Check and cast a batch whose siblings were not seen yet."""
+        """Check and cast one batch of a loader."""
 
     def key(self, batch: Batch) -> Any:
-        """Return what the outcome of `check` depends on beside the values; None if unknown."""
+        """Return what `check` depends on besides the values; None if unknown."""
 
     def allows_stored(self, values: Any, *, has_y: bool) -> bool:
-        """Return whether these values, wherever they lie in x, are allowed."""
+        """Return whether these values are allowed in every cell of x."""
 
 
 class Source:
-    """Data in some container.
+    """Data in a container.
 
     Attributes:
         num_data: N, the number of data in one epoch; None for a stream of unknown length until
@@ -66,7 +66,7 @@ class Source:
         raise NotImplementedError
 
     def accept(self, validator: Validator) -> None:
-        """Let a validator see all of the data, and cast what is given from now on.
+        """Check all of the data by a validator, and cast batches from now on.
 
         Raises:
             DataError: the data do not fit the program.
@@ -74,21 +74,21 @@ class Source:
         raise NotImplementedError
 
     def watch(self, validator: Validator) -> None:
-        """Let a validator see the data at the latest as they are read; nothing is trained."""
+        """Check the data by a validator, at the latest when they are read."""
         self.accept(validator)
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """Start one pass over the data, in an order drawn from the global generator.
 
-        The order is drawn, and the first batches are left out, when this is called, not at the
-        first `next`: afterwards the caller may set the generators to another state.
+        The order is drawn and the first batches are skipped when this is called, not at the first
+        `next`: afterwards the caller may change the state of the generators.
 
         Args:
             shuffle: whether the order is random; a loader decided when it was made.
-            skip: how many batches to leave out. Those that follow are, bit for bit, those
-                of a pass from the same generator state that leaves none out.
-            share: of the rows of each batch, in its order: only these are given, and of data in
-                arrays only these are gathered. It may leave none of a small batch.
+            skip: number of batches to skip. The others are, bit for bit, those of a pass from the
+                same generator state that skips none.
+            share: the rows of each batch to yield; of arrays only these are gathered. None may be
+                left of a small batch.
 
         Raises:
             DataError: while it runs, where a batch does not fit the program; at its end, where
@@ -97,7 +97,7 @@ class Source:
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what tells these data from others: flat, JSON-able; shapes, dtypes, SHA-256."""
+        """Return a flat JSON-serializable record: shapes, dtypes, SHA-256."""
         raise NotImplementedError
 
     def read(self, rows: int) -> Iterator[Batch]:
@@ -147,5 +147,5 @@ class Source:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self.head().x.device

@@ -99,7 +99,7 @@ class TableSource(Source):
             raise
 
     def _stores_allowed_numbers(self, validator: Validator) -> bool:
-        """Whether stored numbers, and 0, are allowed in every cell: then no row is filled in."""
+        """Return whether the stored numbers and 0 are allowed in every cell."""
         x = self.table.x
         if not isinstance(x, SparseRows) or self.table.mask is not None:
             return False
@@ -111,7 +111,7 @@ class TableSource(Source):
         )
 
     def _key(self, validator: Validator) -> Hashable | None:
-        """What the outcome of a pass depends on; None where that is unknown."""
+        """Return what the outcome of a pass depends on; None if that is unknown."""
         key = validator.key(self.table)
         # y in memory is not looked at by a pass
         seen = [c for n, c in self.table.columns.items() if n != "y" or isinstance(c, Rows)]
@@ -215,7 +215,7 @@ class MappedSource(TableSource):
         return self._shuffled(order, skip * self.batch_size, share)
 
     def _shuffled(self, order: BlockOrder, first: int, share: slice) -> Iterator[Batch]:
-        """The batches from place `first` of the order on, a multiple of the batch size."""
+        """Yield batches from position `first` of the order on, a multiple of the batch size."""
         # the window of the epoch before: new memory takes longer to get than to fill
         windows, self.spare = self.spare or self._new_windows(), None
         try:
@@ -254,7 +254,7 @@ def _digest(column: Tensor | Rows) -> str:
 
 
 class _Pass:
-    """A pass over data, equal to another with the same key; it forgets the data once made."""
+    """A pass over data, equal to another one with the same key; it drops the data afterwards."""
 
     def __init__(self, key: Hashable, work: Callable[[], Any]):
         self.key, self.work = key, work
