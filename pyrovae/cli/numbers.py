@@ -9,13 +9,9 @@
 from typing import Any
 
 import pyrovae as pv
+from pyrovae.report import TERMS
 
 NUM_SAMPLES = 10  # draws of z per datum behind each number of the table
-TERMS = {
-    "elbo": "ELBO (higher is better)",
-    "reconstruction": "reconstruction, −E_q[log p(x|z)]",
-    "kl": "KL(q(z|x) ‖ p(z))",
-}
 
 
 def bound_on(vae: Any, x: Any) -> str:
