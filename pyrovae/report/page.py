@@ -87,16 +87,11 @@ def _parts(vae: Any) -> list[dict[str, Any]]:
     parts = {"prior p(z)": vae.prior, "encoder q(z|x)": vae.encoder, "decoder p(x|z)": vae.decoder}
     rows = []
     for role, part in parts.items():
-        density = list(part.children())[-1] if role != "prior p(z)" else part
-        first = (type(density).__doc__ or "").strip().splitlines()
-        rows.append(
-            {
-                "role": role,
-                "name": type(density).__name__,
-                "meaning": first[0] if first else "",
-                "num_parameters": sum(p.numel() for p in part.parameters()),
-            }
-        )
+        density = type(part if part is vae.prior else list(part.children())[-1])
+        meaning = (density.__doc__ or "").strip().partition("\n")[0]
+        size = sum(p.numel() for p in part.parameters())
+        row = {"role": role, "name": density.__name__, "meaning": meaning, "num_parameters": size}
+        rows.append(row)
     return rows
 
 
@@ -108,14 +103,12 @@ def _network(spec: dict[str, Any]) -> str:
 
 
 def _terms(card: dict[str, Any]) -> list[dict[str, Any]]:
-    parts = (card["training"], card["held_out"])
-    return [
-        {
-            "name": name,
-            "numbers": [f"{p[key]['value']:.2f} ± {p[key]['std_error']:.2f}" for p in parts],
-        }
-        for key, name in TERMS.items()
-    ]
+    rows = []
+    for key, name in TERMS.items():
+        numbers = (card[part][key] for part in ("training", "held_out"))
+        texts = [f"{n['value']:.2f} ± {n['std_error']:.2f}" for n in numbers]
+        rows.append({"name": name, "numbers": texts})
+    return rows
 
 
 def _training(card: dict[str, Any]) -> str:
