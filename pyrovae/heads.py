@@ -22,6 +22,8 @@ from pyrovae.errors import ConfigError
 
 MIN_SCALE = 1e-5
 
+EventShape = int | Sequence[int]  # of one datum: a length, or a shape
+
 
 def positive(raw: Tensor) -> Tensor:
     """Map an unconstrained real to a positive scale: softplus(raw) + 1e-5.
@@ -61,7 +63,7 @@ def inverse_positive(scale: Tensor) -> Tensor:
     return s + torch.log(-torch.expm1(-s))
 
 
-def as_event_shape(event_shape: int | Sequence[int], *, name: str = "event_shape") -> torch.Size:
+def as_event_shape(event_shape: EventShape, *, name: str = "event_shape") -> torch.Size:
     """Check the shape of one datum (or one latent) and return it as a torch.Size.
 
     Args:

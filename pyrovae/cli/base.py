@@ -90,11 +90,7 @@ def path_of(text: str) -> Path:
 
 @contextmanager
 def new_file(path: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a temporary path in the same folder, moved to `path` if the block succeeds.
-
-    Raises:
-        ConfigError: the file exists and not force, or the folder does not exist.
-    """
+    """Yield a temporary path in the same folder, moved to `path` if the block succeeds."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, but --out names a file.")
     if path.exists() and not force:
@@ -110,11 +106,7 @@ def new_file(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 def out_path(path: Path, suffixes: tuple[str, ...]) -> Path:
-    """Return the path if its suffix is one of these.
-
-    Raises:
-        ConfigError: it is another.
-    """
+    """Return the path if its suffix is one of these, or raise a ConfigError."""
     if path.suffix.lower() not in suffixes:
         raise ConfigError(
             f"--out {str(path)!r} does not end in {' or '.join(suffixes)}: the ending determines "

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument
 
 import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, path_of, say_json
-from pyrovae.cli.evaluate import DataOption, JsonOption, SeedOption
-from pyrovae.cli.numbers import bound_on
+from pyrovae.cli.numbers import bound_on, with_error
+from pyrovae.cli.options import DataOption, JsonOption, SamplesOption, SeedOption
 from pyrovae.cli.runs import Run, open_run
 from pyrovae.errors import ConfigError, DataError
 
@@ -19,9 +19,7 @@ def compare_command(
         list[Path],
         Argument(parser=path_of, metavar="RUN RUN…", help="Folders made by pyrovae fit."),
     ],
-    num_samples: Annotated[
-        int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
-    ] = 1000,
+    num_samples: SamplesOption = 1000,
     seed: SeedOption = 0,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -50,11 +48,7 @@ def compare_command(
 
 
 def comparison(runs: list[Run], *, num_samples: int, seed: int) -> dict[str, Any]:
-    """Return the rows of `pyrovae compare`, the best first; nats per datum.
-
-    Raises:
-        DataError: the runs were not scored on the same data.
-    """
+    """Return the rows of `pyrovae compare`, the best first; nats per datum."""
     first = runs[0]
     for run in runs[1:]:
         if run.card["data_sha256"]["test"] != first.card["data_sha256"]["test"]:
@@ -64,14 +58,13 @@ def comparison(runs: list[Run], *, num_samples: int, seed: int) -> dict[str, Any
                 "Compare runs on the same data set, split and binarization."
             )
     models = {str(run.folder): run.vae for run in runs}
-    options = {"num_samples": num_samples, "seed": seed}
-    found = pv.diagnostics.compare_priors(models, first.data.test, **options)
+    x = first.data.test
+    found = pv.diagnostics.compare_priors(models, x, num_samples=num_samples, seed=seed)
     priors = {str(run.folder): run.card["settings"]["prior"] for run in runs}
-    bounds = {name: bound_on(vae, first.data.test) for name, vae in models.items()}
-    rows = [_row(row, priors[row.name], bounds[row.name]) for row in found.rows]
+    rows = [_row(row, priors[row.name], bound_on(models[row.name], x)) for row in found.rows]
     return {
         "data": first.data.name,
-        "num_data": len(first.data.test),
+        "num_data": len(x),
         "unit": "nats per datum",
         "estimator": f"importance sampling from q(z|x), K = {num_samples}",
         "runs": rows,
@@ -105,23 +98,18 @@ def show(result: dict[str, Any]) -> None:
         title=f"Held-out {result['data']} (N={result['num_data']})",
         caption=f"nats per datum ± standard error over the data; log p(x) by {result['estimator']}",
     )
-    columns = ("log p(x)", "worse by", "distortion", "information", "prior misfit", "k̂ fails")
-    for name in columns:
+    for name in ("log p(x)", "worse by", "distortion", "information", "prior misfit", "k̂ fails"):
         table.add_column(name, justify="right")
     for row in result["runs"]:
         told = "" if row["is_distinguishable"] else " (not significant)"
-        worse = f"{_pair(row['difference'])}{told}" if row["difference"]["value"] else "best"
+        worse = f"{with_error(row['difference'])}{told}" if row["difference"]["value"] else "best"
         parts = ("reconstruction", "mutual_information", "marginal_kl")
         table.add_row(
             Text(row["run"]),
             row["prior"] + row["bound_on"].removeprefix("log p(x)"),
-            _pair(row["log_px"]),
+            with_error(row["log_px"]),
             worse,
             *(f"{row[part]['value']:.2f}" for part in parts),
             f"{100 * row['share_above_pareto_k']:.1f} %",
         )
     Console(highlight=False).print(table)
-
-
-def _pair(number: dict[str, float]) -> str:
-    return f"{number['value']:.2f} ± {number['std_error']:.2f}"

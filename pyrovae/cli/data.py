@@ -33,24 +33,21 @@ def load(
 ) -> Images:
     """Load the data of this name or file, binarized.
 
-    Args:
-        name: one of DATA_SETS, or a file of images.
-        binarize: "threshold", "sampled" or "none"; None chooses what the likelihood needs.
-        likelihood: only Bernoulli needs pixels in {0, 1}.
-        seed: seed of the split of a file, and of the fixed draw of "sampled".
-
-    Raises:
-        ConfigError: it is neither a data set nor a file.
-        DataError: the file does not hold images, or has values that binarize does not allow.
+    `binarize` None chooses what the likelihood needs; only Bernoulli needs pixels in {0, 1}. The
+    seed is that of the split of a file, and of the fixed draw of "sampled".
     """
     data, split = _grey(name, seed)
-    is_binary = likelihood == "Bernoulli"
-    is_done = data.name == "binarized_mnist" or not is_binary
-    pixels = binarize or ("none" if is_done else "threshold")
+    pixels = binarize or default_pixels(data.name, likelihood)
     gray = (data.train, data.valid, data.test)
-    parts = [None if x is None else _binary(x, pixels, is_binary) for x in gray]
-    fixed = [part.draw(seed) if hasattr(part, "draw") else part for part in parts]
+    parts = [None if x is None else _binary(x, pixels, likelihood) for x in gray]
+    fixed = [_fixed(part, seed) for part in parts]
     return Images(parts[0], *fixed, data.test_labels, data.name, pixels, split)
+
+
+def default_pixels(data: str, likelihood: str) -> str:
+    """Return the binarization that the likelihood needs of this data set, or "none"."""
+    is_done = data == "binarized_mnist" or likelihood != "Bernoulli"
+    return "none" if is_done else "threshold"
 
 
 def _grey(name: str, seed: int) -> tuple[Any, str]:
@@ -87,15 +84,7 @@ def grey_images(path: str) -> tuple[Any, bool]:
 
 
 def rows_of(path: str, run: Any) -> tuple[Any, Any]:
-    """Read images for a run's model, and the mask: true where observed (not NaN).
-
-    Args:
-        path: .npy, .npz or IDX; floats may hold NaN where a pixel is missing.
-        run: from `cli.runs.open_run`; gray images are binarized like its data.
-
-    Raises:
-        DataError: rows do not have the shape of the run's data.
-    """
+    """Read images, binarized like a run's data, and the mask: true where observed (not NaN)."""
     x, _ = grey_images(path)
     shape = tuple(run.vae.spec["event_shape"])
     if tuple(x.shape[1:]) != shape or not len(x):
@@ -103,16 +92,18 @@ def rows_of(path: str, run: Any) -> tuple[Any, Any]:
             f"{path} holds an array of shape {tuple(x.shape)}, but the model of {run.folder} takes "
             f"rows of shape {shape}: (N, {', '.join(map(str, shape))})."
         )
-    mask = ~x.isnan()
-    x = x.nan_to_num(0.0)
-    fixed = _binary(x, run.pixels, run.card["settings"]["likelihood"] == "Bernoulli")
-    return (fixed.draw(run.card["seed"]) if hasattr(fixed, "draw") else fixed), mask
+    binary = _binary(x.nan_to_num(0.0), run.pixels, run.card["settings"]["likelihood"])
+    return _fixed(binary, run.card["seed"]), ~x.isnan()
 
 
-def _binary(x: Any, pixels: str, is_binary: bool) -> Any:
+def _fixed(x: Any, seed: int) -> Any:
+    return x.draw(seed) if isinstance(x, pv.datasets.Sampled) else x
+
+
+def _binary(x: Any, pixels: str, likelihood: str) -> Any:
     if pixels != "none":
         return pv.datasets.binarize(x, pixels)
-    if not is_binary or ((x == 0) | (x == 1)).all():
+    if likelihood != "Bernoulli" or ((x == 0) | (x == 1)).all():
         return x
     raise DataError(
         "--binarize none needs pixels that are 0 or 1, but these have other values "

@@ -1,32 +1,20 @@
 """`pyrovae evaluate`: score a run's model on its held-out data."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
+from typer import Option
 
 import pyrovae as pv
-from pyrovae.cli.base import app, errors_as_exit_codes, file_name, path_of, say_json
-from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, bound_on, elbo_label, estimate
+from pyrovae.cli.base import app, errors_as_exit_codes, say_json
+from pyrovae.cli.numbers import NUM_SAMPLES, bound_on, estimate, labels, with_error
+from pyrovae.cli.options import DataOption, JsonOption, RunFolder, SamplesOption, SeedOption
 from pyrovae.cli.runs import Run, open_run
-
-RunFolder = Annotated[
-    Path, Argument(parser=path_of, metavar="RUN", help="A folder made by pyrovae fit.")
-]
-DataOption = Annotated[
-    str | None,
-    Option(parser=file_name, metavar="FILE", help="The file of the run's data, if it has moved."),
-]
-JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
-SeedOption = Annotated[int, Option(min=0, metavar="N", help="Seed of all draws.")]
 
 
 @app.command("evaluate")
 def evaluate_command(
     folder: RunFolder,
-    num_samples: Annotated[
-        int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
-    ] = 1000,
+    num_samples: SamplesOption = 1000,
     num_data: Annotated[
         int | None, Option(min=2, metavar="N", help="Score at most N held-out data, at random.")
     ] = None,
@@ -112,11 +100,10 @@ def show(result: dict[str, Any]) -> None:
         f"datum, log p(x) by {log_px['estimator']} (error of its draws {log_px['draw_error']:.3f})",
     )
     table.add_column("value", justify="right")
-    labels = {**TERMS, "elbo": elbo_label(result["bound_on"])}
-    rows = {name: result[key] for key, name in labels.items()}
+    rows = {name: result[key] for key, name in labels(result["bound_on"]).items()}
     rows[f"evidence, {result['bound_on']} (higher is better)"] = log_px
     for name, number in rows.items():
-        table.add_row(Text(name), f"{number['value']:.2f} ± {number['std_error']:.2f}")
+        table.add_row(Text(name), with_error(number))
     table.add_row("active units", f"{active['value']} of {active['of']}")
     percent, error = 100 * share["value"], 100 * share["std_error"]
     table.add_row(f"data with k̂ > {share['threshold']:.2f}", f"{percent:.1f} ± {error:.1f} %")

@@ -28,7 +28,7 @@ from typer import Option
 import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, file_name, path_of
 from pyrovae.cli.data import DATA_SETS, PIXELS, Images, load
-from pyrovae.cli.numbers import NUM_SAMPLES, TERMS, bound_on, elbo_label, estimate
+from pyrovae.cli.numbers import NUM_SAMPLES, bound_on, estimate, labels, with_error
 from pyrovae.errors import CheckpointError, ConfigError
 
 SETTINGS = "settings.json"
@@ -198,17 +198,15 @@ def run(settings: Settings, *, resumed: Path | None = None) -> None:
     from pyrovae.runtime.process_group import is_first
 
     start = time.perf_counter()
-    seed = seed_number(settings.seed)
-    data = load(
-        settings.data, binarize=settings.binarize, likelihood=settings.likelihood, seed=seed
-    )
-    sizes = {"latent_dim": settings.latent_dim, "hidden": settings.hidden}
-    parts = {k: getattr(settings, k) for k in ("prior", "guide", "likelihood", "network")}
-    vae = pv.build(data.train.shape[1:], **parts, **sizes, data=data.train, seed=seed)
-    with run_folder(settings.out, data.name, is_resumed=resumed is not None) as folder:
-        if resumed is None and is_first():
+    seed, is_resumed = seed_number(settings.seed), resumed is not None
+    how = {"binarize": settings.binarize, "likelihood": settings.likelihood}
+    data = load(settings.data, **how, seed=seed)
+    names = ("prior", "guide", "likelihood", "network", "latent_dim", "hidden")
+    parts = {name: getattr(settings, name) for name in names}
+    vae = pv.build(data.train.shape[1:], **parts, data=data.train, seed=seed)
+    with run_folder(settings.out, data.name, is_resumed=is_resumed) as folder:
+        if not is_resumed and is_first():
             write_json(folder / SETTINGS, plain(settings))
-        is_resumed = resumed is not None
         history, is_interrupted = trained(settings, vae, data, folder, is_resumed=is_resumed)
         if not is_first():
             return
@@ -291,10 +289,9 @@ def pictures(vae: Any, data: Images, history: Any, seed: int, prior: str) -> dic
     """Draw the figures by file name; image grids only if the data are images."""
     import torch
 
-    from pyrovae.handlers import evaluation
-    from pyrovae.runtime.random_stream import RandomStream
+    from pyrovae.core.draws import diagnosing
 
-    with RandomStream(seed), evaluation(vae):
+    with diagnosing(vae, seed):
         rows = torch.randperm(len(data.test))[:3000]  # more points would hide each other
         codes = _mean(vae.encode(data.test[rows]))
         samples = vae.decode(vae.prior().expand([64]).sample()).mean
@@ -323,6 +320,7 @@ def _mean(q_z: Any) -> Any:
 
 def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[str, Any]:
     """Return the contents of summary.json: settings, versions, numbers with unit, history."""
+    packages = {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
     return {
         "data": data.name,
         "pixels": PIXELS[data.pixels],
@@ -335,7 +333,7 @@ def summary(settings: Settings, vae: Any, data: Images, history: Any) -> dict[st
         "seed": history.seed,
         "engine": history.engine,
         "settings": plain(settings),
-        "versions": versions(),
+        "versions": {"pyrovae": pv.__version__, **packages, "python": platform.python_version()},
         "best_epoch": history.best_epoch,
         "history": [epoch._asdict() for epoch in history.epochs],
     }
@@ -364,12 +362,6 @@ def command_line() -> str:
     return shlex.join(["pyrovae", *sys.argv[1:]]) if is_ours else "pyrovae fit (from Python)"
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that numbers depend on."""
-    packages = {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
-    return {"pyrovae": pv.__version__, **packages, "python": platform.python_version()}
-
-
 def show(result: dict[str, Any], folder: Path) -> None:
     """Print the table of the ELBO's terms, how they were obtained, and the files."""
     from rich.console import Console
@@ -381,13 +373,13 @@ def show(result: dict[str, Any], folder: Path) -> None:
     table = Table("nats per datum", title=f"VAE on {result['data']}", caption=caption)
     for name, part in parts.items():
         table.add_column(f"{name} (N={part['num_data']})", justify="right")
-    for key, name in {**TERMS, "elbo": elbo_label(result["bound_on"])}.items():
-        numbers = (part[key] for part in parts.values())
-        table.add_row(Text(name), *(f"{n['value']:.2f} ± {n['std_error']:.2f}" for n in numbers))
+    for key, name in labels(result["bound_on"]).items():
+        table.add_row(Text(name), *(with_error(part[key]) for part in parts.values()))
     settings, beta = result["settings"], result["settings"]["beta"]
     epochs = str(len(result["history"]))
     if result["history"][-1]["validation_elbo"] is not None:
         epochs += f", weights of epoch {result['best_epoch']} (best validation ELBO)"
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     facts = {
         "pixels": result["pixels"],
         "held out": result["held_out_is"],
@@ -395,9 +387,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
         "parts": f"{settings['prior']}, {settings['guide']}, {settings['likelihood']}",
         "trained": f"with β = {beta:g}{'' if beta == 1 else '; the ELBO above is that of β = 1'}",
         "epochs": f"{epochs}; seed {result['seed']}; {result['seconds']:.0f} s in total",
-        "wrote": "\n         ".join(
-            str(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "lock"
-        ),
+        "wrote": "\n         ".join(str(path) for path in files if path.name != "lock"),
     }
     console = Console(highlight=False)
     console.print(table)

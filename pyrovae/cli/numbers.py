@@ -9,13 +9,9 @@
 from typing import Any
 
 import pyrovae as pv
+from pyrovae.report import TERMS
 
 NUM_SAMPLES = 10  # draws of z per datum behind each number of the table
-TERMS = {
-    "elbo": "ELBO (higher is better)",
-    "reconstruction": "reconstruction, −E_q[log p(x|z)]",
-    "kl": "KL(q(z|x) ‖ p(z))",
-}
 
 
 def bound_on(vae: Any, x: Any) -> str:
@@ -26,20 +22,19 @@ def bound_on(vae: Any, x: Any) -> str:
     return terms.bound_on(*trace_once(vae, x[:1]))
 
 
-def elbo_label(bound: str) -> str:
-    """Return the ELBO's label, with the model that it bounds if that is a relaxed one."""
-    return TERMS["elbo"].replace("ELBO", "ELBO" + bound.removeprefix("log p(x)"))
+def labels(bound: str) -> dict[str, str]:
+    """Return the label of each term, the ELBO's with the model it bounds if a relaxed one."""
+    elbo = TERMS["elbo"].replace("ELBO", "ELBO" + bound.removeprefix("log p(x)"))
+    return {**TERMS, "elbo": elbo}
+
+
+def with_error(number: dict[str, float]) -> str:
+    """Format value ± standard error, in nats."""
+    return f"{number['value']:.2f} ± {number['std_error']:.2f}"
 
 
 def estimate(vae: Any, x: Any, seed: int, *, num_samples: int | None = None) -> dict[str, Any]:
-    """Estimate ELBO, reconstruction and KL of x, in nats per datum, with standard errors.
-
-    Args:
-        vae: the model.
-        x: (N, *event).
-        seed: of the draws.
-        num_samples: S ≥ 2, draws of z per datum; NUM_SAMPLES by default.
-    """
+    """Estimate the terms of x (N, *event), nats per datum, with errors, from S ≥ 2 draws of z."""
     import torch
 
     num_samples = num_samples or NUM_SAMPLES
@@ -50,7 +45,5 @@ def estimate(vae: Any, x: Any, seed: int, *, num_samples: int | None = None) -> 
     draw_error = variance.sum(1).sqrt() / len(x)
     columns = torch.stack([value, spread, draw_error], 1).tolist()
     names = ("value", "std_error", "draw_error")
-    return {"num_data": len(x)} | {
-        term: dict(zip(names, numbers, strict=True))
-        for term, numbers in zip(TERMS, columns, strict=True)
-    }
+    numbers = (dict(zip(names, column, strict=True)) for column in columns)
+    return {"num_data": len(x), **dict(zip(TERMS, numbers, strict=True))}

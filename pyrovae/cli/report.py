@@ -9,7 +9,7 @@ from typer import Option
 
 import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, new_file, out_path, path_of, say_json
-from pyrovae.cli.evaluate import DataOption, RunFolder, SeedOption
+from pyrovae.cli.options import DataOption, ForceOption, RunFolder, SamplesOption, SeedOption
 from pyrovae.cli.runs import Run, open_run
 
 SYMBOLS = {"fine": "ok", "look": "look", "problem": "PROBLEM", "unknown": "?"}
@@ -21,13 +21,11 @@ def report_command(
     out: Annotated[
         Path | None, Option(parser=path_of, metavar="FILE", help="RUN/report.html by default.")
     ] = None,
-    num_samples: Annotated[
-        int, Option(min=21, metavar="K", help="Draws of z per datum, for log p(x).")
-    ] = 1000,
+    num_samples: SamplesOption = 1000,
     seed: SeedOption = 0,
     data: DataOption = None,
     as_json: Annotated[bool, Option("--json", help="Also print the verdicts as JSON.")] = False,
-    force: Annotated[bool, Option("--force", help="Replace an existing file.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Write one HTML page about a run: what it is, and whether to trust it.
 
@@ -67,36 +65,20 @@ def written(run: Run, *, num_samples: int, seed: int) -> tuple[tuple[Any, ...], 
     from pyrovae.report.page import render
     from pyrovae.report.verdicts import verdicts
 
-    settings = run.card["settings"]
-    training = Training(settings["beta"], settings["batch_size"], settings["learning_rate"])
+    vae, card, data = run.vae, run.card, run.data
+    training = Training(**{name: card["settings"][name] for name in Training._fields})
     options = {"training": training, "num_samples": num_samples, "seed": seed}
-    found = examine(run.vae, run.data.train, test=run.data.test, **options)
-    judged = verdicts(found, beta=settings["beta"])
-    labels = run.data.test_labels
-    drawn = pictures(
-        run.vae,
-        found,
-        history=_columns(run.card["history"]),
-        labels=None if labels is None else labels[found.rows],
-        seed=seed,
-    )
-    made = (
-        f"pyrovae {pv.__version__}, {datetime.now():%Y-%m-%d %H:%M}; diagnostics with seed {seed}."
-    )
-    page = render(
-        run.card,
-        run.vae,
-        found=found,
-        judged=judged,
-        pictures=drawn,
-        folder=str(run.folder),
-        footer=made,
-    )
-    return judged, page
-
-
-def _columns(history: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [epoch[name] for epoch in history] for name in history[0]}
+    found = examine(vae, data.train, test=data.test, **options)
+    judged = verdicts(found, beta=training.beta)
+    history = {name: [epoch[name] for epoch in card["history"]] for name in card["history"][0]}
+    labels = None if data.test_labels is None else data.test_labels[found.rows]
+    drawn = pictures(vae, found, history=history, labels=labels, seed=seed)
+    now = f"{datetime.now():%Y-%m-%d %H:%M}"
+    about = {
+        "folder": str(run.folder),
+        "footer": f"pyrovae {pv.__version__}, {now}; diagnostics with seed {seed}.",
+    }
+    return judged, render(card, vae, found=found, judged=judged, pictures=drawn, **about)
 
 
 def show(judged: tuple[Any, ...], target: Path) -> None:

@@ -3,39 +3,24 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyrovae.cli.data import DATA_SETS, Images, load
+from pyrovae.cli.data import DATA_SETS, Images, default_pixels, load
 from pyrovae.errors import DataError
 
 
 class Run(NamedTuple):
-    """An opened run.
-
-    Attributes:
-        folder: its path.
-        card: the contents of summary.json.
-        vae: the model.
-        pixels: how its gray images were binarized: "threshold", "sampled" or "none".
-        data: its data; None if not requested.
-    """
+    """An opened run."""
 
     folder: Path
-    card: dict[str, Any]
+    card: dict[str, Any]  # the contents of summary.json
     vae: Any
-    pixels: str
-    data: Images | None
+    pixels: str  # how its gray images were binarized: "threshold", "sampled" or "none"
+    data: Images | None  # None if not requested
 
 
 def open_run(folder: Path, *, with_data: bool = True, data: str | None = None) -> Run:
-    """Open the run in a folder.
+    """Open the run in a folder, and its data, which must be those that it was trained on.
 
-    Args:
-        folder: made by `pyrovae fit --out`.
-        with_data: also load its data, which must be those that it was trained on.
-        data: the file of the data, if it has moved.
-
-    Raises:
-        ConfigError, CheckpointError: the folder is not a run, or is damaged.
-        DataError: the data are missing or different.
+    `data` is their file, if it has moved.
     """
     import pyrovae as pv
     from pyrovae.report.card import MODEL, data_hashes, read_card
@@ -43,7 +28,7 @@ def open_run(folder: Path, *, with_data: bool = True, data: str | None = None) -
     card = read_card(folder)
     vae = pv.load(folder / MODEL)
     settings = card["settings"]
-    pixels = settings["binarize"] or _default_pixels(card)
+    pixels = settings["binarize"] or default_pixels(card["data"], settings["likelihood"])
     if not with_data:
         return Run(folder, card, vae, pixels, None)
     name = data or _place(card)
@@ -59,11 +44,6 @@ def open_run(folder: Path, *, with_data: bool = True, data: str | None = None) -
             "The run's numbers do not apply to these. Give the right file with --data."
         )
     return Run(folder, card, vae, pixels, images)
-
-
-def _default_pixels(card: dict[str, Any]) -> str:
-    is_done = card["data"] == "binarized_mnist" or card["settings"]["likelihood"] != "Bernoulli"
-    return "none" if is_done else "threshold"
 
 
 def _place(card: dict[str, Any]) -> str:

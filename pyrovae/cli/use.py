@@ -9,14 +9,9 @@ from typer import Argument, Option
 import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, file_name, new_file, out_path, path_of
 from pyrovae.cli.data import rows_of
-from pyrovae.cli.evaluate import DataOption, RunFolder, SeedOption
+from pyrovae.cli.options import DataOption, ForceOption, RunFolder, SeedOption
 from pyrovae.cli.runs import open_run
 from pyrovae.errors import ConfigError, DataError
-
-Force = Annotated[bool, Option("--force", help="Replace an existing file.")]
-File = Annotated[
-    str, Argument(parser=file_name, metavar="FILE", help="Images: .npy, .npz or IDX, (N, *event).")
-]
 
 
 @app.command("sample")
@@ -27,7 +22,7 @@ def sample_command(
     ],
     num: Annotated[int, Option("-n", "--num", min=1, metavar="N", help="Number of draws.")] = 64,
     seed: SeedOption = 0,
-    force: Force = False,
+    force: ForceOption = False,
 ) -> None:
     """Draw new data from a run's model: z ~ p(z), x ~ p(x|z).
 
@@ -40,14 +35,12 @@ def sample_command(
       pyrovae sample runs/mnist -n 1000 --out samples.npz
     """
     with errors_as_exit_codes():
-        from pyrovae.checks import seed_number
-        from pyrovae.handlers import evaluation
-        from pyrovae.runtime.random_stream import RandomStream
+        from pyrovae.core.draws import diagnosing
 
         is_picture = out_path(out, (".png", ".npz")).suffix.lower() == ".png"
         run = open_run(folder, with_data=False)
         with new_file(out, force=force) as path:
-            with RandomStream(seed_number(seed)), evaluation(run.vae):
+            with diagnosing(run.vae, seed):
                 z = run.vae.prior().expand([num]).sample()
                 p_x = run.vae.decode(z)
                 mean, x = p_x.mean, p_x.sample()
@@ -89,7 +82,7 @@ def encode_command(
     ] = 0,
     seed: SeedOption = 0,
     data: DataOption = None,
-    force: Force = False,
+    force: ForceOption = False,
 ) -> None:
     """Write the codes of data: mean and scale of q(z|x), and draws.
 
@@ -110,8 +103,7 @@ def encode_command(
         arrays, origin = codes(run.vae, x, mask, num_draws=num_draws, seed=seed)
         with new_file(out, force=force) as path:
             if is_netcdf:
-                about = {"run": str(folder), "moments": origin, "seed": seed}
-                _write_netcdf(path, arrays, about)
+                _write_netcdf(path, arrays, {"run": str(folder), "moments": origin, "seed": seed})
             else:
                 _write_npz(path, **arrays)
         shape = tuple(arrays["mean"].shape)
@@ -119,20 +111,10 @@ def encode_command(
 
 
 def codes(vae: Any, x: Any, mask: Any, *, num_draws: int, seed: int) -> tuple[dict[str, Any], str]:
-    """Return mean, scale (N, D), draws (S, N, D) if requested, and the origin of the moments.
+    """Return mean, scale (N, D), draws (S, N, D) if requested, and the origin of the moments."""
+    from pyrovae.core.draws import diagnosing
 
-    Args:
-        vae: the model.
-        x: (N, *event).
-        mask: of x's shape, true where x is observed, or None.
-        num_draws: S.
-        seed: random seed.
-    """
-    from pyrovae.checks import seed_number
-    from pyrovae.handlers import evaluation
-    from pyrovae.runtime.random_stream import RandomStream
-
-    with RandomStream(seed_number(seed)), evaluation(vae):
+    with diagnosing(vae, seed):
         q = vae.encode(x, mask=mask)
         try:
             mean, scale, origin = q.mean, q.variance.sqrt(), "of q(z|x) itself"
@@ -148,9 +130,8 @@ def codes(vae: Any, x: Any, mask: Any, *, num_draws: int, seed: int) -> tuple[di
 def _write_netcdf(path: Path, arrays: dict[str, Any], about: dict[str, Any]) -> None:
     import xarray
 
-    dims = {"mean": ("datum", "latent"), "scale": ("datum", "latent")}
-    dims["draws"] = ("draw", "datum", "latent")
-    values = {n: (dims[n], t.detach().cpu().numpy()) for n, t in arrays.items()}
+    dims = ("draw", "datum", "latent")
+    values = {n: (dims[-t.dim() :], t.detach().cpu().numpy()) for n, t in arrays.items()}
     # netCDF 3 through scipy, which scikit-learn requires; HDF5 would need another package
     xarray.Dataset(values, attrs=about).to_netcdf(path, engine="scipy")
 
@@ -158,14 +139,17 @@ def _write_netcdf(path: Path, arrays: dict[str, Any], about: dict[str, Any]) -> 
 @app.command("impute")
 def impute_command(
     folder: RunFolder,
-    file: File,
+    file: Annotated[
+        str,
+        Argument(parser=file_name, metavar="FILE", help="Images: .npy, .npz or IDX, (N, *event)."),
+    ],
     out: Annotated[Path, Option(parser=path_of, metavar="FILE", help="Arrays .npz.")],
     num_samples: Annotated[int, Option(min=1, metavar="S", help="Draws per datum.")] = 100,
     num_proposals: Annotated[
         int, Option(min=21, metavar="K", help="Draws of q(z|x) to resample from.")
     ] = 10_000,
     seed: SeedOption = 0,
-    force: Force = False,
+    force: ForceOption = False,
 ) -> None:
     """Fill in missing pixels (NaN in FILE) with draws of p(x_missing | x_observed).
 

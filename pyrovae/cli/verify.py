@@ -19,8 +19,8 @@ import typer
 from typer import Option
 
 from pyrovae.cli.base import app, errors_as_exit_codes, say_json
-from pyrovae.cli.evaluate import DataOption, JsonOption, RunFolder
 from pyrovae.cli.numbers import TERMS, estimate
+from pyrovae.cli.options import DataOption, JsonOption, RunFolder
 from pyrovae.cli.runs import Run, open_run
 
 LIMIT = 3.0  # standard errors of the difference

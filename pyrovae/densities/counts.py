@@ -22,12 +22,7 @@ from pyrovae.densities.elementwise import Elementwise
 
 
 def stirling(n: Tensor) -> Tensor:
-    """Return log Γ(n + 1) − n log n + n for n ≥ 0: 0 at n = 0, ≈ ½ log(2πn) for large n.
-
-    Example:
-        >>> stirling(torch.tensor([0.0, 1.0, 1e8]))
-        tensor([ 0.0000,  1.0000, 10.1293])
-    """
+    """Return log Γ(n + 1) − n log n + n for n ≥ 0: 0 at n = 0, ≈ ½ log(2πn) for large n."""
     small, large = n.clamp(max=16.0), n.clamp(min=16.0)
     direct = torch.lgamma(small + 1) - torch.xlogy(small, small) + small
     square = 1 / large**2
@@ -39,18 +34,9 @@ def stirling(n: Tensor) -> Tensor:
 
 
 def deviance(x: Tensor, mean: Tensor, log_mean: Tensor, excess: Tensor) -> Tensor:
-    """Return x log(x / m) + m − x ≥ 0, with 0 log 0 = 0.
+    """Return x log(x / m) + m − x ≥ 0, with 0 log 0 = 0, for counts x ≥ 0.
 
-    Args:
-        x: counts ≥ 0.
-        mean: m ≥ 0.
-        log_mean: log m, finite even where m underflows to 0.
-        excess: x − m, as accurately as the caller can compute it.
-
-    Example:
-        >>> x, m = torch.tensor([0.0, 11.0]), torch.tensor([0.5, 10.0])
-        >>> deviance(x, m, m.log(), x - m)
-        tensor([0.5000, 0.0484])
+    log m is finite even where m underflows to 0, and x − m as accurate as the caller can make it.
     """
     is_near = excess.abs() < 0.5 * mean
     m, u = torch.where(is_near, mean, 1.0), torch.where(is_near, excess, 0.0)

@@ -58,9 +58,8 @@ class LogitVector(TorchDistribution):
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        new = self._with_logits(
-            self.logits.expand(*batch_shape, *self.logits.shape[-self.num_event_dims :])
-        )
+        rows = self.logits.shape[-self.num_event_dims :]
+        new = self._with_logits(self.logits.expand(*batch_shape, *rows))
         new._validate_args = self._validate_args
         return new
 
@@ -168,11 +167,7 @@ class OneHotVector(LogitVector):
 
 
 def check_joint_values(num_values: int, num_latents: int) -> None:
-    """Raise ConfigError if num_values ^ num_latents exceeds 4,096.
-
-    Example:
-        >>> check_joint_values(2, 12)
-    """
+    """Raise ConfigError if num_values ^ num_latents exceeds 4,096."""
     total = num_values**num_latents
     if total > MAX_JOINT_VALUES:
         raise ConfigError(
@@ -198,15 +193,7 @@ def _kl_one_hot(q: OneHotVector, p: OneHotVector) -> Tensor:
 
 
 def block_shape(latent_dim: int, num_categories: int | None) -> torch.Size:
-    """Return (L, K) for z of latent_dim = L·K numbers; by default one block, K = latent_dim.
-
-    Raises:
-        ConfigError: an argument is not a whole number ≥ 2, or K does not divide latent_dim.
-
-    Example:
-        >>> block_shape(6, 3), block_shape(6, None)
-        (torch.Size([2, 3]), torch.Size([1, 6]))
-    """
+    """Return (L, K) for z of latent_dim = L·K numbers; by default one block, K = latent_dim."""
     latent_dim = whole_number(latent_dim, "latent_dim", 2)
     k = whole_number(latent_dim if num_categories is None else num_categories, "num_categories", 2)
     if latent_dim % k:
@@ -219,15 +206,7 @@ def block_shape(latent_dim: int, num_categories: int | None) -> torch.Size:
 
 
 def bernoulli_logits(probs: float | Tensor | Sequence[float], latent_dim: int) -> Tensor:
-    """Return the logits log p/(1 − p), (D,), of the probabilities of z_j = 1.
-
-    Raises:
-        ConfigError: a probability is not inside (0, 1), or their number is not 1 or D.
-
-    Example:
-        >>> bernoulli_logits(0.5, 2)
-        tensor([0., 0.])
-    """
+    """Return the logits log p/(1 − p), (D,), of the probabilities of z_j = 1, one or D of them."""
     probs = torch.as_tensor(probs, dtype=torch.get_default_dtype())
     if probs.shape not in (torch.Size(), torch.Size([latent_dim])):
         raise ConfigError(
@@ -239,15 +218,7 @@ def bernoulli_logits(probs: float | Tensor | Sequence[float], latent_dim: int) -
 
 
 def categorical_logits(probs: Tensor | Sequence | None, shape: torch.Size) -> Tensor:
-    """Return the logits log p, (L, K), of the categories' probabilities; None is uniform.
-
-    Raises:
-        ConfigError: probs is not (K,) or (L, K), inside (0, 1) and summing to 1.
-
-    Example:
-        >>> categorical_logits([0.25, 0.75], torch.Size([1, 2])).exp()
-        tensor([[0.2500, 0.7500]])
-    """
+    """Return the logits log p, (L, K), of probabilities (K,) or (L, K); None is uniform."""
     if probs is None:
         return torch.zeros(shape)
     probs = torch.as_tensor(probs, dtype=torch.get_default_dtype())

@@ -14,15 +14,6 @@ class RemembersDraw:
 
     Its value and its total derivative along z = f(u) equal those of f⁻¹. For ∂ log q / ∂z
     alone, evaluate at `z.detach().requires_grad_()`.
-
-    Example:
-        >>> class Unit(RemembersDraw):
-        ...     def rsample(self):
-        ...         return self._remember(torch.zeros(1), torch.tensor(-1.0))
-        >>> q = Unit()
-        >>> with torch.no_grad():
-        ...     q._remembered(q.rsample()), q._remembered(torch.zeros(1))
-        (tensor(-1.), None)
     """
 
     _drawn: Tensor | None = None

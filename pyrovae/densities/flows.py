@@ -176,15 +176,7 @@ def spline(
 
 
 def flow_named(flow: str | Flow) -> Flow:
-    """Return the flow constructor of this name; any other function is returned unchanged.
-
-    Raises:
-        ConfigError: the name is unknown.
-
-    Example:
-        >>> flow_named("coupling") is coupling
-        True
-    """
+    """Return the flow constructor of this name; any other function is returned unchanged."""
     named = {"autoregressive": autoregressive, "coupling": coupling, "spline": spline}
     if callable(flow) or flow in named:
         return named.get(flow, flow) if isinstance(flow, str) else flow
@@ -195,13 +187,7 @@ def flow_named(flow: str | Flow) -> Flow:
 
 
 def located(transform: Transform, loc: Tensor, scale: Tensor) -> Transform:
-    """Return the transform u → loc + scale · f(u), for loc and scale (*B, D).
-
-    Example:
-        >>> f = coupling(2).transform()
-        >>> located(f, torch.ones(2), torch.ones(2)).inv(torch.ones(7, 2)).shape
-        torch.Size([7, 2])
-    """
+    """Return the transform u → loc + scale · f(u), for loc and scale (*B, D)."""
     affine = AffineTransform(loc, scale, event_dim=1)
     return _zuko().transforms.ComposedTransform(transform, affine)
 

@@ -42,10 +42,8 @@ class Mixture(dist.MixtureSameFamily):
     def __init__(self, weights: dist.Categorical, components: dist.Distribution, **settings):
         super().__init__(weights, components, **settings)
         base = getattr(components, "base_dist", None)
-        is_diagonal = type(base) is dist.Normal and components.batch_shape.numel() == len(
-            weights.logits
-        )
-        self.normal = base if is_diagonal else None
+        is_single = components.batch_shape.numel() == len(weights.logits)
+        self.normal = base if type(base) is dist.Normal and is_single else None
         self.log_pi = weights.logits.log_softmax(-1)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Mixture":
@@ -69,12 +67,7 @@ class Mixture(dist.MixtureSameFamily):
 
 
 def diagonal_log_probs(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """Return log N(z; μ_k, diag σ_k²) for every k, in nats: (*S, D), (K, D), (K, D) → (*S, K).
-
-    Example:
-        >>> diagonal_log_probs(torch.zeros(5, 2), torch.zeros(3, 2), torch.ones(3, 2))[0]
-        tensor([-1.8379, -1.8379, -1.8379])
-    """
+    """Return log N(z; μ_k, diag σ_k²) for every k, in nats: (*S, D), (K, D), (K, D) → (*S, K)."""
     center = loc.detach().mean(0)  # leaves distances unchanged and reduces cancellation
     z, loc = z - center, loc - center
     precision = scale**-2

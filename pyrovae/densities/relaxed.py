@@ -187,27 +187,12 @@ def max_logit(temperature: float) -> float:
 
     The Gumbel noise of two categories differs by less than 21 in float32, so that
     log z ≥ −(2 B + 21)/T = −80, above −87 for the smallest float.
-
-    Args:
-        temperature: T ≥ 0.4.
-
-    Example:
-        >>> round(max_logit(0.5), 3)
-        9.5
     """
     return (80 * temperature - 21) / 2
 
 
 def relaxed_temperature(temperature: float) -> float:
-    """Return T if it is ≥ 0.4, where float32 can represent draws and their density.
-
-    Raises:
-        ConfigError: T is not a finite number ≥ 0.4.
-
-    Example:
-        >>> relaxed_temperature(0.5)
-        0.5
-    """
+    """Return T if it is ≥ 0.4, where float32 can represent draws and their density."""
     if real_number(temperature, "temperature", above=0.0) < MIN_TEMPERATURE:
         raise ConfigError(
             f"temperature = {temperature:g}, but a relaxed latent needs {MIN_TEMPERATURE} or more: "

@@ -29,15 +29,7 @@ from pyrovae.errors import ConfigError
 
 
 def sphere_dim(latent_dim: int) -> int:
-    """Return D ≥ 2, the number of coordinates of a point on the sphere S^(D−1).
-
-    Raises:
-        ConfigError: latent_dim is not a whole number ≥ 2.
-
-    Example:
-        >>> sphere_dim(3)
-        3
-    """
+    """Return D ≥ 2, the number of coordinates of a point on the sphere S^(D−1)."""
     if whole_number(latent_dim, "latent_dim", 1) < 2:
         raise ConfigError(
             "latent_dim = 1, but the sphere in R¹ is two points, ±1, and has no density.\n"
@@ -47,12 +39,7 @@ def sphere_dim(latent_dim: int) -> int:
 
 
 def log_area(dim: int) -> float:
-    """Return log A = log 2 + (D/2) log π − log Γ(D/2), A the area of S^(D−1).
-
-    Example:
-        >>> round(math.exp(log_area(3)) / math.pi, 6)
-        4.0
-    """
+    """Return log A = log 2 + (D/2) log π − log Γ(D/2), A the area of S^(D−1)."""
     return math.log(2.0) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
@@ -79,13 +66,8 @@ class HypersphericalUniform(TorchDistribution):
         super().__init__(torch.Size(batch_shape), torch.Size([dim]), validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        new = HypersphericalUniform(
-            self.dim,
-            batch_shape,
-            dtype=self._zero.dtype,
-            device=self._zero.device,
-            validate_args=False,
-        )
+        like = {"dtype": self._zero.dtype, "device": self._zero.device}
+        new = HypersphericalUniform(self.dim, batch_shape, **like, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -149,11 +131,8 @@ class PowerSpherical(TorchDistribution):
         super().__init__(batch_shape, direction.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        new = PowerSpherical(
-            self.direction.expand(*batch_shape, -1),
-            self.concentration.expand(batch_shape),
-            validate_args=False,
-        )
+        direction = self.direction.expand(*batch_shape, -1)
+        new = PowerSpherical(direction, self.concentration.expand(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
 

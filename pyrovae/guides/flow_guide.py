@@ -48,13 +48,7 @@ class FlowGuide(nn.Module):
         torch.Size([7])
     """
 
-    def __init__(
-        self,
-        latent_dim: int,
-        *,
-        num_context: int = 16,
-        flow: str | Flow = "coupling",
-    ):
+    def __init__(self, latent_dim: int, *, num_context: int = 16, flow: str | Flow = "coupling"):
         super().__init__()
         (self.latent_dim,) = as_latent_shape(latent_dim)
         self.num_features = 2 * latent_dim + whole_number(num_context, "num_context", 1)

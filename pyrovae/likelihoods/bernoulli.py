@@ -1,11 +1,9 @@
 """The Bernoulli likelihood of binary data."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.heads import as_event_shape, split_features
+from pyrovae.heads import EventShape, as_event_shape, split_features
 
 
 class Bernoulli(nn.Module):
@@ -31,7 +29,7 @@ class Bernoulli(nn.Module):
         (torch.Size([7]), torch.Size([28, 28]))
     """
 
-    def __init__(self, event_shape: int | Sequence[int]):
+    def __init__(self, event_shape: EventShape):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.num_features = self.event_shape.numel()

@@ -1,14 +1,12 @@
 """The categorical likelihood of K levels or classes per element."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrovae import densities
 from pyrovae.checks import whole_number
-from pyrovae.heads import as_event_shape, split_features
+from pyrovae.heads import EventShape, as_event_shape, split_features
 
 
 class Categorical(nn.Module):
@@ -38,7 +36,7 @@ class Categorical(nn.Module):
         (torch.Size([2, 3]), tensor([1.5000, 1.5000, 1.5000]))
     """
 
-    def __init__(self, event_shape: int | Sequence[int], num_categories: int):
+    def __init__(self, event_shape: EventShape, num_categories: int):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.num_categories = whole_number(num_categories, "num_categories", 2)

@@ -1,12 +1,10 @@
 """The continuous Bernoulli likelihood of data in [0, 1]."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import densities
-from pyrovae.heads import as_event_shape, split_features
+from pyrovae.heads import EventShape, as_event_shape, split_features
 
 
 class ContinuousBernoulli(nn.Module):
@@ -35,7 +33,7 @@ class ContinuousBernoulli(nn.Module):
         (tensor([[0.5000, 0.9667]]), tensor([3.4012]))
     """
 
-    def __init__(self, event_shape: int | Sequence[int]):
+    def __init__(self, event_shape: EventShape):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.num_features = self.event_shape.numel()

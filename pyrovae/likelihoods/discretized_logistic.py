@@ -1,13 +1,11 @@
 """The discretized logistic likelihood of gray values."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import densities
 from pyrovae.checks import whole_number
-from pyrovae.heads import as_event_shape, positive, split_features
+from pyrovae.heads import EventShape, as_event_shape, positive, split_features
 
 
 class DiscretizedLogistic(nn.Module):
@@ -42,7 +40,7 @@ class DiscretizedLogistic(nn.Module):
         tensor(True)
     """
 
-    def __init__(self, event_shape: int | Sequence[int], num_levels: int = 256):
+    def __init__(self, event_shape: EventShape, num_levels: int = 256):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.num_levels = whole_number(num_levels, "num_levels", 2)

@@ -1,11 +1,9 @@
 """The Gaussian likelihood whose scale the decoder predicts."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.heads import as_event_shape, positive, split_features
+from pyrovae.heads import EventShape, as_event_shape, positive, split_features
 
 
 class HeteroscedasticNormal(nn.Module):
@@ -34,7 +32,7 @@ class HeteroscedasticNormal(nn.Module):
         (6, tensor([0.6932, 0.6932, 0.6932]))
     """
 
-    def __init__(self, event_shape: int | Sequence[int]):
+    def __init__(self, event_shape: EventShape):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.num_features = 2 * self.event_shape.numel()

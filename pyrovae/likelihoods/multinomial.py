@@ -1,7 +1,5 @@
 """The multinomial likelihood of word or rating counts."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 from pyrovae import densities
 from pyrovae.checks import whole_number
 from pyrovae.errors import ConfigError
-from pyrovae.heads import as_event_shape, split_features
+from pyrovae.heads import EventShape, as_event_shape, split_features
 from pyrovae.likelihoods.sizes import size_of_each
 
 
@@ -42,7 +40,7 @@ class Multinomial(nn.Module):
         (tensor([ 4., 60.]), tensor([20., 20., 20.]))
     """
 
-    def __init__(self, event_shape: int | Sequence[int], total: int | None = None):
+    def __init__(self, event_shape: EventShape, total: int | None = None):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         if len(self.event_shape) > 1:

@@ -1,13 +1,11 @@
 """The negative binomial likelihood of overdispersed counts."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrovae import densities
-from pyrovae.heads import as_event_shape, positive, split_features
+from pyrovae.heads import EventShape, as_event_shape, positive, split_features
 from pyrovae.likelihoods.own_positive import held_positive, hold_positive, how_held
 from pyrovae.likelihoods.sizes import scaled_by_size
 
@@ -42,7 +40,7 @@ class NegativeBinomial(nn.Module):
 
     def __init__(
         self,
-        event_shape: int | Sequence[int],
+        event_shape: EventShape,
         concentration: float | Tensor = 1.0,
         learn_concentration: bool = True,
     ):

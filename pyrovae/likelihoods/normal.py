@@ -1,11 +1,9 @@
 """The Gaussian likelihood whose scale does not depend on z."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.heads import as_event_shape, split_features
+from pyrovae.heads import EventShape, as_event_shape, split_features
 from pyrovae.likelihoods.own_positive import (
     held_positive,
     hold_positive,
@@ -46,7 +44,7 @@ class Normal(nn.Module):
 
     def __init__(
         self,
-        event_shape: int | Sequence[int],
+        event_shape: EventShape,
         scale: float | Tensor = 1.0,
         learn_scale: bool = False,
     ):

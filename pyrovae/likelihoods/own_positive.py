@@ -8,23 +8,9 @@ from pyrovae.heads import MIN_SCALE, inverse_positive, positive
 
 
 def hold_positive(head: nn.Module, name: str, value: float | Tensor, *, is_learned: bool) -> None:
-    """Add a positive number to a head: a parameter with initial value `value`, or a buffer.
+    """Add a positive number, or a tensor of event_shape, to a head.
 
-    Args:
-        head: the module, with `event_shape` set.
-        name: the name in the state and in messages.
-        value: a number, or a tensor of event_shape; finite and above 1e-5.
-        is_learned: a parameter raw with value = softplus(raw) + 1e-5, or a fixed buffer.
-
-    Raises:
-        ConfigError: the value is not positive and finite, or has the wrong shape.
-
-    Example:
-        >>> head = nn.Module()
-        >>> head.event_shape = torch.Size([3])
-        >>> hold_positive(head, "scale", 0.5, is_learned=True)
-        >>> held_positive(head, "scale")
-        tensor(0.5000, grad_fn=<AddBackward0>)
+    A learned one is a parameter raw with value = softplus(raw) + 1e-5; a fixed one is a buffer.
     """
     value = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
     kind, event_shape = type(head).__name__, tuple(head.event_shape)
@@ -52,15 +38,7 @@ def held_positive(head: nn.Module, name: str) -> Tensor:
 
 
 def is_learned_per_cell(head: nn.Module, name: str) -> bool:
-    """Return whether each element of x has its own number and these are trained.
-
-    Example:
-        >>> head = nn.Module()
-        >>> head.event_shape = torch.Size([3])
-        >>> hold_positive(head, "scale", torch.ones(3), is_learned=True)
-        >>> is_learned_per_cell(head, "scale")
-        True
-    """
+    """Return whether each element of x has its own number and these are trained."""
     raw = getattr(head, f"raw_{name}", None)
     return raw is not None and raw.requires_grad and raw.numel() == head.event_shape.numel()
 

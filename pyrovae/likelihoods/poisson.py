@@ -1,12 +1,10 @@
 """The Poisson likelihood of counts."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import densities
-from pyrovae.heads import as_event_shape, positive, split_features
+from pyrovae.heads import EventShape, as_event_shape, positive, split_features
 from pyrovae.likelihoods.sizes import scaled_by_size
 
 
@@ -36,7 +34,7 @@ class Poisson(nn.Module):
         tensor([0.6932, 6.9316])
     """
 
-    def __init__(self, event_shape: int | Sequence[int]):
+    def __init__(self, event_shape: EventShape):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.num_features = self.event_shape.numel()

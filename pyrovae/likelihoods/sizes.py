@@ -6,16 +6,7 @@ from pyrovae.errors import DataError
 
 
 def size_of_each(size: Tensor, like: Tensor) -> Tensor:
-    """Return sizes (B,) or (B, 1) as (B,), with the dtype and device of `like`.
-
-    Raises:
-        DataError: any other shape.
-
-    Example:
-        >>> import torch
-        >>> size_of_each(torch.tensor([[3], [5]]), torch.zeros(1))
-        tensor([3., 5.])
-    """
+    """Return sizes (B,) or (B, 1) as (B,), with the dtype and device of `like`."""
     if size.dim() != 1 and size.shape[1:] != (1,):
         raise DataError(
             f"y has shape {tuple(size.shape)}, but a count likelihood takes one size per datum, "
@@ -25,14 +16,7 @@ def size_of_each(size: Tensor, like: Tensor) -> Tensor:
 
 
 def scaled_by_size(rate: Tensor, size: Tensor | None, event_dim: int) -> Tensor:
-    """Multiply rate (*S, B, *event) by the size of each datum; None means 1.
-
-    Example:
-        >>> import torch
-        >>> scaled_by_size(torch.ones(2, 3), torch.tensor([1, 5]), 1)
-        tensor([[1., 1., 1.],
-                [5., 5., 5.]])
-    """
+    """Multiply rate (*S, B, *event) by the size of each datum; None means 1."""
     if size is None:
         return rate
     return rate * size_of_each(size, rate)[(..., *[None] * event_dim)]

@@ -1,14 +1,12 @@
 """The Student-t likelihood: real data with outliers."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrovae import densities
 from pyrovae.errors import ConfigError
-from pyrovae.heads import MIN_SCALE, as_event_shape, split_features
+from pyrovae.heads import MIN_SCALE, EventShape, as_event_shape, split_features
 from pyrovae.likelihoods.own_positive import (
     held_positive,
     hold_positive,
@@ -50,7 +48,7 @@ class StudentT(nn.Module):
 
     def __init__(
         self,
-        event_shape: int | Sequence[int],
+        event_shape: EventShape,
         df: float | Tensor = 4.0,
         scale: float | Tensor = 1.0,
         learn_df: bool = False,

@@ -1,12 +1,10 @@
 """The negative binomial likelihood with extra zeros."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import densities
-from pyrovae.heads import positive, split_features
+from pyrovae.heads import EventShape, positive, split_features
 from pyrovae.likelihoods.negative_binomial import NegativeBinomial
 from pyrovae.likelihoods.sizes import scaled_by_size
 
@@ -42,7 +40,7 @@ class ZeroInflatedNegativeBinomial(nn.Module):
 
     def __init__(
         self,
-        event_shape: int | Sequence[int],
+        event_shape: EventShape,
         concentration: float | Tensor = 1.0,
         learn_concentration: bool = True,
     ):

@@ -54,7 +54,7 @@ def conv_encoder(
     """
     event_shape = as_event_shape(in_features, name="in_features")
     channels, *size = _as_image(event_shape, "in_features")
-    widths = [channels, *_as_widths(hidden)]
+    widths = [channels, *as_event_shape(tuple(hidden), name="hidden")]
     height, width = _sizes(size, len(hidden))[-1]
     last = as_event_shape(out_features, name="out_features").numel()
     network = nn.Sequential(
@@ -99,7 +99,7 @@ def conv_decoder(
     """
     inputs = as_event_shape(in_features, name="in_features")
     channels, *size = _as_image(as_event_shape(out_features, name="out_features"), "out_features")
-    widths = _as_widths(hidden)
+    widths = as_event_shape(tuple(hidden), name="hidden")
     sizes = _sizes(size, len(widths))[::-1]
     blocks = zip(itertools.pairwise(widths), sizes[1:], strict=False)
     network = nn.Sequential(
@@ -174,11 +174,6 @@ def _as_image(shape: torch.Size, name: str) -> tuple[int, int, int]:
             "Use networks.mlp, or reshape x."
         )
     return math.prod(shape[:-2]), shape[-2], shape[-1]
-
-
-def _as_widths(hidden: Sequence[int]) -> list[int]:
-    """Return the channels of each block; there must be at least one."""
-    return list(as_event_shape(tuple(hidden), name="hidden"))
 
 
 def _sizes(size: Sequence[int], halvings: int) -> list[tuple[int, int]]:

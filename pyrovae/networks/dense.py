@@ -35,12 +35,7 @@ class Dense(nn.Sequential):
     """
 
     def __init__(
-        self,
-        before: int,
-        after: int,
-        *,
-        activation: Activation = nn.SiLU,
-        norm: Norm | None = None,
+        self, before: int, after: int, *, activation: Activation = nn.SiLU, norm: Norm | None = None
     ):
         normalized = [] if norm is None else [norm(after)]
         super().__init__(nn.Linear(before, after), *normalized, activation())
@@ -97,12 +92,7 @@ class Residual(nn.Module):
     """
 
     def __init__(
-        self,
-        before: int,
-        after: int,
-        *,
-        activation: Activation = nn.SiLU,
-        norm: Norm | None = None,
+        self, before: int, after: int, *, activation: Activation = nn.SiLU, norm: Norm | None = None
     ):
         super().__init__()
         self.skip = nn.Identity() if before == after else nn.Linear(before, after, bias=False)

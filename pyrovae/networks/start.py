@@ -119,19 +119,16 @@ def _inside(mean: Tensor, support: constraints.Constraint) -> Tensor:
 
 def _features_at(head: nn.Module, start: Tensor, target: Tensor) -> Tensor:
     """Return features with mean `target`: `start` with one of the head's parameters changed."""
-    size = target.numel()
+    target = target.flatten()
+    size = len(target)
     for first in range(0, len(start) - len(start) % size, size):
-        block = slice(first, first + size)
 
-        def mean_at(value: Tensor, block: slice = block) -> Tensor:
-            features = start.clone()
-            features[block] = value
-            return head(features).mean.flatten()
+        def features_at(value: Tensor, first: int = first) -> Tensor:
+            return torch.cat([start[:first], value, start[first + size :]])
 
-        value = _bisect(mean_at, target.flatten())
-        if torch.allclose(mean_at(value), target.flatten(), rtol=1e-3, atol=1e-4):
-            features = start.clone()
-            features[block] = value
+        value = _bisect(lambda t, at=features_at: head(at(t)).mean.flatten(), target)
+        features = features_at(value)
+        if torch.allclose(head(features).mean.flatten(), target, rtol=1e-3, atol=1e-4):
             return features
     raise ConfigError(
         f"{type(head).__name__}: none of its parameters moves its mean to the mean of the data, "

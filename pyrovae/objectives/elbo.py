@@ -51,15 +51,6 @@ def score_function_loss(traces: Traces) -> Tensor:
 
     Σ log r · log q(z|x) plus the pathwise terms, with log r = log p − log q summed over the
     plates that a site is not in, as in `pyro.infer.Trace_ELBO`, without its `.item()`.
-
-    Example:
-        >>> import pyrovae as pv, torch
-        >>> from pyrovae.core.terms import draw_traces
-        >>> vae = pv.build((2,), latent_dim=3, prior="Bernoulli", guide="Bernoulli", seed=0)
-        >>> with pv.handlers.own_store():
-        ...     traces = draw_traces(vae.model, vae.guide, torch.ones(5, 2))
-        >>> score_function_loss(traces).requires_grad
-        True
     """
     loss = -traces.model.log_prob_sum()
     log_r = _compute_log_r(*traces)

@@ -17,8 +17,6 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyrovae.checks import whole_number
 from pyrovae.errors import ConfigError
 
-__all__ = ["EnumELBO"]
-
 
 class EnumELBO(TraceEnum_ELBO):
     """Negative ELBO, −Σ_i ELBO_i, summed exactly over discrete latents; lower is better.

@@ -8,12 +8,11 @@
 Everything is per datum; the data scale multiplies outside the log-sum-exp.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from pyrovae.checks import real_number, whole_number
+from pyrovae.core.draws import log_mean_exp
 from pyrovae.core.terms import Traces, terms_of
 from pyrovae.errors import ConfigError
 from pyrovae.objectives.base import Objective, scaled_total, with_gradient_of
@@ -176,7 +175,7 @@ class WakeSleep(Objective):
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
         terms = terms_of(traces, num_data)
         log_w = terms.log_weights
-        weights = normalized(log_w)
+        weights = log_w.detach().softmax(0)
         log_joint = terms.log_prior + terms.log_likelihood
         wake = -(weights * (log_joint + terms.log_guide)).sum(0)
         value = -log_mean_exp(log_w)
@@ -195,14 +194,15 @@ def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
     value = -log_mean_exp(terms.log_weights)
     if not z.requires_grad:
         return scaled_total(value, traces)
-    weights = normalized(terms.log_weights)  # (K, N)
+    weights = terms.log_weights.detach().softmax(0)  # (K, N)
     (d_joint,) = torch.autograd.grad(log_joint.sum(), z, retain_graph=True, materialize_grads=True)
     # at a copy of z, because a flow caches log q of its own draw without a path through z
     leaf = z.detach().requires_grad_()
     (d_guide,) = torch.autograd.grad(q_z.log_prob(leaf).sum(), leaf, materialize_grads=True)
-    w = _against(weights, z)
-    along_z = (w**2 * (d_joint - d_guide) - w * d_joint).detach() * z
-    along_z = along_z.reshape(*_sample_shape(weights, z), -1).sum(-1)
+    # a single draw has no leading dimension: z is (N, *event), not (1, N, *event)
+    z, d_joint, d_guide = (t.reshape(*weights.shape, -1) for t in (z, d_joint, d_guide))
+    w = weights[..., None]
+    along_z = ((w**2 * (d_joint - d_guide) - w * d_joint).detach() * z).sum(-1)
     surrogate = -(weights * log_joint + along_z).sum(0)
     return scaled_total(with_gradient_of(value, surrogate), traces)
 
@@ -215,35 +215,3 @@ def _only_latent(traces: Traces) -> dict:
             "Use objectives.TraceELBO() or objectives.IWAE(num_particles=K)."
         )
     return latents[0]
-
-
-def _sample_shape(weights: Tensor, z: Tensor) -> tuple[int, ...]:
-    # a single draw has no leading dimension: z is (N, *event), not (1, N, *event)
-    return tuple(weights.shape) if z.shape[: weights.dim()] == weights.shape else (1, len(z))
-
-
-def _against(weights: Tensor, z: Tensor) -> Tensor:
-    """Reshape the weights (K, N) to broadcast against z (K, N, *event) or (N, *event)."""
-    batch = _sample_shape(weights, z)
-    w = weights if len(batch) == 2 and z.shape[:2] == weights.shape else weights[0]
-    return w.reshape(*w.shape, *[1] * (z.dim() - w.dim()))
-
-
-def log_mean_exp(log_w: Tensor) -> Tensor:
-    """Return log (1/K) Σ_k w_k over the first dimension: (K, N) → (N,).
-
-    Example:
-        >>> log_mean_exp(torch.zeros(4, 2))
-        tensor([0., 0.])
-    """
-    return log_w.logsumexp(0) - math.log(len(log_w))
-
-
-def normalized(log_w: Tensor) -> Tensor:
-    """Return w̃_k = w_k / Σ w over the first dimension, without gradients.
-
-    Example:
-        >>> normalized(torch.zeros(4, 1))[:, 0]
-        tensor([0.2500, 0.2500, 0.2500, 0.2500])
-    """
-    return log_w.detach().softmax(0)

@@ -16,17 +16,11 @@ LEVEL = 0.5  # share of q(z|x) inside its ellipse
 
 
 class Plane(NamedTuple):
-    """Positions of codes in the plane.
+    """Positions of codes in the plane."""
 
-    Attributes:
-        points: (N, 2).
-        names: labels of the two axes.
-        projection: (D, 2), maps codes to points up to a shift, and spreads as well.
-    """
-
-    points: np.ndarray
-    names: tuple[str, str]
-    projection: np.ndarray
+    points: np.ndarray  # (N, 2)
+    names: tuple[str, str]  # of the two axes
+    projection: np.ndarray  # (D, 2), maps codes to points up to a shift, and spreads as well
 
 
 def latent_scatter(
@@ -86,8 +80,7 @@ def latent_scatter(
         colors = np.array(COLORS)[np.searchsorted(classes, labels)].tolist()
         _classes(ax, plane.points, labels, classes)
     else:
-        area = dot_area(len(codes))
-        ax.scatter(*plane.points.T, s=area, color=COLORS[8], linewidths=0)
+        ax.scatter(*plane.points.T, s=dot_area(len(codes)), color=COLORS[8], linewidths=0)
     notes = [title]
     if labels is not None and not is_colored:
         notes.append(f"{len(classes)} classes, too many to color")
@@ -105,19 +98,11 @@ def _classes(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: np.ndarr
     for start, marker in enumerate("o^"):
         chosen = index // HALF == start
         ax.scatter(*points[chosen].T, c=np.array(COLORS)[index[chosen]], marker=marker, **style)
-    outline = [withStroke(linewidth=4, foreground="white")]
+    name = {"ha": "center", "va": "center", "fontsize": "x-large", "fontweight": "bold"}
+    name["path_effects"] = [withStroke(linewidth=4, foreground="white")]
     for i, label in enumerate(classes):
         ax.scatter([], [], color=COLORS[i], marker="o^"[i // HALF], label=str(label))
-        middle = np.median(points[labels == label], axis=0)
-        ax.annotate(
-            str(label),
-            middle,
-            ha="center",
-            va="center",
-            fontsize="x-large",
-            fontweight="bold",
-            path_effects=outline,
-        )
+        ax.annotate(str(label), np.median(points[labels == label], axis=0), **name)
     ax.legend(title="label", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 

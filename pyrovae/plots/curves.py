@@ -18,6 +18,7 @@ _TERMS = {
     "kl": "KL(q(z|x) ‖ p(z))",
 }
 _NATS, _COUNT = "nats per datum", "number"
+_SNR = ("encoder gradient, signal to noise", "ratio, no unit")
 # title and unit of known columns; any other is drawn under its own name
 _RECORDED = {
     "elbo": ("ELBO", _NATS),
@@ -27,9 +28,7 @@ _RECORDED = {
     "mutual_information": ("mutual information of x and z", "nats"),
     "marginal_kl": ("marginal KL(q(z) ‖ p(z))", "nats"),
     "kl_per_dimension": ("KL, one line per latent dimension", _NATS),
-    "signal_to_noise": ("encoder gradient, signal to noise", "ratio, no unit"),
-    "encoder_snr": ("encoder gradient, signal to noise", "ratio, no unit"),
-    "gradient_snr": ("encoder gradient, signal to noise", "ratio, no unit"),
+    **dict.fromkeys(("signal_to_noise", "encoder_snr", "gradient_snr"), _SNR),
 }
 PANELS_ACROSS = 3
 SPAN = 100.0  # positive quantities that span a larger factor get a logarithmic axis

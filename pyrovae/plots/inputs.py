@@ -123,11 +123,6 @@ def with_errors(values: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     return array, np.nan_to_num(np.array(errors, dtype=float))
 
 
-def whole_columns(columns: int | None, *, default: int) -> int:
-    """Return a number of columns, or raise a ConfigError."""
-    return whole_count(default if columns is None else columns, "columns")
-
-
 def whole_count(value: Any, name: str) -> int:
     """Return a whole number ≥ 1, or raise a ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pyrovae.errors import DataError
-from pyrovae.plots.inputs import as_axis, as_finite, as_images, some_names, whole_columns
+from pyrovae.plots.inputs import as_axis, as_finite, as_images, some_names, whole_count
 from pyrovae.plots.style import every, own_axes
 
 MOST_TICKS = 10  # numbers written along an axis, at most
@@ -39,12 +39,10 @@ def images(
         'white = 0, black = 1'
     """
     array = as_images(array, "array")
-    columns = whole_columns(columns, default=math.ceil(math.sqrt(len(array))))
+    default = math.ceil(math.sqrt(len(array)))
+    columns = whole_count(default if columns is None else columns, "columns")
     rows = [array[start : start + columns] for start in range(0, len(array), columns)]
-    ax, _, _ = _show_rows(rows, grey_limits(array), ax)
-    if title:
-        ax.set_title(title)
-    return ax
+    return _show_rows(rows, grey_limits(array), ax, title=title)[0]
 
 
 def reconstructions(
@@ -82,14 +80,12 @@ def reconstructions(
             f"x has shape {x.shape}, but reconstructed has {reconstructed.shape}: each input is "
             "drawn above its own reconstruction.\nPass the reconstructions of the same rows."
         )
-    columns = whole_columns(columns, default=10)
+    columns = whole_count(10 if columns is None else columns, "columns")
     starts = range(0, len(x), columns)
     rows = [part[i : i + columns] for i in starts for part in (x, reconstructed)]
     limits = grey_limits(np.concatenate([x, reconstructed]))
-    ax, down, _ = _show_rows(rows, limits, ax, pairs=True, beside=1.2)
+    ax, down, _ = _show_rows(rows, limits, ax, title=title, pairs=True, beside=1.2)
     ax.set_yticks(down, ["input", "reconstruction"] * len(starts))
-    if title:
-        ax.set_title(title)
     return ax
 
 
@@ -132,13 +128,11 @@ def traversals(
             f"Write images.reshape(D, {len(values)}, H, W)."
         )
     names = some_names(names, len(rows), default=[str(d) for d in range(len(rows))])
-    ax, down, across = _show_rows(list(rows), grey_limits(rows), ax, beside=0.9)
+    ax, down, across = _show_rows(list(rows), grey_limits(rows), ax, title=title, beside=0.9)
     ax.set_yticks(down, names)
     _write_values(ax.set_xticks, across, values)
     ax.set_xlabel(f"value of the dimension, units of z\n{ax.get_xlabel()}")
     ax.set_ylabel("latent dimension")
-    if title:
-        ax.set_title(title)
     return ax
 
 
@@ -175,13 +169,11 @@ def latent_manifold(
     second = first if second is None else as_axis(second, "second")
     array = _plane_of_images(as_finite(images, "images"), len(first), len(second))
     rows = list(array.transpose(1, 0, 2, 3)[::-1])  # the largest z1 at the top
-    ax, down, across = _show_rows(rows, grey_limits(array), ax, beside=0.8)
+    ax, down, across = _show_rows(rows, grey_limits(array), ax, title=title, beside=0.8)
     _write_values(ax.set_xticks, across, first)
     _write_values(ax.set_yticks, down[::-1], second)
     ax.set_xlabel(f"latent dimension 0\n{ax.get_xlabel()}")
     ax.set_ylabel("latent dimension 1")
-    if title:
-        ax.set_title(title)
     return ax
 
 
@@ -215,6 +207,7 @@ def _show_rows(
     limits: tuple[float, float],
     ax: Axes | None,
     *,
+    title: str | None,
     pairs: bool = False,
     beside: float = 0.3,
 ) -> tuple[Axes, list[float], list[float]]:
@@ -235,6 +228,8 @@ def _show_rows(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_facecolor("#dfe6ee")  # shows through the gaps, where the mosaic is NaN
+    if title:
+        ax.set_title(title)
     return ax, down, across
 
 

@@ -69,7 +69,9 @@ def kl_by_dimension(
     if active is not None:
         _mark_inactive(ax, bars, _flags(active, len(mean))[order])
     is_named = len(mean) <= MOST_NAMES
-    _name_bars(ax, [names[d] for d in order] if is_named else [])
+    shown = [names[d] for d in order] if is_named else []
+    is_long = len(shown) > 16 or max(map(len, shown), default=0) > 4
+    ax.set_xticks(range(len(shown)), shown, rotation=90 if is_long else 0)
     ax.set_ylim(bottom=min(0.0, mean.min()))
     return dress(
         ax,
@@ -123,11 +125,6 @@ def _mark_inactive(ax: Axes, bars: Any, flags: np.ndarray) -> None:
     ax.legend(keys, texts, frameon=False, loc="upper right")
     for key in keys:
         key.remove()
-
-
-def _name_bars(ax: Axes, names: list[str]) -> None:
-    is_long = len(names) > 16 or max(map(len, names), default=0) > 4
-    ax.set_xticks(range(len(names)), names, rotation=90 if is_long else 0)
 
 
 def pareto_k(
@@ -266,11 +263,8 @@ def _gap(ax: Axes, place: int, values: np.ndarray, is_weak: np.ndarray, mean: An
     hollow = {"facecolors": "none", "edgecolors": ORANGE}
     for chosen, style in ((~is_weak, solid), (is_weak, hollow)):
         if len(values) and chosen.any():
-            area = dot_area(len(values))
-            ax.scatter(values[chosen], heights[chosen], s=area, **style)
-    ax.errorbar(mean.value, place, xerr=ERRORS * np.nan_to_num(mean.std_error), **_MEAN)
+            ax.scatter(values[chosen], heights[chosen], s=dot_area(len(values)), **style)
+    diamond = {"fmt": "D", "color": "black", "markersize": 5, "capsize": 4, "zorder": 4}
+    ax.errorbar(mean.value, place, xerr=ERRORS * np.nan_to_num(mean.std_error), **diamond)
     text = f"{mean.value:.2f}".replace("-", "−")
     ax.annotate(text, (mean.value, place + 0.32), ha="center", va="bottom", fontsize="small")
-
-
-_MEAN = {"fmt": "D", "color": "black", "markersize": 5, "capsize": 4, "zorder": 4}

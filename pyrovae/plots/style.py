@@ -61,10 +61,6 @@ def normal_reach(level: float, num_dimensions: int = 2) -> float:
     """Return the radius, in standard deviations, of a normal density's central region.
 
     √(−2 log(1 − level)) in the plane. On a line level = erf(r / √2), solved by bisection.
-
-    Example:
-        >>> round(normal_reach(0.95), 3), round(normal_reach(0.95, 1), 3)
-        (2.448, 1.96)
     """
     if num_dimensions == 2:
         return math.sqrt(-2 * math.log1p(-level))

@@ -82,8 +82,8 @@ def grid_posterior(
     if draws is not None:
         regions.append(_points(ax, draws))
     _look_at(ax, np.array(regions))
-    has_guide, has_draws = log_guide is not None or mean is not None, draws is not None
-    _key(ax, has_guide=has_guide, has_draws=has_draws)
+    has_guide = log_guide is not None or mean is not None
+    _key(ax, has_guide=has_guide, has_draws=draws is not None)
     return dress(ax, "latent dimension 0", "latent dimension 1", title=title)
 
 
@@ -148,8 +148,8 @@ def _extent(z0: np.ndarray, z1: np.ndarray, inside: np.ndarray) -> list[float]:
 
 
 def _normal_outlines(ax: Axes, mean: Any, covariance: Any) -> list[float]:
-    mean = with_shape(as_finite(mean, "mean"), "mean", (2,), "the plane has two dimensions")
     why = "the plane has two dimensions"
+    mean = with_shape(as_finite(mean, "mean"), "mean", (2,), why)
     covariance = with_shape(as_finite(covariance, "covariance"), "covariance", (2, 2), why)
     style = {"edgecolor": RED, "linewidth": 1.4, "linestyle": "--", "zorder": 3}
     for level in LEVELS:

@@ -9,3 +9,9 @@
 
 Only `findings` and `figures` use the model; `verdicts` is a pure function of the numbers.
 """
+
+TERMS = {  # numbers of a card, each with a value and two errors
+    "elbo": "ELBO (higher is better)",
+    "reconstruction": "reconstruction, −E_q[log p(x|z)]",
+    "kl": "KL(q(z|x) ‖ p(z))",
+}

@@ -15,41 +15,21 @@ from pyrovae.errors import (
     CorruptCheckpointError,
     VersionMismatchError,
 )
+from pyrovae.report import TERMS
 from pyrovae.runtime.files import parse_json, sha256
 
 FORMAT = 1
 CARD, MODEL = "summary.json", "model.safetensors"
 KEYS = {
     **dict.fromkeys(("spec", "settings", "data_sha256", "versions", "training", "held_out"), dict),
-    **{
-        "history": list,
-        "seed": int,
-        "num_samples": int,
-        "data": str,
-        "model_sha256": str,
-        "command": str,
-    },
+    **dict.fromkeys(("seed", "num_samples"), int),
+    **dict.fromkeys(("data", "model_sha256", "command"), str),
+    "history": list,
 }
-DRAWN = ("elbo", "reconstruction", "kl")  # each with a value and two errors
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read the card in a run folder.
-
-    Args:
-        folder: made by `pyrovae fit --out`.
-
-    Raises:
-        ConfigError: the folder does not exist.
-        CheckpointError: it is not a run.
-        CorruptCheckpointError: the card is damaged or incomplete.
-        VersionMismatchError: it is in another format.
-
-    Example:
-        >>> read_card(Path("nowhere"))
-        Traceback (most recent call last):
-        pyrovae.errors.ConfigError: nowhere is not a folder...
-    """
+    """Read the card in a run folder; a ConfigError or CheckpointError says what is wrong."""
     if not folder.is_dir():
         raise ConfigError(
             f"{folder} is not a folder.\nCreate a run with pyrovae fit --out {folder}."
@@ -74,21 +54,19 @@ def read_card(folder: Path) -> dict[str, Any]:
 def _check(card: dict[str, Any], path: Path) -> None:
     for key, kind in KEYS.items():
         if not isinstance(card.get(key), kind):
-            raise CorruptCheckpointError(
-                f"{path}: {key!r} is {type(card.get(key)).__name__}, not {kind.__name__}: the card "
-                "was altered or truncated.\nUse another copy of the run.",
-                path,
-            )
+            raise _altered(path, f"{key!r} is {type(card.get(key)).__name__}, not {kind.__name__}")
     for part in ("training", "held_out"):
-        for name in DRAWN:
+        for name in TERMS:
             number = card[part].get(name)
             fields = ("value", "std_error", "draw_error")
             if not isinstance(number, dict) or not all(_is_number(number.get(f)) for f in fields):
-                raise CorruptCheckpointError(
-                    f"{path}: {part}.{name} is not a number with two errors: the card was altered "
-                    "or truncated.\nUse another copy of the run.",
-                    path,
-                )
+                raise _altered(path, f"{part}.{name} is not a number with two errors")
+
+
+def _altered(path: Path, how: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"{path}: {how}: the card was altered or truncated.\nUse another copy of the run.", path
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -96,11 +74,7 @@ def _is_number(value: Any) -> bool:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """Return the SHA-256 of a file, in hex, or raise a CheckpointError."""
     try:
         return sha256(path.read_bytes())
     except OSError as error:
@@ -110,18 +84,9 @@ def file_hash(path: Path) -> str:
 
 
 def data_hashes(train: Any, valid: Any, test: Any) -> dict[str, str | None]:
-    """Return the SHA-256 of each part of the data: of its dtype, shape and bytes, row by row.
-
-    Example:
-        >>> import torch
-        >>> one = data_hashes(torch.zeros(2, 3), None, torch.zeros(3, 2))
-        >>> one["train"] == one["test"], one["valid"]
-        (False, None)
-    """
-    return {
-        name: None if x is None else _tensor_hash(x)
-        for name, x in {"train": train, "valid": valid, "test": test}.items()
-    }
+    """Return the SHA-256 of each part of the data: of its dtype, shape and bytes, row by row."""
+    parts = {"train": train, "valid": valid, "test": test}
+    return {name: None if x is None else _tensor_hash(x) for name, x in parts.items()}
 
 
 def _tensor_hash(x: Any) -> str:

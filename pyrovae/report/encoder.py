@@ -33,28 +33,10 @@ ROWS = 500  # data at a time
 
 
 def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Estimate:
-    """Estimate β̂, the weight of the KL at which the encoder is optimal, with its error over data.
+    """Estimate β̂ on training data x, unitless, with its error over data.
 
-    Args:
-        vae: a `VAE` with continuous latents and no covariates.
-        x: (N, *event), its training data.
-        num_samples: S, draws of z per datum.
-        seed: random seed.
-
-    Returns:
-        Estimate, unitless; NaN if the latents are not in ℝ^D (scaled about their mean, they would
-        leave a sphere), or if b cannot be distinguished from 0 (collapse).
-
-    Raises:
-        DataError: x does not fit the model.
-
-    Example:
-        >>> import pyrovae as pv
-        >>> vae = pv.build((2,), latent_dim=1, seed=0)
-        >>> x = torch.eye(2).repeat(100, 1)
-        >>> history = pv.fit(vae, x, objective=pv.objectives.BetaELBO(0.25), seed=0)
-        >>> abs(kl_weight(vae, x).value - 0.25) < 0.1
-        True
+    NaN if the latents are not in ℝ^D (scaled about their mean, they would leave a sphere), or if
+    b cannot be distinguished from 0 (collapse).
     """
     data, parts = validated(vae, x), []
     with diagnosing(vae, seed):
@@ -64,16 +46,11 @@ def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Esti
                 return Estimate(math.nan, math.nan)
             parts.append(found)
     a, b = torch.cat(parts, 1).double()
-    return ratio(a, b)
+    return _ratio(a, b)
 
 
-def ratio(a: Tensor, b: Tensor) -> Estimate:
-    """Return mean(a) / mean(b) of paired (N,) numbers, delta-method error; NaN if mean(b) ≈ 0.
-
-    Example:
-        >>> ratio(torch.tensor([8.0, 10.0, 12.0]), torch.tensor([4.0, 5.0, 6.0]))
-        Estimate(value=2.0, std_error=0.0, is_non_negative=False)
-    """
+def _ratio(a: Tensor, b: Tensor) -> Estimate:
+    """Return mean(a) / mean(b) of paired (N,) numbers, delta-method error; NaN if mean(b) ≈ 0."""
     root = math.sqrt(len(b))
     mean = b.mean()
     if len(b) < 2 or not mean > 5 * b.std() / root:

@@ -35,60 +35,35 @@ NUM_SIMULATED = 500
 
 
 class Training(NamedTuple):
-    """The settings of training that continuing it needs.
+    """The settings of training that continuing it needs."""
 
-    Attributes:
-        beta: weight of the KL.
-        batch_size: data per step.
-        learning_rate: learning rate of Adam.
-    """
-
-    beta: float = 1.0
+    beta: float = 1.0  # weight of the KL
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # of Adam
 
 
 class Continued(NamedTuple):
-    """The gain of further training on held-out data.
+    """The gain of further training on held-out data, nats per datum."""
 
-    Attributes:
-        gain: gain of the training objective, nats per datum, paired, with its error over data.
-        spread: standard deviation over data of the objective before, nats.
-        num_steps: number of further Adam steps.
-    """
-
-    gain: Estimate
-    spread: float
-    num_steps: int
+    gain: Estimate  # of the training objective, paired, with its error over data
+    spread: float  # standard deviation over data of the objective before
+    num_steps: int  # of Adam
 
 
 class Findings(NamedTuple):
-    """The measurements of a model; nats per datum unless said otherwise.
+    """The measurements of a model; nats per datum unless said otherwise."""
 
-    Attributes:
-        held_out, training: ELBO, its terms and its surgery; held-out and training data.
-        collapse: which latent dimensions are inactive, on held-out data.
-        kl_weight: β̂ of the encoder, on training data, unitless.
-        continued: the gain of further training; None if that was impossible.
-        evidence: log p(x) and k̂ of the held-out data.
-        pareto_threshold: largest acceptable k̂.
-        gaps: inference gaps of some held-out data; None if the guide cannot be refined.
-        calibration: on simulated data; None if the latents do not allow it.
-        x: (n, *event), the held-out data behind `held_out` and `evidence`.
-        rows: (n,), their rows in the held-out data.
-    """
-
-    held_out: diagnostics.Decomposition
-    training: diagnostics.Decomposition
-    collapse: diagnostics.Collapse
-    kl_weight: Estimate
-    continued: Continued | None
-    evidence: Evidence
-    pareto_threshold: float
-    gaps: diagnostics.InferenceGaps | None
-    calibration: diagnostics.Calibration | None
-    x: Tensor
-    rows: Tensor
+    held_out: diagnostics.Decomposition  # the ELBO, its terms and its surgery
+    training: diagnostics.Decomposition  # the same on training data
+    collapse: diagnostics.Collapse  # which latent dimensions are inactive, on held-out data
+    kl_weight: Estimate  # β̂ of the encoder, on training data, unitless
+    continued: Continued | None  # None if training could not go on
+    evidence: Evidence  # log p(x) and k̂ of the held-out data
+    pareto_threshold: float  # largest acceptable k̂
+    gaps: diagnostics.InferenceGaps | None  # None if the guide cannot be refined
+    calibration: diagnostics.Calibration | None  # None if the latents do not allow it
+    x: Tensor  # (n, *event), the held-out data behind `held_out` and `evidence`
+    rows: Tensor  # (n,), their rows in the held-out data
 
 
 def examine(
@@ -102,32 +77,17 @@ def examine(
     thorough: bool = True,
     seed: int = 0,
 ) -> Findings:
-    """Measure everything that a report says about a model.
+    """Measure everything that a report says about a `VAE` without covariates.
 
     Args:
-        vae: a `VAE` without covariates; it is not modified.
+        vae: the model, not modified.
         train: (N, *event), its training data.
         test: (M, *event), held-out data.
         training: its training settings; the defaults of `Training` if omitted.
         num_samples: K ≥ 21, draws per datum for log p(x).
-        num_steps: number of steps that a copy is trained further; too few do not leave the
-            plateau at the start of training.
+        num_steps: further steps of a copy; too few do not leave the plateau at the start.
         thorough: also measure inference gaps and calibration, which take most of the time.
         seed: random seed, also of the choice of data.
-
-    Returns:
-        Findings.
-
-    Raises:
-        DataError: the data do not fit the model.
-        ConfigError: num_samples is too small.
-
-    Example:
-        >>> import pyrovae as pv
-        >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
-        >>> found = examine(vae, x, test=x, num_samples=50, num_steps=20, thorough=False)
-        >>> found.continued.num_steps, found.evidence.log_px.shape
-        (20, torch.Size([60]))
     """
     num_samples = whole_number(num_samples, "num_samples", 21)
     training = training or Training()
@@ -141,30 +101,25 @@ def examine(
         continued(vae, train, test=x, training=training, num_steps=num_steps, seed=seed),
         log_evidence(vae, x, num_samples=num_samples, seed=seed),
         pareto_k_threshold(num_samples),
-        _if_possible(_gaps, vae, x, seed) if thorough else None,
-        _if_possible(_calibration, vae, x, seed) if thorough else None,
+        _if_possible(diagnostics.inference_gaps, vae, x[:NUM_REFINED], seed) if thorough else None,
+        _if_possible(diagnostics.calibration, vae, NUM_SIMULATED, seed) if thorough else None,
         x,
         rows,
     )
 
 
+def _shuffled(total: int, seed: int) -> Tensor:
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed % 2**63))
+
+
 def _some(total: int, most: int, seed: int) -> Tensor:
     """Choose at most `most` of `total` rows at random, in order."""
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    return torch.randperm(total, generator=generator)[:most].sort().values
+    return _shuffled(total, seed)[:most].sort().values
 
 
-def _gaps(vae: Any, x: Tensor, seed: int) -> diagnostics.InferenceGaps:
-    return diagnostics.inference_gaps(vae, x[:NUM_REFINED], seed=seed)
-
-
-def _calibration(vae: Any, x: Tensor, seed: int) -> diagnostics.Calibration:
-    return diagnostics.calibration(vae, NUM_SIMULATED, seed=seed)
-
-
-def _if_possible(measure: Any, *arguments: Any) -> Any:
+def _if_possible(measure: Any, vae: Any, of: Any, seed: int) -> Any:
     try:
-        return measure(*arguments)
+        return measure(vae, of, seed=seed)
     except (ConfigError, NotImplementedError):  # flows cannot be refined, codes not ranked
         return None
 
@@ -180,40 +135,22 @@ def continued(
 ) -> Continued | None:
     """Train a copy further and measure its gain on held-out data, in the training objective.
 
-    Args:
-        vae: the model, not modified.
-        train: (N, *event), its training data.
-        test: (M, *event), held-out data.
-        training: its training settings.
-        num_steps: steps of Adam, rounded up to whole epochs.
-        seed: random seed.
-
-    Returns:
-        Continued, or None if training diverged or cannot be continued.
-
-    Example:
-        >>> import pyrovae as pv
-        >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
-        >>> continued(vae, x, test=x, training=Training(), num_steps=50).gain.value > 0
-        True
+    The steps are rounded up to whole epochs. None if training diverged or cannot be continued.
     """
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed % 2**63))
-    seen = train[order[: num_steps * training.batch_size]]
-    steps_per_epoch = math.ceil(len(seen) / training.batch_size)
+    beta, batch_size, learning_rate = training
+    seen = train[_shuffled(len(train), seed)[: num_steps * batch_size]]
+    steps_per_epoch = math.ceil(len(seen) / batch_size)
     epochs = math.ceil(num_steps / steps_per_epoch)
-    later = copy.deepcopy(vae)
-    options = {"batch_size": training.batch_size, "learning_rate": training.learning_rate}
-    objective = None if training.beta == 1 else BetaELBO(training.beta)
+    later, objective = copy.deepcopy(vae), None if beta == 1 else BetaELBO(beta)
+    options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Posterior collapse")  # a verdict says it
-            options |= {"objective": objective, "epochs": epochs, "seed": seed}
-            fit(later, seen, progress=False, **options)
+            fit(later, seen, objective=objective, epochs=epochs, progress=False, **options)
     except (ConfigError, DivergenceError):
         return None
-    before, after = (_objective(model, test, training.beta, seed) for model in (vae, later))
-    spread = before.std().item()
-    return Continued(mean_of(after - before), spread, epochs * steps_per_epoch)
+    before, after = (_objective(model, test, beta, seed) for model in (vae, later))
+    return Continued(mean_of(after - before), before.std().item(), epochs * steps_per_epoch)
 
 
 def _objective(vae: Any, x: Tensor, beta: float, seed: int) -> Tensor:

@@ -15,50 +15,32 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
 from pyrovae.handlers import evaluation
+from pyrovae.plots.style import own_axes
 
 LINE = {"color": "black", "linewidth": 1.4}
 
 
 def model_graph(vae: Any, x: Tensor) -> tuple[bytes, str]:
-    """Draw the graph as a PNG; return it and the library used: "graphviz" or "matplotlib".
-
-    Args:
-        vae: a `VAE` without covariates.
-        x: (N, *event), data; the first two rows are used.
-
-    Example:
-        >>> import torch, pyrovae as pv
-        >>> picture, _ = model_graph(pv.build((2,), latent_dim=1, seed=0), torch.eye(2))
-        >>> picture[:4]
-        b'\\x89PNG'
-    """
+    """Draw the graph as a PNG; return it and the library used: "graphviz" or "matplotlib"."""
     if shutil.which("dot"):
         # the Python package graphviz is optional, and a `dot` without plugins fails
         with suppress(ImportError, OSError, RuntimeError), evaluation(vae):
             graph = pyro.render_model(vae.model, (x[:2],), render_distributions=True)
             graph.graph_attr["dpi"] = "144"
             return graph.pipe(format="png"), "graphviz"
-    ax = draw_graph(vae)
+    return as_png(draw_graph(vae).figure, dpi=144), "matplotlib"
+
+
+def as_png(figure: Figure, *, dpi: int = 130) -> bytes:
+    """Return a figure as a PNG."""
     buffer = io.BytesIO()
-    ax.figure.savefig(buffer, format="png", dpi=144)
-    return buffer.getvalue(), "matplotlib"
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
-def draw_graph(vae: Any, *, ax: Axes | None = None) -> Axes:
-    """Draw the graph of a VAE: z, x (gray: observed), the plate, the arrows of model and guide.
-
-    Args:
-        vae: any `VAE`; the names of its parts are written next to the nodes.
-        ax: axes to draw on; a new figure's by default.
-
-    Example:
-        >>> import pyrovae as pv
-        >>> ax = draw_graph(pv.build((2,), latent_dim=1, seed=0))
-        >>> [text.get_text() for text in ax.texts][:3]
-        ['z', 'x', 'data']
-    """
-    if ax is None:
-        ax = Figure(figsize=(4.4, 3.4), layout="constrained").subplots()
+def draw_graph(vae: Any) -> Axes:
+    """Draw the graph of a VAE: z, x (gray: observed), the plate, the arrows of model and guide."""
+    ax = own_axes(None, 4.4, 3.4)
     ax.set_xlim(-2.2, 2.9)
     ax.set_ylim(-1.0, 3.4)
     ax.set_aspect("equal")
@@ -74,16 +56,11 @@ def draw_graph(vae: Any, *, ax: Axes | None = None) -> Axes:
     bent = {"connectionstyle": "arc3,rad=-0.5", "linestyle": "--"}
     ax.add_patch(FancyArrowPatch((-0.36, 0.68), (-0.36, 2.12), **arrow, **bent))
     likelihood, guide = (type(_last(part)).__name__ for part in (vae.decoder, vae.encoder))
-    notes = {
-        (0.6, 2.4): f"p(z)\n{type(vae.prior).__name__}",
-        (0.6, 0.4): f"p(x|z)\n{likelihood}",
-        (-0.8, 1.4): f"q(z|x)\n{guide}",
-    }
-    for place, note in notes.items():
-        left = place[0] > 0
-        where = {"ha": "left" if left else "right", "va": "center", "fontsize": 9}
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-        ax.text(*place, note, **where, bbox=box)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    style = {"va": "center", "fontsize": 9, "bbox": box}
+    ax.text(0.6, 2.4, f"p(z)\n{type(vae.prior).__name__}", ha="left", **style)
+    ax.text(0.6, 0.4, f"p(x|z)\n{likelihood}", ha="left", **style)
+    ax.text(-0.8, 1.4, f"q(z|x)\n{guide}", ha="right", **style)
     return ax
 
 

@@ -12,16 +12,12 @@ from jinja2 import Environment, StrictUndefined
 
 from pyrovae.contract.program import trace_once
 from pyrovae.core.terms import bound_on
+from pyrovae.report import TERMS
 from pyrovae.report.figures import Picture, worst_data
 from pyrovae.report.findings import Findings
 from pyrovae.report.verdicts import Verdict, problems
 
 MARKS = {"fine": "✓ fine", "look": "! worth a look", "problem": "✗ problem", "unknown": "? unknown"}
-TERMS = {
-    "elbo": "ELBO (higher is better)",
-    "reconstruction": "reconstruction, −E_q[log p(x|z)]",
-    "kl": "KL(q(z|x) ‖ p(z))",
-}
 
 
 def render(
@@ -34,25 +30,11 @@ def render(
     folder: str,
     footer: str = "",
 ) -> str:
-    """Render the page.
-
-    Args:
-        card: the card from `report.card.read_card`.
-        vae: the model.
-        found: its measurements.
-        judged: the verdicts on them.
-        pictures: section → pictures, from `report.figures.pictures`.
-        folder: name of the run folder, for the command that checks it.
-        footer: the last line.
-
-    Returns:
-        HTML, UTF-8 text.
-    """
+    """Return the page as HTML; `pictures` by section, `folder` for the command that checks it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"data_uri": _data_uri, "minus": _with_minus}
-    template = environment.from_string(
-        files("pyrovae.report").joinpath("template.html").read_text(encoding="utf-8")
-    )
+    source = files("pyrovae.report").joinpath("template.html").read_text(encoding="utf-8")
+    template = environment.from_string(source)
     of_what = bound_on(*trace_once(vae, found.x[:1])).removeprefix("log p(x)")
     return template.render(
         title=f"VAE on {card['data']}",
@@ -87,56 +69,46 @@ def _with_minus(text: str) -> str:
 
 
 def _summary(found: Findings, judged: tuple[Verdict, ...], of_what: str) -> str:
-    named = problems(judged)
-    looks = [verdict.name for verdict in judged if verdict.status == "look"]
+    named = ", ".join(problems(judged))
+    looks = ", ".join(verdict.name for verdict in judged if verdict.status == "look")
     log_px = found.evidence.log_px
-    error = log_px.std().item() / len(log_px) ** 0.5
-    score = (
-        f"Held-out data have log p(x){of_what} = {log_px.mean().item():.2f} ± {error:.2f} nats on "
-        "average."
+    mean, error = log_px.mean().item(), log_px.std().item() / len(log_px) ** 0.5
+    sentences = (
+        f"Something is wrong with this model: {named}."
+        if named
+        else "No sign of a problem with this model.",
+        f"Worth a look: {looks}." if looks else "",
+        f"Held-out data have log p(x){of_what} = {mean:.2f} ± {error:.2f} nats on average.",
     )
-    if named:
-        said = f"Something is wrong with this model: {', '.join(named)}."
-    else:
-        said = "No sign of a problem with this model."
-    looks = f" Worth a look: {', '.join(looks)}." if looks else ""
-    return f"{said}{looks} {score}"
+    return " ".join(filter(None, sentences))
 
 
 def _parts(vae: Any) -> list[dict[str, Any]]:
     parts = {"prior p(z)": vae.prior, "encoder q(z|x)": vae.encoder, "decoder p(x|z)": vae.decoder}
     rows = []
     for role, part in parts.items():
-        density = list(part.children())[-1] if role != "prior p(z)" else part
-        first = (type(density).__doc__ or "").strip().splitlines()
-        rows.append(
-            {
-                "role": role,
-                "name": type(density).__name__,
-                "meaning": first[0] if first else "",
-                "num_parameters": sum(p.numel() for p in part.parameters()),
-            }
-        )
+        density = type(part if part is vae.prior else list(part.children())[-1])
+        meaning = (density.__doc__ or "").strip().partition("\n")[0]
+        size = sum(p.numel() for p in part.parameters())
+        row = {"role": role, "name": density.__name__, "meaning": meaning, "num_parameters": size}
+        rows.append(row)
     return rows
 
 
 def _network(spec: dict[str, Any]) -> str:
-    network = spec["network"]
+    network, length = spec["network"], spec["latent_dim"]
     name = network if isinstance(network, str) else network.get("name", "")
     widths = ", ".join(map(str, spec["hidden"]))
-    length = spec["latent_dim"]
     return f"{name} with hidden widths {widths}, reversed for decoding; z has length {length}"
 
 
 def _terms(card: dict[str, Any]) -> list[dict[str, Any]]:
-    parts = (card["training"], card["held_out"])
-    return [
-        {
-            "name": name,
-            "numbers": [f"{p[key]['value']:.2f} ± {p[key]['std_error']:.2f}" for p in parts],
-        }
-        for key, name in TERMS.items()
-    ]
+    rows = []
+    for key, name in TERMS.items():
+        numbers = (card[part][key] for part in ("training", "held_out"))
+        texts = [f"{n['value']:.2f} ± {n['std_error']:.2f}" for n in numbers]
+        rows.append({"name": name, "numbers": texts})
+    return rows
 
 
 def _training(card: dict[str, Any]) -> str:
@@ -170,14 +142,11 @@ def _failures(found: Findings) -> str:
 
 
 def _facts(card: dict[str, Any]) -> dict[str, str]:
-    versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
-    hashes = {
-        f"{part} data, SHA-256": value for part, value in card["data_sha256"].items() if value
-    }
+    hashes = card["data_sha256"]
     return {
         "seed": str(card["seed"]),
-        "versions": versions,
-        **hashes,
+        "versions": ", ".join(f"{name} {number}" for name, number in card["versions"].items()),
+        **{f"{part} data, SHA-256": value for part, value in hashes.items() if value},
         "model, SHA-256": card["model_sha256"],
         "duration": f"{card['seconds']:.0f} s",
     }

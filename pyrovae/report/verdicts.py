@@ -17,7 +17,6 @@ card, if known, is only reported. Thresholds are conventions, defined below.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 from pyrovae.diagnostics import Estimate
@@ -35,57 +34,28 @@ MISFIT = 0.5  # nats that another prior could gain
 
 
 class Verdict(NamedTuple):
-    """One condition and whether a model has it.
-
-    Attributes:
-        name: name of the condition.
-        status: "fine", "look", "problem" or "unknown".
-        number: the number that decides, with error and unit.
-        meaning: one sentence.
-        advice: what to do; empty if nothing is needed.
-    """
+    """One condition and whether a model has it."""
 
     name: str
-    status: str
-    number: str
+    status: str  # "fine", "look", "problem" or "unknown"
+    number: str  # the one that decides, with error and unit
     meaning: str
-    advice: str = ""
+    advice: str = ""  # what to do
 
 
 def verdicts(found: Findings, *, beta: float | None = None) -> tuple[Verdict, ...]:
-    """Return the verdicts on a model, the most serious conditions first.
-
-    Args:
-        found: the measurements.
-        beta: weight of the KL in training, if known; it is reported and decides nothing.
-
-    Returns:
-        One `Verdict` per condition.
-
-    Example:
-        >>> import torch, pyrovae as pv
-        >>> from pyrovae.report.findings import examine
-        >>> vae, x = pv.build((2,), latent_dim=1, seed=0), torch.eye(2).repeat(30, 1)
-        >>> found = examine(vae, x, test=x, num_samples=50, num_steps=50, thorough=False)
-        >>> [(v.name, v.status) for v in verdicts(found)][0]
-        ('undertrained', 'problem')
-    """
+    """Return one verdict per condition, the most serious first; `beta` is only reported."""
     first = undertrained(found)
-    rest: tuple[Callable[[Findings], Verdict], ...]
     rest = (overfitting, encoder_coverage, inference_gap, prior_misfit, calibrated)
     ripe = (posterior_collapse(found), over_regularised(found, beta=beta))
     if first.status == "problem":
-        ripe = tuple(_unripe(verdict) for verdict in ripe)
+        meaning = "Not judged while training is unfinished: this number will change."
+        ripe = tuple(Verdict(v.name, "unknown", v.number, meaning) for v in ripe)
     return (first, *ripe, *(judge(found) for judge in rest))
 
 
 def problems(judged: tuple[Verdict, ...]) -> tuple[str, ...]:
-    """Return the names of the conditions that are problems.
-
-    Example:
-        >>> problems((Verdict("overfitting", "problem", "1", ""), Verdict("x", "fine", "0", "")))
-        ('overfitting',)
-    """
+    """Return the names of the conditions that are problems."""
     return tuple(verdict.name for verdict in judged if verdict.status == "problem")
 
 
@@ -105,11 +75,6 @@ def undertrained(found: Findings) -> Verdict:
         return Verdict(name, "problem", number, meaning, "First of all, train for more epochs.")
     meaning = "Training has converged: a copy trained further gained little on held-out data."
     return Verdict(name, "fine", number, meaning)
-
-
-def _unripe(verdict: Verdict) -> Verdict:
-    meaning = "Not judged while training is unfinished: this number will change."
-    return Verdict(verdict.name, "unknown", verdict.number, meaning)
 
 
 def posterior_collapse(found: Findings) -> Verdict:
@@ -160,23 +125,18 @@ def _is_empty(found: Findings) -> bool:
 
 def overfitting(found: Findings) -> Verdict:
     """Judge whether the ELBO of training data is far above that of held-out data."""
-    ours, theirs = found.training.mean_elbo, found.held_out.mean_elbo
-    error = math.hypot(ours.std_error, theirs.std_error)
-    gap = Estimate(ours.value - theirs.value, error)
-    number = f"{gap.value:+.2f} ± {error:.2f} nats of training over held-out ELBO"
-    excess = gap.value - OVERFITTED * found.held_out.elbo.std().item()
+    name, ours, theirs = "overfitting", found.training.mean_elbo, found.held_out.mean_elbo
+    gap, error = ours.value - theirs.value, math.hypot(ours.std_error, theirs.std_error)
+    number = f"{gap:+.2f} ± {error:.2f} nats of training over held-out ELBO"
+    excess = gap - OVERFITTED * found.held_out.elbo.std().item()
     if excess > NUM_ERRORS * error:
         meaning = "The model fits its training data much better than new data."
         advice = "Stop early (pass validation data), use a smaller network, or more data."
-        return Verdict("overfitting", "problem", number, meaning, advice)
-    if gap.value > NUM_ERRORS * error:
+        return Verdict(name, "problem", number, meaning, advice)
+    if gap > NUM_ERRORS * error:
         meaning = "Training data are scored slightly better than held-out data."
-        return Verdict(
-            "overfitting", "look", number, meaning, "With validation data, fit stops earlier."
-        )
-    return Verdict(
-        "overfitting", "fine", number, "Held-out data are scored as well as training data."
-    )
+        return Verdict(name, "look", number, meaning, "With validation data, fit stops earlier.")
+    return Verdict(name, "fine", number, "Held-out data are scored as well as training data.")
 
 
 def encoder_coverage(found: Findings) -> Verdict:
@@ -184,9 +144,8 @@ def encoder_coverage(found: Findings) -> Verdict:
     failed = found.evidence.pareto_k > found.pareto_threshold
     share, total = failed.double().mean().item(), len(failed)
     error = math.sqrt(share * (1 - share) / total)
-    number = (
-        f"{100 * share:.1f} ± {100 * error:.1f} % of data with k̂ > {found.pareto_threshold:.2f}"
-    )
+    threshold = found.pareto_threshold
+    number = f"{100 * share:.1f} ± {100 * error:.1f} % of data with k̂ > {threshold:.2f}"
     if share - NUM_ERRORS * error > FAILED_SHARE:
         meaning = "For some data q(z|x) misses the posterior, so their log p(x) is too low."
         advice = "See the gaps below; posterior.hmc and log_evidence by AIS depend less on q."
@@ -205,14 +164,10 @@ def inference_gap(found: Findings) -> Verdict:
         f"{_with_error(total)} nats: guide family {_with_error(found.gaps.mean_approximation)}, "
         f"encoder {_with_error(found.gaps.mean_amortization)}"
     )
-    is_large = total.value - NUM_ERRORS * total.std_error > GAP
-    return Verdict(
-        "inference gap",
-        "look" if is_large else "fine",
-        number,
-        "The ELBO is below log p(x) by this much.",
-        found.gaps.advice if is_large else "",
-    )
+    meaning = "The ELBO is below log p(x) by this much."
+    if total.value - NUM_ERRORS * total.std_error > GAP:
+        return Verdict("inference gap", "look", number, meaning, found.gaps.advice)
+    return Verdict("inference gap", "fine", number, meaning)
 
 
 def prior_misfit(found: Findings) -> Verdict:
