@@ -13,6 +13,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyro.distributions as dist
+import pytest
 import scipy.sparse
 import torch
 from torch import nn
@@ -56,6 +57,8 @@ SMALL_COUPLING = partial(flows.coupling, num_transforms=2, hidden=(4,))
 SMALL_SPLINE = partial(flows.spline, num_transforms=1, hidden=(4,))
 SMALL_AUTOREGRESSIVE = partial(flows.autoregressive, num_transforms=2, hidden=(4,))
 
+
+FLOWS = {"coupling": flows.coupling, "autoregressive": flows.autoregressive, "spline": flows.spline}
 
 PRIORS = {
     "StandardNormal": Part(lambda: priors.StandardNormal(2)),
@@ -129,6 +132,19 @@ LIKELIHOODS = {
     ),
     "Multinomial": Part(lambda: likelihoods.Multinomial(3, total=4), "counts", 5),
 }
+
+
+all_flows = pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
+all_parts = pytest.mark.parametrize(
+    "part",
+    [*PRIORS.values(), *GUIDES.values(), *LIKELIHOODS.values()],
+    ids=[*PRIORS, *GUIDES, *LIKELIHOODS],
+)
+
+
+def features_for(head: nn.Module, *batch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(*batch, head.num_features, generator=generator)
 
 
 def _saved(folder, x):

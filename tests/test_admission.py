@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import bits, small_vae
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -59,7 +60,7 @@ class Poisson(nn.Module):
         return dist.Poisson(features.exp()).to_event(1)
 
 
-def small_vae(likelihood="Bernoulli"):
+def vae_in_use(likelihood="Bernoulli"):
     """A VAE of (4,) in train mode, its encoder's hidden layer frozen in eval mode."""
     heads = {"ContinuousBernoulli": ContinuousBernoulli(), "Poisson": Poisson()}
     built = "Normal" if likelihood == "Normal" else "Bernoulli"
@@ -70,14 +71,9 @@ def small_vae(likelihood="Bernoulli"):
     return vae
 
 
-def bits(n=6, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, (n, 4), generator=generator).float()
-
-
 def one_bad(value, dtype=torch.float32):
     """Valid binary data but for one value in the last row."""
-    x = bits().to(dtype)
+    x = bits(6).to(dtype)
     x[5, 3] = value
     return x
 
@@ -121,25 +117,29 @@ BAD_DATA = {
         (one_bad(np.nan), None, torch.eye(6, 4) == 0),
         r"^x\[5, 3\] = nan",
     ),
-    "B13 shape": ("Bernoulli", (bits(), None, torch.ones(6)), r"mask has shape \(6,\)"),
-    "B13 broadcast": ("Bernoulli", (bits(), None, torch.ones(6, 1)), r"\(6, 1\), but x has \(6, 4"),
-    "B13 half": ("Bernoulli", (bits(), None, HALF), r"^mask\[0, 0\] = 0.5"),
-    "B15 inverted": ("Bernoulli", (bits(), None, torch.zeros(6, 4)), r"no observed entries"),
+    "B13 shape": ("Bernoulli", (bits(6), None, torch.ones(6)), r"mask has shape \(6,\)"),
+    "B13 broadcast": (
+        "Bernoulli",
+        (bits(6), None, torch.ones(6, 1)),
+        r"\(6, 1\), but x has \(6, 4",
+    ),
+    "B13 half": ("Bernoulli", (bits(6), None, HALF), r"^mask\[0, 0\] = 0.5"),
+    "B15 inverted": ("Bernoulli", (bits(6), None, torch.zeros(6, 4)), r"no observed entries"),
     "B16 no rows": ("Bernoulli", (torch.zeros(0, 4),), r"N = 0"),
-    "B19 one datum": ("Bernoulli", (bits()[0],), r"batch dim: x\[None\]"),
+    "B19 one datum": ("Bernoulli", (bits(6)[0],), r"batch dim: x\[None\]"),
     "B19 a number": ("Bernoulli", (torch.tensor(1.0),), r"batch dim|\(N, 4\)"),
     "B21 three wide": ("Bernoulli", (torch.ones(6, 3),), r"\(3,\)[\s\S]*\(4,\)"),
     "B21 five wide": ("Bernoulli", (torch.ones(6, 5),), r"\(5,\)[\s\S]*\(4,\)"),
     "B22 image": ("Bernoulli", (torch.ones(6, 1, 2, 2),), r"x\.reshape\(-1, 4\)"),
-    "B26 complex": ("Bernoulli", (bits().to(torch.complex64),), r"complex64"),
-    "B26 sparse": ("Bernoulli", (bits().to_sparse(),), r"sparse_coo"),
-    "B26 object": ("Bernoulli", (bits().numpy().astype(object),), r"dtype object"),
-    "B26 strings": ("Bernoulli", (bits().numpy().astype(str),), r"dtype <U"),
+    "B26 complex": ("Bernoulli", (bits(6).to(torch.complex64),), r"complex64"),
+    "B26 sparse": ("Bernoulli", (bits(6).to_sparse(),), r"sparse_coo"),
+    "B26 object": ("Bernoulli", (bits(6).numpy().astype(object),), r"dtype object"),
+    "B26 strings": ("Bernoulli", (bits(6).numpy().astype(str),), r"dtype <U"),
     "B28 text column": ("Bernoulli", (FRAME,), r"column 'd'"),
     "B28 nullable": ("Bernoulli", (NULLABLE,), r"column 'd'.*missing"),
-    "y of other length": ("Bernoulli", (bits(), torch.ones(5)), r"y has shape \(5,\).*6 rows"),
-    "y NaN": ("Bernoulli", (bits(), torch.full((6,), torch.nan)), r"^y\[0\] = nan"),
-    "y strings": ("Bernoulli", (bits(), ["u"] * 6), r"y has dtype <U1"),
+    "y of other length": ("Bernoulli", (bits(6), torch.ones(5)), r"y has shape \(5,\).*6 rows"),
+    "y NaN": ("Bernoulli", (bits(6), torch.full((6,), torch.nan)), r"^y\[0\] = nan"),
+    "y strings": ("Bernoulli", (bits(6), ["u"] * 6), r"y has dtype <U1"),
 }
 
 
@@ -147,7 +147,7 @@ BAD_DATA = {
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_data_are_refused_before_anything_changes(case, entry):
     likelihood, data, match = BAD_DATA[case]
-    vae = small_vae(likelihood)
+    vae = vae_in_use(likelihood)
     before = fingerprint(vae)
     with pytest.raises(DataError, match=match) as caught:
         ENTRIES[entry](vae, *data)
@@ -164,10 +164,15 @@ BAD_X.pop("B26 sparse")  # a sparse tensor is no TensorDataset
 @pytest.mark.parametrize("case", BAD_X)
 def test_bad_data_are_refused_in_a_loader_and_as_validation_too(case):
     likelihood, (x,), _ = BAD_X[case]
-    vae = small_vae(likelihood)
+    vae = vae_in_use(likelihood)
     before = fingerprint(vae)
     loader = DataLoader(TensorDataset(x), batch_size=4)
-    for data, held_out in ((TensorDataset(x), None), (loader, None), (bits(), x), (bits(), loader)):
+    for data, held_out in (
+        (TensorDataset(x), None),
+        (loader, None),
+        (bits(6), x),
+        (bits(6), loader),
+    ):
         with pytest.raises(DataError):
             pv.fit(vae, data, validation=held_out, epochs=1)
         assert fingerprint(vae) == before
@@ -186,12 +191,12 @@ BAD_SETTINGS = {
     "beta": (lambda vae: pv.objectives.BetaELBO(-0.1), "beta = -0.1"),
     "beta NaN": (lambda vae: pv.objectives.BetaELBO(float("nan")), "beta = nan"),
     "particles": (lambda vae: pv.objectives.TraceELBO(0), "num_particles = 0"),
-    "num_samples": (lambda vae: pv.elbo_terms(vae, bits(), num_samples=0), "num_samples = 0"),
-    "terms seed": (lambda vae: pv.elbo_terms(vae, bits(), seed=-1), "seed = -1"),
+    "num_samples": (lambda vae: pv.elbo_terms(vae, bits(6), num_samples=0), "num_samples = 0"),
+    "terms seed": (lambda vae: pv.elbo_terms(vae, bits(6), seed=-1), "seed = -1"),
     "sample n": (lambda vae: vae.sample(0), "n = 0"),
     "sample seed": (lambda vae: vae.sample(2, seed=2**64), "seed = "),
     "build seed": (lambda vae: pv.build((4,), seed=1.5), r"seed = 1\.5"),
-    "reconstruct seed": (lambda vae: vae.reconstruct(bits(), seed=-1), "seed = -1"),
+    "reconstruct seed": (lambda vae: vae.reconstruct(bits(6), seed=-1), "seed = -1"),
 }
 BAD_FIT = {
     "learning_rate": [0.0, -1e-3, float("nan"), float("inf"), "1e-3", None],
@@ -204,7 +209,7 @@ BAD_FIT = {
 for name, values in BAD_FIT.items():
     for value in values:
         BAD_SETTINGS[f"fit {name} {value!r:.24}"] = (
-            lambda vae, name=name, value=value: pv.fit(vae, bits(), **{name: value}),
+            lambda vae, name=name, value=value: pv.fit(vae, bits(6), **{name: value}),
             f"^{name} (= |is (a|the class) )",
         )
 
@@ -222,8 +227,8 @@ def test_bad_settings_are_refused_before_anything_changes(case):
 
 def test_b6_real_numbers_are_rounded_and_a_float64_model_takes_large_counts():
     large = one_bad(2**24 + 1, torch.float64)
-    assert small_vae("Normal").encode(large).mean.isfinite().all()
-    assert small_vae("Poisson").double().encode(large.long()).mean.isfinite().all()
+    assert vae_in_use("Normal").encode(large).mean.isfinite().all()
+    assert vae_in_use("Poisson").double().encode(large.long()).mean.isfinite().all()
 
 
 def test_a_numpy_integer_is_a_whole_number_for_parts_too():
@@ -284,7 +289,7 @@ def test_two_sites_of_one_name_are_refused():
     before = fingerprint(program)
     for call in (pv.fit, pv.elbo_terms):
         with pytest.raises((RuntimeError, ConfigError), match="sites named 'z'"):
-            call(program, bits())
+            call(program, bits(6))
         assert fingerprint(program) == before
 
 
@@ -304,7 +309,7 @@ def test_a_program_without_a_site_x_is_refused():
                 pyro.sample("z", dist.Normal(self.loc, 1.0))
 
     with pytest.raises(ConfigError, match="x"):
-        pv.fit(NoX(), bits())
+        pv.fit(NoX(), bits(6))
 
 
 @pytest.mark.parametrize("entry", ["fit", "loss", "elbo_terms"])
@@ -314,7 +319,7 @@ def test_latents_of_another_width_than_the_prior_are_refused(entry):
     vae.decoder[0][0] = nn.Linear(1, 8)
     before = fingerprint(vae)
     with pytest.raises(ConfigError, match=r"\(1,\).*\(2,\)"):
-        ENTRIES[entry](vae, bits())
+        ENTRIES[entry](vae, bits(6))
     assert fingerprint(vae) == before
 
 
@@ -325,7 +330,7 @@ def test_b39_a_prior_of_another_width_than_encoder_and_decoder_is_named(entry):
     vae.prior = pv.priors.StandardNormal(3)
     before = fingerprint(vae)
     with pytest.raises(ConfigError, match=r"p\(z\) is over shape \(3,\), but q.*\(2,\)"):
-        ENTRIES[entry](vae, bits())
+        ENTRIES[entry](vae, bits(6))
     assert fingerprint(vae) == before
 
 
@@ -350,26 +355,26 @@ def assert_bitwise_equal(a, b):
 @pytest.mark.parametrize("filler", [np.nan, np.inf, -np.inf, -1.0, 0.25, 3e38])
 def test_b12_what_stands_in_an_unobserved_cell_is_inert(likelihood, filler):
     mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(2)) > 0.4
-    filled = [outcomes(small_vae(likelihood), bits().where(mask, v), mask) for v in (1.0, filler)]
+    filled = [outcomes(vae_in_use(likelihood), bits(6).where(mask, v), mask) for v in (1.0, filler)]
     assert_bitwise_equal(*filled)
-    other = outcomes(small_vae(likelihood), bits().where(mask, 1.0), torch.ones_like(mask))
+    other = outcomes(vae_in_use(likelihood), bits(6).where(mask, 1.0), torch.ones_like(mask))
     assert not torch.equal(filled[0][0], other[0])  # the mask itself does matter
 
 
 def test_b14_a_fully_masked_row_has_log_likelihood_zero():
     mask = torch.ones(6, 4, dtype=torch.bool)
     mask[2] = False
-    terms = small_vae().loss_terms(bits(), mask=mask)
+    terms = small_vae().loss_terms(bits(6), mask=mask)
     assert terms.reconstruction[2] == 0
     assert (terms.reconstruction[[0, 1, 3, 4, 5]] > 0).all()
-    assert pv.elbo_terms(small_vae(), bits(), mask=mask).log_likelihood[0, 2] == 0
-    assert len(pv.fit(small_vae(), bits(), mask=mask, epochs=1)) == 1
+    assert pv.elbo_terms(small_vae(), bits(6), mask=mask).log_likelihood[0, 2] == 0
+    assert len(pv.fit(small_vae(), bits(6), mask=mask, epochs=1)) == 1
 
 
 def test_b14_a_fully_masked_row_is_accepted_as_a_batch_of_its_own():
     mask = torch.ones(6, 4)
     mask[2] = 0
-    data = TensorDataset(bits(), torch.zeros(6), mask)
+    data = TensorDataset(bits(6), torch.zeros(6), mask)
     assert pv.fit(small_vae(), data, epochs=1, batch_size=1).num_data == 6
 
 
@@ -402,16 +407,16 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_another_container_of_the_same_numbers_is_bitwise_the_same(case):
-    x = ACCEPTED[case](bits())
-    assert_bitwise_equal(outcomes(small_vae(), x), outcomes(small_vae(), bits()))
+    x = ACCEPTED[case](bits(6))
+    assert_bitwise_equal(outcomes(small_vae(), x), outcomes(small_vae(), bits(6)))
     assert getattr(x, "grad", None) is None
 
 
 def test_b27_a_read_only_array_is_accepted_and_never_written():
-    x = bits().numpy().copy()
+    x = bits(6).numpy().copy()
     x.flags.writeable = False
     before = x.tobytes()
-    assert_bitwise_equal(outcomes(small_vae(), x), outcomes(small_vae(), bits()))
+    assert_bitwise_equal(outcomes(small_vae(), x), outcomes(small_vae(), bits(6)))
     assert x.tobytes() == before
 
 
@@ -420,7 +425,7 @@ def test_b23_float64_data_change_the_loss_by_no_more_than_float32_rounding():
     x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     losses = []
     for dtype in (torch.float32, torch.float64):
-        vae = small_vae("Normal").to(dtype)
+        vae = vae_in_use("Normal").to(dtype)
         terms = vae.loss_terms(x)
         assert terms.kl.dtype == dtype
         losses.append(vae.decode(torch.zeros(6, 2)).log_prob(x.to(dtype)).double())

@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from helpers import unchanged
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import nn
@@ -194,9 +195,8 @@ class TestGroups:
             to_arviz(model(), torch.zeros(3, 4), labels=[0, 1])
 
     def test_leaves_the_process_as_it_was_and_repeats(self):
-        before = torch.get_rng_state()
-        first, second = exported(), exported()
-        assert torch.equal(before, torch.get_rng_state())
+        with unchanged():
+            first, second = exported(), exported()
         for group in groups_of(first):
             assert first[group].identical(second[group]), group
 

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from contracts import GUIDES, LIKELIHOODS, PRIORS
-from test_contracts import small_vae
+from helpers import vae_of
 from torch import nn
 from torch.distributions import constraints
 
@@ -95,7 +95,7 @@ def test_every_likelihood_passes(part):
 
 def test_wrong_latent_dim_names_both(float64):
     """B39."""
-    vae = small_vae(prior=pv.priors.GaussianMixture(3))
+    vae = vae_of(prior=pv.priors.GaussianMixture(3))
     with pytest.raises(ConfigError, match=r"over shape \(3,\).*over \(2,\).*\n?.*latent_dim"):
         check_latents(*trace_once(vae, torch.ones(1, 3)))
 

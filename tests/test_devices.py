@@ -10,7 +10,7 @@ import re
 import pyro
 import pytest
 import torch
-from test_contracts import all_parts, features_for
+from contracts import all_parts, features_for
 
 import pyrovae as pv
 from pyrovae import objectives

@@ -7,6 +7,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import state_of, unchanged
 from scipy import stats
 from torch import nn
 
@@ -260,9 +261,9 @@ class TestRefit:
         vae = pv.VAE(priors.StandardNormal(2), encoder, decoder).double()
         x = torch.rand(60, 6).round()
         prior = priors.VampPrior(encoder, x[:5])
-        before = {name: t.clone() for name, t in vae.state_dict().items()}
-        found = refit_prior(vae, x, prior, epochs=3, validation=x[:20], patience=2)
-        assert all(torch.equal(t, before[name]) for name, t in vae.state_dict().items())
+        before = state_of(vae)
+        with unchanged(vae):
+            found = refit_prior(vae, x, prior, epochs=3, validation=x[:20], patience=2)
         new = found.vae
         assert new.prior.encoder is new.encoder
         for name, t in new.encoder.state_dict().items():

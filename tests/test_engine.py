@@ -5,7 +5,6 @@ and all that a checkpoint holds. What no record can repeat is left to the handle
 """
 
 import collections
-import hashlib
 import math
 import random
 import shutil
@@ -16,6 +15,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from contracts import GUIDES, LIKELIHOODS, PRIORS
+from helpers import bits, digest, generators, small_vae, unchanged, vae_of
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 from torch._dynamo.utils import counters
@@ -27,14 +28,10 @@ from pyrovae.errors import ConfigError
 from pyrovae.handlers import own_store
 from pyrovae.networks import Concat, Given, OneHot, mlp
 from pyrovae.programs import BayesianVAE, CategoricalHead, GivenGlobal, SemiSupervisedVAE
-from pyrovae.runtime.files import json_bytes
 from pyrovae.runtime.guards import Constants, Copies
 from pyrovae.runtime.run_folder import RunFolder
-from pyrovae.runtime.state_tree import pack
-from pyrovae.runtime.tensor_file import tensor_file
 from pyrovae.runtime.tracing import TracingError, substituted, traced
 from pyrovae.training.plan import engine_for
-from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
 
 N = 37
 
@@ -42,38 +39,6 @@ N = 37
 @pytest.fixture(autouse=True)
 def every_size_is_recorded(monkeypatch):
     monkeypatch.setattr("pyrovae.training.traced.REPAID", 0)
-
-
-def bits(n=N, width=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, (n, width), generator=generator).float()
-
-
-def small_vae():
-    return pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
-
-
-def parts_vae(prior=None, guide=None, likelihood=None):
-    """The VAE of these three heads with small networks."""
-    torch.manual_seed(0)
-    prior = prior() if prior else priors.StandardNormal(2)
-    guide = guide() if guide else guides.DiagonalNormal(2)
-    likelihood = likelihood() if likelihood else likelihoods.Bernoulli(3)
-    x_shape, z_shape = tuple(likelihood.event_shape), tuple(prior().event_shape)
-    encoder = nn.Sequential(mlp(x_shape, guide.num_features, hidden=(5,)), guide)
-    decoder = nn.Sequential(mlp(z_shape, likelihood.num_features, hidden=(5,)), likelihood)
-    return pv.VAE(prior, encoder, decoder)
-
-
-def generators():
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    return torch.get_rng_state().numpy().tobytes(), numpy_state[1].tobytes(), random.getstate()
-
-
-def digest(state):
-    """SHA-256 of a nested state, every float bit for bit."""
-    tensors, plain = pack(state)
-    return hashlib.sha256(tensor_file(tensors, {}) + json_bytes(plain)).hexdigest()
 
 
 def final_state(folder):
@@ -88,10 +53,9 @@ def final_state(folder):
 def fitted(make, folder, *, compile, x=None, y=None, mask=None, **settings):
     """(engine, what the run ended with, the program), by a fit that leaves the caller alone."""
     program, x = make(), bits() if x is None else x
-    before = generators()
     settings = {"epochs": 2, "batch_size": 10, "seed": 1, **settings}
-    history = pv.fit(program, x, y, mask, compile=compile, run_dir=folder, **settings)
-    assert generators() == before
+    with unchanged():
+        history = pv.fit(program, x, y, mask, compile=compile, run_dir=folder, **settings)
     assert all(p.grad is None for p in program.parameters())
     return history.engine, digest(final_state(folder)), program
 
@@ -162,10 +126,10 @@ def first_in(parts, space):
 
 
 def check_part(folder, **make):
-    program = parts_vae(**make)
+    program = vae_of(**make)
     with torch.no_grad():
         x = program.sample(7, seed=3)
-    check_same(lambda: parts_vae(**make), folder, x=x.to(torch.float32), batch_size=7)
+    check_same(lambda: vae_of(**make), folder, x=x.to(torch.float32), batch_size=7)
 
 
 @pytest.mark.parametrize("name", table(PRIORS, "Fixed: StudentT", "FlowPrior, coupling"))

@@ -10,8 +10,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import AffineEncoder, ExactEncoder, LinearGaussian, all_binary
-from pyro import poutine
+from oracles import (
+    ExactEncoder,
+    Ladder,
+    LinearGaussian,
+    Rewritten,
+    all_binary,
+    wide_guide,
+)
 from torch import nn
 
 import pyrovae as pv
@@ -27,59 +33,8 @@ from pyrovae.evidence.record import estimated
 from pyrovae.handlers import data_scale, evaluation
 from pyrovae.programs import BayesianVAE
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.vae import register
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def wide_guide(truth: LinearGaussian) -> AffineEncoder:
-    """The exact posterior's mean, 1.5 × its marginal variances: not exact, and no heavy tail."""
-    v = torch.linalg.solve(truth.m, truth.weight.T)
-    variance = (truth.sigma**2 * torch.linalg.inv(truth.m)).diag()
-    return AffineEncoder(v, truth.mean, 1.5 * variance)
-
-
-class Rewritten(nn.Module):
-    """The same program as a VAE, of another class: it takes the way of any program."""
-
-    def __init__(self, vae: pv.VAE, scale: float = 1.0):
-        super().__init__()
-        self.vae, self.scale = vae, scale
-
-    def model(self, x, y=None, mask=None):
-        with poutine.scale(scale=self.scale):
-            self.vae.model(x, y, mask)
-
-    def guide(self, x, y=None, mask=None):
-        with poutine.scale(scale=self.scale):
-            self.vae.guide(x, y, mask)
-
-
-class Ladder(nn.Module):
-    """Two local latents: a ~ N(0, 1), b|a ~ N(a, 1) (a scalar site), x|b ~ N(b, 0.5²) twice.
-
-    x ~ N(0, [[2.25, 2], [2, 2.25]]): exact. The guide knows nothing but the mean of x.
-    """
-
-    covariance = torch.tensor([[2.25, 2.0], [2.0, 2.25]], dtype=torch.float64)
-
-    def __init__(self):
-        super().__init__()
-        self.zero = nn.Parameter(torch.zeros(()))
-
-    def model(self, x, y=None, mask=None):
-        register(self)
-        with pyro.plate("data", len(x), dim=-1):
-            a = pyro.sample("a", dist.Normal(self.zero, torch.ones(1)).to_event(1))
-            b = pyro.sample("b", dist.Normal(a[..., 0], 1.0))
-            pyro.sample("x", dist.Normal(b[..., None].expand(*b.shape, 2), 0.5).to_event(1), obs=x)
-
-    def guide(self, x, y=None, mask=None):
-        register(self)
-        mean = x.mean(-1) + self.zero
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("b", dist.Normal(mean, 0.6))
-            pyro.sample("a", dist.Normal(0.5 * mean[:, None], 1.0).to_event(1))
 
 
 # ---- every estimator against the linear-Gaussian model

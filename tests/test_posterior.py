@@ -11,8 +11,16 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import AffineEncoder, ExactEncoder, LinearGaussian, all_binary, grid
-from test_evidence import Ladder, Rewritten, wide_guide
+from oracles import (
+    AffineEncoder,
+    ExactEncoder,
+    Ladder,
+    LinearGaussian,
+    Rewritten,
+    all_binary,
+    grid,
+    wide_guide,
+)
 from torch import nn
 
 import pyrovae as pv

@@ -1,0 +1,93 @@
+"""What several test files share: small VAEs, data for them, and comparisons of states."""
+
+import contextlib
+import hashlib
+import random
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae import guides, likelihoods, priors
+from pyrovae.networks import mlp
+from pyrovae.runtime.files import json_bytes
+from pyrovae.runtime.state_tree import pack
+from pyrovae.runtime.tensor_file import tensor_file
+
+
+def bits(n: int = 37, *event: int, seed: int = 0) -> Tensor:
+    """Return n random rows of zeros and ones, (n, *event), by default (37, 4)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, (n, *(event or (4,))), generator=generator).float()
+
+
+def small_vae(event_shape: tuple[int, ...] = (4,), **settings) -> pv.VAE:
+    """Return a built VAE with two latent dimensions and one hidden layer of 8 units."""
+    return pv.build(event_shape, **{"latent_dim": 2, "hidden": (8,), "seed": 0} | settings)
+
+
+def vae_of(
+    prior: nn.Module | None = None,
+    guide: nn.Module | None = None,
+    likelihood: nn.Module | None = None,
+    *,
+    latent_dim: int = 2,
+    hidden: int = 5,
+) -> pv.VAE:
+    """Return the VAE of these heads: a standard normal in two dimensions, three binary columns."""
+    prior = prior or priors.StandardNormal(latent_dim)
+    guide = guide or guides.DiagonalNormal(latent_dim)
+    likelihood = likelihood or likelihoods.Bernoulli(3)
+    x_shape, z_shape = tuple(likelihood.event_shape), tuple(prior().event_shape)
+    encoder = nn.Sequential(mlp(x_shape, guide.num_features, hidden=(hidden,)), guide)
+    decoder = nn.Sequential(mlp(z_shape, likelihood.num_features, hidden=(hidden,)), likelihood)
+    return pv.VAE(prior, encoder, decoder)
+
+
+def binary(n: int = 64, event: int = 3) -> Tensor:
+    """Return rows of all zeros or all ones, (n, event): log 2 nats a row."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.bernoulli(torch.full((n, 1), 0.5), generator=generator)
+    return first.expand(n, event).clone()
+
+
+def unshrink(module: nn.Module) -> None:
+    """Move flows away from their start near the identity, where a wrong Jacobian hides."""
+    for part in module.modules():
+        if hasattr(part, "hyper"):
+            nn.init.normal_(part.hyper[-1].weight, std=0.5)
+        for parameter in getattr(part, "phi", ()):
+            nn.init.normal_(parameter, std=0.5)
+
+
+def state_of(program: nn.Module) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers, by name."""
+    return {name: tensor.clone() for name, tensor in program.state_dict().items()}
+
+
+def is_same(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> bool:
+    """Compare two states by name, bit for bit unless a tolerance is given."""
+    assert a.keys() == b.keys()
+    return all(torch.allclose(a[n], b[n], **tolerance or {"rtol": 0, "atol": 0}) for n in a)
+
+
+def digest(state: nn.Module | dict) -> str:
+    """Return the SHA-256 of a module's state or of a nested one, every float bit for bit."""
+    tensors, plain = pack(state.state_dict() if isinstance(state, nn.Module) else state)
+    return hashlib.sha256(tensor_file(tensors, {}) + json_bytes(plain)).hexdigest()
+
+
+def generators() -> tuple:
+    """Return the states of the global generators of torch, NumPy and Python."""
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    numpy_state = numpy_state[1].tobytes(), numpy_state[2:]
+    return torch.get_rng_state().numpy().tobytes(), numpy_state, random.getstate()
+
+
+@contextlib.contextmanager
+def unchanged(*programs: nn.Module):
+    """Assert that the global generators and the programs' states are the same after the block."""
+    before = generators(), [digest(program) for program in programs]
+    yield
+    assert (generators(), [digest(program) for program in programs]) == before
