@@ -1,7 +1,7 @@
 """What is under contract: one line each, and every invariant of its family is tested.
 
 A new prior, guide family, likelihood or container joins its table here and nothing else.
-`tests/test_contracts.py` and `tests/test_containers.py` run the tables.
+`tests/test_parts.py` and `tests/test_containers.py` run the tables.
 """
 
 from collections.abc import Callable

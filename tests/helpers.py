@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 import pyrovae as pv
 from pyrovae import guides, likelihoods, priors
 from pyrovae.networks import mlp
-from pyrovae.runtime.files import json_bytes
-from pyrovae.runtime.state_tree import pack
-from pyrovae.runtime.tensor_file import tensor_file
+from pyrovae.runtime.run_folder import RunFolder
+
+N = 37  # rows: a multiple of no batch size in the tests
 
 
-def bits(n: int = 37, *event: int, seed: int = 0) -> Tensor:
+def bits(n: int = N, *event: int, seed: int = 0) -> Tensor:
     """Return n random rows of zeros and ones, (n, *event), by default (37, 4)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, (n, *(event or (4,))), generator=generator).float()
@@ -43,6 +44,13 @@ def vae_of(
     encoder = nn.Sequential(mlp(x_shape, guide.num_features, hidden=(hidden,)), guide)
     decoder = nn.Sequential(mlp(z_shape, likelihood.num_features, hidden=(hidden,)), likelihood)
     return pv.VAE(prior, encoder, decoder)
+
+
+def with_dropout() -> pv.VAE:
+    """Return a small VAE that draws dropout in its encoder."""
+    vae = small_vae()
+    vae.encoder[0].insert(1, nn.Dropout(0.5))
+    return vae
 
 
 def binary(n: int = 64, event: int = 3) -> Tensor:
@@ -72,10 +80,31 @@ def is_same(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> b
     return all(torch.allclose(a[n], b[n], **tolerance or {"rtol": 0, "atol": 0}) for n in a)
 
 
-def digest(state: nn.Module | dict) -> str:
+def digest(state: object) -> str:
     """Return the SHA-256 of a module's state or of a nested one, every float bit for bit."""
-    tensors, plain = pack(state.state_dict() if isinstance(state, nn.Module) else state)
-    return hashlib.sha256(tensor_file(tensors, {}) + json_bytes(plain)).hexdigest()
+    return hashlib.sha256(repr(_exact(state)).encode()).hexdigest()
+
+
+def _exact(state):
+    if isinstance(state, nn.Module):
+        return _exact(state.state_dict())
+    if isinstance(state, Tensor):
+        raw = state.detach().contiguous().flatten().view(torch.uint8)
+        return str(state.dtype), tuple(state.shape), raw.cpu().numpy().tobytes()
+    if isinstance(state, dict):
+        return [(key, _exact(value)) for key, value in state.items()]
+    if isinstance(state, list | tuple):
+        return [_exact(value) for value in state]
+    return state
+
+
+def final_state(folder: Path) -> dict:
+    """Return the last checkpoint of a run, without its clocks and the name of its engine."""
+    with RunFolder(folder, resume=True) as run:
+        state = run.newest_complete().state["loop"]
+    history = state["history"]
+    history["epochs"] = torch.cat([history["epochs"][:, :7], history["epochs"][:, 8:]], 1)
+    return state | {"seconds": 0.0, "history": history | {"engine": ""}}
 
 
 def generators() -> tuple:

@@ -45,7 +45,7 @@ class LinearGaussian(nn.Module):
         return dist.MultivariateNormal(loc, self.sigma**2 * torch.linalg.inv(self.m))
 
     def elbo(self, x: Tensor, v: Tensor, d: Tensor) -> Tensor:
-        """Oracle D2: the ELBO under the guide N(V (x − μ), diag d), (N,) nats."""
+        """Return the ELBO under the guide N(V (x − μ), diag d), (N,) nats."""
         centered = x - self.mean
         m = centered @ v.T
         latent_dim = len(d)
@@ -83,7 +83,7 @@ class ExactEncoder(nn.Module):
 
 
 class AffineEncoder(nn.Module):
-    """q(z|x) = N(V (x − μ), diag d), the guide of oracle D2."""
+    """The affine guide q(z|x) = N(V (x − μ), diag d)."""
 
     def __init__(self, v: Tensor, mean: Tensor, d: Tensor):
         super().__init__()

@@ -17,6 +17,7 @@ import pytest
 import torch
 import xarray as xr
 from helpers import unchanged
+from oracles import AffineEncoder, ExactEncoder, LinearGaussian
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import nn
@@ -27,7 +28,6 @@ from pyrovae.arviz_io import history_to_arviz, predictive_to_arviz, to_arviz
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.networks import Concat, Given, OneHot, mlp
 from pyrovae.programs import CategoricalHead
-from tests.oracles import AffineEncoder, ExactEncoder, LinearGaussian
 
 # arviz 0.23 with matplotlib 3.11 and pandas 3
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

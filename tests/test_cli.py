@@ -67,7 +67,7 @@ NAMING = {
 
 @pytest.mark.parametrize("name", IMPOSSIBLE, ids=range(len(IMPOSSIBLE)))
 @pytest.mark.parametrize("command", NAMING.values(), ids=NAMING)
-def test_b48_a_name_that_no_file_can_have_is_a_usage_error_and_nothing_is_written(command, name):
+def test_a_name_that_no_file_can_have_is_a_usage_error_and_nothing_is_written(command, name):
     result = pyrovae(*command, name)
     assert result.exit_code == 2
     assert "path = " in result.output

@@ -48,7 +48,7 @@ def readable(error):
 
 
 @pytest.mark.parametrize("name", ["", "a\0b.npy", "a\nb.npy", "ü" * 10**6 + ".npy"])
-def test_b48_a_name_that_no_file_can_have(name):
+def test_a_name_that_no_file_can_have(name):
     with pytest.raises(ConfigError, match="path = ") as caught:
         datasets.from_file(name)
     assert readable(caught)

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import state_of, unchanged
+from oracles import AffineEncoder, ExactEncoder, LinearGaussian
 from scipy import stats
 from torch import nn
 
@@ -18,7 +19,6 @@ from pyrovae.diagnostics.features import uniform_p_value
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.networks import mlp
 from pyrovae.training.refit import refit_prior
-from tests.oracles import AffineEncoder, ExactEncoder, LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -1,4 +1,4 @@
-"""log p(x) by every method against exact answers: oracles (a), (b), (d), (f); F17 of the battery.
+"""log p(x) by every method against exact answers: closed forms, quadrature, enumeration.
 
 Tolerances are k standard errors with k written beside each. The tests of `method="grid"` against
 independent quadrature are in test_vae.py.
@@ -79,7 +79,7 @@ def test_a_scaled_plate_changes_nothing():
     "settings", [{}, {"method": "ais", "num_temperatures": 5, "start": "guide"}]
 )
 def test_exact_posterior_gives_the_evidence_without_error(settings):
-    """D1: every weight is p(x)."""
+    """With the exact posterior as guide, every weight is p(x)."""
     truth = LinearGaussian()
     x = truth.sample(4)
     vae = truth.vae(ExactEncoder(truth))
@@ -120,7 +120,7 @@ def test_both_readings_of_a_program_agree():
             torch.testing.assert_close(log_w, expected, rtol=0, atol=1e-10)
 
 
-# ---- importance weights: streaming (F17)
+# ---- importance weights: streaming
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 999, 1000])
@@ -546,7 +546,7 @@ def test_settings_are_checked(settings, reason):
         pv.log_evidence(vae, torch.ones(2, 3), **settings)
 
 
-# ---- enumeration (oracle d)
+# ---- enumeration
 
 
 @pytest.mark.parametrize("kind", ["Bernoulli", "Categorical"])

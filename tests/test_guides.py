@@ -1,4 +1,4 @@
-"""Guides: each trained and saved; FlowGuide's one pass; exact oracles of the Gaussian ones."""
+"""Guides: each trained and saved; FlowGuide's one pass; closed forms for the Gaussian ones."""
 
 import copy
 import math
@@ -105,7 +105,6 @@ def test_extreme_features_stay_finite_in_eight_dimensions(make, size):
 @pytest.mark.parametrize("latent_dim", [0, 2.0, "2"])
 @pytest.mark.parametrize("make", NEW)
 def test_latent_dim_must_be_a_count(make, latent_dim):
-    """B36."""
     with pytest.raises(ConfigError, match=r"latent_dim = .*whole number ≥ 1"):
         make(latent_dim)
 
@@ -168,7 +167,7 @@ def inverse_softplus(sigma):
     ids=["FullNormal", "LowRankNormal"],
 )
 def test_the_exact_posterior_is_within_the_family(head, features_of, float64):
-    """Oracle (a), D1: with p(z|x) as guide, log w = log p(x) at every draw; σ × 0.8 is seen."""
+    """With p(z|x) as guide, log w = log p(x) at every draw; σ × 0.8 is seen."""
     truth = LinearGaussian()
     x = truth.sample(7)
     encoder = nn.Sequential(ExactThrough(truth, features_of), head(2))
@@ -258,7 +257,7 @@ def test_the_density_of_a_draw_equals_the_solved_one(float64):
 
 
 def test_laplace_kl_to_a_laplace_prior_is_analytic(float64):
-    """Oracle (c): log(b₂/b₁) + |δ|/b₂ + (b₁/b₂) exp(−|δ|/b₁) − 1, summed over dimensions."""
+    """KL = log(b₂/b₁) + |δ|/b₂ + (b₁/b₂) exp(−|δ|/b₁) − 1, summed over dimensions."""
     b2 = torch.tensor([2.0, 0.7])
     prior = priors.Fixed(lambda b: dist.Laplace(torch.zeros_like(b), b).to_event(1), b=b2)
     vae = vae_of(prior, guides.Laplace(2), hidden=8)
@@ -370,7 +369,7 @@ def test_an_expanded_flow_forgets_and_keeps_its_density(float64):
 
 @pytest.mark.parametrize("name", ["autoregressive", "spline"])
 def test_training_never_inverts_an_autoregressive_guide(name, monkeypatch):
-    """Trap 20: the inverse takes D passes; fit, elbo_terms and loss must not need it."""
+    """The inverse takes D passes; fit, elbo_terms and loss must not need it."""
     import zuko
 
     def refuse(*args):

@@ -18,7 +18,7 @@ from pyrovae.networks import Given, mlp
 likelihoods_table = pytest.mark.parametrize("part", LIKELIHOODS.values(), ids=LIKELIHOODS)
 
 
-# ---- oracle (e): log-densities in float32 against mpmath, over extreme parameters
+# ---- log-densities in float32 against mpmath, over extreme parameters
 
 
 def exact_continuous_bernoulli(x, logit):
@@ -141,7 +141,7 @@ def test_float64_log_density_over_extreme_parameters(case):
     ],
 )
 def test_torchs_own_log_density_fails_the_same_check(case, torchs_own):
-    """Negative control, and the reason why these densities exist (traps 24 and 25)."""
+    """Negative control, and the reason why these densities exist."""
     worst, _ = largest_error(torchs_own, *EXTREME[case][1:])
     assert math.isnan(worst) or worst > 1e-2
 
@@ -355,7 +355,7 @@ def test_multinomial_refuses_a_mask():
         vae.loss(torch.ones(1, 4), mask=mask)
 
 
-# ---- the door (battery B3-B9): what each support says
+# ---- data outside a support: what the error says
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_settings_that_cannot_work_are_refused(call, message):
 )
 @pytest.mark.filterwarnings("ignore:column")  # said by fit where the scale is learned
 def test_a_constant_column_stays_finite(head):
-    """Battery B35: the maximum of the likelihood is at scale 0, the floor is above it."""
+    """The maximum of the likelihood is at scale 0, the floor is above it."""
     x = torch.cat([torch.ones(64, 1), torch.arange(64.0)[:, None] % 2], dim=1)
     vae = vae_of(likelihood=head)
     history = pv.fit(vae, x, epochs=60, batch_size=16, learning_rate=0.1)

@@ -1,4 +1,4 @@
-"""Missing data, oracle (i): masked = marginalized, and masked cells are inert, bit for bit."""
+"""Missing data: masked = marginalized, and masked cells are inert, bit for bit."""
 
 import itertools
 import math
@@ -61,7 +61,7 @@ def log_marginal(truth: LinearGaussian, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def test_gaussian_without_monte_carlo_error():
-    """Oracle D1 with missing cells: under p(z|x_o), log w = log p(x_o) for every draw."""
+    """Under p(z|x_o), log w = log p(x_o) for every draw."""
     truth = LinearGaussian()
     x = truth.sample(6)
     observed = torch.tensor([True, False, True, True, False])

@@ -278,7 +278,7 @@ def test_refining_a_full_normal_finds_the_posterior():
 
 
 def test_refining_a_diagonal_normal_finds_its_best():
-    """Mean field on a linear-Gaussian model: the exact mean, variances σ²/M_jj; ELBO by D2."""
+    """Mean field on a linear-Gaussian model: exact mean, variances σ²/M_jj, exact ELBO."""
     truth = LinearGaussian()
     x = truth.sample(5)
     start = AffineEncoder(torch.zeros(2, 5), truth.mean, torch.ones(2))

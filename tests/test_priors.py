@@ -159,7 +159,7 @@ def test_the_shared_encoder_gets_gradient_from_prior_and_guide():
 
 
 def test_one_pseudo_input_at_the_datum_gives_a_kl_of_zero(float64):
-    """Oracle (c): K = 1, u = x: log q(z|x) − log p(z) is 0, bit for bit, at every draw.
+    """K = 1, u = x: log q(z|x) − log p(z) is 0, bit for bit, at every draw.
 
     A FullNormal knows log q(z|x) from its noise, and the prior solves for that: float64's rounding.
     """
@@ -383,7 +383,6 @@ def test_learned_flow_fits_two_modes(float64):
 @pytest.mark.parametrize("latent_dim", [0, -1, 2.0, "2"])
 @pytest.mark.parametrize("make", [priors.LearnedNormal, priors.GaussianMixture, priors.FlowPrior])
 def test_latent_dim_must_be_a_count(make, latent_dim):
-    """B36."""
     with pytest.raises(ConfigError, match=r"latent_dim = .*whole number ≥ 1"):
         make(latent_dim)
 

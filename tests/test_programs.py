@@ -186,7 +186,7 @@ def test_labels_that_are_no_labels_are_refused_under_y_mask(y, y_mask, message):
 
 
 def test_exact_parts_give_the_evidence(float64):
-    """D1 for two latents: with q(y|x) exact as well, ELBO = log p(x), by draws of y too."""
+    """With q(y|x) exact as well, ELBO = log p(x), by draws of y too."""
     truth = Mixture()
     program, (x, _) = truth.program(truth.exact_classifier()), truth.sample(6)
     evidence = truth.log_joint(x).logsumexp(-1)
@@ -449,7 +449,7 @@ class SharedMean:
 
 
 def test_exact_posteriors_make_every_draw_the_evidence_of_all_data(float64):
-    """D1 with a global latent: Σ_i log w_i + log p(w) − log q(w) = log p(x_1 … x_N), each draw."""
+    """Σ_i log w_i + log p(w) − log q(w) = log p(x_1 … x_N), each draw."""
     x = LinearGaussian().sample(6)
     truth = SharedMean(x)
     terms = pv.elbo_terms(truth.program(), x, num_samples=9)

@@ -331,7 +331,6 @@ def leave_eval_mode(vae, record):
     ],
 )
 def test_nothing_that_a_callback_does_changes_the_run(meddle):
-    """B46."""
 
     def with_dropout():
         vae = small_vae()
@@ -554,7 +553,7 @@ def nan_in_row_two(features):
 
 @pytest.mark.parametrize("objective", [None, Trace_ELBO(), pv.objectives.BetaELBO(0.5)])
 @pytest.mark.parametrize("at", [1, 5, 6])
-def test_trap_23_a_finite_loss_with_a_nan_gradient_makes_no_update(objective, at):
+def test_a_finite_loss_with_a_nan_gradient_makes_no_update(objective, at):
     """Adam would write NaN into every weight and all later losses."""
     passes = 1 if not isinstance(objective, Trace_ELBO) else 2  # a second one for the report
     at_call = passes * (at - 1) + 1
@@ -585,7 +584,7 @@ def steps_of(vae, objective):
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's own, in the first batch
 @pytest.mark.parametrize("at", [1, 4])
-def test_trap_9_a_non_finite_loss_makes_no_update_and_names_term_and_row(at):
+def test_a_non_finite_loss_makes_no_update_and_names_term_and_row(at):
     """Pyro only warns, steps anyway, and every weight is NaN."""
     snapshots = steps_of(faulty_vae(torch.clone, at), None)
     vae = faulty_vae(nan_in_row_two, at)
@@ -708,7 +707,7 @@ def test_an_absurd_learning_rate_stops_with_finite_weights():
     assert all(torch.isfinite(p).all() for p in vae.parameters())
 
 
-def test_trap_14_an_interrupt_in_backward_leaves_no_gradient_for_the_next_run():
+def test_an_interrupt_in_backward_leaves_no_gradient_for_the_next_run():
     """The next step would add the stale gradient to its own."""
 
     def interrupt(gradient):
@@ -786,7 +785,7 @@ def test_history_is_indexed_by_epoch_and_by_column():
     assert history[-1] is history.epochs[2]
 
 
-def test_b44_a_decoder_without_trainable_parameters_is_warned_of():
+def test_a_decoder_without_trainable_parameters_is_warned_of():
     vae = small_vae()
     vae.decoder.requires_grad_(False)
     before = digest(vae.decoder)
@@ -795,7 +794,7 @@ def test_b44_a_decoder_without_trainable_parameters_is_warned_of():
     assert digest(vae.decoder) == before
 
 
-def test_b44_a_model_that_shares_an_encoder_trains_exactly():
+def test_a_model_that_shares_an_encoder_trains_exactly():
     first = small_vae()
     second = pv.VAE(first.prior, first.encoder, small_vae(seed=1).decoder)
     pv.fit(first, bits(20), epochs=1)
@@ -813,7 +812,7 @@ def test_the_progress_bar_of_a_resumed_run_counts_all_its_epochs(tmp_path, capsy
     assert " 5/5 " in f" {capsys.readouterr().err} "
 
 
-def test_b35_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_of():
+def test_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_of():
     likelihood = {"name": "Normal", "scale": torch.ones(4), "learn_scale": True}
     vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood=likelihood, seed=0)
     x = torch.randn(50, 4)
@@ -853,7 +852,7 @@ def fit_to_a_constant_column(head):
 
 
 @pytest.mark.parametrize("name", SCALES_THAT_FALL)
-def test_b35_a_scale_of_each_number_falls_where_that_is_constant(name):
+def test_a_scale_of_each_number_falls_where_that_is_constant(name):
     head = SCALES_THAT_FALL[name]()
     assert head.learns_scale_per_cell
     with pytest.warns(UserWarning, match=r"column \(\d,\) of x is constant \(1 in all\)"):
@@ -861,7 +860,7 @@ def test_b35_a_scale_of_each_number_falls_where_that_is_constant(name):
 
 
 @pytest.mark.parametrize("name", SCALES_THAT_STAY)
-def test_b35_a_shared_or_fixed_scale_does_not_fall(name):
+def test_a_shared_or_fixed_scale_does_not_fall(name):
     """Warnings are errors."""
     head = SCALES_THAT_STAY[name]()
     assert not getattr(head, "learns_scale_per_cell", False)

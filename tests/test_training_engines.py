@@ -16,7 +16,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from contracts import GUIDES, LIKELIHOODS, PRIORS
-from helpers import bits, digest, generators, small_vae, unchanged, vae_of
+from helpers import (
+    N,
+    bits,
+    digest,
+    final_state,
+    generators,
+    small_vae,
+    unchanged,
+    vae_of,
+    with_dropout,
+)
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 from torch._dynamo.utils import counters
@@ -29,25 +39,13 @@ from pyrovae.handlers import own_store
 from pyrovae.networks import Concat, Given, OneHot, mlp
 from pyrovae.programs import BayesianVAE, CategoricalHead, GivenGlobal, SemiSupervisedVAE
 from pyrovae.runtime.guards import Constants, Copies
-from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.runtime.tracing import TracingError, substituted, traced
 from pyrovae.training.plan import engine_for
-
-N = 37
 
 
 @pytest.fixture(autouse=True)
 def every_size_is_recorded(monkeypatch):
     monkeypatch.setattr("pyrovae.training.traced.REPAID", 0)
-
-
-def final_state(folder):
-    """All that the last checkpoint holds of a run, without clocks and the name of the engine."""
-    with RunFolder(folder, resume=True) as run:
-        state = run.newest_complete().state["loop"]
-    history = state["history"]
-    history["epochs"] = torch.cat([history["epochs"][:, :7], history["epochs"][:, 8:]], 1)
-    return state | {"seconds": 0.0, "history": history | {"engine": ""}}
 
 
 def fitted(make, folder, *, compile, x=None, y=None, mask=None, **settings):
@@ -150,12 +148,6 @@ def test_every_likelihood_is_recorded(name, tmp_path):
 
 
 # Programs and data of other shapes.
-
-
-def with_dropout():
-    vae = small_vae()
-    vae.encoder[0].insert(1, nn.Dropout(0.5))
-    return vae
 
 
 def test_dropout_a_mask_a_changing_beta_and_a_ragged_batch_together(tmp_path):

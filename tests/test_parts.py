@@ -194,7 +194,7 @@ def test_extreme_features_stay_finite_in_float32(part, size):
     assert torch.isfinite(p.log_prob(p.sample())).all()
 
 
-# ---- oracle (k): the two readings
+# ---- the two readings: Pyro program and network
 
 
 def assert_readings_agree(vae: VAE):

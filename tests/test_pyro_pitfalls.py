@@ -1,7 +1,6 @@
-"""Regression tests for Pyro's silent failures, each named for its number in the list of traps.
+"""Pyro's silent failures: each test says in one line what would happen without an error.
 
-Each says in one line what would happen without a sound. Traps of the training step itself
-(9, 14, 23 in full) are in test_training.py.
+More of the training step itself is in test_training.py.
 """
 
 import pyro
@@ -27,11 +26,11 @@ def copies(vae):
 
 
 def moved(vae, before):
-    """Which parameters differ from `before`."""
+    """Return which parameters differ from `before`."""
     return [bool((p != b).any()) for p, b in zip(vae.parameters(), before, strict=True)]
 
 
-def test_trap_1_a_second_model_in_one_store_is_refused():
+def test_a_second_model_in_one_store_is_refused():
     """The second VAE would stay bit-identical through any number of SVI steps."""
     first, second = small_vae(seed=0), small_vae(seed=1)
     before = copies(second)
@@ -44,7 +43,7 @@ def test_trap_1_a_second_model_in_one_store_is_refused():
     assert all(moved(second, before))
 
 
-def test_trap_1_the_line_in_the_message_works_for_two_models_in_turns():
+def test_the_line_in_the_message_works_for_two_models_in_turns():
     """Two stores, kept as two scopes; each model trains as it does alone."""
     alone = [small_vae(seed=s) for s in (0, 1)]
     for vae in alone:
@@ -67,8 +66,8 @@ def test_trap_1_the_line_in_the_message_works_for_two_models_in_turns():
         assert not any(moved(other, copies(vae)))
 
 
-def test_trap_1_fit_is_not_disturbed_by_what_the_store_holds():
-    """`fit` would train whatever the store holds under the same names."""
+def test_fit_is_not_disturbed_by_what_the_store_holds():
+    """`fit` would train what the store holds under the same names."""
     first, second = small_vae(seed=0), small_vae(seed=1)
     svi_of(first).step(bits(6))
     before = copies(first), copies(second)
@@ -77,7 +76,7 @@ def test_trap_1_fit_is_not_disturbed_by_what_the_store_holds():
     assert all(moved(second, before[1]))
 
 
-def test_trap_2_hand_written_svi_trains_every_parameter():
+def test_hand_written_svi_trains_every_parameter():
     """Without `pyro.module` in model and guide, SVI has no parameters and moves nothing."""
     vae = small_vae(likelihood="Normal")
     before = copies(vae)
@@ -85,7 +84,7 @@ def test_trap_2_hand_written_svi_trains_every_parameter():
     assert all(moved(vae, before))
 
 
-def test_trap_2_a_program_without_pyro_module_still_trains_in_fit():
+def test_a_program_without_pyro_module_still_trains_in_fit():
     """SVI over plain modules finds no parameter; `fit` optimises the module's own."""
 
     class Plain(nn.Module):
@@ -112,7 +111,7 @@ OBJECTIVES = [Trace_ELBO(), TraceMeanField_ELBO(), TraceGraph_ELBO(), RenyiELBO(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
-def test_trap_3_fit_trains_all_parameters_with_pyros_objectives(objective):
+def test_fit_trains_all_parameters_with_pyros_objectives(objective):
     """An optimizer over `Trace_ELBO()(vae.model, vae.guide).parameters()` would be empty."""
     vae = small_vae()
     assert not list(Trace_ELBO()(vae.model, vae.guide).parameters())
@@ -122,7 +121,7 @@ def test_trap_3_fit_trains_all_parameters_with_pyros_objectives(objective):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
-def test_trap_5_beta_weighs_the_kl_and_nothing_else(float64, beta):
+def test_beta_weighs_the_kl_and_nothing_else(float64, beta):
     """`poutine.scale` gives another objective under each of Pyro's ELBOs."""
     vae, x = small_vae(), bits(6).double()
 
@@ -146,7 +145,7 @@ def test_trap_5_beta_weighs_the_kl_and_nothing_else(float64, beta):
         assert torch.allclose(value, expected, rtol=0, atol=1e-10)
 
 
-def test_trap_5_a_scaled_plate_scales_both_terms(float64):
+def test_a_scaled_plate_scales_both_terms(float64):
     """A scale read from one side only would change β."""
     vae, x = small_vae(), bits(6).double()
     losses = []
@@ -157,7 +156,7 @@ def test_trap_5_a_scaled_plate_scales_both_terms(float64):
     assert losses[1].item() == pytest.approx(7.0 * losses[0].item(), abs=1e-10)
 
 
-def test_trap_9_bytes_are_refused_and_poison_nothing():
+def test_bytes_are_refused_and_poison_nothing():
     """Pyro's own example scores 0..255 under a Bernoulli; the loss is finite and meaningless."""
     vae = small_vae()
     before = copies(vae)
@@ -180,7 +179,7 @@ BAD_SHAPES = {
 
 @pytest.mark.parametrize("case", BAD_SHAPES)
 @pytest.mark.parametrize("validation", [True, False])
-def test_trap_10_an_observation_of_another_shape_never_broadcasts(case, validation):
+def test_an_observation_of_another_shape_never_broadcasts(case, validation):
     """[D] would be scored against each of D plate elements, [B, 1, D] against all of B."""
     vae = small_vae()
     before = copies(vae)
@@ -192,7 +191,7 @@ def test_trap_10_an_observation_of_another_shape_never_broadcasts(case, validati
     assert not any(moved(vae, before))
 
 
-def test_trap_10_one_row_is_one_datum():
+def test_one_row_is_one_datum():
     """[1, D] would be counted once for each element of a larger plate."""
     vae = small_vae()
     trace = poutine.trace(vae.model).get_trace(bits(1, 4))
@@ -201,7 +200,7 @@ def test_trap_10_one_row_is_one_datum():
     assert trace.nodes["x"]["log_prob"].shape == (1,)
 
 
-def test_trap_14_gradients_from_before_do_not_enter_the_next_step():
+def test_gradients_from_before_do_not_enter_the_next_step():
     """What an interrupted backward left would be added to the next step's gradient."""
     plain, stale = small_vae(), small_vae()
     for parameter in stale.parameters():
@@ -211,7 +210,7 @@ def test_trap_14_gradients_from_before_do_not_enter_the_next_step():
     assert not any(moved(stale, copies(plain)))
 
 
-def test_trap_15_fit_leaves_the_generators_as_they_were():
+def test_fit_leaves_the_generators_as_they_were():
     """Whatever `fit` runs or traces would shift every later draw of the caller."""
     with unchanged():
         pv.fit(small_vae(), bits(6), epochs=2, validation=bits(6))
@@ -226,7 +225,7 @@ class Named(nn.Module):
 
 
 @pytest.mark.parametrize("num_data", [4, 6])
-def test_trap_18_a_mask_leaves_out_its_own_cells_when_b_equals_d(float64, num_data):
+def test_a_mask_leaves_out_its_own_cells_when_b_equals_d(float64, num_data):
     """`poutine.mask` around the site would broadcast (B, D) over the batch to (B, B)."""
     vae = small_vae()
     vae = pv.VAE(vae.prior, vae.encoder, Named())
@@ -243,8 +242,8 @@ def test_trap_18_a_mask_leaves_out_its_own_cells_when_b_equals_d(float64, num_da
     assert not torch.allclose(by_hand, transposed, atol=1.0)
 
 
-def test_trap_18_a_likelihood_over_whole_rows_refuses_a_mask():
-    """Leaving a cell out of a joint density is no marginal of it."""
+def test_a_likelihood_over_whole_rows_refuses_a_mask():
+    """Leaving a cell out of a joint density is not its marginal."""
 
     class Joint(nn.Module):
         def forward(self, z):
@@ -258,7 +257,7 @@ def test_trap_18_a_likelihood_over_whole_rows_refuses_a_mask():
         vae.loss(bits(6), mask=torch.eye(6, 4))
 
 
-def test_trap_19_predictive_then_svi_of_another_model_raises():
+def test_predictive_then_svi_of_another_model_raises():
     """`Predictive(a)` leaves a's parameters behind, and SVI(b) would train nothing."""
     first, second = small_vae(seed=0), small_vae(seed=1)
     Predictive(first.model, guide=first.guide, num_samples=2)(bits(6))
@@ -268,7 +267,7 @@ def test_trap_19_predictive_then_svi_of_another_model_raises():
         Predictive(second.model, guide=second.guide, num_samples=2)(bits(6))
 
 
-def test_trap_19_every_entry_point_leaves_the_store_empty():
+def test_every_entry_point_leaves_the_store_empty():
     """A store that a look at one model filled would block, or misdirect, the next one."""
     vae = small_vae()
     vae.loss(bits(6)), vae.encode(bits(6)), vae.sample(2), vae.reconstruct(bits(6))
@@ -276,7 +275,7 @@ def test_trap_19_every_entry_point_leaves_the_store_empty():
     assert not list(pyro.get_param_store().keys())
 
 
-def test_trap_23_a_finite_loss_can_have_a_nan_gradient():
+def test_a_finite_loss_can_have_a_nan_gradient():
     """√0 scores well and has an infinite slope: Adam would write NaN into the weights."""
 
     class Root(nn.Module):
