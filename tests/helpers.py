@@ -6,12 +6,14 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, priors
-from pyrovae.networks import mlp
+from pyrovae.networks import Concat, Given, OneHot, mlp
+from pyrovae.programs import BayesianVAE, CategoricalHead, GivenGlobal, SemiSupervisedVAE
 from pyrovae.runtime.run_folder import RunFolder
 
 N = 37  # rows: a multiple of no batch size in the tests
@@ -51,6 +53,93 @@ def with_dropout() -> pv.VAE:
     vae = small_vae()
     vae.encoder[0].insert(1, nn.Dropout(0.5))
     return vae
+
+
+def vamp_vae() -> nn.Module:
+    """Return a small VAE whose VampPrior shares the encoder."""
+    vae = small_vae()
+    return pv.VAE(priors.VampPrior(vae.encoder, bits(5, seed=1)), vae.encoder, vae.decoder)
+
+
+def conditional() -> nn.Module:
+    """Return a small VAE whose encoder and decoder see labels 0, 1, 2."""
+    torch.manual_seed(0)
+    q, p, of_y = guides.DiagonalNormal(2), likelihoods.Bernoulli(4), OneHot(3)
+    encoder = nn.Sequential(mlp(4 + 3, q.num_features, hidden=(8,)), q)
+    decoder = nn.Sequential(mlp(2 + 3, p.num_features, hidden=(8,)), p)
+    given = [Given(Concat(part, of_y=of_y)) for part in (encoder, decoder)]
+    return pv.VAE(priors.StandardNormal(2), *given)
+
+
+def semi_supervised() -> nn.Module:
+    """Return a semi-supervised VAE with three labels."""
+    torch.manual_seed(0)
+    conditioned, c = conditional(), CategoricalHead(3)
+    return SemiSupervisedVAE(
+        conditioned.prior,
+        conditioned.encoder,
+        conditioned.decoder,
+        nn.Sequential(mlp(4, c.num_features, hidden=(8,)), c),
+        priors.Fixed(dist.Categorical, probs=torch.full((3,), 1 / 3)),
+        alpha=2.0,
+    )
+
+
+class Stretched(nn.Module):
+    """A decoder of z ⊙ exp(w)."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, z, w):
+        return self.part(z * w.exp())
+
+
+def with_global_latents() -> nn.Module:
+    """Return a small VAE whose decoder has two global latents."""
+    vae = small_vae()
+    decoder = GivenGlobal(Stretched(vae.decoder))
+    w = priors.StandardNormal(2), priors.LearnedNormal(2)
+    return BayesianVAE(vae.prior, vae.encoder, decoder, *w)
+
+
+class Tied(nn.Module):
+    """A decoder whose weights are those of the encoder, transposed."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.first = encoder[0][0]
+
+    def forward(self, z):
+        logits = torch.tanh(z) @ self.first.weight[:2] + self.first.bias[:4]
+        return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
+
+
+def tied() -> nn.Module:
+    """Return a VAE whose decoder uses the weights of its encoder."""
+    torch.manual_seed(0)
+    q = guides.DiagonalNormal(2)
+    encoder = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)), q)
+    return pv.VAE(priors.StandardNormal(2), encoder, Tied(encoder))
+
+
+class Shifted(nn.Module):
+    """A decoder with two shifts, whose gradients autograd returns as one tensor."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+        self.a, self.b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+
+    def forward(self, z):
+        return self.part(z + (self.a + self.b))
+
+
+def shifted() -> nn.Module:
+    """Return a VAE with two parameters whose gradients share their memory."""
+    vae = small_vae()
+    return pv.VAE(vae.prior, vae.encoder, Shifted(vae.decoder))
 
 
 def binary(n: int = 64, event: int = 3) -> Tensor:
