@@ -151,7 +151,7 @@ def test_any_program():
     mean, covariance = x @ gain.T, (joint[:2, :2] - gain @ joint[2:, :2]).expand(2, 2, 2)
     for found in (
         SAMPLERS["sir"](program, x),
-        posterior.hmc(program, x, num_samples=100, num_chains=16),
+        posterior.hmc(program, x, num_samples=100, num_chains=16, num_warmup=100),
     ):
         z_mean, z_covariance = scores(found, mean, covariance)
         assert z_mean.abs().max() < 5
