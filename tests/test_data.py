@@ -1,5 +1,6 @@
 """Sources of minibatches: every container gives the same data, checked, in the order it says."""
 
+import gc
 import json
 import os
 import signal
@@ -817,13 +818,16 @@ def test_a_failing_dataset_is_named_and_chained(workers):
     assert len(str(caught.value).splitlines()) <= 6
 
 
-def test_a_killed_worker_is_an_error_in_time():
+def test_a_killed_worker_is_an_error_in_time(monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     loader = DataLoader(Failing(die), B, num_workers=2, timeout=30)
     with pytest.raises(
         DataError, match=r"DataLoader worker .*(killed|exited)|Connection reset"
     ) as caught:
         validated(program(), loader, batch_size=B)
     assert isinstance(caught.value.__cause__, RuntimeError)
+    del caught
+    gc.collect()  # torch waits for the other worker now, not in the middle of another test
 
 
 class Augmented(Dataset):

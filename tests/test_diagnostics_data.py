@@ -210,9 +210,9 @@ class TestComparePriors:
     def test_refuses(self):
         truth, vae = exact_vae()
         for models in ({}, [vae]):
-            with pytest.raises(ConfigError, match="names and programs"):
+            with pytest.raises(ConfigError, match="must map at least one name to a program"):
                 diagnostics.compare_priors(models, truth.sample(3))
-        with pytest.raises(ConfigError, match="no num_data"):
+        with pytest.raises(ConfigError, match="num_data is not allowed"):
             diagnostics.compare_priors({"a": vae}, truth.sample(3), num_data=2)
 
 
