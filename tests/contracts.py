@@ -1,7 +1,8 @@
 """What is under contract: one line each, and every invariant of its family is tested.
 
-A new prior, guide family, likelihood or container joins its table here and nothing else.
-`tests/test_contracts.py` and `tests/test_containers.py` run the tables.
+A new prior, guide family, likelihood, program, objective or container joins its table here,
+and nothing else.
+`tests/test_parts.py` and `tests/test_containers.py` run the tables.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,24 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyro.distributions as dist
+import pytest
 import scipy.sparse
 import torch
+from helpers import (
+    N,
+    conditional,
+    semi_supervised,
+    shifted,
+    small_vae,
+    tied,
+    vamp_vae,
+    with_dropout,
+    with_global_latents,
+)
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from pyrovae import guides, likelihoods, priors
+from pyrovae import guides, likelihoods, objectives, priors
 from pyrovae.densities import flows
 from pyrovae.networks import mlp
 
@@ -56,6 +69,8 @@ SMALL_COUPLING = partial(flows.coupling, num_transforms=2, hidden=(4,))
 SMALL_SPLINE = partial(flows.spline, num_transforms=1, hidden=(4,))
 SMALL_AUTOREGRESSIVE = partial(flows.autoregressive, num_transforms=2, hidden=(4,))
 
+
+FLOWS = {"coupling": flows.coupling, "autoregressive": flows.autoregressive, "spline": flows.spline}
 
 PRIORS = {
     "StandardNormal": Part(lambda: priors.StandardNormal(2)),
@@ -129,6 +144,59 @@ LIKELIHOODS = {
     ),
     "Multinomial": Part(lambda: likelihoods.Multinomial(3, total=4), "counts", 5),
 }
+
+
+class Program(NamedTuple):
+    """A constructor of a program of four binary columns, and labels for `bits()` if it takes y."""
+
+    make: Callable[[], nn.Module]
+    y: torch.Tensor | None = None
+
+
+LABELS = torch.arange(N) % 4 - 1  # -1: unknown
+
+PROGRAMS = {
+    "VAE": Program(small_vae),
+    "dropout": Program(with_dropout),
+    "VampPrior": Program(vamp_vae),
+    "covariates": Program(conditional, LABELS.clamp(min=0)),
+    "semi-supervised": Program(semi_supervised, LABELS),
+    "global latents": Program(with_global_latents),
+    "tied weights": Program(tied),
+    "two shifts": Program(shifted),
+}
+
+OBJECTIVES = {
+    "TraceELBO": lambda: objectives.TraceELBO(),
+    "TraceELBO, 3 draws": lambda: objectives.TraceELBO(3),
+    "MeanFieldELBO": lambda: objectives.MeanFieldELBO(),
+    "BetaELBO, warm-up": lambda: objectives.BetaELBO(objectives.linear_warmup(0.6)),
+    "BetaELBO, cyclical, 2 draws": lambda: objectives.BetaELBO(objectives.cyclical(2), 2),
+    "FreeBits": lambda: objectives.FreeBits(0.1),
+    "IWAE": lambda: objectives.IWAE(3),
+    "Renyi": lambda: objectives.Renyi(0.5, 3),
+    "STL": lambda: objectives.STL(),
+    "DReG": lambda: objectives.DReG(3),
+    "WakeSleep": lambda: objectives.WakeSleep(3),
+}
+
+
+def slow_unless(names, is_quick):
+    """Mark as slow what the default run leaves to `pytest -m slow`."""
+    return [pytest.param(n, marks=() if is_quick(n) else pytest.mark.slow) for n in names]
+
+
+all_flows = pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
+all_parts = pytest.mark.parametrize(
+    "part",
+    [*PRIORS.values(), *GUIDES.values(), *LIKELIHOODS.values()],
+    ids=[*PRIORS, *GUIDES, *LIKELIHOODS],
+)
+
+
+def features_for(head: nn.Module, *batch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(*batch, head.num_features, generator=generator)
 
 
 def _saved(folder, x):

@@ -8,12 +8,15 @@ log p(x) = log N(x; μ, W Wᵀ + σ² I),  p(z|x) = N(M⁻¹ Wᵀ (x − μ), σ
 import itertools
 import math
 
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae import VAE, likelihoods, priors
 from pyrovae.networks import mlp
+from pyrovae.vae import register
 
 
 class LinearGaussian(nn.Module):
@@ -42,7 +45,7 @@ class LinearGaussian(nn.Module):
         return dist.MultivariateNormal(loc, self.sigma**2 * torch.linalg.inv(self.m))
 
     def elbo(self, x: Tensor, v: Tensor, d: Tensor) -> Tensor:
-        """Oracle D2: the ELBO under the guide N(V (x − μ), diag d), (N,) nats."""
+        """Return the ELBO under the guide N(V (x − μ), diag d), (N,) nats."""
         centered = x - self.mean
         m = centered @ v.T
         latent_dim = len(d)
@@ -80,7 +83,7 @@ class ExactEncoder(nn.Module):
 
 
 class AffineEncoder(nn.Module):
-    """q(z|x) = N(V (x − μ), diag d), the guide of oracle D2."""
+    """The affine guide q(z|x) = N(V (x − μ), diag d)."""
 
     def __init__(self, v: Tensor, mean: Tensor, d: Tensor):
         super().__init__()
@@ -89,6 +92,56 @@ class AffineEncoder(nn.Module):
     def forward(self, x: Tensor) -> dist.Distribution:
         loc = (x - self.mean) @ self.v.T
         return dist.Normal(loc, self.d.sqrt().expand_as(loc)).to_event(1)
+
+
+def wide_guide(truth: LinearGaussian) -> AffineEncoder:
+    """The exact posterior's mean, 1.5 × its marginal variances: not exact, and no heavy tail."""
+    v = torch.linalg.solve(truth.m, truth.weight.T)
+    variance = (truth.sigma**2 * torch.linalg.inv(truth.m)).diag()
+    return AffineEncoder(v, truth.mean, 1.5 * variance)
+
+
+class Ladder(nn.Module):
+    """Two local latents: a ~ N(0, 1), b|a ~ N(a, 1) (a scalar site), x|b ~ N(b, 0.5²) twice.
+
+    x ~ N(0, [[2.25, 2], [2, 2.25]]): exact. The guide knows nothing but the mean of x.
+    """
+
+    covariance = torch.tensor([[2.25, 2.0], [2.0, 2.25]], dtype=torch.float64)
+
+    def __init__(self):
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(()))
+
+    def model(self, x, y=None, mask=None):
+        register(self)
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Normal(self.zero, torch.ones(1)).to_event(1))
+            b = pyro.sample("b", dist.Normal(a[..., 0], 1.0))
+            pyro.sample("x", dist.Normal(b[..., None].expand(*b.shape, 2), 0.5).to_event(1), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        register(self)
+        mean = x.mean(-1) + self.zero
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("b", dist.Normal(mean, 0.6))
+            pyro.sample("a", dist.Normal(0.5 * mean[:, None], 1.0).to_event(1))
+
+
+class Rewritten(nn.Module):
+    """The same program as a VAE, of another class: it takes the way of any program."""
+
+    def __init__(self, vae: VAE, scale: float = 1.0):
+        super().__init__()
+        self.vae, self.scale = vae, scale
+
+    def model(self, x, y=None, mask=None):
+        with poutine.scale(scale=self.scale):
+            self.vae.model(x, y, mask)
+
+    def guide(self, x, y=None, mask=None):
+        with poutine.scale(scale=self.scale):
+            self.vae.guide(x, y, mask)
 
 
 def grid(reach: float, points: int, dim: int) -> tuple[Tensor, float]:

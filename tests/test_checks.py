@@ -1,6 +1,6 @@
 """Checks of settings, containers, masks, shapes and support, each as a function on its own.
 
-What every public entry point does with the same inputs is in test_admission.py.
+What every public entry point does with the same inputs is in test_contract.py.
 """
 
 import numpy as np

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from helpers import bits, digest, final_state, small_vae, state_of, with_dropout
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae import objectives
 from pyrovae.diagnostics import decompose_elbo
-from tests.test_engine import bits, digest, final_state, small_vae, with_dropout
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -18,10 +18,6 @@ SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "device": DEVICE}
 
 def is_there(program):
     return all(t.device.type == DEVICE for t in program.state_dict().values())
-
-
-def weights(program):
-    return {name: t.cpu() for name, t in program.state_dict().items()}
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch itself
@@ -44,7 +40,7 @@ def test_the_recorded_step_is_that_of_the_handlers():
     for compile in ("eager", "graph"):
         program = with_dropout()
         pv.fit(program, bits(), **SETTINGS | {"compile": compile})
-        found.append(weights(program))
+        found.append(state_of(program))
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=1e-6)
 
@@ -69,7 +65,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(compile, tmp_path):
         program = with_dropout()
         settings = SETTINGS | settings | {"ema_decay": 0.9, "compile": compile, "epochs": 4}
         pv.fit(program, bits(), run_dir=folder, resume=True, **settings)
-        return digest([weights(program), final_state(folder)])
+        return digest([state_of(program), final_state(folder)])
 
     def stop(_, record):
         if record.epoch == 3:
@@ -82,7 +78,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(compile, tmp_path):
     assert run(tmp_path / "run") == whole
 
 
-def test_f20_a_run_of_a_gpu_goes_on_without_one(tmp_path):
+def test_a_run_of_a_gpu_goes_on_without_one(tmp_path):
     """And the other way round; the draws that are left are others, the weights are not."""
     for first, second in ((DEVICE, "cpu"), ("cpu", DEVICE)):
         folder, program = tmp_path / first, small_vae()
@@ -91,8 +87,8 @@ def test_f20_a_run_of_a_gpu_goes_on_without_one(tmp_path):
         again = small_vae()
         with pytest.warns(UserWarning, match="bitwise equality .* not guaranteed"):
             pv.fit(again, bits(), **options | {"device": second})  # all epochs are done
-        for name, tensor in weights(program).items():
-            assert torch.equal(weights(again)[name], tensor)
+        for name, tensor in state_of(program).items():
+            assert torch.equal(state_of(again)[name], tensor)
         with pytest.warns(UserWarning, match="bitwise equality .* not guaranteed"):
             history = pv.fit(again, bits(), **options | {"device": second, "epochs": 5})
         assert len(history) == 5

@@ -1,7 +1,7 @@
-"""Nothing is made on another device than the program's, seen without a GPU.
+"""Everything is on the device of the program, checked without a GPU.
 
 On the device "meta" tensors have shapes and no values, and as on a GPU it is an error to mix them
-with tensors of the main memory. What needs values, such as the checks at the door, is tested on
+with tensors of the main memory. What needs values, such as the checks of data, is tested on
 a GPU in `test_cuda.py`.
 """
 
@@ -10,7 +10,7 @@ import re
 import pyro
 import pytest
 import torch
-from test_contracts import all_parts, features_for
+from contracts import OBJECTIVES, all_parts, features_for
 
 import pyrovae as pv
 from pyrovae import objectives
@@ -18,19 +18,6 @@ from pyrovae.data import Batch
 from pyrovae.handlers import own_store
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.training.eager import EagerLoss, Settings
-
-OBJECTIVES = {
-    "TraceELBO": objectives.TraceELBO(2),
-    "MeanFieldELBO": objectives.MeanFieldELBO(),
-    "BetaELBO": objectives.BetaELBO(0.5),
-    "FreeBits": objectives.FreeBits(0.1),
-    "IWAE": objectives.IWAE(3),
-    "Renyi": objectives.Renyi(0.5, 3),
-    "STL": objectives.STL(),
-    "DReG": objectives.DReG(3),
-    "WakeSleep": objectives.WakeSleep(3),
-}
-
 
 NEED_VALUES = r"\.item\(\) cannot be called|attempted to run this operator with Meta|nonzero"
 
@@ -54,7 +41,7 @@ def test_a_part_computes_where_its_parameters_are(part):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_gradients_and_reported_terms_are_on_the_programs_device(name):
     vae = pv.build((4,), latent_dim=2, hidden=(8,), prior="LearnedNormal", seed=0).to("meta")
-    loss = EagerLoss(vae, OBJECTIVES[name], lambda _: Settings(num_data=10))
+    loss = EagerLoss(vae, OBJECTIVES[name](), lambda _: Settings(num_data=10))
     with own_store(), pyro.validation_enabled(False):
         outcome = loss(Batch(torch.ones(5, 4, device="meta")))
     assert outcome.loss.device.type == outcome.sums.device.type == "meta"

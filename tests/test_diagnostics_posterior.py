@@ -7,13 +7,13 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from oracles import AffineEncoder, ExactEncoder, LinearGaussian
 from torch import nn
 
 import pyrovae as pv
 from pyrovae import diagnostics
 from pyrovae.diagnostics.simulation import _band, _ecdf
 from pyrovae.errors import ConfigError
-from tests.oracles import AffineEncoder, ExactEncoder, LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -193,7 +193,7 @@ class TestGaps:
 
 
 class TestCalibration:
-    """Oracle (g): 2000 simulations, 99 draws, 20 bins."""
+    """2000 simulations, 99 draws, 20 bins."""
 
     def found(self, sd_factor, n=2000):
         truth = LinearGaussian()

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import bits
 from pyro.infer import JitTrace_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
@@ -18,7 +19,7 @@ from pyrovae.errors import ConfigError, DataError, DivergenceError
 from pyrovae.networks import Concat, Given, OneHot, mlp
 from pyrovae.vae import fill, observed_only
 
-X = torch.randint(2, (40, 6), generator=torch.Generator().manual_seed(0)).float()
+X = bits(40, 6)
 Y = torch.rand(40, 2, generator=torch.Generator().manual_seed(1))
 
 

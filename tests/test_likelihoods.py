@@ -7,6 +7,7 @@ import mpmath
 import pytest
 import torch
 from contracts import LIKELIHOODS
+from helpers import vae_of
 from torch import nn
 
 import pyrovae as pv
@@ -17,7 +18,7 @@ from pyrovae.networks import Given, mlp
 likelihoods_table = pytest.mark.parametrize("part", LIKELIHOODS.values(), ids=LIKELIHOODS)
 
 
-# ---- oracle (e): log-densities in float32 against mpmath, over extreme parameters
+# ---- log-densities in float32 against mpmath, over extreme parameters
 
 
 def exact_continuous_bernoulli(x, logit):
@@ -140,7 +141,7 @@ def test_float64_log_density_over_extreme_parameters(case):
     ],
 )
 def test_torchs_own_log_density_fails_the_same_check(case, torchs_own):
-    """Negative control, and the reason why these densities exist (traps 24 and 25)."""
+    """Negative control, and the reason why these densities exist."""
     worst, _ = largest_error(torchs_own, *EXTREME[case][1:])
     assert math.isnan(worst) or worst > 1e-2
 
@@ -354,14 +355,7 @@ def test_multinomial_refuses_a_mask():
         vae.loss(torch.ones(1, 4), mask=mask)
 
 
-# ---- the door (battery B3-B9): what each support says
-
-
-def vae_of(head: nn.Module) -> pv.VAE:
-    q = pv.guides.DiagonalNormal(2)
-    encoder = nn.Sequential(mlp(tuple(head.event_shape), q.num_features, hidden=(3,)), q)
-    decoder = nn.Sequential(mlp(2, head.num_features, hidden=(3,)), head)
-    return pv.VAE(pv.priors.StandardNormal(2), encoder, decoder)
+# ---- data outside a support: what the error says
 
 
 @pytest.mark.parametrize(
@@ -389,15 +383,16 @@ def test_values_outside_the_support_are_found(head, value, message):
     x = torch.zeros(5, 2)
     x[4, 1] = value
     with pytest.raises(DataError, match=message):
-        vae_of(head).loss(x)
+        vae_of(likelihood=head).loss(x)
 
 
 def test_eight_bit_values_are_not_taken_for_grey_levels():
     """2 · 255 wraps around to 254 in uint8."""
+    vae = vae_of(likelihood=likelihoods.DiscretizedLogistic(2))
     with pytest.raises(DataError, match="x ranges from 0 to 2"):
-        vae_of(likelihoods.DiscretizedLogistic(2)).loss(torch.tensor([[0, 2]], dtype=torch.uint8))
+        vae.loss(torch.tensor([[0, 2]], dtype=torch.uint8))
     x = (torch.arange(256, dtype=torch.float64) / 255).reshape(-1, 2)
-    assert vae_of(likelihoods.DiscretizedLogistic(2)).loss(x).isfinite().all()
+    assert vae.loss(x).isfinite().all()
 
 
 # ---- settings, and what only training shows
@@ -436,9 +431,9 @@ def test_settings_that_cannot_work_are_refused(call, message):
 )
 @pytest.mark.filterwarnings("ignore:column")  # said by fit where the scale is learned
 def test_a_constant_column_stays_finite(head):
-    """Battery B35: the maximum of the likelihood is at scale 0, the floor is above it."""
+    """The maximum of the likelihood is at scale 0, the floor is above it."""
     x = torch.cat([torch.ones(64, 1), torch.arange(64.0)[:, None] % 2], dim=1)
-    vae = vae_of(head)
+    vae = vae_of(likelihood=head)
     history = pv.fit(vae, x, epochs=60, batch_size=16, learning_rate=0.1)
     assert all(math.isfinite(e) for e in history["elbo"])
     assert all(p.isfinite().all() for p in vae.parameters())

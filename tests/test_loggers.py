@@ -37,7 +37,7 @@ def test_csv_in_no_folder_says_so(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "a\0b", "a\nb", "ü" * 10**6])
 @pytest.mark.parametrize("make", [pv.loggers.CSV, pv.loggers.TensorBoard])
-def test_b48_a_name_that_no_file_can_have(make, name):
+def test_a_name_that_no_file_can_have(make, name):
     with pytest.raises(ConfigError, match="path = ") as caught:
         make(name)
     assert len(str(caught.value)) < 500

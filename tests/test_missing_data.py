@@ -1,4 +1,4 @@
-"""Missing data, oracle (i): masked = marginalized, and masked cells are inert, bit for bit."""
+"""Missing data: masked = marginalized, and masked cells are inert, bit for bit."""
 
 import itertools
 import math
@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from contracts import LIKELIHOODS, Part
+from helpers import vae_of
 from oracles import LinearGaussian
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ def log_marginal(truth: LinearGaussian, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def test_gaussian_without_monte_carlo_error():
-    """Oracle D1 with missing cells: under p(z|x_o), log w = log p(x_o) for every draw."""
+    """Under p(z|x_o), log w = log p(x_o) for every draw."""
     truth = LinearGaussian()
     x = truth.sample(6)
     observed = torch.tensor([True, False, True, True, False])
@@ -127,7 +128,7 @@ class Prior(nn.Module):
     ids=["Bernoulli", "Categorical", "DiscretizedLogistic"],
 )
 def test_masked_is_the_sum_over_completions(head, levels):
-    vae = vae_of(head(), latent_dim=1)
+    vae = vae_of(likelihood=head(), latent_dim=1)
     x = torch.tensor([levels[-1], levels[0], levels[1], levels[0]])
     mask = torch.tensor([True, False, True, False])
     completions = x.repeat(len(levels) ** 2, 1)
@@ -145,16 +146,9 @@ def test_masked_is_the_sum_over_completions(head, levels):
 # ---- whatever stands in a masked cell, bit for bit
 
 
-def vae_of(head: nn.Module, latent_dim: int = 2) -> pv.VAE:
-    torch.manual_seed(1)
-    q = pv.guides.DiagonalNormal(latent_dim)
-    encoder = nn.Sequential(mlp(tuple(head.event_shape), q.num_features, hidden=(5,)), q)
-    decoder = nn.Sequential(mlp(latent_dim, head.num_features, hidden=(5,)), head)
-    return pv.VAE(pv.priors.StandardNormal(latent_dim), encoder, decoder)
-
-
 def data_of(part: Part) -> tuple[pv.VAE, Tensor, Tensor]:
-    vae = vae_of(part.make())
+    torch.manual_seed(1)
+    vae = vae_of(likelihood=part.make())
     x = vae.sample(6, seed=0)
     return vae, x, some_mask(tuple(x.shape))
 
@@ -231,7 +225,7 @@ def test_fully_masked_row_has_likelihood_one(part):
 
 def test_fully_masked_row_has_evidence_zero():
     """log p(nothing) = log ∫ p(z) dz = 0, though the ELBO lies below."""
-    vae = vae_of(likelihoods.Bernoulli(4), latent_dim=1)
+    vae = vae_of(likelihood=likelihoods.Bernoulli(4), latent_dim=1)
     x, mask = torch.ones(2, 4), torch.tensor([[True] * 4, [False] * 4])
     exact = pv.log_evidence(vae, x, mask=mask, method="grid").log_px
     assert exact[1].item() == pytest.approx(0.0, abs=1e-6)
@@ -243,7 +237,7 @@ def test_fully_masked_row_has_evidence_zero():
 
 def test_mask_and_sizes_together():
     head = likelihoods.NegativeBinomial((2, 2))
-    plain = vae_of(head)
+    plain = vae_of(likelihood=head)
     decoder = Given(likelihoods.CountDecoder(plain.decoder[0], head))
     vae = pv.VAE(plain.prior, plain.encoder, decoder)
     size = torch.arange(1.0, 7.0)
@@ -259,7 +253,7 @@ def test_mask_and_sizes_together():
 
 
 def test_all_observed_is_no_mask():
-    vae = vae_of(likelihoods.Bernoulli(4))
+    vae = vae_of(likelihood=likelihoods.Bernoulli(4))
     x = vae.sample(6, seed=0)
     torch.manual_seed(0)
     masked = vae.loss(x, mask=torch.ones_like(x))
@@ -269,7 +263,7 @@ def test_all_observed_is_no_mask():
 
 @pytest.mark.parametrize("call", ["loss", "encode", "fit", "log_evidence"])
 def test_a_likelihood_that_does_not_factorise_refuses_a_mask(call):
-    vae = vae_of(likelihoods.Multinomial(4, total=3))
+    vae = vae_of(likelihood=likelihoods.Multinomial(4, total=3))
     x = vae.sample(6, seed=0)
     before = [p.clone() for p in vae.parameters()]
     with pytest.raises(ConfigError, match=r"factorizes.*Multinomial.*\n.*elementwise"):

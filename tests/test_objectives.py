@@ -160,7 +160,7 @@ def test_the_comparison_sees_a_biased_gradient():
 
 @pytest.mark.parametrize("objective", [objectives.STL(), objectives.DReG(4)])
 def test_path_derivatives_vanish_at_the_exact_posterior(objective):
-    """Oracle (h): the guide's gradient is exactly 0 for every draw."""
+    """The guide's gradient is exactly 0 for every draw."""
     vae = exact_guide()
     loss = objective.differentiable_loss(vae.model, vae.guide, X.expand(3, 1))
     assert gradients(vae, loss)[:2].abs().max() < 1e-10
@@ -246,7 +246,7 @@ def test_value_and_gradient_equal_pyros_on_the_same_draws(ours, pyros):
     ids=[*CASES, "WakeSleep", "FreeBits"],
 )
 def test_data_scale_multiplies_outside_the_log_sum_exp(objective):
-    """Trap 4: a plate scaled by 10 multiplies the loss by 10, whatever the bound."""
+    """A plate scaled by 10 multiplies the loss by 10, for every bound."""
     vae, x = line_vae(), torch.linspace(-1, 1, 4)[:, None]
     values = []
     for factor in (1.0, 10.0):

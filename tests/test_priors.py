@@ -7,7 +7,8 @@ from functools import partial
 import pyro.distributions as dist
 import pytest
 import torch
-from contracts import PRIORS
+from contracts import PRIORS, all_flows
+from helpers import binary, unchanged, unshrink
 from oracles import grid
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.optim import Adam
@@ -20,8 +21,6 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.networks import Given, mlp
 
 REAL = [name for name, part in PRIORS.items() if part.space == "real"]
-FLOWS = {"coupling": flows.coupling, "autoregressive": flows.autoregressive, "spline": flows.spline}
-all_flows = pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
 
 
 def encoder(event: int = 3, latent_dim: int = 2) -> nn.Module:
@@ -32,12 +31,6 @@ def encoder(event: int = 3, latent_dim: int = 2) -> nn.Module:
 def decoder(event: int = 3, latent_dim: int = 2) -> nn.Module:
     p = likelihoods.Bernoulli(event)
     return nn.Sequential(mlp(latent_dim, p.num_features, hidden=(8,)), p)
-
-
-def binary(n: int = 64, event: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    first = torch.bernoulli(torch.full((n, 1), 0.5), generator=generator)
-    return first.expand(n, event).clone()
 
 
 def vamp_vae(**options) -> pv.VAE:
@@ -166,7 +159,7 @@ def test_the_shared_encoder_gets_gradient_from_prior_and_guide():
 
 
 def test_one_pseudo_input_at_the_datum_gives_a_kl_of_zero(float64):
-    """Oracle (c): K = 1, u = x: log q(z|x) − log p(z) is 0, bit for bit, at every draw.
+    """K = 1, u = x: log q(z|x) − log p(z) is 0, bit for bit, at every draw.
 
     A FullNormal knows log q(z|x) from its noise, and the prior solves for that: float64's rounding.
     """
@@ -363,9 +356,8 @@ def test_any_zuko_flow_is_a_prior():
 
 def test_flow_repr_leaves_the_generator():
     prior = priors.FlowPrior(2)
-    state = torch.get_rng_state()
-    assert repr(prior) == "FlowPrior(NSF, latent_dim=2)"
-    assert torch.equal(torch.get_rng_state(), state)
+    with unchanged(prior):
+        assert repr(prior) == "FlowPrior(NSF, latent_dim=2)"
 
 
 def test_learned_flow_fits_two_modes(float64):
@@ -391,7 +383,6 @@ def test_learned_flow_fits_two_modes(float64):
 @pytest.mark.parametrize("latent_dim", [0, -1, 2.0, "2"])
 @pytest.mark.parametrize("make", [priors.LearnedNormal, priors.GaussianMixture, priors.FlowPrior])
 def test_latent_dim_must_be_a_count(make, latent_dim):
-    """B36."""
     with pytest.raises(ConfigError, match=r"latent_dim = .*whole number ≥ 1"):
         make(latent_dim)
 
@@ -399,12 +390,3 @@ def test_latent_dim_must_be_a_count(make, latent_dim):
 def test_num_components_must_be_a_count():
     with pytest.raises(ConfigError, match=r"num_components = 0"):
         priors.GaussianMixture(2, num_components=0)
-
-
-def unshrink(module: nn.Module) -> None:
-    """Undo the start near the identity, so that a wrong Jacobian cannot hide."""
-    for part in module.modules():
-        if hasattr(part, "hyper"):
-            nn.init.normal_(part.hyper[-1].weight, std=0.5)
-        for parameter in getattr(part, "phi", ()):
-            nn.init.normal_(parameter, std=0.5)

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 import torch
+from helpers import N, bits, digest, final_state, generators, small_vae, with_dropout
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -41,7 +42,6 @@ from pyrovae.training import loop
 from pyrovae.training.checkpointer import modules_of
 from pyrovae.training.step import TrainingStep
 from tests.contracts import GUIDES, LIKELIHOODS, PRIORS
-from tests.test_engine import N, bits, digest, final_state, generators, small_vae, with_dropout
 from tests.test_faults import contents, in_child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")

@@ -225,7 +225,7 @@ def test_a_spherical_vae_trains_and_its_kl_is_analytic():
 
 
 def test_elbo_on_the_circle_is_that_of_quadrature(float64):
-    """Oracle (b) with a compact latent: the ELBO by 2,000 angles, and below log p(x)."""
+    """The ELBO by 2,000 angles, and below log p(x)."""
     vae = pv.build(
         (3,), latent_dim=2, prior="HypersphericalUniform", guide="PowerSpherical", seed=0
     )

@@ -1,6 +1,5 @@
 """`fit`: what it learns, what it reports, and that it leaves everything else as it was."""
 
-import hashlib
 import itertools
 import math
 import random
@@ -10,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import bits, digest, generators, small_vae
 from pyro.infer import (
     RenyiELBO,
     ReweightedWakeSleep,
@@ -35,26 +35,11 @@ from pyrovae.training.eager import EagerLoss, Settings
 from pyrovae.training.step import TrainingStep
 
 
-def small_vae(seed=0):
-    return pv.build((4,), latent_dim=2, hidden=(8,), seed=seed)
-
-
-def bits(n=20, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, (n, 4), generator=generator).float()
-
-
-def weights(program):
-    """A hash of all parameters and buffers, bit by bit."""
-    state = (t.detach().numpy().tobytes() for t in program.state_dict().values())
-    return hashlib.sha256(b"".join(state)).hexdigest()
-
-
 def trained(vae=None, x=None, **settings):
     """The hash of a small VAE's weights after a short `fit`."""
     vae = small_vae() if vae is None else vae
-    pv.fit(vae, bits() if x is None else x, **{"epochs": 2, "batch_size": 8, **settings})
-    return weights(vae)
+    pv.fit(vae, bits(20) if x is None else x, **{"epochs": 2, "batch_size": 8, **settings})
+    return digest(vae)
 
 
 def ignoring_y(part):
@@ -188,19 +173,19 @@ def test_beta_zero_lets_the_kl_grow():
 
 def test_epochs_zero_changes_nothing():
     vae = small_vae()
-    before = weights(vae)
-    history = pv.fit(vae, bits(), validation=bits(), epochs=0)
+    before = digest(vae)
+    history = pv.fit(vae, bits(20), validation=bits(20), epochs=0)
     assert (len(history), history.num_data, history.best_epoch) == (0, 20, 0)
-    assert weights(vae) == before
+    assert digest(vae) == before
 
 
 def test_a_frozen_part_stays_and_raises_no_warning():
     vae = small_vae()
     vae.encoder.requires_grad_(False)
-    before = weights(vae.encoder), weights(vae.decoder)
-    pv.fit(vae, bits(), epochs=1)
-    assert weights(vae.encoder) == before[0]
-    assert weights(vae.decoder) != before[1]
+    before = digest(vae.encoder), digest(vae.decoder)
+    pv.fit(vae, bits(20), epochs=1)
+    assert digest(vae.encoder) == before[0]
+    assert digest(vae.decoder) != before[1]
     assert not any(p.requires_grad for p in vae.encoder.parameters())
 
 
@@ -208,7 +193,7 @@ def test_a_parameter_that_is_not_contiguous_is_trained():
     vae = small_vae()
     vae.encoder[0][0][0].weight = nn.Parameter(torch.randn(4, 8).T)
     before = vae.encoder[0][0][0].weight.clone()
-    pv.fit(vae, bits(), epochs=1)
+    pv.fit(vae, bits(20), epochs=1)
     assert (vae.encoder[0][0][0].weight != before).any()
 
 
@@ -232,21 +217,16 @@ def test_a_stray_pyro_param_is_refused():
                 pyro.sample("z", dist.Normal(pyro.param("stray", torch.zeros(())), 1.0))
 
     with pytest.raises(ConfigError, match=r"pyro\.param\('stray'\)[\s\S]*nn\.Parameter"):
-        pv.fit(Stray(), bits())
+        pv.fit(Stray(), bits(20))
     assert "stray" not in pyro.get_param_store()
 
 
 def test_nothing_to_train_is_refused():
     with pytest.raises(ConfigError, match="no trainable parameter"):
-        pv.fit(small_vae().requires_grad_(False), bits())
+        pv.fit(small_vae().requires_grad_(False), bits(20))
 
 
 # Seeds, and what belongs to the caller.
-
-
-def generators():
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    return torch.get_rng_state().numpy().tobytes(), numpy_state[1].tobytes(), random.getstate()
 
 
 def test_the_seed_decides_the_weights_bitwise():
@@ -258,10 +238,10 @@ def test_the_seed_decides_the_weights_bitwise():
 
 def test_seed_none_is_recorded_and_can_be_repeated():
     vae, again = small_vae(), small_vae()
-    history = pv.fit(vae, bits(), epochs=1, seed=None)
-    assert pv.fit(again, bits(), epochs=1, seed=history.seed)["elbo"] == history["elbo"]
-    assert weights(again) == weights(vae)
-    assert pv.fit(small_vae(), bits(), epochs=1, seed=None).seed != history.seed
+    history = pv.fit(vae, bits(20), epochs=1, seed=None)
+    assert pv.fit(again, bits(20), epochs=1, seed=history.seed)["elbo"] == history["elbo"]
+    assert digest(again) == digest(vae)
+    assert pv.fit(small_vae(), bits(20), epochs=1, seed=None).seed != history.seed
 
 
 @pytest.mark.parametrize("objective", [None, Trace_ELBO()])
@@ -288,7 +268,7 @@ def sampler_loader_of(generator, x):
 def test_a_loaders_own_generator_is_given_back_and_seeded(make):
     generator = torch.Generator().manual_seed(5)
     before = generator.get_state()
-    loader = make(generator, bits())
+    loader = make(generator, bits(20))
     first = trained(x=loader)
     assert torch.equal(generator.get_state(), before)
     torch.rand(2, generator=generator)
@@ -296,15 +276,15 @@ def test_a_loaders_own_generator_is_given_back_and_seeded(make):
 
 
 def test_two_models_train_bitwise_as_if_alone():
-    alone = [trained(small_vae(s), seed=s) for s in (0, 1)]
-    assert [trained(small_vae(s), seed=s) for s in (1, 0)][::-1] == alone
+    alone = [trained(small_vae(seed=s), seed=s) for s in (0, 1)]
+    assert [trained(small_vae(seed=s), seed=s) for s in (1, 0)][::-1] == alone
     inner = []
 
     def train_another(vae, record):
         if record.epoch == 1:
-            inner.append(trained(small_vae(1), seed=1))
+            inner.append(trained(small_vae(seed=1), seed=1))
 
-    assert trained(small_vae(0), seed=0, callbacks=[train_another]) == alone[0]
+    assert trained(small_vae(seed=0), seed=0, callbacks=[train_another]) == alone[0]
     assert inner == [alone[1]]
 
 
@@ -327,11 +307,11 @@ def fill_store(vae, record):
 
 
 def look(vae, record):
-    vae.loss(bits()), vae.sample(2), pv.elbo_terms(vae, bits())
+    vae.loss(bits(20)), vae.sample(2), pv.elbo_terms(vae, bits(20))
 
 
 def leave_gradients(vae, record):
-    vae.loss(bits()).sum().backward()
+    vae.loss(bits(20)).sum().backward()
 
 
 def leave_eval_mode(vae, record):
@@ -351,7 +331,6 @@ def leave_eval_mode(vae, record):
     ],
 )
 def test_nothing_that_a_callback_does_changes_the_run(meddle):
-    """B46."""
 
     def with_dropout():
         vae = small_vae()
@@ -364,7 +343,7 @@ def test_nothing_that_a_callback_does_changes_the_run(meddle):
 
 def test_gradients_left_by_the_caller_do_not_enter_the_first_step():
     vae = small_vae()
-    vae.loss(bits()).sum().backward()
+    vae.loss(bits(20)).sum().backward()
     assert trained(vae) == trained()
 
 
@@ -374,11 +353,11 @@ def test_each_modules_own_mode_comes_back():
     modes = [m.training for m in vae.modules()]
     seen = []
     vae.encoder[0][0].register_forward_hook(lambda m, *_: seen.append(m.training))
-    pv.fit(vae, bits(), validation=bits(), epochs=1)
+    pv.fit(vae, bits(20), validation=bits(20), epochs=1)
     assert [m.training for m in vae.modules()] == modes
     assert set(seen) == {True, False}  # trained in train mode, evaluated in eval mode
     with pytest.raises(RuntimeError):
-        pv.fit(vae.eval(), bits(), epochs=1, callbacks=[stop])
+        pv.fit(vae.eval(), bits(20), epochs=1, callbacks=[stop])
     assert not vae.training
 
 
@@ -409,13 +388,13 @@ def test_patience_keeps_the_weights_of_the_best_epoch():
         patience=4,
         learning_rate=0.03,
         seed=2,
-        callbacks=[lambda program, record: seen.update({record.epoch: weights(program)})],
+        callbacks=[lambda program, record: seen.update({record.epoch: digest(program)})],
     )
     scores = history["validation_elbo"]
     best = int(np.argmax(scores)) + 1
     assert history.stopped_early
     assert history.best_epoch == best == len(history) - 4
-    assert weights(vae) == seen[best] != seen[len(history)]
+    assert digest(vae) == seen[best] != seen[len(history)]
     # scored by a run that takes no step: the draws of `evaluate` are fixed by the seed
     again = pv.fit(vae, x, validation=held_out, epochs=1, learning_rate=1e-30, seed=2)
     assert again[0].validation_elbo == pytest.approx(max(scores), rel=1e-6)
@@ -432,16 +411,16 @@ def test_patience_none_runs_to_the_end_and_still_keeps_the_best():
         epochs=60,
         patience=None,
         learning_rate=0.03,
-        callbacks=[lambda program, record: seen.update({record.epoch: weights(program)})],
+        callbacks=[lambda program, record: seen.update({record.epoch: digest(program)})],
     )
     assert len(history) == 60
     assert not history.stopped_early
     assert history.best_epoch == int(np.argmax(history["validation_elbo"])) + 1 < 60
-    assert weights(vae) == seen[history.best_epoch]
+    assert digest(vae) == seen[history.best_epoch]
 
 
 def test_without_validation_the_last_epoch_is_kept():
-    history = pv.fit(small_vae(), bits(), epochs=3)
+    history = pv.fit(small_vae(), bits(20), epochs=3)
     assert (history.best_epoch, history.stopped_early) == (3, False)
     assert history["validation_elbo"] == [None] * 3
 
@@ -460,7 +439,7 @@ def test_validation_takes_what_training_takes(held_out):
     vae = constant_vae()
     vae.encoder = Given(ignoring_y(vae.encoder))
     log_p = dist.Normal(0.0, 1.0).log_prob(bits(7)).sum(-1).mean()
-    history = pv.fit(vae, bits(), validation=held_out, epochs=1, learning_rate=1e-12)
+    history = pv.fit(vae, bits(20), validation=held_out, epochs=1, learning_rate=1e-12)
     assert history[0].validation_elbo == pytest.approx(log_p.item(), abs=1e-6)
 
 
@@ -471,7 +450,7 @@ def test_validation_does_not_change_the_training():
 def test_callbacks_get_the_program_and_its_records_in_order():
     vae, calls = small_vae(), []
     callbacks = [lambda *args: calls.append(("a", *args)), lambda *args: calls.append(("b", *args))]
-    history = pv.fit(vae, bits(), epochs=2, callbacks=callbacks)
+    history = pv.fit(vae, bits(20), epochs=2, callbacks=callbacks)
     assert [(name, record) for name, _, record in calls] == [
         (name, record) for record in history for name in "ab"
     ]
@@ -496,14 +475,14 @@ def test_callbacks_get_the_program_and_its_records_in_order():
 )
 def test_datasets_and_loaders_are_counted_by_what_they_give(make, num_data):
     vae = constant_vae()
-    before = weights(vae)
-    history = pv.fit(vae, make(bits()), epochs=2, batch_size=6, learning_rate=1e-12)
+    before = digest(vae)
+    history = pv.fit(vae, make(bits(20)), epochs=2, batch_size=6, learning_rate=1e-12)
     assert history.num_data == num_data
-    assert weights(vae) != before
+    assert digest(vae) != before
 
 
 def test_drop_last_averages_over_the_data_that_were_seen():
-    x = bits().double() * torch.arange(1.0, 21.0)[:, None]
+    x = bits(20).double() * torch.arange(1.0, 21.0)[:, None]
     log_p = dist.Normal(0.0, 1.0).log_prob(x).sum(-1)
     loader = DataLoader(TensorDataset(x), batch_size=6, drop_last=True)
     history = pv.fit(constant_vae(), loader, epochs=1, learning_rate=1e-12)
@@ -512,20 +491,24 @@ def test_drop_last_averages_over_the_data_that_were_seen():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: (row for row in bits()), lambda: iter([bits()]), lambda: map(torch.clone, bits())],
+    [
+        lambda: (row for row in bits(20)),
+        lambda: iter([bits(20)]),
+        lambda: map(torch.clone, bits(20)),
+    ],
 )
 def test_an_iterator_is_refused(make):
     vae = small_vae()
-    before = weights(vae)
+    before = digest(vae)
     with pytest.raises(ConfigError, match="not re-iterable"):
         pv.fit(vae, make(), epochs=2)
-    assert weights(vae) == before
+    assert digest(vae) == before
 
 
 @pytest.mark.parametrize("extra", [{"y": torch.zeros(20)}, {"mask": torch.ones(20, 4)}])
 def test_y_and_mask_come_with_each_datum_of_a_loader(extra):
     with pytest.raises(ConfigError, match="must come with each datum"):
-        pv.fit(small_vae(), TensorDataset(bits()), **extra)
+        pv.fit(small_vae(), TensorDataset(bits(20)), **extra)
 
 
 # The guard.
@@ -570,7 +553,7 @@ def nan_in_row_two(features):
 
 @pytest.mark.parametrize("objective", [None, Trace_ELBO(), pv.objectives.BetaELBO(0.5)])
 @pytest.mark.parametrize("at", [1, 5, 6])
-def test_trap_23_a_finite_loss_with_a_nan_gradient_makes_no_update(objective, at):
+def test_a_finite_loss_with_a_nan_gradient_makes_no_update(objective, at):
     """Adam would write NaN into every weight and all later losses."""
     passes = 1 if not isinstance(objective, Trace_ELBO) else 2  # a second one for the report
     at_call = passes * (at - 1) + 1
@@ -580,8 +563,8 @@ def test_trap_23_a_finite_loss_with_a_nan_gradient_makes_no_update(objective, at
     epoch, batch = divmod(at - 1, 3)
     where = rf"non-finite gradient at step {at} \(epoch {epoch + 1}, batch {batch + 1}\)"
     with pytest.raises(DivergenceError, match=where + r": gradient of \w+[\s\S]*after step") as e:
-        pv.fit(vae, bits(), objective=objective, batch_size=8, epochs=2)
-    assert weights(vae) == snapshots[at - 1]
+        pv.fit(vae, bits(20), objective=objective, batch_size=8, epochs=2)
+    assert digest(vae) == snapshots[at - 1]
     assert all(p.grad is None or not p.grad.any() for p in vae.parameters())
     assert len(str(e.value).splitlines()) <= 6
 
@@ -592,27 +575,27 @@ def steps_of(vae, objective):
 
     def note(module, inputs):
         if module.training and torch.is_grad_enabled():
-            seen.append(weights(vae))
+            seen.append(digest(vae))
 
     vae.encoder.register_forward_pre_hook(note)
-    pv.fit(vae, bits(), objective=objective, batch_size=8, epochs=2)
+    pv.fit(vae, bits(20), objective=objective, batch_size=8, epochs=2)
     return seen
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's own, in the first batch
 @pytest.mark.parametrize("at", [1, 4])
-def test_trap_9_a_non_finite_loss_makes_no_update_and_names_term_and_row(at):
+def test_a_non_finite_loss_makes_no_update_and_names_term_and_row(at):
     """Pyro only warns, steps anyway, and every weight is NaN."""
     snapshots = steps_of(faulty_vae(torch.clone, at), None)
     vae = faulty_vae(nan_in_row_two, at)
     epoch, batch = divmod(at - 1, 3)
     where = rf"loss at step {at} \(epoch {epoch + 1}, batch {batch + 1}\)"
     with pytest.raises(DivergenceError) as caught:
-        pv.fit(vae, bits(), batch_size=8, epochs=2)
+        pv.fit(vae, bits(20), batch_size=8, epochs=2)
     assert caught.match(where + r": log_likelihood, first bad row of the batch \d")
     assert caught.match(f"Parameters are as after step {at - 1}")
-    assert weights(vae) == snapshots[at - 1]
-    assert torch.isfinite(vae.loss(bits())).all()
+    assert digest(vae) == snapshots[at - 1]
+    assert torch.isfinite(vae.loss(bits(20))).all()
 
 
 def normalized(vae):
@@ -629,8 +612,8 @@ def test_running_statistics_are_those_before_the_step_that_failed(fault, at):
     snapshots = steps_of(normalized(faulty_vae(torch.clone, at)), None)
     vae = normalized(faulty_vae(fault, at))
     with pytest.raises(DivergenceError, match=f"at step {at}"):
-        pv.fit(vae, bits(), batch_size=8, epochs=2)
-    assert weights(vae) == snapshots[at - 1]
+        pv.fit(vae, bits(20), batch_size=8, epochs=2)
+    assert digest(vae) == snapshots[at - 1]
     assert vae.encoder[1].num_batches_tracked == at - 1
 
 
@@ -650,7 +633,7 @@ def test_a_batch_that_fails_before_its_update_leaves_no_running_statistics():
     loss = EagerLoss(vae, pv.objectives.TraceELBO(), lambda batch: Settings(20))
     adam = torch.optim.Adam(vae.parameters())
     steps = TrainingStep(vae, loss, adam, accumulate_batches=2, group=OneOfTwo())
-    good, bad = Batch(bits(), None, None), Batch(bits() * torch.nan, None, None)
+    good, bad = Batch(bits(20), None, None), Batch(bits(20) * torch.nan, None, None)
     with own_store(), pyro.validation_enabled(False):
         for batch in (good, good, bad):
             steps.take(batch, "here")
@@ -687,22 +670,22 @@ def test_a_buffer_of_ones_own_is_that_before_the_step_that_failed(is_new):
     snapshots = steps_of(tracked(torch.clone), None)
     vae = tracked(NaNBackward.apply)
     with pytest.raises(DivergenceError, match="at step 4"):
-        pv.fit(vae, bits(), batch_size=8, epochs=2)
-    assert weights(vae) == snapshots[3]
+        pv.fit(vae, bits(20), batch_size=8, epochs=2)
+    assert digest(vae) == snapshots[3]
 
 
 def test_an_objective_of_pyros_moves_running_statistics_once_a_step():
     """The traces drawn for the report are a second pass over the batch."""
     vae = normalized(small_vae())
-    pv.fit(vae, bits(), objective=Trace_ELBO(), batch_size=8, epochs=2)
+    pv.fit(vae, bits(20), objective=Trace_ELBO(), batch_size=8, epochs=2)
     assert vae.encoder[1].num_batches_tracked == 6
 
 
 def test_the_root_of_zero_has_no_gradient_and_makes_no_update():
     vae = faulty_vae(lambda features: features + (0 * features).sqrt(), 2)
     with pytest.raises(DivergenceError, match="gradient at step 2"):
-        pv.fit(vae, bits(), batch_size=8)
-    assert torch.isfinite(vae.loss(bits())).all()
+        pv.fit(vae, bits(20), batch_size=8)
+    assert torch.isfinite(vae.loss(bits(20))).all()
 
 
 @pytest.mark.parametrize("at", [1, 2])
@@ -712,32 +695,32 @@ def test_an_encoder_that_gives_nan_is_refused_without_a_tensor_dump(at):
     vae.encoder = nn.Sequential(network, Faulty(lambda features: features * torch.nan, at), head)
     before = steps_of(small_vae(), None)[at - 1]
     with pytest.raises((DivergenceError, ConfigError)) as caught:
-        pv.fit(vae, bits(), batch_size=8)
+        pv.fit(vae, bits(20), batch_size=8)
     assert len(str(caught.value).splitlines()) <= 6
-    assert weights(vae) == before
+    assert digest(vae) == before
 
 
 def test_an_absurd_learning_rate_stops_with_finite_weights():
     vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood="Normal", seed=0)
     with pytest.raises(DivergenceError, match=r"learning_rate=1e\+30"):
-        pv.fit(vae, bits(), epochs=20, learning_rate=1e30)
+        pv.fit(vae, bits(20), epochs=20, learning_rate=1e30)
     assert all(torch.isfinite(p).all() for p in vae.parameters())
 
 
-def test_trap_14_an_interrupt_in_backward_leaves_no_gradient_for_the_next_run():
+def test_an_interrupt_in_backward_leaves_no_gradient_for_the_next_run():
     """The next step would add the stale gradient to its own."""
 
     def interrupt(gradient):
         raise KeyboardInterrupt
 
     vae = small_vae()
-    before = weights(vae)
+    before = digest(vae)
     first = next(iter(vae.encoder.parameters()))  # the last to get its gradient
     hook = first.register_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        pv.fit(vae, bits(), epochs=1)
+        pv.fit(vae, bits(20), epochs=1)
     hook.remove()
-    assert weights(vae) == before
+    assert digest(vae) == before
     assert all(p.grad is None or not p.grad.any() for p in vae.parameters())
     assert trained(vae) == trained()
 
@@ -755,7 +738,7 @@ def test_pyros_validation_is_on_for_the_first_batch_only():
     for mine in (True, False):
         flags.clear()
         with pyro.validation_enabled(mine):
-            pv.fit(vae, bits(), epochs=2, batch_size=8)
+            pv.fit(vae, bits(20), epochs=2, batch_size=8)
             assert pyro.infer.util.is_validation_enabled() is mine
         assert flags == [{True}] + [{False}] * 5
 
@@ -765,7 +748,7 @@ def test_pyros_validation_is_on_for_the_first_batch_only():
 
 def test_progress_shows_the_elbo_and_its_terms_on_stderr(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    history = pv.fit(small_vae(), bits(), validation=bits(5), epochs=2, progress=True)
+    history = pv.fit(small_vae(), bits(20), validation=bits(5), epochs=2, progress=True)
     shown = capsys.readouterr()
     last = history[-1]
     assert shown.out == ""
@@ -777,7 +760,7 @@ def test_progress_shows_the_elbo_and_its_terms_on_stderr(capsys, monkeypatch):
 
 def test_progress_fits_eighty_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    history = pv.fit(small_vae(), bits(), validation=bits(5), epochs=2, progress=True)
+    history = pv.fit(small_vae(), bits(20), validation=bits(5), epochs=2, progress=True)
     text = capsys.readouterr().err
     for number in (history[-1].elbo, history[-1].kl, history[-1].validation_elbo):
         assert f"{number:.2f}" in text
@@ -787,7 +770,7 @@ def test_progress_fits_eighty_columns(capsys, monkeypatch):
 
 @pytest.mark.parametrize("progress", [False, None])
 def test_no_progress_where_stderr_is_no_terminal(capsys, progress):
-    pv.fit(small_vae(), bits(), epochs=1, progress=progress)
+    pv.fit(small_vae(), bits(20), epochs=1, progress=progress)
     assert capsys.readouterr() == ("", "")
 
 
@@ -796,40 +779,40 @@ def test_progress_changes_nothing(capsys):
 
 
 def test_history_is_indexed_by_epoch_and_by_column():
-    history = pv.fit(small_vae(), bits(), epochs=3)
+    history = pv.fit(small_vae(), bits(20), epochs=3)
     assert history["elbo"] == [record.elbo for record in history]
     assert all(a < b for a, b in itertools.pairwise(history["seconds"]))
     assert history[-1] is history.epochs[2]
 
 
-def test_b44_a_decoder_without_trainable_parameters_is_warned_of():
+def test_a_decoder_without_trainable_parameters_is_warned_of():
     vae = small_vae()
     vae.decoder.requires_grad_(False)
-    before = weights(vae.decoder)
+    before = digest(vae.decoder)
     with pytest.warns(UserWarning, match="decoder has no trainable parameter"):
-        pv.fit(vae, bits(), epochs=1)
-    assert weights(vae.decoder) == before
+        pv.fit(vae, bits(20), epochs=1)
+    assert digest(vae.decoder) == before
 
 
-def test_b44_a_model_that_shares_an_encoder_trains_exactly():
+def test_a_model_that_shares_an_encoder_trains_exactly():
     first = small_vae()
-    second = pv.VAE(first.prior, first.encoder, small_vae(1).decoder)
-    pv.fit(first, bits(), epochs=1)
-    encoder = weights(first.encoder)
-    other = weights(first.decoder)
-    pv.fit(second, bits(), epochs=1)
-    assert weights(first.encoder) != encoder
-    assert weights(first.decoder) == other
+    second = pv.VAE(first.prior, first.encoder, small_vae(seed=1).decoder)
+    pv.fit(first, bits(20), epochs=1)
+    encoder = digest(first.encoder)
+    other = digest(first.decoder)
+    pv.fit(second, bits(20), epochs=1)
+    assert digest(first.encoder) != encoder
+    assert digest(first.decoder) == other
 
 
 def test_the_progress_bar_of_a_resumed_run_counts_all_its_epochs(tmp_path, capsys):
     for epochs, progress in [(2, False), (5, True)]:
         settings = {"run_dir": tmp_path, "resume": True, "progress": progress}
-        pv.fit(small_vae(), bits(), epochs=epochs, **settings)
+        pv.fit(small_vae(), bits(20), epochs=epochs, **settings)
     assert " 5/5 " in f" {capsys.readouterr().err} "
 
 
-def test_b35_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_of():
+def test_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_of():
     likelihood = {"name": "Normal", "scale": torch.ones(4), "learn_scale": True}
     vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood=likelihood, seed=0)
     x = torch.randn(50, 4)
@@ -869,7 +852,7 @@ def fit_to_a_constant_column(head):
 
 
 @pytest.mark.parametrize("name", SCALES_THAT_FALL)
-def test_b35_a_scale_of_each_number_falls_where_that_is_constant(name):
+def test_a_scale_of_each_number_falls_where_that_is_constant(name):
     head = SCALES_THAT_FALL[name]()
     assert head.learns_scale_per_cell
     with pytest.warns(UserWarning, match=r"column \(\d,\) of x is constant \(1 in all\)"):
@@ -877,7 +860,7 @@ def test_b35_a_scale_of_each_number_falls_where_that_is_constant(name):
 
 
 @pytest.mark.parametrize("name", SCALES_THAT_STAY)
-def test_b35_a_shared_or_fixed_scale_does_not_fall(name):
+def test_a_shared_or_fixed_scale_does_not_fall(name):
     """Warnings are errors."""
     head = SCALES_THAT_STAY[name]()
     assert not getattr(head, "learns_scale_per_cell", False)

@@ -1,4 +1,4 @@
-"""The VAE as a Pyro program and as a network: every usual call works, oracles (a), (b), (k)."""
+"""The VAE as a Pyro program and as a network: every usual call, against exact answers."""
 
 import math
 
@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import unchanged
 from oracles import AffineEncoder, ExactEncoder, LinearGaussian, all_binary, grid
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
@@ -107,10 +108,9 @@ def test_sample_is_ancestral(float64):
 
 
 def test_seeded_draws_repeat_and_leave_the_generator(vae, x):
-    state = torch.get_rng_state()
-    assert torch.equal(vae.sample(3, seed=1), vae.sample(3, seed=1))
-    assert torch.equal(vae.reconstruct(x, seed=1), vae.reconstruct(x, seed=1))
-    assert torch.equal(torch.get_rng_state(), state)
+    with unchanged(vae):
+        assert torch.equal(vae.sample(3, seed=1), vae.sample(3, seed=1))
+        assert torch.equal(vae.reconstruct(x, seed=1), vae.reconstruct(x, seed=1))
 
 
 def test_sampling_runs_in_eval_mode_and_gives_the_mode_back():
@@ -144,11 +144,11 @@ def test_a_part_that_is_no_module_is_refused(vae):
         pv.VAE(dist.Normal(torch.zeros(2), 1.0).to_event(1), vae.encoder, vae.decoder)
 
 
-# ---- oracle (a): the linear-Gaussian VAE
+# ---- the linear-Gaussian VAE
 
 
 def test_exact_posterior_makes_every_draw_the_evidence(float64):
-    """D1: log p(x, z) − log q(z|x) = log p(x) for every draw."""
+    """log p(x, z) − log q(z|x) = log p(x) for every draw."""
     truth = LinearGaussian()
     x = truth.sample(20)
     terms = pv.elbo_terms(truth.vae(ExactEncoder(truth)), x, num_samples=7)
@@ -158,7 +158,7 @@ def test_exact_posterior_makes_every_draw_the_evidence(float64):
 
 
 def test_wrong_posterior_width_is_seen(float64):
-    """Negative control of D1: sd × 0.8."""
+    """Negative control: sd × 0.8."""
     truth = LinearGaussian()
     x = truth.sample(20)
     terms = pv.elbo_terms(truth.vae(ExactEncoder(truth, 0.8)), x, num_samples=7)
@@ -172,7 +172,7 @@ def _affine_guide(truth: LinearGaussian) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_elbo_of_an_affine_guide_is_the_closed_form(float64):
-    """D2, by the mean of 20 000 draws per datum; 5 standard errors."""
+    """The closed form, by the mean of 20 000 draws per datum; 5 standard errors."""
     truth = LinearGaussian()
     v, d = _affine_guide(truth)
     x = truth.sample(4)
@@ -185,7 +185,7 @@ def test_elbo_of_an_affine_guide_is_the_closed_form(float64):
 
 
 def test_training_reaches_the_maximum_likelihood(float64):
-    """D3: −½ [D log 2π + Σ_{j≤L} log λ_j + (D − L) log σ̂² + D] within 0.01 nat, WᵀW diagonal."""
+    """−½ [D log 2π + Σ_{j≤L} log λ_j + (D − L) log σ̂² + D] within 0.01 nat, WᵀW diagonal."""
     truth = LinearGaussian(num_features=5, latent_dim=2, sigma=0.6)
     x = truth.sample(2000)
     eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
@@ -224,7 +224,7 @@ def _affine_encoder(num_features: int, latent_dim: int) -> nn.Module:
     return Encoder()
 
 
-# ---- oracle (b): quadrature
+# ---- quadrature
 
 
 def test_evidence_sums_to_one_over_all_binary_data(float64):

@@ -20,7 +20,7 @@ def normal_log_weights(s: float, big_s: float, num_samples: int, num_data: int) 
 @pytest.mark.parametrize("num_samples", [21, 25, 100, 1003, 10_000])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 40.0])
 def test_equals_arviz(num_samples, spread):
-    """`psislw` takes log-weights in ArviZ 0.23, their negatives in 1.x (traps, 30)."""
+    """`psislw` takes log-weights in ArviZ 0.23, their negatives in 1.x."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import arviz

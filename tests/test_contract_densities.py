@@ -1,13 +1,10 @@
-"""Parts that are no densities, and priors and guides that do not fit: refused in words.
-
-Rows B39, B40, B42 and B43 of the battery, on the traces that `admission` takes.
-"""
+"""Parts that are not densities, and priors and guides that do not fit, are named in the error."""
 
 import pyro.distributions as dist
 import pytest
 import torch
 from contracts import GUIDES, LIKELIHOODS, PRIORS
-from test_contracts import small_vae
+from helpers import vae_of
 from torch import nn
 from torch.distributions import constraints
 
@@ -30,7 +27,7 @@ class Part(nn.Module):
 
 
 class Odd(dist.TorchDistribution):
-    """A prior over two numbers whose log_prob and draws are as one says."""
+    """A prior over two numbers with any log_prob and any draw."""
 
     support = constraints.independent(constraints.unit_interval, 1)
 
@@ -94,8 +91,7 @@ def test_every_likelihood_passes(part):
 
 
 def test_wrong_latent_dim_names_both(float64):
-    """B39."""
-    vae = small_vae(prior=pv.priors.GaussianMixture(3))
+    vae = vae_of(prior=pv.priors.GaussianMixture(3))
     with pytest.raises(ConfigError, match=r"over shape \(3,\).*over \(2,\).*\n?.*latent_dim"):
         check_latents(*trace_once(vae, torch.ones(1, 3)))
 
@@ -121,7 +117,6 @@ def test_wrong_latent_dim_names_both(float64):
     ],
 )  # fmt: skip
 def test_the_guide_must_stay_within_the_prior(p, q, is_fine):
-    """B40."""
     if is_fine:
         check_supports(p, q, "z")
     else:
@@ -130,15 +125,14 @@ def test_the_guide_must_stay_within_the_prior(p, q, is_fine):
 
 
 def test_a_uniform_prior_under_a_normal_guide():
-    """B40, through a program."""
+    """A whole program with a guide that leaves the support of its prior."""
     box = pv.priors.Fixed(lambda a: dist.Uniform(-a, a).to_event(1), a=torch.ones(2))
     text = message_of(*traces(prior=box))
     assert "the encoder's q(z|x)" in text
     assert "at -10000, for example" in text
 
 
-def test_priors_that_are_no_densities():
-    """B42."""
+def test_priors_that_are_not_densities():
     text = message_of(*traces(prior=Part(lambda: Odd(lambda z: z.sum(-1) * torch.nan))))
     assert "the prior p(z), a Odd, returns log_prob = nan for 16 of 16" in text
     text = message_of(*traces(prior=Part(lambda: Odd(lambda z: z))))
@@ -162,15 +156,14 @@ def test_priors_that_are_no_densities():
         ),
     ],
 )
-def test_encoders_that_are_no_densities(encoder, expected):
-    """B43: what torch's validation would say, but in words and naming the part."""
+def test_encoders_that_are_not_densities(encoder, expected):
+    """As torch's validation, but in words and with the name of the part."""
     text = message_of(*traces(encoder=Part(encoder)))
     assert "the encoder's q(z|x) is a " in text
     assert expected in text
 
 
 def test_a_decoder_of_impossible_probabilities():
-    """B43: probabilities above one."""
     decoder = Part(lambda z: dist.Bernoulli(probs=torch.full((len(z), 3), 1.7)).to_event(1))
     text = message_of(*traces(decoder=decoder))
     assert "the decoder's p(x|z) is a Bernoulli with probs = 1.7 and 2 more" in text

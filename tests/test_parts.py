@@ -5,15 +5,14 @@ import math
 
 import pytest
 import torch
-from contracts import GUIDES, LIKELIHOODS, PRIORS, Part
+from contracts import GUIDES, LIKELIHOODS, PRIORS, Part, all_parts, features_for
+from helpers import vae_of
 from oracles import all_binary, grid
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch import nn
 from torch.nn.functional import logsigmoid
 
 from pyrovae import VAE, guides, likelihoods, priors
 from pyrovae.errors import ConfigError
-from pyrovae.networks import mlp
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -23,16 +22,6 @@ likelihoods_table = pytest.mark.parametrize("part", LIKELIHOODS.values(), ids=LI
 heads_table = pytest.mark.parametrize(
     "part", [*GUIDES.values(), *LIKELIHOODS.values()], ids=[*GUIDES, *LIKELIHOODS]
 )
-all_parts = pytest.mark.parametrize(
-    "part",
-    [*PRIORS.values(), *GUIDES.values(), *LIKELIHOODS.values()],
-    ids=[*PRIORS, *GUIDES, *LIKELIHOODS],
-)
-
-
-def features_for(head: nn.Module, *batch: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(*batch, head.num_features, generator=generator)
 
 
 def density(part: Part):
@@ -205,20 +194,7 @@ def test_extreme_features_stay_finite_in_float32(part, size):
     assert torch.isfinite(p.log_prob(p.sample())).all()
 
 
-# ---- oracle (k): the two readings
-
-
-def small_vae(prior=None, guide=None, likelihood=None) -> VAE:
-    prior = prior or priors.StandardNormal(2)
-    guide = guide or guides.DiagonalNormal(2)
-    likelihood = likelihood or likelihoods.Bernoulli(3)
-    return VAE(
-        prior,
-        nn.Sequential(mlp(tuple(likelihood.event_shape), guide.num_features, hidden=(5,)), guide),
-        nn.Sequential(
-            mlp(tuple(prior().event_shape), likelihood.num_features, hidden=(5,)), likelihood
-        ),
-    )
+# ---- the two readings: Pyro program and network
 
 
 def assert_readings_agree(vae: VAE):
@@ -240,17 +216,17 @@ PAIRS = [(p, q) for p in PRIORS for q in GUIDES if PRIORS[p].space == GUIDES[q].
 
 @pytest.mark.parametrize(("prior", "guide"), PAIRS)
 def test_two_readings_agree_for_every_prior_and_guide(prior, guide):
-    assert_readings_agree(small_vae(prior=PRIORS[prior].make(), guide=GUIDES[guide].make()))
+    assert_readings_agree(vae_of(prior=PRIORS[prior].make(), guide=GUIDES[guide].make()))
 
 
 @likelihoods_table
 def test_two_readings_agree_for_every_likelihood(part):
-    assert_readings_agree(small_vae(likelihood=part.make()))
+    assert_readings_agree(vae_of(likelihood=part.make()))
 
 
 def test_the_comparison_of_readings_can_fail():
     """Negative control: a reconstruction term off by a factor of 0.99 is seen."""
-    vae = small_vae()
+    vae = vae_of()
     x = vae.sample(6)
     torch.manual_seed(5)
     terms = vae.loss_terms(x)

@@ -5,6 +5,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import bits, small_vae, unchanged
 from torch import nn
 
 import pyrovae as pv
@@ -13,12 +14,12 @@ from pyrovae.history import History
 from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.training import monitor
 
-X = torch.randint(2, (37, 4), generator=torch.Generator().manual_seed(0)).float()
+X = bits()
 SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "progress": False}
 
 
 def trained(**settings):
-    vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+    vae = small_vae()
     return vae, pv.fit(vae, X, **SETTINGS | settings)
 
 
@@ -38,7 +39,7 @@ def test_a_run_with_it_is_the_run_without(engine):
 def test_running_statistics_are_those_of_the_run_without():
     found = []
     for every in (None, 2):
-        vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+        vae = small_vae()
         network, head = vae.encoder
         vae.encoder = nn.Sequential(network, nn.BatchNorm1d(head.num_features), head)
         pv.fit(vae, X, diagnostics_every=every, **SETTINGS)
@@ -47,7 +48,7 @@ def test_running_statistics_are_those_of_the_run_without():
 
 
 def test_a_frozen_encoder_has_no_signal_and_trains():
-    vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
+    vae = small_vae()
     vae.encoder.requires_grad_(False)
     history = pv.fit(vae, X, diagnostics_every=6, **SETTINGS)
     assert [math.isnan(record["signal_to_noise"]) for record in history.monitor] == [True, True]
@@ -57,11 +58,12 @@ def test_a_frozen_encoder_has_no_signal_and_trains():
 def test_a_program_without_an_encoder_is_refused_before_an_update():
     """It would fail at the first record, hours into a training."""
     prior = pv.priors.LearnedNormal(2)
-    before = {name: t.clone() for name, t in prior.state_dict().items()}
-    vae = pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
-    with pytest.raises(ConfigError, match="no latent inside the plate 'data'"):
+    vae = small_vae()
+    with (
+        unchanged(prior, vae),
+        pytest.raises(ConfigError, match="no latent inside the plate 'data'"),
+    ):
         pv.refit_prior(vae, X, prior, diagnostics_every=1000, **SETTINGS)
-    assert all(torch.equal(t, before[name]) for name, t in prior.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import bits, is_same, small_vae, state_of
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -16,32 +17,18 @@ from pyrovae.errors import ConfigError
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
 from pyrovae.training.step import TrainingStep
 
-N = 37
 SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "eager"}
-
-
-def bits(n=N, width=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, (n, width), generator=generator).float()
-
-
-def small_vae():
-    return pv.build((4,), latent_dim=2, hidden=(8,), seed=0)
 
 
 def trained(**settings):
     """(weights by name, history) of a small VAE."""
     vae = small_vae()
     history = pv.fit(vae, bits(), **SETTINGS | settings)
-    return {n: t.clone() for n, t in vae.state_dict().items()}, history
-
-
-def same(a, b, **tolerance):
-    return all(torch.allclose(a[n], b[n], **tolerance or {"rtol": 0, "atol": 0}) for n in a)
+    return state_of(vae), history
 
 
 class Replayed(nn.Module):
-    """q(z|x) = N(m + W x, 1) whose draws are m + W x + ε(x): the noise belongs to the datum."""
+    """q(z|x) = 37(m + W x, 1) whose draws are m + W x + ε(x): the noise belongs to the datum."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +39,7 @@ class Replayed(nn.Module):
 
 
 class ReplayedNormal(dist.Independent):
-    """N(loc, 1) over the last dimension, which always draws loc + noise."""
+    """37(loc, 1) over the last dimension, which always draws loc + noise."""
 
     def __init__(self, loc, noise):
         super().__init__(dist.Normal(loc, 1.0), 1)
@@ -108,26 +95,26 @@ def test_an_optimizer_by_name_class_partial_or_function(choice, expected):
     if isinstance(choice, functools.partial):
         assert group["weight_decay"] == 0.5
     weights, _ = trained(optimizer=choice, learning_rate=0.125)
-    assert not same(weights, dict(small_vae().state_dict()))
+    assert not is_same(weights, dict(small_vae().state_dict()))
 
 
 def test_a_name_is_the_class_of_that_name():
     by_name, by_class = (trained(optimizer=o)[0] for o in ("NAdam", torch.optim.NAdam))
-    assert same(by_name, by_class)
-    assert not same(by_name, trained()[0])
+    assert is_same(by_name, by_class)
+    assert not is_same(by_name, trained()[0])
 
 
 def test_the_optimizer_steps_as_it_does_by_hand():
     """SGD with momentum over the full-batch mean loss, written out."""
     vae, by_hand, x = replayed_vae(), replayed_vae(), bits().double()
     optimizer = functools.partial(torch.optim.SGD, momentum=0.9)
-    pv.fit(vae, x, optimizer=optimizer, learning_rate=0.05, epochs=4, batch_size=N)
+    pv.fit(vae, x, optimizer=optimizer, learning_rate=0.05, epochs=4, batch_size=37)
     made = torch.optim.SGD(by_hand.parameters(), 0.05, momentum=0.9)
     for _ in range(4):
         made.zero_grad()
         by_hand.loss(x, analytic_kl=False).mean().backward()
         made.step()
-    assert same(vae.state_dict(), by_hand.state_dict(), rtol=0, atol=1e-12)
+    assert is_same(vae.state_dict(), by_hand.state_dict(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +176,7 @@ def test_bad_values_are_refused_before_anything_changes(setting, value, match):
     with pytest.raises(ConfigError, match=match) as caught:
         pv.fit(vae, bits(), **{setting: value})
     assert len(str(caught.value).splitlines()) <= 6
-    assert same(before, vae.state_dict())
+    assert is_same(before, vae.state_dict())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -201,7 +188,7 @@ def test_a_gpu_that_is_not_there():
 
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
 def test_the_cpu_is_a_device(device):
-    assert same(trained(device=device)[0], trained()[0])
+    assert is_same(trained(device=device)[0], trained()[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -250,7 +237,7 @@ def test_a_rate_of_progress_is_applied_at_each_step():
 
 def test_a_rate_of_zero_stands_still():
     weights, _ = trained(learning_rate=lambda progress: 0.0)
-    assert same(weights, dict(small_vae().state_dict()))
+    assert is_same(weights, dict(small_vae().state_dict()))
 
 
 def test_a_rate_that_fails_late_is_refused_before_training():
@@ -259,7 +246,7 @@ def test_a_rate_that_fails_late_is_refused_before_training():
     before = copy.deepcopy(vae.state_dict())
     with pytest.raises(ConfigError, match="learning_rate"):
         pv.fit(vae, bits(), learning_rate=lambda progress: 0.6 - progress, epochs=2)
-    assert same(before, vae.state_dict())
+    assert is_same(before, vae.state_dict())
 
 
 SCHEDULERS = {
@@ -339,10 +326,10 @@ def test_clip_norm_is_torchs_on_the_mean_gradient(compile):
     vae = replayed_vae()
     settings = {"optimizer": "SGD", "learning_rate": 0.1, "epochs": 1, "compile": compile}
     pv.fit(vae, fixed_order(x, 10), max_grad_norm=limit, **settings)
-    assert same(vae.state_dict(), expected, rtol=0, atol=1e-12)
+    assert is_same(vae.state_dict(), expected, rtol=0, atol=1e-12)
     unclipped = replayed_vae()
     pv.fit(unclipped, fixed_order(x, 10), **settings)
-    assert not same(unclipped.state_dict(), expected, rtol=0, atol=1e-6)
+    assert not is_same(unclipped.state_dict(), expected, rtol=0, atol=1e-6)
 
 
 # Several batches to an update.
@@ -369,7 +356,7 @@ def test_accumulated_batches_are_one_batch(size, accumulate, whole, compile):
         shared, fixed_order(x, size), accumulate_batches=accumulate, compile=compile, **settings
     )
     alone = pv.fit(single, fixed_order(x, whole), compile=compile, **settings)
-    assert same(shared.state_dict(), single.state_dict(), rtol=0, atol=1e-12)
+    assert is_same(shared.state_dict(), single.state_dict(), rtol=0, atol=1e-12)
     assert together["elbo"] == pytest.approx(alone["elbo"], rel=1e-12)
 
 
@@ -428,7 +415,7 @@ def averages_by_hand(x, decay):
     """w̄ ← d w̄ + (1 − d) w with d = min(decay, (1 + n) / (10 + n)) after each update; both."""
     vae = replayed_vae()
     optimizer = torch.optim.SGD(vae.parameters(), 0.1)
-    mean, n = {k: t.clone() for k, t in vae.state_dict().items()}, 0
+    mean, n = state_of(vae), 0
     for _ in range(3):
         for batch in x.split(10):
             optimizer.zero_grad()
@@ -449,27 +436,27 @@ def test_an_average_is_kept_and_evaluated(decay):
     vae, scored = replayed_vae(), []
 
     def look(program, record):
-        scored.append({k: t.clone() for k, t in program.state_dict().items()})
+        scored.append(state_of(program))
 
     pv.fit(vae, fixed_order(x, 10), ema_decay=decay, callbacks=[look], **settings)
-    assert same(vae.state_dict(), expected, rtol=0, atol=1e-12)
-    assert same(scored[-1], expected, rtol=0, atol=1e-12)
-    assert not same(vae.state_dict(), last, rtol=0, atol=1e-6)
+    assert is_same(vae.state_dict(), expected, rtol=0, atol=1e-12)
+    assert is_same(scored[-1], expected, rtol=0, atol=1e-12)
+    assert not is_same(vae.state_dict(), last, rtol=0, atol=1e-6)
     plain = replayed_vae()
     pv.fit(plain, fixed_order(x, 10), **settings)
-    assert same(plain.state_dict(), last, rtol=0, atol=1e-12)
+    assert is_same(plain.state_dict(), last, rtol=0, atol=1e-12)
 
 
 def test_the_validation_is_that_of_the_average_of_the_best_epoch():
     vae, seen = small_vae(), {}
 
     def look(program, record):
-        seen[record.epoch] = {k: t.clone() for k, t in program.state_dict().items()}
+        seen[record.epoch] = state_of(program)
 
     settings = {"ema_decay": 0.9, "validation": bits(9, seed=1), "learning_rate": 0.3}
     settings |= {"callbacks": [look], "patience": None, "epochs": 6}
     history = pv.fit(vae, bits(), **SETTINGS | settings)
-    assert same(vae.state_dict(), seen[history.best_epoch])
+    assert is_same(vae.state_dict(), seen[history.best_epoch])
     again = pv.fit(vae, bits(), validation=bits(9, seed=1), learning_rate=1e-30, epochs=1, seed=1)
     best = max(history["validation_elbo"])
     assert again[0].validation_elbo == pytest.approx(best, rel=1e-6)
