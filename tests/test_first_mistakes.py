@@ -293,7 +293,7 @@ class Own(nn.Module):
     [
         ("name", r"site 'x' is not inside a plate 'data'.*\n.*pyro.plate\('data', len\(x\)\)"),
         ("no plate", r"'z' is inside the plate 'data' in the model, but not in the guide"),
-        ("scale", r"log p\(z\) in the model and log q\(z\|x\) in the guide are scaled by different"),
+        ("scale", r"log p\(z\) in the model and log q\(z\|x\) in the guide are scaled by"),
         ("event", r"is over shape \(2,\), but q\(z\|x\) is over \(\).*\n.*\.to_event\(1\)"),
     ],
 )
