@@ -19,6 +19,7 @@ class GivenGlobal(nn.Module):
         part: a module whose forward takes w last and returns a Distribution.
 
     Example:
+        >>> import torch
         >>> class ARD(nn.Module):
         ...     def __init__(self, part):
         ...         super().__init__()
@@ -60,6 +61,7 @@ class BayesianVAE(nn.Module):
         https://arxiv.org/abs/1312.6114
 
     Example:
+        >>> import torch
         >>> import pyrovae as pv
         >>> class ARD(nn.Module):
         ...     def __init__(self, part):
