@@ -85,6 +85,9 @@ class EagerLoss:
         if self.settings is None:
             self.settings = self.settings_of(batch)
 
+    def recheck_constants(self, *_: Any) -> None:
+        """Do nothing: no graph holds a constant."""
+
     def __call__(self, batch: Batch) -> Outcome:
         self.prepare(batch)
         for parameter in self.parameters:

@@ -15,12 +15,13 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrovae.checks import warn_caller
 from pyrovae.core.terms import draw_traces, terms_of
-from pyrovae.data import Batch
+from pyrovae.data import Batch, Source
 from pyrovae.handlers import evaluation, own_store
 from pyrovae.history import Epoch, History
 from pyrovae.runtime.modes import module_mode
@@ -33,18 +34,9 @@ from pyrovae.training.step import TrainingStep
 
 
 class Loop:
-    """The epochs of a run.
+    """The epochs of a run: steps on the training data, validation, and a record of each.
 
-    Args:
-        program: the program to train.
-        steps: takes one step on a batch.
-        data: the training batches; held_out: those of the validation data, or None.
-        plan: the settings.
-        objective: its `progress` is set before each step.
-        scheduler: stepped after each epoch, or None.
-        stream: random stream of all draws.
-        history: receives one record per epoch.
-        generators: the generators of DataLoaders; their states belong to the run.
+    The states of the generators of DataLoaders belong to the run.
 
     Attributes:
         after_step: called with the loop between steps.
@@ -53,30 +45,25 @@ class Loop:
 
     def __init__(
         self,
-        program: nn.Module,
         steps: TrainingStep,
-        data: Any,
-        held_out: Any,
-        *,
+        data: Source,
+        held_out: Source | None,
         plan: Plan,
-        objective: Any,
+        objective: ELBO,
         scheduler: Any,
-        stream: RandomStream,
         history: History,
-        generators: Sequence[torch.Generator] = (),
+        generators: Sequence[torch.Generator],
     ):
-        self.program, self.steps, self.data, self.held_out = program, steps, data, held_out
+        self.program, self.steps, self.data, self.held_out = steps.program, steps, data, held_out
         self.plan, self.objective, self.scheduler = plan, objective, scheduler
-        self.stream, self.history = stream, history
-        self.generators = list(generators)
+        self.history, self.generators, self.group = history, generators, steps.group
+        self.stream, self.order = self.group.streams(plan.seed)
         self.after_step: list[Callable[[Loop], None]] = []
         self.after_epoch: list[Callable[[Loop, Epoch], None]] = []
         self.best = Best(self.scored) if held_out is not None else None
         self.spikes = Spikes()
         self.first_batch: Any = None  # to inspect data that are not in memory
         self.epoch, self.index = 1, 0  # of the next batch
-        # each of several processes has its own stream, and all share one for the order
-        self.order = data.stream if steps.group else stream
         self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
         self.sums = torch.zeros(2, dtype=torch.float64)
         self.start = time.perf_counter()
@@ -85,6 +72,11 @@ class Loop:
     def scored(self) -> nn.Module:
         """The program that is evaluated and kept: the averaged one if there is an average."""
         return self.program if self.steps.averaged is None else self.steps.averaged.module
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of trainable parameters."""
+        return sum(p.numel() for p in self.steps.parameters)
 
     @property
     def seconds(self) -> float:
@@ -113,7 +105,8 @@ class Loop:
 
     @property
     def is_exhausted(self) -> bool:
-        return self.best is not None and self.best.waited >= self.plan.patience
+        patience = self.plan.patience
+        return bool(self.best and patience and self.best.waited >= patience)
 
     def _train(self) -> None:
         """Train on the remaining batches of the epoch."""
@@ -131,15 +124,22 @@ class Loop:
         self.steps.flush()
 
     def _batches(self) -> Iterator[Any]:
-        """Return the remaining batches of this epoch."""
-        if not self.index:
-            self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
-            return self.data.epoch(shuffle=True)
-        now = self.order.state, self._generator_states()
-        self._jump(self.epoch_stream, self.epoch_generators)
-        batches = self.data.epoch(shuffle=True, skip=self.index)  # draws the same order again
-        self._jump(*now)
-        return batches
+        """Yield this process's rows of the epoch's remaining batches; some may be empty."""
+        with self.order:
+            now = self.order.state, self._generator_states()
+            if self.index:
+                self._jump(self.epoch_stream, self.epoch_generators)
+            else:
+                self.epoch_stream, self.epoch_generators = now
+            batches = self.data.epoch(shuffle=True, skip=self.index, share=self.group.rows)
+            if self.index:  # it has drawn the same order again
+                self._jump(*now)
+        while True:
+            with self.order:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _generator_states(self) -> list[Tensor]:
         return [generator.get_state() for generator in self.generators]
@@ -162,7 +162,8 @@ class Loop:
 
     def _finish_epoch(self) -> None:
         rate = self.steps.optimizer.param_groups[0]["lr"]
-        trained = per_datum(self._all_sums(), self.data.num_data)
+        self.group.broadcast([*self.program.buffers(), *self.scored.buffers()])
+        trained = per_datum(self.group.all_reduce(self.sums), self.data.num_data)
         validated = (None,) * 3 if self.held_out is None else self._validate()
         record = Epoch(self.epoch, *trained, *validated, self.seconds, float(rate))
         self.history.epochs.append(record)
@@ -178,30 +179,18 @@ class Loop:
         for hook in self.after_epoch:
             hook(self, record)
 
-    def _all_sums(self) -> Tensor:
-        """Return the epoch's sums over all processes, after they take over rank 0's buffers."""
-        group = self.steps.group
-        if group is None:
-            return self.sums
-        group.broadcast([*self.program.buffers(), *self.scored.buffers()])
-        return group.all_reduce(self.sums)
-
     def _validate(self) -> tuple[float, float, float]:
         """Evaluate the held-out data in one process, so that all have the same score."""
-        group = self.steps.group
-        if group is None:
-            return evaluate(self.scored, self.held_out, self.plan.seed)
         score = None
-        if group.is_first:
+        if self.group.is_first:
             score = evaluate(self.scored, self.held_out, self.plan.seed)
-        score, generators = group.broadcast_object((score, self._generator_states()))
+        score, generators = self.group.broadcast_object((score, self._generator_states()))
         self._set_generators(generators)
         return score
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on, for `runtime.state_tree.pack`."""
-        averaged, group = self.steps.averaged, self.steps.group
-        own = {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
+        averaged = self.steps.averaged
         first_batch = None if self.data.preloaded else self.first_batch
         return {
             "program": self.program.state_dict(),
@@ -209,7 +198,7 @@ class Loop:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "averaged": None if averaged is None else averaged.state_dict(),
             "best": self.best.state() if self.best else None,
-            "ranks": group.all_gather_object(own) if group else [own],
+            "ranks": self.group.all_gather_object(self._own),
             "order": self.order.state,
             "generators": self._generator_states(),
             "epoch_stream": self.epoch_stream,
@@ -217,7 +206,7 @@ class Loop:
             "epoch": self.epoch,
             "index": self.index,
             "num_steps": self.steps.num_steps,
-            "sizes": [_sizes_of(source) for source in self._sources],
+            "sizes": [_sizes_of(source) for source in (self.data, self.held_out)],
             "history": self.history.state(),
             "first_batch": first_batch and tuple(first_batch),
             "seconds": self.seconds,
@@ -234,7 +223,7 @@ class Loop:
             check_like(state[part], now[part], part)
         check_like(state["optimizer"]["param_groups"], now["optimizer"]["param_groups"])
         restore_stream(self.order, state["order"])
-        own = self._own(state["ranks"])
+        own = self._own_of(state["ranks"])
         restore_stream(self.stream, own["stream"])
         self.program.load_state_dict(state["program"])
         self.steps.optimizer.load_state_dict(state["optimizer"])
@@ -251,7 +240,7 @@ class Loop:
         self.epoch, self.index = state["epoch"], state["index"]
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
-        for source, sizes in zip(self._sources, state["sizes"], strict=True):
+        for source, sizes in zip((self.data, self.held_out), state["sizes"], strict=True):
             _restore_sizes(source, sizes)
         self.spikes.load(own["spikes"])
         if state["first_batch"]:
@@ -260,17 +249,16 @@ class Loop:
         self.start = time.perf_counter() - state["seconds"]
 
     @property
-    def _sources(self) -> list[Any]:
-        """The training batches of all processes, and the held-out ones."""
-        return [self.data.batches if self.steps.group else self.data, self.held_out]
+    def _own(self) -> dict[str, Any]:
+        """The part of the state that each process has for itself."""
+        return {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
 
-    def _own(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    def _own_of(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """Return this process's part of a state, which may be of more or fewer processes."""
-        group = self.steps.group
-        rank, size = (group.rank, group.size) if group else (0, 1)
+        rank = self.group.rank
         if rank >= len(ranks):
-            return {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
-        left = ranks[size:] if rank == 0 else []
+            return self._own
+        left = ranks[self.group.size :] if rank == 0 else []
         sums = torch.stack([part["sums"] for part in (ranks[rank], *left)]).sum(0)
         return ranks[rank] | {"sums": sums}
 
