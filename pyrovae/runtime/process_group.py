@@ -117,15 +117,9 @@ class Group(Alone):
     def all_reduce_gradients(
         self, gradients: list[Tensor], count: int, *, is_diverged: bool = False
     ) -> int:
-        """Sum gradients, in place, and numbers of data over all processes, by one all-reduce.
+        """Sum gradients, in place, over all processes, by one all-reduce; return Σ_r b_r.
 
-        Args:
-            gradients: sums over the shard of this process, of any shapes.
-            count: b_r, the size of its shard.
-            is_diverged: whether its loss or gradients are not finite.
-
-        Returns:
-            Σ_r b_r.
+        The gradients are sums over the shard of this process, of `count` = b_r data.
         """
         dtype = torch.promote_types(gradients[0].dtype, torch.float32)
         tail = torch.zeros(1 + self.size, dtype=dtype, device=gradients[0].device)
@@ -155,11 +149,7 @@ class Group(Alone):
                 tensor.copy_(there.view_as(tensor))
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return what rank 0 passes; what others pass is ignored.
-
-        Args:
-            value: plain values, arrays, and tensors on the CPU.
-        """
+        """Return what rank 0 passes: plain values, arrays, and tensors on the CPU."""
         found = [value if self.is_first else None]
         self._collective(dist.broadcast_object_list, found, 0)
         return found[0]
@@ -171,11 +161,7 @@ class Group(Alone):
         return found
 
     def check_same(self, facts: dict[str, dict[str, Any]]) -> None:
-        """Raise a ConfigError unless all processes have the same settings, program and data.
-
-        Args:
-            facts: flat records by name; the machine may differ.
-        """
+        """Raise a ConfigError unless all processes have the same facts; the machine may differ."""
         texts = {name: json.dumps(fact, default=str) for name, fact in facts.items()}
         digests = {n: sha256(text.encode()).hexdigest() for n, text in texts.items()}
         found = self.all_gather_object({n: d for n, d in digests.items() if n != "machine"})

@@ -46,17 +46,11 @@ ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function; it cha
 
 
 class Checkpointer:
-    """Writes checkpoints of a loop, and resumes it.
+    """Writes checkpoints of a loop into a locked folder, and resumes it.
 
     Args:
-        run: the folder, locked.
-        loop: whose state is written.
-        facts: flat records of this call by name: "settings", "data", "validation", "program",
-            "modules", "machine".
+        facts: of this call, from `facts_of`.
         save_every: steps between checkpoints; None for ends of epochs at least 30 s apart.
-
-    Attributes:
-        is_due: whether to write a checkpoint as soon as no gradients are pending.
     """
 
     def __init__(
@@ -70,7 +64,7 @@ class Checkpointer:
         self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
         self.log = CSV(run.path / "history.csv")
         self.saved_at, self.saved_place = time.monotonic(), (0, 0)
-        self.is_due = False
+        self.is_due = False  # whether to write a checkpoint as soon as no gradients are pending
 
     def resume(self, *, allow_data_change: bool) -> str | None:
         """Restore the newest complete checkpoint.

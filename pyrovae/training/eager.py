@@ -67,10 +67,7 @@ class Settings(NamedTuple):
 class EagerLoss:
     """Loss of a batch, computed eagerly: model and guide run as Python at each step.
 
-    Args:
-        program: the module with `.model` and `.guide`.
-        objective: any `pyro.infer.ELBO`.
-        settings_of: called once, with the first batch; returns the `Settings` of the loss.
+    `settings_of` is called once, with the first batch, and returns the `Settings` of the loss.
     """
 
     def __init__(

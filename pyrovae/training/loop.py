@@ -9,7 +9,6 @@ drawn again, skips the batches already used, and then restores the current strea
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +30,8 @@ from pyrovae.runtime.state_tree import check_like
 from pyrovae.training.eager import loss_sums
 from pyrovae.training.plan import Plan
 from pyrovae.training.step import TrainingStep
+
+PLACE = ("epoch", "index", "epoch_stream", "epoch_generators")  # attributes of a loop
 
 
 class Loop:
@@ -60,7 +61,7 @@ class Loop:
         self.stream, self.order = self.group.streams(plan.seed)
         self.after_step: list[Callable[[Loop], None]] = []
         self.after_epoch: list[Callable[[Loop, Epoch], None]] = []
-        self.best = Best(self.scored) if held_out is not None else None
+        self.best = None if held_out is None else Best()
         self.spikes = Spikes()
         self.first_batch: Any = None  # to inspect data that are not in memory
         self.epoch, self.index = 1, 0  # of the next batch
@@ -92,15 +93,14 @@ class Loop:
 
     def keep(self) -> None:
         """Load the kept weights into the program: the best epoch's, or their average."""
-        if self.best:
-            self.best.restore()
+        if self.best and self.best.weights:
+            self.scored.load_state_dict(self.best.weights)
         if self.scored is not self.program:
             self.program.load_state_dict(self.scored.state_dict())
 
     def forget_best(self) -> None:
         """Restart the search for the best epoch: ELBOs of different data are not comparable."""
-        if self.best:
-            self.best = Best(self.scored)
+        self.best = self.best and Best()
         self.history.best_epoch = self.epoch - 1
 
     @property
@@ -167,7 +167,7 @@ class Loop:
         validated = (None,) * 3 if self.held_out is None else self._validate()
         record = Epoch(self.epoch, *trained, *validated, self.seconds, float(rate))
         self.history.epochs.append(record)
-        self.history.best_epoch = self.best.update(record) if self.best else self.epoch
+        self.history.best_epoch = self.best.update(record, self.scored) if self.best else self.epoch
         if self.scheduler is not None:
             is_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
             elbo = record.elbo if record.validation_elbo is None else record.validation_elbo
@@ -190,23 +190,16 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on, for `runtime.state_tree.pack`."""
-        averaged = self.steps.averaged
         first_batch = None if self.data.preloaded else self.first_batch
         return {
-            "program": self.program.state_dict(),
-            "optimizer": self.steps.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "averaged": None if averaged is None else averaged.state_dict(),
-            "best": self.best.state() if self.best else None,
+            **{n: None if part is None else part.state_dict() for n, part in self._parts.items()},
+            "best": dict(vars(self.best)) if self.best else None,
             "ranks": self.group.all_gather_object(self._own),
             "order": self.order.state,
             "generators": self._generator_states(),
-            "epoch_stream": self.epoch_stream,
-            "epoch_generators": self.epoch_generators,
-            "epoch": self.epoch,
-            "index": self.index,
+            **{name: getattr(self, name) for name in PLACE},
             "num_steps": self.steps.num_steps,
-            "sizes": [_sizes_of(source) for source in (self.data, self.held_out)],
+            "sizes": [(source.num_data, source.num_batches) for source in self._sources],
             "history": self.history.state(),
             "first_batch": first_batch and tuple(first_batch),
             "seconds": self.seconds,
@@ -225,33 +218,43 @@ class Loop:
         restore_stream(self.order, state["order"])
         own = self._own_of(state["ranks"])
         restore_stream(self.stream, own["stream"])
-        self.program.load_state_dict(state["program"])
-        self.steps.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-            # torch checks it to warn that a scheduler was stepped before the optimizer
-            self.steps.optimizer._opt_called = state["num_steps"] > 0
-        if self.steps.averaged is not None:
-            self.steps.averaged.load_state_dict(state["averaged"])
+        for name, part in self._parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        # torch checks it to warn that a scheduler was stepped before the optimizer
+        self.steps.optimizer._opt_called = state["num_steps"] > 0
         if self.best and state["best"]:
-            self.best.load(state["best"])
+            vars(self.best).update(state["best"])
         self._set_generators(state["generators"])
-        self.epoch_stream, self.epoch_generators = state["epoch_stream"], state["epoch_generators"]
-        self.epoch, self.index = state["epoch"], state["index"]
+        vars(self).update({name: state[name] for name in PLACE})
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
-        for source, sizes in zip((self.data, self.held_out), state["sizes"], strict=True):
-            _restore_sizes(source, sizes)
-        self.spikes.load(own["spikes"])
+        for source, sizes in zip(self._sources, state["sizes"], strict=False):
+            for name, size in zip(("num_data", "num_batches"), sizes, strict=True):
+                if getattr(source, name) is None:  # of a stream, before its first epoch ends
+                    setattr(source, name, size)
+        vars(self.spikes).update(own["spikes"])
         if state["first_batch"]:
             device = next(self.program.parameters()).device
             self.first_batch = Batch(*state["first_batch"]).map(lambda t: t.to(device))
         self.start = time.perf_counter() - state["seconds"]
 
     @property
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, or None, by name."""
+        steps = self.steps
+        parts = {"program": self.program, "optimizer": steps.optimizer}
+        return parts | {"scheduler": self.scheduler, "averaged": steps.averaged}
+
+    @property
+    def _sources(self) -> list[Source]:
+        return [self.data] if self.held_out is None else [self.data, self.held_out]
+
+    @property
     def _own(self) -> dict[str, Any]:
         """The part of the state that each process has for itself."""
-        return {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
+        spikes = dict(vars(self.spikes))
+        return {"stream": self.stream.state, "sums": self.sums, "spikes": spikes}
 
     def _own_of(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """Return this process's part of a state, which may be of more or fewer processes."""
@@ -263,67 +266,36 @@ class Loop:
         return ranks[rank] | {"sums": sums}
 
 
-def _sizes_of(source: Any) -> tuple[int | None, int | None]:
-    return (None, None) if source is None else (source.num_data, source.num_batches)
-
-
-def _restore_sizes(source: Any, sizes: tuple[int | None, int | None]) -> None:
-    """Restore the length of a stream, which is otherwise unknown before its first epoch ends."""
-    if source is None:
-        return
-    for name, size in zip(("num_data", "num_batches"), sizes, strict=True):
-        if getattr(source, name) is None:
-            setattr(source, name, size)
-
-
 class Best:
     """Weights of the epoch with the highest validation ELBO, and the epochs since then.
 
     NaN and −∞ are never the highest; until another value arrives, the last epoch's weights
-    are kept.
-
-    Args:
-        program: the program whose weights are kept.
+    are kept. Its attributes are its state.
     """
 
-    def __init__(self, program: nn.Module):
-        self.program = program
+    def __init__(self) -> None:
         self.elbo, self.epoch, self.waited = -math.inf, 0, 0
         self.weights: dict[str, Tensor] = {}
 
-    def update(self, record: Epoch) -> int:
+    def update(self, record: Epoch, program: nn.Module) -> int:
         """Add an epoch, and return the number of the epoch whose weights would be kept."""
         if record.validation_elbo > self.elbo:
             self.elbo, self.epoch, self.waited = record.validation_elbo, record.epoch, 0
-            self.weights = {n: t.clone() for n, t in self.program.state_dict().items()}
+            self.weights = {n: t.clone() for n, t in program.state_dict().items()}
         else:
             self.waited += 1
         return self.epoch or record.epoch
-
-    def restore(self) -> None:
-        """Load the best weights into the program."""
-        if self.weights:
-            self.program.load_state_dict(self.weights)
-
-    def state(self) -> dict[str, Any]:
-        """Return the state for `runtime.state_tree.pack`."""
-        return {name: getattr(self, name) for name in ("elbo", "epoch", "waited", "weights")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 class Spikes:
     """Warning, given once, when a batch's loss jumps far out of the range of the last 50.
 
     The loss is that of the β = 1 ELBO, which changes with the weights only, so that schedules
-    of β cannot trigger it.
+    of β cannot trigger it. Its attributes are its state.
     """
 
     def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=50)
+        self.recent: list[float] = []
         self.has_warned = False
 
     def update(self, sums: Tensor, size: int, where: str) -> None:
@@ -340,34 +312,17 @@ class Spikes:
                     f"{high:.4g} in the previous {len(self.recent)} batches.\nTry a smaller "
                     "learning rate or max_grad_norm=100, and look for an outlier in x."
                 )
-        self.recent.append(loss)
-
-    def state(self) -> dict[str, Any]:
-        """Return the state for `runtime.state_tree.pack`."""
-        return {"recent": list(self.recent), "has_warned": self.has_warned}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self.recent = deque(state["recent"], maxlen=50)
-        self.has_warned = state["has_warned"]
+        self.recent = [*self.recent[-49:], loss]
 
 
 def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, float]:
-    """Estimate the held-out ELBO in eval mode, with one draw per datum, fixed by the seed.
+    """Estimate (elbo, reconstruction, kl) of held-out data, in nats per datum, in eval mode.
 
-        mean_i E_q(z|x_i) [log p(x_i|z)] − KL(q(z|x_i) ‖ p(z))
+        ELBO = mean_i E_q(z|x_i) [log p(x_i|z)] − KL(q(z|x_i) ‖ p(z)),    one draw per datum
 
     Latents outside the plate "data" are drawn from their guide, and their KL is left out: it
     belongs to the training data. The remainder bounds the log-density of a new datum under
     their posterior, and does not depend on the number of held-out data.
-
-    Args:
-        program: the module with `.model` and `.guide`.
-        data: a source of validated batches.
-        seed: seed of the draws.
-
-    Returns:
-        (elbo, reconstruction, kl) in nats per datum; elbo = −(reconstruction + kl).
     """
     sums = torch.zeros(2, dtype=torch.float64)
     with RandomStream(seed), evaluation(program), pyro.validation_enabled(False):

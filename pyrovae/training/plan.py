@@ -83,10 +83,8 @@ class Plan:
     @property
     def step_settings(self) -> dict[str, Any]:
         """The settings of `TrainingStep`."""
-        return {
-            name: getattr(self, name)
-            for name in ("max_grad_norm", "accumulate_batches", "ema_decay")
-        }
+        names = ("max_grad_norm", "accumulate_batches", "ema_decay")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def record(self) -> dict[str, Any]:

@@ -28,14 +28,9 @@ class TrainingStep:
     """One step of stochastic gradient descent on a batch.
 
     Args:
-        program: the program to train.
         loss: Batch → Outcome, leaving gradients in the parameters' `.grad`.
-        optimizer: the optimizer of all trainable parameters.
-        max_grad_norm: the largest global norm of the gradient of the mean loss, in nats per unit of
-            the parameters; None does not clip.
-        accumulate_batches: number of batches per update.
-        ema_decay: decay of the moving average of the weights; None keeps no average.
-        group: the processes that share the update.
+        optimizer: of all trainable parameters.
+        group: the processes that share the update; the other settings are as for `fit`.
 
     Attributes:
         num_steps: batches taken so far.
@@ -74,11 +69,9 @@ class TrainingStep:
         self.where = ""
 
     def take(self, batch: Batch, where: str) -> Tensor:
-        """Take one step on a batch, and return its (2,) loss sums, in nats.
+        """Take one step on this process's share of a batch; return its (2,) loss sums, in nats.
 
-        Args:
-            batch: this process's share; it may be empty if another process has data.
-            where: name of the step in error messages.
+        The share may be empty if another process has data; `where` is for error messages.
         """
         self.where = f"{where}, rank {self.group.rank}" if self.group.size > 1 else where
         self.buffers.take_again()

@@ -63,9 +63,9 @@ class TracedLoss:
         self.graphs: dict[Any, _Graph] = {}
         self.times_seen: Counter[Any] = Counter()
         self.is_refused = self.is_stale = False
-        self._refuse(_refusal(eager.program, self.objective))
         self.trainable = eager.parameters
         self.others = [t for t in tensors_of(eager.program) if not t.requires_grad]
+        self._refuse(_refusal(eager.program, self.objective))
 
     def __call__(self, batch: Batch) -> Outcome:
         self.eager.prepare(batch)
@@ -226,7 +226,8 @@ def _refusal(program: nn.Module, objective: ELBO) -> str | None:
     """Return why a program must not be traced: it would not fail, but be wrong."""
     if not isinstance(objective, Objective):
         return f"{type(objective).__name__} is one of Pyro's own objectives"
-    if "progress" in _names_read(type(objective).surrogate):
+    code = getattr(type(objective).surrogate, "__code__", None)
+    if "progress" in getattr(code, "co_names", ()):
         return f"{type(objective).__name__} reads its progress; weights() would make it traceable"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, name, None) for module in program.modules() for name in hooks):
@@ -234,7 +235,3 @@ def _refusal(program: nn.Module, objective: ELBO) -> str | None:
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in program.parameters()):
         return "one of its parameters has hooks, which run as Python at each step"
     return None
-
-
-def _names_read(function: Callable) -> tuple[str, ...]:
-    return getattr(getattr(function, "__code__", None), "co_names", ())
