@@ -72,16 +72,9 @@ def save(vae: nn.Module, path: Any) -> Path:
                 "fit leaves the weights as they were before the step that failed."
             )
     held = vae.state_dict(keep_vars=True)
-    description = {
-        "kind": "model",
-        "aliases": aliases,
-        "frozen": [
-            n for n, t in held.items() if isinstance(t, nn.Parameter) and not t.requires_grad
-        ],
-        "parts": parts_of(vae),
-    }
-    description |= _recipe(vae, tensors, aliases)
-    write_atomically(path, tensor_file(tensors, description))
+    frozen = [n for n, t in held.items() if isinstance(t, nn.Parameter) and not t.requires_grad]
+    description = {"kind": "model", "aliases": aliases, "frozen": frozen, "parts": parts_of(vae)}
+    write_atomically(path, tensor_file(tensors, description | _recipe(vae, tensors, aliases)))
     return path
 
 
@@ -120,8 +113,6 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
         file = read_tensor_file(fd, path)
     _check_description(file.description, path)
     vae = _rebuilt(file, path) if into is None else into
-    if into is None:
-        _as_stored(vae, file)
     _check_fit(vae, file)
     for name, tensor in file.tensors.items():
         if has_nan(tensor):
@@ -196,8 +187,7 @@ def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str])
         return {"spec": None, "why": f"its specification is not plain JSON ({error})"}
     recipe = {"spec": spec, "data_spec": getattr(vae, "data_spec", {})}
     try:
-        size = sum(tensor.numel() for tensor in tensors.values())
-        again = _built(recipe, size, len(tensors))
+        again = _built(recipe, tensors)
         held, held_aliases = named_tensors(again)
         is_same = (list(held), held_aliases) == (list(tensors), aliases)
         if is_same:
@@ -219,13 +209,14 @@ def _rebuilt(file: TensorFile, path: Path) -> nn.Module:
         )
     _check_names(description["spec"], path, description.get("pyrovae"))
     try:
-        size = sum(tensor.numel() for tensor in file.tensors.values())
-        return _built(description, size, len(file.tensors))
+        vae = _built(description, file.tensors)
     except Exception as error:  # the arguments come from the file, so anything can be wrong
         raise StateMismatchError(
             f"{path}: its specification builds no model: {shortened(error, 300)}.\n"
             "The file was made by hand, or by another release of pyrovae."
         ) from None
+    _as_stored(vae, file)
+    return vae
 
 
 def _check_names(spec: Any, path: Path, version: Any) -> None:
@@ -248,10 +239,11 @@ def _check_names(spec: Any, path: Path, version: Any) -> None:
         )
 
 
-def _built(recipe: dict[str, Any], num_elements: int, num_tensors: int) -> nn.Module:
-    """Build the model of a recipe; its initial numbers do not matter."""
+def _built(recipe: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """Build the model of a recipe, for these tensors; its initial numbers do not matter."""
     from pyrovae import builder
 
+    num_elements, num_tensors = sum(t.numel() for t in tensors.values()), len(tensors)
     hidden = recipe["spec"].get("hidden")
     if isinstance(hidden, list) and len(hidden) > num_tensors:
         raise CorruptCheckpointError(
@@ -300,13 +292,10 @@ class _Budget(TorchFunctionMode):
 
 def _largest_size(arguments: list[Any]) -> int:
     """Return the number of elements that integer arguments can ask for: (3, 4) or [3, 4] is 12."""
-    sizes = [math.prod(a) for a in arguments if isinstance(a, list | tuple) and _are_whole(a)]
+    lists = [a for a in arguments if isinstance(a, list | tuple)]
+    sizes = [math.prod(a) for a in lists if all(type(size) is int for size in a)]
     whole = [a for a in arguments if type(a) is int]
     return max([*sizes, *whole, math.prod(whole)])
-
-
-def _are_whole(values: Any) -> bool:
-    return all(type(value) is int for value in values)
 
 
 # Filling a model.

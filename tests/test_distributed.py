@@ -32,7 +32,6 @@ from pyrovae.contract import validated
 from pyrovae.errors import ConfigError, DivergenceError, WorkerLostError
 from pyrovae.runtime import process_group
 from pyrovae.runtime.process_group import is_first, processes
-from pyrovae.training.sharding import Sharded
 
 TIMEOUT = 20.0  # seconds that processes wait for each other here
 
@@ -177,12 +176,12 @@ def task_equal(rank, folder):
 def task_shares(rank, folder):
     program = small_vae()
     with processes(program) as group:
-        stream, noise = group.order(0), group.noise(0)
-        batches = Sharded(validated(program, ROWS.float(), batch_size=4), group, stream)
-        start = stream.state
-        epochs = [[numbers(b) for b in batches.epoch(shuffle=True)] for _ in range(2)]
-        stream.state = start
-        rest = [numbers(b) for b in batches.epoch(shuffle=True, skip=2)]
+        (noise, order), data = group.streams(0), validated(program, ROWS.float(), batch_size=4)
+        start = order.state
+        with order:
+            epochs = [list(map(numbers, data.epoch(True, share=group.rows))) for _ in range(2)]
+            order.state = start
+            rest = list(map(numbers, data.epoch(True, 2, group.rows)))
         with noise:
             draws = torch.rand(3).tolist()
     return {"epochs": epochs, "rest": rest, "draws": draws}
@@ -541,7 +540,7 @@ def test_a_group_of_one_changes_nothing(alone):
 
 def test_without_a_launch_there_is_no_group():
     with processes(small_vae()) as group:
-        assert group is None
+        assert group.size == 1
         assert not is_initialized()
     assert is_first()
 

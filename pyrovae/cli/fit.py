@@ -65,6 +65,15 @@ def widths(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def engine(text: str) -> str:
+    """Parse the name of an engine, or "auto"."""
+    from pyrovae.training.plan import COMPILE
+
+    if text not in COMPILE:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(COMPILE)}.")
+    return text
+
+
 @app.command("fit")
 def fit_command(
     context: typer.Context,
@@ -104,8 +113,9 @@ def fit_command(
     beta: Annotated[float, Option(metavar="β", help="Weight of the KL in training.")] = 1.0,
     seed: Annotated[int, Option(min=0, metavar="N", help="Seed of weights and draws.")] = 0,
     compile: Annotated[
-        Literal["auto", "eager", "graph", "inductor"],
+        str,
         Option(
+            parser=engine,
             metavar="ENGINE",
             help="eager runs Pyro's handlers at each step; graph replays one traced step; inductor "
             "compiles it; auto chooses by size and length.",

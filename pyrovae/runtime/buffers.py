@@ -35,10 +35,7 @@ class BuffersBefore:
     def take_again(self) -> None:
         """Update the copies to the present values."""
         for i, buffer in self._written():
-            if buffer is self.buffers[i]:
-                self.copies[i].copy_(buffer.detach())
-            else:
-                self.buffers[i], self.copies[i] = buffer, buffer.detach().clone()
+            self.buffers[i], self.copies[i] = buffer, buffer.detach().clone()
             self.versions[i] = buffer._version
 
     def put_back(self) -> None:

@@ -24,12 +24,7 @@ def sha256(column: Tensor) -> str:
 
 
 def sha256_of_arrays(arrays: Iterable[np.ndarray]) -> str:
-    """Return the SHA-256 of several arrays, one after another.
-
-    Example:
-        >>> len(sha256_of_arrays([np.zeros(2), np.ones(1)]))
-        64
-    """
+    """Return the SHA-256 of several arrays, one after another."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)

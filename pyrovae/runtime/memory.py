@@ -20,13 +20,10 @@ class _Bytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        own = () if _is_view(func) else tree_leaves(result)
+        is_view = any(r.alias_info is not None for r in func._schema.returns)
+        own = () if is_view else tree_leaves(result)
         self.total += sum(t.numel() * t.element_size() for t in own if isinstance(t, Tensor))
         return result
-
-
-def _is_view(func: Any) -> bool:
-    return any(r.alias_info is not None for r in func._schema.returns)
 
 
 def bytes_of(function: Callable[[], Any]) -> int:
@@ -48,9 +45,6 @@ def keep_freed_memory(device: torch.device) -> None:
     again: a third of the time of an IWAE evaluation went there. It raises its threshold
     (M_MMAP_THRESHOLD, and M_TRIM_THRESHOLD to twice that) when a large block is freed, so this
     function frees one. It is never written to, so it takes no memory. Harmless elsewhere.
-
-    Example:
-        >>> keep_freed_memory(torch.device("cpu"))
     """
     if device.type == "cpu":
         torch.empty(LARGEST_KEPT, dtype=torch.uint8)

@@ -48,12 +48,51 @@ DIVERGED = -1
 PATIENCE = 3.0  # seconds for the others to say that they are waiting as well
 
 
-class Group:
+class Alone:
+    """The only process of a run, with the interface of `Group`: nothing has to be sent."""
+
+    rank, size, is_first = 0, 1, True
+    rows = slice(None)
+    diverged = ()
+
+    def share(self, size: int) -> int:
+        """Return how many rows of a batch of `size` this process takes."""
+        return len(range(size)[self.rows])
+
+    def streams(self, seed: int) -> tuple[RandomStream, RandomStream]:
+        """Return the streams of this process's draws, and of the order of data: here the same."""
+        stream = RandomStream(seed)
+        return stream, stream
+
+    def all_reduce_gradients(self, gradients: list[Tensor], count: int, **_: Any) -> int:
+        return count
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        return values
+
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        pass
+
+    def broadcast_object(self, value: Any) -> Any:
+        return value
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        return [value]
+
+    def check_same(self, facts: dict[str, dict[str, Any]]) -> None:
+        pass
+
+    def agreed(self, interrupts: Interrupts) -> Callable[[], None]:
+        return interrupts.check
+
+
+class Group(Alone):
     """The processes of a run; made by `processes`.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: of this process, from 0; is_first: whether it is 0, the one that writes.
         size: W, the number of processes.
+        rows: those of each batch that this process takes.
         signal_of: () → the signal that this process received, or 0; sent to the others.
         signal: one that any process received before the latest update; 0 for none.
         diverged: ranks whose shard of the latest update was not finite.
@@ -61,6 +100,7 @@ class Group:
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rows, self.is_first = slice(self.rank, None, self.size), self.rank == 0
         is_nccl = dist.get_backend() == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else "cpu"
         self.store = dist.distributed_c10d._get_default_store()
@@ -69,37 +109,17 @@ class Group:
         with suppress(RuntimeError):
             self.store.delete_key(_key(self.rank))  # of an earlier run of this process
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this is rank 0, which writes."""
-        return self.rank == 0
-
-    def share(self, size: int) -> int:
-        """Return how many rows of a batch this process takes."""
-        return len(range(self.rank, size, self.size))
-
-    def noise(self, seed: int) -> RandomStream:
-        """Return the stream of this process's draws; rank 0 has that of a single process."""
-        return RandomStream(_derived(seed, self.rank) if self.rank else seed)
-
-    def order(self, seed: int) -> RandomStream:
-        """Return the stream of the order of data, the same for all processes."""
-        return RandomStream(_derived(seed, 2**32 - 1))
-
-    # Collectives.
+    def streams(self, seed: int) -> tuple[RandomStream, RandomStream]:
+        """Return a stream for each process, on rank 0 that of a single one, and a shared one."""
+        noise = RandomStream(_derived(seed, self.rank) if self.rank else seed)
+        return noise, RandomStream(_derived(seed, 2**32 - 1))
 
     def all_reduce_gradients(
         self, gradients: list[Tensor], count: int, *, is_diverged: bool = False
     ) -> int:
-        """Sum gradients, in place, and numbers of data over all processes, by one all-reduce.
+        """Sum gradients, in place, over all processes, by one all-reduce; return Σ_r b_r.
 
-        Args:
-            gradients: sums over the shard of this process, of any shapes.
-            count: b_r, the size of its shard.
-            is_diverged: whether its loss or gradients are not finite.
-
-        Returns:
-            Σ_r b_r.
+        The gradients are sums over the shard of this process, of `count` = b_r data.
         """
         dtype = torch.promote_types(gradients[0].dtype, torch.float32)
         tail = torch.zeros(1 + self.size, dtype=dtype, device=gradients[0].device)
@@ -129,11 +149,7 @@ class Group:
                 tensor.copy_(there.view_as(tensor))
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return what rank 0 passes; what others pass is ignored.
-
-        Args:
-            value: plain values, arrays, and tensors on the CPU.
-        """
+        """Return what rank 0 passes: plain values, arrays, and tensors on the CPU."""
         found = [value if self.is_first else None]
         self._collective(dist.broadcast_object_list, found, 0)
         return found[0]
@@ -145,11 +161,7 @@ class Group:
         return found
 
     def check_same(self, facts: dict[str, dict[str, Any]]) -> None:
-        """Raise a ConfigError unless all processes have the same settings, program and data.
-
-        Args:
-            facts: flat records by name; the machine may differ.
-        """
+        """Raise a ConfigError unless all processes have the same facts; the machine may differ."""
         texts = {name: json.dumps(fact, default=str) for name, fact in facts.items()}
         digests = {n: sha256(text.encode()).hexdigest() for n, text in texts.items()}
         found = self.all_gather_object({n: d for n, d in digests.items() if n != "machine"})
@@ -241,8 +253,8 @@ def _is_launched() -> bool:
 
 
 @contextmanager
-def processes(program: nn.Module, device: Any = None) -> Iterator[Group | None]:
-    """Join the processes that share this run, inside the block; None if this is the only one.
+def processes(program: nn.Module, device: Any = None) -> Iterator[Alone]:
+    """Join the processes that share this run, inside the block; `Alone` if this is the only one.
 
     Args:
         program: on a GPU they are joined by NCCL, otherwise by gloo.
@@ -255,19 +267,19 @@ def processes(program: nn.Module, device: Any = None) -> Iterator[Group | None]:
 
     Example:
         >>> with processes(nn.Linear(2, 1)) as group:
-        ...     print(group)
-        None
+        ...     group.size
+        1
     """
     is_joined = dist.is_available() and dist.is_initialized()
     if not is_joined and not _is_launched():
-        yield None
+        yield Alone()
         return
     hook = sys.excepthook  # torch replaces it each time
     if not is_joined:
         _join(is_cuda=str(device or next(program.parameters()).device).startswith("cuda"))
     group = Group()
     try:
-        yield group if group.size > 1 else None
+        yield group if group.size > 1 else Alone()
         group.all_reduce(torch.zeros(1))  # so that rank 0 has written everything
     except BaseException as error:
         group.tell(error)

@@ -11,7 +11,7 @@ class RandomStream:
 
     While the `with` block runs, the global generators continue this stream; after it,
     they are the caller's again, and the stream remembers where it stopped. Entering
-    it many times therefore gives the same draws as entering it once.
+    it many times, also within another, gives the same draws as entering it once.
 
     Args:
         seed: a whole number in [0, 2⁶⁴).
@@ -37,31 +37,33 @@ class RandomStream:
             self._state = _global_state()
         finally:
             _set_global_state(caller)
-        self.is_running = False
+        self.depth = 0  # of `with` blocks that are running
 
     @property
     def state(self) -> tuple:
         """The current state, also inside the `with` block; setting it makes the stream jump."""
-        return _global_state() if self.is_running else self._state
+        return _global_state() if self.depth else self._state
 
     @state.setter
     def state(self, state: tuple) -> None:
         self._state = state
-        if self.is_running:
+        if self.depth:
             _set_global_state(state)
 
     def __enter__(self) -> "RandomStream":
-        self.caller = _global_state()
-        _set_global_state(self._state)
-        if torch.cuda.is_initialized() and not self._state[3]:
-            torch.cuda.manual_seed_all(self.seed)  # GPUs came into use after the stream was made
-        self.is_running = True
+        if not self.depth:
+            self.caller = _global_state()
+            _set_global_state(self._state)
+            if torch.cuda.is_initialized() and not self._state[3]:
+                torch.cuda.manual_seed_all(self.seed)  # GPUs came into use since it was made
+        self.depth += 1
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._state = _global_state()
-        self.is_running = False
-        _set_global_state(self.caller)
+        self.depth -= 1
+        if not self.depth:
+            self._state = _global_state()
+            _set_global_state(self.caller)
 
 
 def _seed_torch(seed: int) -> None:

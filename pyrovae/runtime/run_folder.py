@@ -245,30 +245,21 @@ class RunFolder:
             shutil.rmtree(path)
 
     def _is_intact(self, path: Path) -> bool:
-        if path.name not in self._good:
-            try:
+        with suppress(CheckpointError):
+            if path.name not in self._good:
                 _read(path)
-            except CheckpointError:
-                return False
-            self._good.add(path.name)
-        return True
+                self._good.add(path.name)
+        return path.name in self._good
 
     def _remove_leftovers(self) -> None:
         for entry in list(os.scandir(self.path)):
-            if not _LEFTOVER.fullmatch(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
+            if _LEFTOVER.fullmatch(entry.name):
+                is_folder = entry.is_dir(follow_symlinks=False)
+                (shutil.rmtree if is_folder else os.unlink)(entry.path)
 
 
 def check_savable(state: Any) -> None:
-    """Raise a ConfigError if `RunFolder.save_step` would refuse the state; write nothing.
-
-    Example:
-        >>> check_savable({"epoch": 3})
-    """
+    """Raise a ConfigError if `RunFolder.save_step` would refuse the state; write nothing."""
     tensors, plain = pack(state)
     check_tensors(tensors)
     readable_json(plain, STATE_NAME)
@@ -293,26 +284,21 @@ def _files(step: int, state: Any, is_diverged: bool) -> dict[str, bytes]:
 def _read(folder: Path) -> Checkpoint:
     """Return a step, after checking that all of its files are unchanged."""
     manifest = _manifest(folder)
-    contents = {}
-    for name in (TENSORS, STATE):
-        with _part(folder / name) as fd:
-            _check_file(fd, folder / name, manifest["files"][name])
-            contents[name] = _contents(fd, folder / name)
-    return Checkpoint(manifest["step"], unpack(contents[TENSORS], contents[STATE]), folder)
-
-
-def _contents(fd: int, path: Path) -> Any:
-    if path.name == TENSORS:
+    with _part(folder / TENSORS) as (fd, size):
+        _check_file(fd, size, folder / TENSORS, manifest["files"][TENSORS])
         # copies, because the file may be removed during the run
-        return {name: t.clone() for name, t in read_tensor_file(fd, path).tensors.items()}
-    size = os.fstat(fd).st_size
-    return parse_json(read_exactly(fd, min(size, MAX_JSON + 1), path), path)
+        file = read_tensor_file(fd, folder / TENSORS)
+        tensors = {name: tensor.clone() for name, tensor in file.tensors.items()}
+    with _part(folder / STATE) as (fd, size):
+        _check_file(fd, size, folder / STATE, manifest["files"][STATE])
+        text = read_exactly(fd, min(size, MAX_JSON + 1), folder / STATE)
+        plain = parse_json(text, folder / STATE)
+    return Checkpoint(manifest["step"], unpack(tensors, plain), folder)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    with _part(path) as fd:
-        size = os.fstat(fd).st_size
+    with _part(path) as (fd, size):
         if size > 2**16:
             raise CorruptCheckpointError(
                 f"{path}: {size:,} bytes are too large for a manifest.", path
@@ -328,37 +314,28 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _part(path: Path) -> Iterator[int]:
-    """Open a file of a step; if it cannot be read, the step is damaged."""
+def _part(path: Path) -> Iterator[tuple[int, int]]:
+    """Open a file of a step, with its size; if it cannot be read, the step is damaged."""
     try:
         with opened(path) as fd:
-            yield fd
+            yield fd, os.fstat(fd).st_size
     except CheckpointError as error:
         if type(error) is not CheckpointError:
             raise
         raise CorruptCheckpointError(str(error), path) from error
 
 
-def _check_file(fd: int, path: Path, listed: Any) -> None:
+def _check_file(fd: int, size: int, path: Path, listed: Any) -> None:
     """Raise a CorruptCheckpointError unless a file has the size and hash in the manifest."""
     listed = listed if isinstance(listed, dict) else {}
-    size, expected = os.fstat(fd).st_size, listed.get("bytes")
+    expected, digest = listed.get("bytes"), listed.get("sha256")
     if size != expected:
-        raise CorruptCheckpointError(
-            f"{path}: {size:,} bytes, the manifest says {shortened(expected)}.",
-            path,
-            expected,
-            size,
-        )
+        text = f"{path}: {size:,} bytes, the manifest says {shortened(expected)}."
+        raise CorruptCheckpointError(text, path, expected, size)
     got = hashlib.file_digest(io.FileIO(fd, closefd=False), "sha256").hexdigest()
-    if got != listed.get("sha256"):
-        raise CorruptCheckpointError(
-            f"{path}: its sha256 is {got[:12]}…, the manifest says "
-            f"{shortened(listed.get('sha256'), 12)}.",
-            path,
-            listed.get("sha256"),
-            got,
-        )
+    if got != digest:
+        says = f"its sha256 is {got[:12]}…, the manifest says {shortened(digest, 12)}."
+        raise CorruptCheckpointError(f"{path}: {says}", path, digest, got)
     os.lseek(fd, 0, os.SEEK_SET)
 
 
@@ -368,13 +345,11 @@ def _run_locked(folder: Path, lock: Path) -> RunLockedError:
         found = parse_json(lock.read_bytes()[:1000], lock)
         who = found if isinstance(found, dict) else {}
     pid, host, start = who.get("pid"), who.get("host", "?"), who.get("start", "?")
-    return RunLockedError(
+    text = (
         f"{folder} is in use by process {pid} on {host} since {start}: two runs in one folder "
-        "would overwrite each other.\nWait until it ends, or give another run_dir.",
-        pid,
-        host,
-        start,
+        "would overwrite each other.\nWait until it ends, or give another run_dir."
     )
+    return RunLockedError(text, pid, host, start)
 
 
 # Comparing and restoring when a run is resumed.
@@ -383,14 +358,7 @@ def _run_locked(folder: Path, lock: Path) -> RunLockedError:
 def check_unchanged(then: dict[str, Any], now: dict[str, Any], *, name: str, fix: str) -> None:
     """Raise a StateMismatchError that lists the differences, unless two flat records are equal.
 
-    Args:
-        then: from the checkpoint.
-        now: of this call.
-        name: what they describe, such as "training data".
-        fix: what to write instead.
-
-    Example:
-        >>> check_unchanged({"rows": 60000}, {"rows": 60000}, name="training data", fix="")
+    The message begins with the `name` of what they describe, and ends with `fix`.
     """
     keys = [*now, *(key for key in then if key not in now)]
     changed = [key for key in keys if then.get(key) != now.get(key)]

@@ -25,13 +25,7 @@ Tensors = dict[str, Tensor]
 
 
 def pack(state: Any) -> tuple[Tensors, Any]:
-    """Split a nested state into named tensors and a value for JSON.
-
-    Args:
-        state: as in the module's docstring.
-
-    Returns:
-        The tensors, named by their path ("optimizer/state/0/exp_avg"), and the rest.
+    """Split a nested state into tensors, named by their path, and a value for JSON.
 
     Raises:
         ConfigError: it holds something else, such as a function; the message says where.
@@ -148,16 +142,7 @@ def unpack(tensors: Tensors, plain: Any) -> Any:
 
 
 def check_like(found: Any, expected: Any, name: str = "state") -> None:
-    """Raise a StateMismatchError unless two states have the same keys, types, shapes and dtypes.
-
-    Args:
-        found: from a file.
-        expected: the state that it will replace; its values do not matter.
-        name: how the message refers to it.
-
-    Example:
-        >>> check_like({"w": torch.ones(2)}, {"w": torch.zeros(2)})
-    """
+    """Raise a StateMismatchError unless two states have the same keys, types, shapes and dtypes."""
     if isinstance(expected, Tensor | np.ndarray):
         wanted, arrived = describe(expected), describe(found)
         if wanted != arrived:

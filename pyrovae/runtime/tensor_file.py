@@ -43,6 +43,12 @@ DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
 )
 
+KINDS = {
+    b"PK": " but a zip archive, as torch.save writes",
+    b"\x80": " but a pickle",
+    b"\x93NUMPY": " but a NumPy array",
+}
+
 
 class TensorFile(NamedTuple):
     """What a verified file holds.
@@ -78,11 +84,7 @@ def tensor_file(tensors: dict[str, Tensor], description: dict[str, Any]) -> byte
 
 
 def check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raise a ConfigError unless a tensor file can hold all of the tensors.
-
-    Example:
-        >>> check_tensors({"w": torch.zeros(2)})
-    """
+    """Raise a ConfigError unless a tensor file can hold all of the tensors."""
     for name, tensor in tensors.items():
         check_name(name)
         if tensor.layout is not torch.strided or tensor.dtype not in DTYPES:
@@ -99,11 +101,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def check_name(name: str) -> None:
-    """Raise a ConfigError unless the text can name a tensor in a file.
-
-    Example:
-        >>> check_name("encoder.0.weight")
-    """
+    """Raise a ConfigError unless the text can name a tensor in a file."""
     is_fine = name and len(name) <= 1000 and name.isprintable() and name != "__metadata__"
     if not is_fine or ".." in name.split("/"):
         raise ConfigError(
@@ -191,10 +189,4 @@ def check_format(description: Any, path: Path) -> None:
 
 def _kind_of(start: bytes) -> str:
     """Say what a file seems to be, from its first bytes."""
-    if start.startswith(b"PK"):
-        return " but a zip archive, as torch.save writes"
-    if start.startswith(b"\x80"):
-        return " but a pickle"
-    if start.startswith(b"\x93NUMPY"):
-        return " but a NumPy array"
-    return ""
+    return next((kind for first, kind in KINDS.items() if start.startswith(first)), "")

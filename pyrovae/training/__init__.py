@@ -5,8 +5,8 @@
 `plan` checks the settings and `validation` the other arguments; `eager` computes the loss and
 gradients of a batch, `traced` the same from a traced step; `step` updates the parameters, `loop`
 iterates over epochs and batches, `checkpointer` saves and resumes, `monitor` follows the latent
-space, `sharding` splits the data over several processes. What is reported is always the β = 1
-ELBO and its two terms, averaged over the data of an epoch, regardless of the objective.
+space. What is reported is always the β = 1 ELBO and its two terms, averaged over the data of an
+epoch, regardless of the objective.
 
 `fit` changes the trained parameters and nothing else: generators, Pyro's parameter store,
 signal handlers and the module's train/eval mode are restored.
@@ -14,7 +14,7 @@ signal handlers and the module's train/eval mode are restored.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from torch import nn
 
 from pyrovae.checks import warn_caller
 from pyrovae.contract import validated
-from pyrovae.errors import DivergenceError
 from pyrovae.history import Epoch, History
 from pyrovae.runtime.memory import keep_freed_memory
 from pyrovae.runtime.process_group import processes
@@ -38,11 +37,10 @@ from pyrovae.training.eager import EagerLoss, tensors_of, trainable
 from pyrovae.training.loop import Loop, evaluate
 from pyrovae.training.monitor import Monitor
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
-from pyrovae.training.plan import EAGER, INDUCTOR, Plan, engine_for
+from pyrovae.training.plan import EAGER, GRAPH, Plan, engine_for
 from pyrovae.training.progress import progress_bar
-from pyrovae.training.sharding import Sharded, SharedFolder
 from pyrovae.training.step import TrainingStep
-from pyrovae.training.traced import TracedLoss
+from pyrovae.training.traced import ENGINES, TracedLoss
 from pyrovae.training.validation import (
     check_callbacks,
     checked_objective,
@@ -184,98 +182,66 @@ def fit(
     check_callbacks(callbacks, diagnostics_every)
     with ExitStack() as stack:
         group = stack.enter_context(processes(program, device))
-        if group:
-            plan = replace(plan, patience=patience, seed=group.broadcast_object(plan.seed))
+        plan = replace(plan, seed=group.broadcast_object(plan.seed))
         move(program, device)
         generators = stack.enter_context(seeded_generators(plan.seed, x, validation))
         with RandomStream(plan.seed):
             data = validated(program, x, y, mask, batch_size=plan.batch_size)
         with RandomStream(plan.seed):  # so that its order does not depend on the training data
             held_out = held_out_batches(program, validation, plan.batch_size, y)
-        if group:
-            group.check_same(facts_of(program, plan, objective, data))
-            group.broadcast(tensors_of(program))
-            data = Sharded(data, group, group.order(plan.seed))
+        facts = {}
+        if folder or group.size > 1:
+            facts = facts_of(program, plan, objective, data, held_out, group)
+        group.check_same(facts)
+        group.broadcast(tensors_of(program))
         history = History(num_data=data.num_data, seed=plan.seed)
         settings_of = partial(loss_settings, program, objective, plan, data, history)
         losses = EagerLoss(
             program, objective, partial(settings_of, is_monitored=bool(diagnostics_every))
         )
-        if group is None or group.is_first:
-            warn_of_surprises(program, data)
-        loop = Loop(
-            program,
-            TrainingStep(program, losses, made, **plan.step_settings, group=group),
-            data,
-            held_out,
-            plan=plan,
-            objective=objective,
-            scheduler=schedule,
-            stream=group.noise(plan.seed) if group else RandomStream(plan.seed),
-            history=history,
-            generators=generators,
-        )
-        checkpointer = None
-        if folder:
-            folder = SharedFolder(folder, group) if group else folder
-            facts = facts_of(program, plan, objective, data, held_out)
-            if group:  # the first process evaluates its own validation data
-                facts["validation"] = group.broadcast_object(facts["validation"])
-            facts["machine"]["processes"] = group.size if group else 1
-            folder = stack.enter_context(folder)
-            checkpointer = Checkpointer(folder, loop, facts, save_every=save_every)
+        steps = TrainingStep(program, losses, made, **plan.step_settings, group=group)
+        loop = Loop(steps, data, held_out, plan, objective, schedule, history, generators)
+        if folder and group.is_first:
+            stack.enter_context(folder)
+        checkpointer = Checkpointer(folder, loop, facts, save_every=save_every) if folder else None
         monitor = Monitor(program, losses, plan.seed)
-        if diagnostics_every and (group is None or group.is_first):
-            loop.after_step.append(partial(_record, monitor, diagnostics_every))
-        _train(loop, losses, checkpointer, allow_data_change, callbacks, progress)
-        if group is None or group.is_first:
+        if group.is_first:
+            warn_of_surprises(program, data)
+            if diagnostics_every:
+                loop.after_step.append(partial(_record, monitor, diagnostics_every))
+            _train(loop, checkpointer, allow_data_change, callbacks, progress)
             _warn_of_collapse(loop, monitor)
-    return loop.history
+        else:
+            _train(loop, checkpointer, allow_data_change, callbacks=(), progress=False)
+    return history
 
 
 def _train(
     loop: Loop,
-    losses: EagerLoss,
     checkpointer: Checkpointer | None,
     allow_data_change: bool,
     callbacks: Sequence[Callable[[nn.Module, Epoch], Any]],
     progress: bool | None,
 ) -> None:
     """Run the loop with its engine, checkpoints, callbacks and progress bar."""
-    engine = None
-    if checkpointer:
-        checkpointer.check()
-        engine = checkpointer.resume(allow_data_change=allow_data_change)
-    plan, size = loop.plan, sum(p.numel() for p in losses.parameters)
+    losses, work = loop.steps.loss, loop.num_parameters * loop.data.batch_size
+    then = checkpointer and checkpointer.resume(allow_data_change=allow_data_change)
     if loop.data.preloaded:  # each step frees its gradients; large data leave no memory to keep
         keep_freed_memory(losses.parameters[0].device)
-    loop.steps.loss = _engine(engine or plan.compile, losses, loop)
-    work = size * loop.data.batch_size
-    group = loop.steps.group
-    if group and not group.is_first:
-        progress, callbacks = False, ()
-    with progress_bar(plan.epochs, progress) as show, threads_for(work), Interrupts() as interrupts:
-        check = group.agreed(interrupts) if group else interrupts.check
+    loop.steps.loss = _engine(then or loop.plan.compile, losses, loop)
+    with (
+        progress_bar(loop.plan.epochs, progress) as show,
+        threads_for(work),
+        Interrupts() as interrupts,
+        checkpointer.running(interrupts) if checkpointer else nullcontext(),
+    ):
+        check = loop.group.agreed(interrupts)
         loop.after_epoch.append(lambda _, record: show(record))
-        for callback in callbacks:
-            loop.after_epoch.append(partial(_call, callback, checkpointer))
-        if checkpointer:
-            checkpointer.begin()
-            loop.after_step.append(checkpointer.after_step)
-            loop.after_epoch.insert(0, checkpointer.after_epoch)
+        loop.after_epoch.extend(partial(_call, callback, checkpointer) for callback in callbacks)
         # not with accumulated gradients, which a checkpoint cannot hold
         loop.after_step.append(lambda loop: check() if loop.steps.is_between_updates else None)
         loop.after_epoch.append(lambda _, record: check())
-        try:
-            loop.run()
-        except DivergenceError as error:
-            if checkpointer:
-                raise DivergenceError(checkpointer.diverged(str(error))) from None
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            if checkpointer and interrupts.is_at_boundary:
-                checkpointer.save()
-            raise
+        loop.run()
     if checkpointer:
         checkpointer.finish()
     else:
@@ -283,11 +249,11 @@ def _train(
 
 
 def _call(callback: Callable, checkpointer: Checkpointer | None, loop: Loop, record: Epoch) -> None:
-    """Call a callback after an epoch; if it raises, save the epoch first."""
+    """Call a callback after an epoch; if it raises, the epoch is saved first."""
     try:
         callback(loop.scored, record)
     except BaseException:
-        if checkpointer and loop.steps.group is None:  # else all processes would have to save
+        if checkpointer and loop.group.size == 1:  # else all processes would have to save
             checkpointer.save()
         raise
 
@@ -304,29 +270,23 @@ def _warn_of_collapse(loop: Loop, monitor: Monitor) -> None:
     if rows is None or len(rows.x) < 2:
         return
     monitor.select_rows(rows)
-    loop.history.collapse = monitor.collapse()
-    if loop.history.collapse and loop.history.collapse.collapsed and loop.steps.num_steps >= 500:
-        warn_caller(loop.history.collapse.message)
+    loop.history.collapse = found = monitor.collapse()
+    if found and found.collapsed and loop.steps.num_steps >= 500:
+        warn_caller(found.message)
 
 
-def _engine(choice: str, losses: EagerLoss, loop: Loop) -> Any:
-    """Return the loss of the chosen engine; the history records it, and why it was replaced."""
-    steps_per_epoch = math.inf if loop.data.num_batches is None else loop.data.num_batches
-    size = sum(p.numel() for p in losses.parameters)
+def _engine(choice: str, losses: EagerLoss, loop: Loop) -> EagerLoss | TracedLoss:
+    """Return the loss of the chosen engine; the history notes it, and why another was refused."""
+    size = loop.data.batch_size
     if choice == "auto":
-        choice = engine_for(size, loop.data.batch_size, loop.plan.epochs * steps_per_epoch)
+        num_steps = loop.plan.epochs * (loop.data.num_batches or math.inf)
+        choice = engine_for(loop.num_parameters, size, num_steps)
     loop.history.engine = choice
-    name = choice.partition(":")[0]
-    if name == EAGER:
-        return losses
 
-    def refused(why: str, engine: str) -> None:
-        loop.history.engine = f"{engine}: {why}"
+    def refused(why: str, is_traced: bool) -> None:
+        loop.history.engine = f"{GRAPH if is_traced else EAGER}: {why}"
 
-    group, full_size = loop.steps.group, loop.data.batch_size
-    full_size = group.share(full_size) if group else full_size
-    traced = TracedLoss(
-        losses, is_compiled=name == INDUCTOR, full_size=full_size, on_refusal=refused
-    )
-    loop.after_epoch.append(traced.recheck_constants)
-    return traced
+    make = ENGINES[choice.partition(":")[0]]
+    loss = make(losses, full_size=loop.group.share(size), on_refusal=refused)
+    loop.after_epoch.append(loss.recheck_constants)
+    return loss

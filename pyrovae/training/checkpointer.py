@@ -14,7 +14,8 @@ import copy
 import platform
 import re
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -23,13 +24,15 @@ from torch import nn
 
 from pyrovae import _version
 from pyrovae.checks import warn_caller
-from pyrovae.errors import StateMismatchError
+from pyrovae.errors import DivergenceError, StateMismatchError
 from pyrovae.history import Epoch
 from pyrovae.loggers import CSV
 from pyrovae.model_file import save
 from pyrovae.objectives import Objective
+from pyrovae.runtime.process_group import Alone
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.run_folder import RunFolder, check_savable, check_unchanged
+from pyrovae.runtime.signals import Interrupts
 from pyrovae.runtime.threads import threads_for
 from pyrovae.training.eager import trainable
 from pyrovae.training.loop import Loop
@@ -43,17 +46,11 @@ ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function; it cha
 
 
 class Checkpointer:
-    """Writes checkpoints of a loop, and resumes it.
+    """Writes checkpoints of a loop into a locked folder, and resumes it.
 
     Args:
-        run: the folder, locked.
-        loop: whose state is written.
-        facts: flat records of this call by name: "settings", "data", "validation", "program",
-            "modules", "machine".
+        facts: of this call, from `facts_of`.
         save_every: steps between checkpoints; None for ends of epochs at least 30 s apart.
-
-    Attributes:
-        is_due: whether to write a checkpoint as soon as no gradients are pending.
     """
 
     def __init__(
@@ -67,19 +64,7 @@ class Checkpointer:
         self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
         self.log = CSV(run.path / "history.csv")
         self.saved_at, self.saved_place = time.monotonic(), (0, 0)
-        self.is_due = False
-
-    def check(self) -> None:
-        """Raise a ConfigError, before the run begins, if no checkpoint can hold its state.
-
-        The state that an optimizer creates at its first update is not checked yet.
-        """
-        check_savable(self._state())
-
-    def begin(self) -> None:
-        """Write a new history.csv, with the epochs that a resumed run already has."""
-        if self._is_writer:
-            self.log.begin(Epoch._fields, self.loop.history.epochs)
+        self.is_due = False  # whether to write a checkpoint as soon as no gradients are pending
 
     def resume(self, *, allow_data_change: bool) -> str | None:
         """Restore the newest complete checkpoint.
@@ -89,9 +74,12 @@ class Checkpointer:
             no checkpoint.
 
         Raises:
+            ConfigError: no checkpoint could hold the state of the loop.
             StateMismatchError: data, program, settings or engine differ from those of the run.
         """
-        found = self.run.newest_complete()
+        check_savable(self._state())  # except what an optimizer creates at its first update
+        group = self.loop.group
+        found = group.broadcast_object(self.run.newest_complete() if group.is_first else None)
         if found is None:
             return None
         state, history = found.state, self.loop.history
@@ -186,6 +174,25 @@ class Checkpointer:
             "scheduler=partial(…, T_max=…) has its own length, and epochs may change.",
         )
 
+    @contextmanager
+    def running(self, interrupts: Interrupts) -> Iterator[None]:
+        """Write history.csv and checkpoints while the loop runs, and when it ends early."""
+        if self.loop.group.is_first:
+            self.log.begin(Epoch._fields, self.loop.history.epochs)
+        self.loop.after_step.append(self.after_step)
+        self.loop.after_epoch.append(self.after_epoch)
+        try:
+            yield
+        except DivergenceError as error:
+            self.save(is_diverged=True)  # for inspection
+            last = self.run.newest_path if self.loop.group.is_first else None
+            more = f"\nLast good checkpoint: {last}." if last else ""
+            raise DivergenceError(f"{error}{more}") from None
+        except (KeyboardInterrupt, SystemExit):
+            if interrupts.is_at_boundary:
+                self.save()
+            raise
+
     def after_step(self, loop: Loop) -> None:
         """Save every `save_every` steps, or at the next update after them."""
         if self.save_every and loop.steps.num_steps % self.save_every == 0:
@@ -195,33 +202,29 @@ class Checkpointer:
 
     def after_epoch(self, loop: Loop, record: Epoch) -> None:
         """Add a line to history.csv; save if that is due, or enough time has passed."""
-        if self._is_writer:
+        if self.loop.group.is_first:
             self.log(loop.scored, record)
         if self.is_due or (not self.save_every and self._is_time()):
             self.save()
 
     def _is_time(self) -> bool:
         is_time = time.monotonic() - self.saved_at >= SECONDS_BETWEEN
-        group = self.loop.steps.group
-        return group.broadcast_object(is_time) if group else is_time
+        return self.loop.group.broadcast_object(is_time)
 
-    @property
-    def _is_writer(self) -> bool:
-        return self.loop.steps.group is None or self.loop.steps.group.is_first
-
-    def save(self, *, is_diverged: bool = False) -> Path | None:
+    def save(self, *, is_diverged: bool = False) -> None:
         """Write a checkpoint, unless this state is already saved or gradients are pending."""
         step, place = self.loop.steps.num_steps, self._place
         if not is_diverged:
             if not self.loop.steps.is_between_updates:
-                return None
+                return
             self.is_due = False
             if place == self.saved_place:
-                return None
-        path = self.run.save_step(step, self._state(), is_diverged=is_diverged)
+                return
+        state = self._state()  # all processes make it together
+        if self.loop.group.is_first:
+            self.run.save_step(step, state, is_diverged=is_diverged)
         if not is_diverged:
             self.saved_at, self.saved_place = time.monotonic(), place
-        return path
 
     def _state(self) -> dict[str, Any]:
         engine = self.loop.history.engine
@@ -231,17 +234,11 @@ class Checkpointer:
     def _place(self) -> tuple[int, int]:
         return self.loop.epoch, self.loop.steps.num_steps
 
-    def diverged(self, message: str) -> str:
-        """Save the diverged state for inspection; return the message with the last good step."""
-        self.save(is_diverged=True)
-        last = self.run.newest_path
-        return message + (f"\nLast good checkpoint: {last}." if last else "")
-
     def finish(self) -> None:
         """Write a last checkpoint, from which more epochs can follow, and the finished model."""
         self.save()
         self.loop.keep()
-        if self._is_writer:
+        if self.loop.group.is_first:
             save(self.loop.program, self.run.path / "model.safetensors")
 
 
@@ -256,10 +253,11 @@ def _lengths(state: Any) -> dict[str, Any]:
 
 
 def facts_of(
-    program: Any, plan: Any, objective: Any, data: Any, held_out: Any = None
+    program: Any, plan: Any, objective: Any, data: Any, held_out: Any, group: Alone
 ) -> dict[str, dict[str, Any]]:
     """Return what must be the same when a run is resumed, as flat records by name."""
-    validation = {} if held_out is None else held_out.fingerprint()
+    # the first process evaluates its own validation data
+    validation = group.broadcast_object(held_out.fingerprint() if held_out else None)
     size = sum(p.numel() for p in trainable(program))
     with threads_for(size * data.batch_size):
         threads = torch.get_num_threads()
@@ -269,13 +267,14 @@ def facts_of(
         "program": {"class": type(program).__name__, **sizes},
         "modules": modules_of(program),
         "data": data.fingerprint(),
-        "validation": {"is given": held_out is not None} | validation,
+        "validation": {"is given": validation is not None} | (validation or {}),
         "machine": {
             "torch": torch.__version__,
             "pyrovae": _version.__version__,
             "threads in use": threads,
             "device": next((p.device.type for p in program.parameters()), "cpu"),
             "processor": platform.machine(),
+            "processes": group.size,
         },
     }
 

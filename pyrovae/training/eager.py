@@ -67,10 +67,7 @@ class Settings(NamedTuple):
 class EagerLoss:
     """Loss of a batch, computed eagerly: model and guide run as Python at each step.
 
-    Args:
-        program: the module with `.model` and `.guide`.
-        objective: any `pyro.infer.ELBO`.
-        settings_of: called once, with the first batch; returns the `Settings` of the loss.
+    `settings_of` is called once, with the first batch, and returns the `Settings` of the loss.
     """
 
     def __init__(
@@ -84,6 +81,9 @@ class EagerLoss:
         """Determine the settings of the loss from the first batch."""
         if self.settings is None:
             self.settings = self.settings_of(batch)
+
+    def recheck_constants(self, *_: Any) -> None:
+        """Do nothing: no graph holds a constant."""
 
     def __call__(self, batch: Batch) -> Outcome:
         self.prepare(batch)

@@ -9,18 +9,18 @@ drawn again, skips the batches already used, and then restores the current strea
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrovae.checks import warn_caller
 from pyrovae.core.terms import draw_traces, terms_of
-from pyrovae.data import Batch
+from pyrovae.data import Batch, Source
 from pyrovae.handlers import evaluation, own_store
 from pyrovae.history import Epoch, History
 from pyrovae.runtime.modes import module_mode
@@ -31,20 +31,13 @@ from pyrovae.training.eager import loss_sums
 from pyrovae.training.plan import Plan
 from pyrovae.training.step import TrainingStep
 
+PLACE = ("epoch", "index", "epoch_stream", "epoch_generators")  # attributes of a loop
+
 
 class Loop:
-    """The epochs of a run.
+    """The epochs of a run: steps on the training data, validation, and a record of each.
 
-    Args:
-        program: the program to train.
-        steps: takes one step on a batch.
-        data: the training batches; held_out: those of the validation data, or None.
-        plan: the settings.
-        objective: its `progress` is set before each step.
-        scheduler: stepped after each epoch, or None.
-        stream: random stream of all draws.
-        history: receives one record per epoch.
-        generators: the generators of DataLoaders; their states belong to the run.
+    The states of the generators of DataLoaders belong to the run.
 
     Attributes:
         after_step: called with the loop between steps.
@@ -53,30 +46,25 @@ class Loop:
 
     def __init__(
         self,
-        program: nn.Module,
         steps: TrainingStep,
-        data: Any,
-        held_out: Any,
-        *,
+        data: Source,
+        held_out: Source | None,
         plan: Plan,
-        objective: Any,
+        objective: ELBO,
         scheduler: Any,
-        stream: RandomStream,
         history: History,
-        generators: Sequence[torch.Generator] = (),
+        generators: Sequence[torch.Generator],
     ):
-        self.program, self.steps, self.data, self.held_out = program, steps, data, held_out
+        self.program, self.steps, self.data, self.held_out = steps.program, steps, data, held_out
         self.plan, self.objective, self.scheduler = plan, objective, scheduler
-        self.stream, self.history = stream, history
-        self.generators = list(generators)
+        self.history, self.generators, self.group = history, generators, steps.group
+        self.stream, self.order = self.group.streams(plan.seed)
         self.after_step: list[Callable[[Loop], None]] = []
         self.after_epoch: list[Callable[[Loop, Epoch], None]] = []
-        self.best = Best(self.scored) if held_out is not None else None
+        self.best = None if held_out is None else Best()
         self.spikes = Spikes()
         self.first_batch: Any = None  # to inspect data that are not in memory
         self.epoch, self.index = 1, 0  # of the next batch
-        # each of several processes has its own stream, and all share one for the order
-        self.order = data.stream if steps.group else stream
         self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
         self.sums = torch.zeros(2, dtype=torch.float64)
         self.start = time.perf_counter()
@@ -85,6 +73,11 @@ class Loop:
     def scored(self) -> nn.Module:
         """The program that is evaluated and kept: the averaged one if there is an average."""
         return self.program if self.steps.averaged is None else self.steps.averaged.module
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of trainable parameters."""
+        return sum(p.numel() for p in self.steps.parameters)
 
     @property
     def seconds(self) -> float:
@@ -100,20 +93,20 @@ class Loop:
 
     def keep(self) -> None:
         """Load the kept weights into the program: the best epoch's, or their average."""
-        if self.best:
-            self.best.restore()
+        if self.best and self.best.weights:
+            self.scored.load_state_dict(self.best.weights)
         if self.scored is not self.program:
             self.program.load_state_dict(self.scored.state_dict())
 
     def forget_best(self) -> None:
         """Restart the search for the best epoch: ELBOs of different data are not comparable."""
-        if self.best:
-            self.best = Best(self.scored)
+        self.best = self.best and Best()
         self.history.best_epoch = self.epoch - 1
 
     @property
     def is_exhausted(self) -> bool:
-        return self.best is not None and self.best.waited >= self.plan.patience
+        patience = self.plan.patience
+        return bool(self.best and patience and self.best.waited >= patience)
 
     def _train(self) -> None:
         """Train on the remaining batches of the epoch."""
@@ -131,15 +124,22 @@ class Loop:
         self.steps.flush()
 
     def _batches(self) -> Iterator[Any]:
-        """Return the remaining batches of this epoch."""
-        if not self.index:
-            self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
-            return self.data.epoch(shuffle=True)
-        now = self.order.state, self._generator_states()
-        self._jump(self.epoch_stream, self.epoch_generators)
-        batches = self.data.epoch(shuffle=True, skip=self.index)  # draws the same order again
-        self._jump(*now)
-        return batches
+        """Yield this process's rows of the epoch's remaining batches; some may be empty."""
+        with self.order:
+            now = self.order.state, self._generator_states()
+            if self.index:
+                self._jump(self.epoch_stream, self.epoch_generators)
+            else:
+                self.epoch_stream, self.epoch_generators = now
+            batches = self.data.epoch(shuffle=True, skip=self.index, share=self.group.rows)
+            if self.index:  # it has drawn the same order again
+                self._jump(*now)
+        while True:
+            with self.order:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _generator_states(self) -> list[Tensor]:
         return [generator.get_state() for generator in self.generators]
@@ -162,11 +162,12 @@ class Loop:
 
     def _finish_epoch(self) -> None:
         rate = self.steps.optimizer.param_groups[0]["lr"]
-        trained = per_datum(self._all_sums(), self.data.num_data)
+        self.group.broadcast([*self.program.buffers(), *self.scored.buffers()])
+        trained = per_datum(self.group.all_reduce(self.sums), self.data.num_data)
         validated = (None,) * 3 if self.held_out is None else self._validate()
         record = Epoch(self.epoch, *trained, *validated, self.seconds, float(rate))
         self.history.epochs.append(record)
-        self.history.best_epoch = self.best.update(record) if self.best else self.epoch
+        self.history.best_epoch = self.best.update(record, self.scored) if self.best else self.epoch
         if self.scheduler is not None:
             is_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
             elbo = record.elbo if record.validation_elbo is None else record.validation_elbo
@@ -178,46 +179,27 @@ class Loop:
         for hook in self.after_epoch:
             hook(self, record)
 
-    def _all_sums(self) -> Tensor:
-        """Return the epoch's sums over all processes, after they take over rank 0's buffers."""
-        group = self.steps.group
-        if group is None:
-            return self.sums
-        group.broadcast([*self.program.buffers(), *self.scored.buffers()])
-        return group.all_reduce(self.sums)
-
     def _validate(self) -> tuple[float, float, float]:
         """Evaluate the held-out data in one process, so that all have the same score."""
-        group = self.steps.group
-        if group is None:
-            return evaluate(self.scored, self.held_out, self.plan.seed)
         score = None
-        if group.is_first:
+        if self.group.is_first:
             score = evaluate(self.scored, self.held_out, self.plan.seed)
-        score, generators = group.broadcast_object((score, self._generator_states()))
+        score, generators = self.group.broadcast_object((score, self._generator_states()))
         self._set_generators(generators)
         return score
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on, for `runtime.state_tree.pack`."""
-        averaged, group = self.steps.averaged, self.steps.group
-        own = {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
         first_batch = None if self.data.preloaded else self.first_batch
         return {
-            "program": self.program.state_dict(),
-            "optimizer": self.steps.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "averaged": None if averaged is None else averaged.state_dict(),
-            "best": self.best.state() if self.best else None,
-            "ranks": group.all_gather_object(own) if group else [own],
+            **{n: None if part is None else part.state_dict() for n, part in self._parts.items()},
+            "best": dict(vars(self.best)) if self.best else None,
+            "ranks": self.group.all_gather_object(self._own),
             "order": self.order.state,
             "generators": self._generator_states(),
-            "epoch_stream": self.epoch_stream,
-            "epoch_generators": self.epoch_generators,
-            "epoch": self.epoch,
-            "index": self.index,
+            **{name: getattr(self, name) for name in PLACE},
             "num_steps": self.steps.num_steps,
-            "sizes": [_sizes_of(source) for source in self._sources],
+            "sizes": [(source.num_data, source.num_batches) for source in self._sources],
             "history": self.history.state(),
             "first_batch": first_batch and tuple(first_batch),
             "seconds": self.seconds,
@@ -234,108 +216,86 @@ class Loop:
             check_like(state[part], now[part], part)
         check_like(state["optimizer"]["param_groups"], now["optimizer"]["param_groups"])
         restore_stream(self.order, state["order"])
-        own = self._own(state["ranks"])
+        own = self._own_of(state["ranks"])
         restore_stream(self.stream, own["stream"])
-        self.program.load_state_dict(state["program"])
-        self.steps.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-            # torch checks it to warn that a scheduler was stepped before the optimizer
-            self.steps.optimizer._opt_called = state["num_steps"] > 0
-        if self.steps.averaged is not None:
-            self.steps.averaged.load_state_dict(state["averaged"])
+        for name, part in self._parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        # torch checks it to warn that a scheduler was stepped before the optimizer
+        self.steps.optimizer._opt_called = state["num_steps"] > 0
         if self.best and state["best"]:
-            self.best.load(state["best"])
+            vars(self.best).update(state["best"])
         self._set_generators(state["generators"])
-        self.epoch_stream, self.epoch_generators = state["epoch_stream"], state["epoch_generators"]
-        self.epoch, self.index = state["epoch"], state["index"]
+        vars(self).update({name: state[name] for name in PLACE})
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
-        for source, sizes in zip(self._sources, state["sizes"], strict=True):
-            _restore_sizes(source, sizes)
-        self.spikes.load(own["spikes"])
+        for source, sizes in zip(self._sources, state["sizes"], strict=False):
+            for name, size in zip(("num_data", "num_batches"), sizes, strict=True):
+                if getattr(source, name) is None:  # of a stream, before its first epoch ends
+                    setattr(source, name, size)
+        vars(self.spikes).update(own["spikes"])
         if state["first_batch"]:
             device = next(self.program.parameters()).device
             self.first_batch = Batch(*state["first_batch"]).map(lambda t: t.to(device))
         self.start = time.perf_counter() - state["seconds"]
 
     @property
-    def _sources(self) -> list[Any]:
-        """The training batches of all processes, and the held-out ones."""
-        return [self.data.batches if self.steps.group else self.data, self.held_out]
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, or None, by name."""
+        steps = self.steps
+        parts = {"program": self.program, "optimizer": steps.optimizer}
+        return parts | {"scheduler": self.scheduler, "averaged": steps.averaged}
 
-    def _own(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    @property
+    def _sources(self) -> list[Source]:
+        return [self.data] if self.held_out is None else [self.data, self.held_out]
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        """The part of the state that each process has for itself."""
+        spikes = dict(vars(self.spikes))
+        return {"stream": self.stream.state, "sums": self.sums, "spikes": spikes}
+
+    def _own_of(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """Return this process's part of a state, which may be of more or fewer processes."""
-        group = self.steps.group
-        rank, size = (group.rank, group.size) if group else (0, 1)
+        rank = self.group.rank
         if rank >= len(ranks):
-            return {"stream": self.stream.state, "sums": self.sums, "spikes": self.spikes.state()}
-        left = ranks[size:] if rank == 0 else []
+            return self._own
+        left = ranks[self.group.size :] if rank == 0 else []
         sums = torch.stack([part["sums"] for part in (ranks[rank], *left)]).sum(0)
         return ranks[rank] | {"sums": sums}
-
-
-def _sizes_of(source: Any) -> tuple[int | None, int | None]:
-    return (None, None) if source is None else (source.num_data, source.num_batches)
-
-
-def _restore_sizes(source: Any, sizes: tuple[int | None, int | None]) -> None:
-    """Restore the length of a stream, which is otherwise unknown before its first epoch ends."""
-    if source is None:
-        return
-    for name, size in zip(("num_data", "num_batches"), sizes, strict=True):
-        if getattr(source, name) is None:
-            setattr(source, name, size)
 
 
 class Best:
     """Weights of the epoch with the highest validation ELBO, and the epochs since then.
 
     NaN and −∞ are never the highest; until another value arrives, the last epoch's weights
-    are kept.
-
-    Args:
-        program: the program whose weights are kept.
+    are kept. Its attributes are its state.
     """
 
-    def __init__(self, program: nn.Module):
-        self.program = program
+    def __init__(self) -> None:
         self.elbo, self.epoch, self.waited = -math.inf, 0, 0
         self.weights: dict[str, Tensor] = {}
 
-    def update(self, record: Epoch) -> int:
+    def update(self, record: Epoch, program: nn.Module) -> int:
         """Add an epoch, and return the number of the epoch whose weights would be kept."""
         if record.validation_elbo > self.elbo:
             self.elbo, self.epoch, self.waited = record.validation_elbo, record.epoch, 0
-            self.weights = {n: t.clone() for n, t in self.program.state_dict().items()}
+            self.weights = {n: t.clone() for n, t in program.state_dict().items()}
         else:
             self.waited += 1
         return self.epoch or record.epoch
-
-    def restore(self) -> None:
-        """Load the best weights into the program."""
-        if self.weights:
-            self.program.load_state_dict(self.weights)
-
-    def state(self) -> dict[str, Any]:
-        """Return the state for `runtime.state_tree.pack`."""
-        return {name: getattr(self, name) for name in ("elbo", "epoch", "waited", "weights")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 class Spikes:
     """Warning, given once, when a batch's loss jumps far out of the range of the last 50.
 
     The loss is that of the β = 1 ELBO, which changes with the weights only, so that schedules
-    of β cannot trigger it.
+    of β cannot trigger it. Its attributes are its state.
     """
 
     def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=50)
+        self.recent: list[float] = []
         self.has_warned = False
 
     def update(self, sums: Tensor, size: int, where: str) -> None:
@@ -352,34 +312,17 @@ class Spikes:
                     f"{high:.4g} in the previous {len(self.recent)} batches.\nTry a smaller "
                     "learning rate or max_grad_norm=100, and look for an outlier in x."
                 )
-        self.recent.append(loss)
-
-    def state(self) -> dict[str, Any]:
-        """Return the state for `runtime.state_tree.pack`."""
-        return {"recent": list(self.recent), "has_warned": self.has_warned}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self.recent = deque(state["recent"], maxlen=50)
-        self.has_warned = state["has_warned"]
+        self.recent = [*self.recent[-49:], loss]
 
 
 def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, float]:
-    """Estimate the held-out ELBO in eval mode, with one draw per datum, fixed by the seed.
+    """Estimate (elbo, reconstruction, kl) of held-out data, in nats per datum, in eval mode.
 
-        mean_i E_q(z|x_i) [log p(x_i|z)] − KL(q(z|x_i) ‖ p(z))
+        ELBO = mean_i E_q(z|x_i) [log p(x_i|z)] − KL(q(z|x_i) ‖ p(z)),    one draw per datum
 
     Latents outside the plate "data" are drawn from their guide, and their KL is left out: it
     belongs to the training data. The remainder bounds the log-density of a new datum under
     their posterior, and does not depend on the number of held-out data.
-
-    Args:
-        program: the module with `.model` and `.guide`.
-        data: a source of validated batches.
-        seed: seed of the draws.
-
-    Returns:
-        (elbo, reconstruction, kl) in nats per datum; elbo = −(reconstruction + kl).
     """
     sums = torch.zeros(2, dtype=torch.float64)
     with RandomStream(seed), evaluation(program), pyro.validation_enabled(False):

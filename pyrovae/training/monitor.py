@@ -36,16 +36,7 @@ NUM_GRADIENTS = 10  # draws per signal-to-noise ratio
 
 
 class Monitor:
-    """Records of a program on a few rows of its training data.
-
-    Args:
-        program: the program to monitor.
-        loss: the loss for the gradient's signal-to-noise ratio.
-        seed: seed of the draws.
-
-    Attributes:
-        rows: the monitored data, set by `select_rows`.
-    """
+    """Records of a program on a few rows of its training data, which `select_rows` sets."""
 
     def __init__(self, program: nn.Module, loss: EagerLoss, seed: int):
         self.program, self.loss, self.seed = program, loss, seed

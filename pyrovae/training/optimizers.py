@@ -29,11 +29,6 @@ def optimizer_of(
 ) -> Optimizer:
     """Return the chosen optimizer over all parameters.
 
-    Args:
-        choice: a name in `torch.optim`, a class, or any function (parameters, lr=…) → Optimizer.
-        parameters: the parameters to optimize.
-        learning_rate: passed as `lr`.
-
     Raises:
         ConfigError: the name is unknown, or the call does not return an Optimizer, or it returns
             one that cannot step from dense gradients alone, such as LBFGS.
@@ -45,7 +40,7 @@ def optimizer_of(
     """
     parameters = list(parameters)
     make = _named(choice, torch.optim, (Optimizer,), "optimizer")
-    options = {"fused": True} if _takes(make, "fused") and not _holds_option(make, "fused") else {}
+    options = {"fused": True} if _has_free(make, "fused") else {}
     try:
         optimizer = _called(make, parameters, lr=learning_rate, **options)
     except RuntimeError:  # no fused kernel for this device or dtype
@@ -55,35 +50,28 @@ def optimizer_of(
             f"optimizer returned a {type(optimizer).__name__}, but must return a torch optimizer.\n"
             "Write a class, such as torch.optim.AdamW, or functools.partial(AdamW, …)."
         )
-    _check_step(optimizer)
-    return optimizer
-
-
-def _check_step(optimizer: Optimizer) -> None:
-    """Raise ConfigError unless the optimizer can step from the dense gradients of one batch."""
-    why = ""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        why = "needs a closure to reevaluate the loss, and fit evaluates a batch's loss once"
-    elif isinstance(optimizer, torch.optim.SparseAdam):
-        why = "accepts only sparse gradients, and those of the loss are dense"
-    if why:
+    if why := _why_no_step(optimizer):
         raise ConfigError(
             f"optimizer is {type(optimizer).__name__}, but it {why}.\n"
             "Write optimizer='Adam', or another torch optimizer that steps from a gradient."
         )
+    return optimizer
+
+
+def _why_no_step(optimizer: Optimizer) -> str | None:
+    """Return why an optimizer cannot step from the dense gradients of one batch; None if it can."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        return "needs a closure to reevaluate the loss, and fit evaluates a batch's loss once"
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        return "accepts only sparse gradients, and those of the loss are dense"
+    return None
 
 
 def scheduler_of(
     choice: str | Callable[..., Any] | None, optimizer: Optimizer, epochs: int
 ) -> Any | None:
-    """Return the chosen learning-rate scheduler; its length, if any, is the planned epochs.
-
-    Args:
-        choice: a name in `torch.optim.lr_scheduler`, a class, or any function
-            optimizer → scheduler; None for none.
-        optimizer: the optimizer whose learning rate it sets after each epoch.
-        epochs: passed as T_max, total_steps or total_iters if the constructor has one of them.
+    """Return the chosen learning-rate scheduler, or None; its length, if any, is the epochs.
 
     Raises:
         ConfigError: the name is unknown, or the constructor needs further arguments.
@@ -96,8 +84,7 @@ def scheduler_of(
     if choice is None:
         return None
     make = _named(choice, lr_scheduler, SCHEDULERS, "scheduler")
-    lengths = {n: epochs for n in LENGTHS if _takes(make, n) and not _holds_option(make, n)}
-    scheduler = _called(make, optimizer, **lengths)
+    scheduler = _called(make, optimizer, **{n: epochs for n in LENGTHS if _has_free(make, n)})
     if not all(hasattr(scheduler, name) for name in ("step", "state_dict", "load_state_dict")):
         raise ConfigError(
             f"scheduler returned a {type(scheduler).__name__}, but must return a torch scheduler.\n"
@@ -128,15 +115,13 @@ def _named(choice: Any, module: Any, bases: tuple[type, ...], what: str) -> Call
     )
 
 
-def _takes(make: Callable, name: str) -> bool:
+def _has_free(make: Callable, name: str) -> bool:
+    """Whether a constructor has the argument, and no partial has set it."""
     try:
-        return name in inspect.signature(make).parameters
+        is_argument = name in inspect.signature(make).parameters
     except (TypeError, ValueError):
         return False
-
-
-def _holds_option(make: Callable, name: str) -> bool:
-    return isinstance(make, partial) and name in make.keywords
+    return is_argument and not (isinstance(make, partial) and name in make.keywords)
 
 
 def _called(make: Callable, *args: Any, **options: Any) -> Any:

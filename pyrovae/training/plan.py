@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 
 from pyrovae.checks import real_number, seed_number, whole_number
 from pyrovae.errors import ConfigError
+from pyrovae.training.traced import ENGINES
 
-EAGER, GRAPH, INDUCTOR = "eager", "graph", "inductor"
-COMPILE = ("auto", EAGER, GRAPH, INDUCTOR)
+EAGER, GRAPH, INDUCTOR = ENGINES
+COMPILE = ("auto", *ENGINES)
 PRECISIONS = ("float32", "bf16")
-
 MIN_STEPS = 300  # tracing costs about as much as this many steps save
 # seconds, from tests/benchmarks/training_speed.py: twice the cost of the compiler, and its saving
 # per step: the overhead of small operations, and part of the time of matrix products
@@ -39,7 +39,7 @@ class Plan:
     max_grad_norm: float | None
     accumulate_batches: int
     ema_decay: float | None
-    patience: float
+    patience: int | None
     precision: str
     compile: str
     seed: int
@@ -50,8 +50,8 @@ class Plan:
         set_("batch_size", whole_number(self.batch_size, "batch_size", 1))
         set_("accumulate_batches", whole_number(self.accumulate_batches, "accumulate_batches", 1))
         set_("seed", seed_number(self.seed))
-        patience = self.patience
-        set_("patience", math.inf if patience is None else whole_number(patience, "patience", 1))
+        if self.patience is not None:
+            set_("patience", whole_number(self.patience, "patience", 1))
         self._rates()
         if self.scheduler is not None and callable(self.learning_rate):
             raise ConfigError(
@@ -83,28 +83,15 @@ class Plan:
     @property
     def step_settings(self) -> dict[str, Any]:
         """The settings of `TrainingStep`."""
-        return {
-            name: getattr(self, name)
-            for name in ("max_grad_norm", "accumulate_batches", "ema_decay")
-        }
+        names = ("max_grad_norm", "accumulate_batches", "ema_decay")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def record(self) -> dict[str, Any]:
         """The settings as plain values; a schedule is given by its values at five points."""
         rates = self._rates()
-        return {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "learning_rate": rates if callable(self.learning_rate) else rates[0],
-            "optimizer": described(self.optimizer),
-            "scheduler": described(self.scheduler),
-            "max_grad_norm": self.max_grad_norm,
-            "accumulate_batches": self.accumulate_batches,
-            "ema_decay": self.ema_decay,
-            "patience": None if math.isinf(self.patience) else self.patience,
-            "precision": self.precision,
-            "seed": self.seed,
-        }
+        plain = {name: described(v) for name, v in vars(self).items() if name != "compile"}
+        return plain | {"learning_rate": rates if callable(self.learning_rate) else rates[0]}
 
 
 def engine_for(size: int, batch_size: int, num_steps: float) -> str:

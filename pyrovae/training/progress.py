@@ -14,12 +14,7 @@ def progress_bar(epochs: int, progress: bool | None) -> Iterator[Callable[[Epoch
         yield lambda record: None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from pyrovae.data import Batch
 from pyrovae.errors import DivergenceError
 from pyrovae.runtime.buffers import BuffersBefore
-from pyrovae.runtime.process_group import Group
+from pyrovae.runtime.process_group import Alone
 from pyrovae.training.eager import Outcome
 
 
@@ -28,14 +28,9 @@ class TrainingStep:
     """One step of stochastic gradient descent on a batch.
 
     Args:
-        program: the program to train.
         loss: Batch → Outcome, leaving gradients in the parameters' `.grad`.
-        optimizer: the optimizer of all trainable parameters.
-        max_grad_norm: the largest global norm of the gradient of the mean loss, in nats per unit of
-            the parameters; None does not clip.
-        accumulate_batches: number of batches per update.
-        ema_decay: decay of the moving average of the weights; None keeps no average.
-        group: the processes that share the update.
+        optimizer: of all trainable parameters.
+        group: the processes that share the update; the other settings are as for `fit`.
 
     Attributes:
         num_steps: batches taken so far.
@@ -51,14 +46,14 @@ class TrainingStep:
         max_grad_norm: float | None = None,
         accumulate_batches: int = 1,
         ema_decay: float | None = None,
-        group: Group | None = None,
+        group: Alone | None = None,
     ):
         self.loss, self.optimizer, self.max_grad_norm = loss, optimizer, max_grad_norm
-        self.accumulate_batches, self.group = accumulate_batches, group
+        self.accumulate_batches, self.group = accumulate_batches, group or Alone()
         self.named = {n: p for n, p in program.named_parameters() if p.requires_grad}
         self.parameters = list(self.named.values())
         self.num_steps = 0
-        is_shared = accumulate_batches > 1 or group
+        is_shared = accumulate_batches > 1 or self.group.size > 1
         self.accumulated = _AccumulatedGradients(self.parameters) if is_shared else None
         self.averaged = None if ema_decay is None else averaged_copy(program, ema_decay)
         self.program, self.buffers = program, BuffersBefore(program)
@@ -74,13 +69,11 @@ class TrainingStep:
         self.where = ""
 
     def take(self, batch: Batch, where: str) -> Tensor:
-        """Take one step on a batch, and return its (2,) loss sums, in nats.
+        """Take one step on this process's share of a batch; return its (2,) loss sums, in nats.
 
-        Args:
-            batch: this process's share; it may be empty if another process has data.
-            where: name of the step in error messages.
+        The share may be empty if another process has data; `where` is for error messages.
         """
-        self.where = f"{where}, rank {self.group.rank}" if self.group else where
+        self.where = f"{where}, rank {self.group.rank}" if self.group.size > 1 else where
         self.buffers.take_again()
         try:
             self.svi.step(batch)
@@ -98,7 +91,7 @@ class TrainingStep:
         try:
             self.outcome = self._finite(batch)
         except DivergenceError as error:
-            if self.group is None:
+            if self.group.size == 1:
                 raise
             # signaled in the all-reduce, so that all processes stop at the same update
             self.failure, self.outcome = self.failure or error, _empty_outcome()
@@ -151,7 +144,7 @@ class TrainingStep:
         """Raise in every process when the share of one of them has diverged."""
         if self.failure:
             raise self.failure
-        if self.group and self.group.diverged:
+        if self.group.diverged:
             raise DivergenceError(
                 f"the loss or gradient of rank {self.group.diverged[0]} is not finite at "
                 f"{self.where}; its own message says where.\nParameters are unchanged: the "
@@ -176,8 +169,7 @@ class TrainingStep:
         for name in ("log_likelihood", "log_prior", "log_guide"):
             is_bad = ~torch.isfinite(getattr(outcome.terms, name)).all(0)
             if is_bad.any():
-                row = int(is_bad.byte().argmax())
-                row = self.group.rank + row * self.group.size if self.group else row
+                row = self.group.rank + int(is_bad.byte().argmax()) * self.group.size
                 return f"{name}, first bad row of the batch {row}"
         for name, parameter in self.named.items():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
@@ -222,19 +214,15 @@ class _AccumulatedGradients:
             torch._foreach_add_([self.sums[i] for i in found], means, alpha=size)
         self.count, self.num_batches = self.count + size, self.num_batches + 1
 
-    def average(self, group: Group | None, *, is_diverged: bool = False) -> None:
+    def average(self, group: Alone, *, is_diverged: bool = False) -> None:
         """Store the gradients of the mean over all data in `.grad`, and reset the sums."""
-        count = self.count
-        if group:
-            has_gradient = self.sums[0].new_tensor(self.has_gradient)
-            given = [*self.sums, has_gradient]
-            count = group.all_reduce_gradients(given, count, is_diverged=is_diverged)
-            self.has_gradient = has_gradient.tolist()
+        has_gradient = self.sums[0].new_tensor(self.has_gradient)
+        given = [*self.sums, has_gradient]
+        count = group.all_reduce_gradients(given, self.count, is_diverged=is_diverged)
         torch._foreach_div_(self.sums, max(count, 1))
-        for parameter, gradient, has_gradient in zip(
-            self.parameters, self.sums, self.has_gradient, strict=True
-        ):
-            parameter.grad = gradient if has_gradient else None
+        found = zip(self.parameters, self.sums, has_gradient.tolist(), strict=True)
+        for parameter, gradient, is_given in found:
+            parameter.grad = gradient if is_given else None
         self.sums, self.count, self.num_batches = [], 0, 0
 
 

@@ -11,6 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class TracedLoss:
         is_compiled: whether the inductor compiles the graph of full batches.
         full_size: B, of full batches; only their graph is worth compiling, and smaller batches
             are traced after they have occurred often.
-        on_refusal: called with the reason and the engine used instead.
+        on_refusal: called with the reason, and whether the graph is replayed instead.
     """
 
     def __init__(
@@ -55,16 +56,16 @@ class TracedLoss:
         *,
         is_compiled: bool,
         full_size: int,
-        on_refusal: Callable[[str, str], None] = lambda why, engine: None,
+        on_refusal: Callable[[str, bool], None] = lambda why, is_traced: None,
     ):
         self.eager, self.objective = eager, eager.objective
         self.is_compiled, self.full_size, self.on_refusal = is_compiled, full_size, on_refusal
         self.graphs: dict[Any, _Graph] = {}
         self.times_seen: Counter[Any] = Counter()
         self.is_refused = self.is_stale = False
-        self._refuse(_refusal(eager.program, self.objective))
         self.trainable = eager.parameters
         self.others = [t for t in tensors_of(eager.program) if not t.requires_grad]
+        self._refuse(_refusal(eager.program, self.objective))
 
     def __call__(self, batch: Batch) -> Outcome:
         self.eager.prepare(batch)
@@ -89,7 +90,7 @@ class TracedLoss:
         """Run eagerly from now on, if there is a reason."""
         if reason:
             self.is_refused = True
-            self.on_refusal(reason, "eager")
+            self.on_refusal(reason, False)
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
         like, weights = self.trainable[0], self.objective.weights().values()
@@ -135,7 +136,7 @@ class TracedLoss:
                 compiled = compiler(copy.deepcopy(graph), inputs)
                 compiled(*inputs)
         except Exception as error:
-            self.on_refusal(f"the inductor failed ({first_line(error)})", "graph")
+            self.on_refusal(f"the inductor failed ({first_line(error)})", True)
             return self._replayed(graph, batch)
         return compiled
 
@@ -159,6 +160,16 @@ class TracedLoss:
         found = list(in_own_memory((g for g in gradients if g is not None), inputs))
         sums = loss_sums(terms, self.eager.settings.num_data)
         return [loss.detach(), sum_of_entries(found), sums, *detached(terms)[:5], *found]
+
+
+# name → constructor of the loss, from an `EagerLoss`: the only list of engines
+ENGINES = MappingProxyType(
+    {
+        "eager": lambda eager, **_: eager,
+        "graph": partial(TracedLoss, is_compiled=False),
+        "inductor": partial(TracedLoss, is_compiled=True),
+    }
+)
 
 
 def _by_inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable:
@@ -215,7 +226,8 @@ def _refusal(program: nn.Module, objective: ELBO) -> str | None:
     """Return why a program must not be traced: it would not fail, but be wrong."""
     if not isinstance(objective, Objective):
         return f"{type(objective).__name__} is one of Pyro's own objectives"
-    if "progress" in _names_read(type(objective).surrogate):
+    code = getattr(type(objective).surrogate, "__code__", None)
+    if "progress" in getattr(code, "co_names", ()):
         return f"{type(objective).__name__} reads its progress; weights() would make it traceable"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, name, None) for module in program.modules() for name in hooks):
@@ -223,7 +235,3 @@ def _refusal(program: nn.Module, objective: ELBO) -> str | None:
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in program.parameters()):
         return "one of its parameters has hooks, which run as Python at each step"
     return None
-
-
-def _names_read(function: Callable) -> tuple[str, ...]:
-    return getattr(getattr(function, "__code__", None), "co_names", ())

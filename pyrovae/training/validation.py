@@ -28,11 +28,10 @@ from pyrovae.training.plan import Plan
 
 def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
     """Check program and objective without data, and return a copy of the objective."""
-    is_class, parts = isinstance(program, type), ("parameters", "model", "guide")
-    if is_class or not all(callable(getattr(program, name, None)) for name in parts):
-        what = f"the class {program.__name__}" if is_class else f"a {type(program).__name__}"
+    parts = ("parameters", "model", "guide")
+    if isinstance(program, type) or not all(callable(getattr(program, n, None)) for n in parts):
         raise ConfigError(
-            f"program is {what}, but fit takes a module with .model and .guide."
+            f"program is {_kind(program)}, but fit takes a module with .model and .guide."
             "\nWrite pv.fit(vae, x), with vae = pv.VAE(prior, encoder, decoder)."
         )
     if not trainable(program):
@@ -42,10 +41,8 @@ def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
         )
     objective = TraceELBO() if objective is None else objective
     if not isinstance(objective, ELBO):
-        is_class = isinstance(objective, type)
-        what = f"the class {objective.__name__}" if is_class else f"a {type(objective).__name__}"
         raise ConfigError(
-            f"objective is {what}, but it must be a pyro.infer.ELBO object.\n"
+            f"objective is {_kind(objective)}, but it must be a pyro.infer.ELBO object.\n"
             "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
         )
     if type(objective).__name__.startswith("Jit"):
@@ -56,6 +53,11 @@ def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
         )
     # a copy, because Pyro's objectives remember the plate nesting of the first model they see
     return copy.copy(objective)
+
+
+def _kind(value: Any) -> str:
+    is_class = isinstance(value, type)
+    return f"the class {value.__name__}" if is_class else f"a {type(value).__name__}"
 
 
 def loss_settings(
@@ -160,9 +162,8 @@ def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: An
             f"validation is a {kind} of {len(parts)}, but must be x, (x, y) or (x, y, mask).\n"
             "Pass the held-out split of a data set, such as data.test."
         )
-    has_y = isinstance(validation, Dataset | DataLoader) or (
-        len(parts) > 1 and parts[1] is not None
-    )
+    is_loader = isinstance(validation, Dataset | DataLoader)
+    has_y = is_loader or (len(parts) > 1 and parts[1] is not None)
     if y is not None and not has_y and getattr(program, "sees_covariates", False):
         raise DataError(
             "x comes with covariates y, but validation has none, and its ELBO needs p(x|z, y)."

@@ -25,7 +25,7 @@ from pyrovae.objectives import TraceELBO
 from pyrovae.training.eager import EagerLoss, Settings
 from pyrovae.training.optimizers import optimizer_of
 from pyrovae.training.step import TrainingStep
-from pyrovae.training.traced import TracedLoss
+from pyrovae.training.traced import ENGINES
 
 SIZES = {
     "mnist": {"num_data": 60_000, "event": 784, "hidden": 400, "latent": 50},
@@ -106,9 +106,7 @@ def of_pyrovae(x: torch.Tensor, size: int, sizes: dict, *, engine: str, precisio
     settings = Settings(len(x), is_bfloat16=precision == "bf16")
     loss = EagerLoss(vae, TraceELBO(), lambda batch: settings)
     optimizer = optimizer_of("Adam", loss.parameters, 1e-3)
-    if engine != "eager":
-        loss = TracedLoss(loss, is_compiled=engine == "inductor", full_size=size)
-    steps = TrainingStep(vae, loss, optimizer)
+    steps = TrainingStep(vae, ENGINES[engine](loss, full_size=size), optimizer)
     data = ArraySource(vae, x, None, None, batch_size=size)
     batches = (batch for _ in iter(int, 1) for batch in data.epoch(shuffle=True))
 
@@ -125,7 +123,7 @@ def contenders(x: torch.Tensor, size: int, sizes: dict, precision: str) -> dict[
     ours = {
         f"pyrovae, {engine}, {p}": of_pyrovae(x, size, sizes, engine=engine, precision=p)
         for p in dict.fromkeys(["float32", precision])
-        for engine in ("eager", "graph", "inductor")
+        for engine in ENGINES
     }
     return {
         "hand-written PyTorch": handwritten(x, size, sizes),
