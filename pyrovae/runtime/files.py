@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pyrovae.checks import shortened
 from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpointError
@@ -65,22 +65,29 @@ def write_atomically(path: Path, data: bytes) -> None:
     with writing(path, len(data)):
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
-        with os.fdopen(locked_file(temporary, wait=True), "wb") as file:
-            try:
-                file.truncate(0)  # a killed process may have left data
-                _write(file, data)
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(temporary)
-                raise
+        fd = locked_file(temporary, wait=True)
+        try:
+            os.ftruncate(fd, 0)  # a killed process may have left data
+            _write_all(fd, data)
+            os.fsync(fd)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        finally:
+            os.close(fd)
         fsync_folder(path.parent)
 
 
 def write_new(path: Path, data: bytes) -> None:
     """Write and fsync a file that does not exist yet."""
-    with open(path, "xb") as file:
-        _write(file, data)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        _write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -127,10 +134,10 @@ def _is_still_at(fd: int, path: Path) -> bool:
     return os.path.samestat(os.fstat(fd), there)
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 # Reading.
