@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import pyrovae as pv
-from pyrovae.data import ArraySource
+from pyrovae.contract import validated
 from pyrovae.handlers import own_store
 from pyrovae.objectives import TraceELBO
 from pyrovae.training.eager import EagerLoss, Settings
@@ -107,7 +107,7 @@ def of_pyrovae(x: torch.Tensor, size: int, sizes: dict, *, engine: str, precisio
     loss = EagerLoss(vae, TraceELBO(), lambda batch: settings)
     optimizer = optimizer_of("Adam", loss.parameters, 1e-3)
     steps = TrainingStep(vae, ENGINES[engine](loss, full_size=size), optimizer)
-    data = ArraySource(vae, x, None, None, batch_size=size)
+    data = validated(vae, x, batch_size=size)
     batches = (batch for _ in iter(int, 1) for batch in data.epoch(shuffle=True))
 
     def run(num_steps: int) -> None:
