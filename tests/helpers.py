@@ -61,25 +61,25 @@ def vamp_vae() -> nn.Module:
     return pv.VAE(priors.VampPrior(vae.encoder, bits(5, seed=1)), vae.encoder, vae.decoder)
 
 
-def conditional() -> nn.Module:
+def conditional(width: int = 4) -> nn.Module:
     """Return a small VAE whose encoder and decoder see labels 0, 1, 2."""
     torch.manual_seed(0)
-    q, p, of_y = guides.DiagonalNormal(2), likelihoods.Bernoulli(4), OneHot(3)
-    encoder = nn.Sequential(mlp(4 + 3, q.num_features, hidden=(8,)), q)
+    q, p, of_y = guides.DiagonalNormal(2), likelihoods.Bernoulli(width), OneHot(3)
+    encoder = nn.Sequential(mlp(width + 3, q.num_features, hidden=(8,)), q)
     decoder = nn.Sequential(mlp(2 + 3, p.num_features, hidden=(8,)), p)
     given = [Given(Concat(part, of_y=of_y)) for part in (encoder, decoder)]
     return pv.VAE(priors.StandardNormal(2), *given)
 
 
-def semi_supervised() -> nn.Module:
+def semi_supervised(width: int = 4) -> nn.Module:
     """Return a semi-supervised VAE with three labels."""
     torch.manual_seed(0)
-    conditioned, c = conditional(), CategoricalHead(3)
+    conditioned, c = conditional(width), CategoricalHead(3)
     return SemiSupervisedVAE(
         conditioned.prior,
         conditioned.encoder,
         conditioned.decoder,
-        nn.Sequential(mlp(4, c.num_features, hidden=(8,)), c),
+        nn.Sequential(mlp(width, c.num_features, hidden=(8,)), c),
         priors.Fixed(dist.Categorical, probs=torch.full((3,), 1 / 3)),
         alpha=2.0,
     )

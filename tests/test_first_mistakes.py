@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import bits
+from helpers import bits, semi_supervised
 from pyro.infer import JitTrace_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrovae as pv
 from pyrovae.cli.data import grey_images
 from pyrovae.errors import ConfigError, DataError, DivergenceError
-from pyrovae.networks import Concat, Given, OneHot, mlp
+from pyrovae.networks import Given
 from pyrovae.vae import fill, observed_only
 
 X = bits(40, 6)
@@ -71,22 +71,6 @@ class OfPyrosTutorial(nn.Module):
 
     def guide(self, x):
         self.vae.guide(x)
-
-
-def semi_supervised():
-    q, p, c = (
-        pv.guides.DiagonalNormal(2),
-        pv.likelihoods.Bernoulli(6),
-        pv.programs.CategoricalHead(3),
-    )
-    return pv.programs.SemiSupervisedVAE(
-        pv.priors.StandardNormal(2),
-        Given(Concat(nn.Sequential(mlp(9, q.num_features), q), of_y=OneHot(3))),
-        Given(Concat(nn.Sequential(mlp(5, p.num_features), p), of_y=OneHot(3))),
-        nn.Sequential(mlp(6, c.num_features), c),
-        pv.priors.Fixed(dist.Categorical, probs=torch.ones(3) / 3),
-        alpha=1.0,
-    )
 
 
 MISTAKES = {
@@ -169,7 +153,7 @@ MISTAKES = {
         r"JitTrace_ELBO, which torch\.jit traces for one batch size",
     ),
     "imputation by a program": (
-        lambda: pv.impute(semi_supervised(), X, mask=X > 0),
+        lambda: pv.impute(semi_supervised(6), X, mask=X > 0),
         "impute decodes draws of z, but this is a SemiSupervisedVAE",
     ),
     "a label that is NaN": (

@@ -1,4 +1,4 @@
-"""Likelihoods beyond the contract table: digits in float32, sizes, the door, and supports."""
+"""Likelihoods beyond the contract table: digits in float32, sizes and supports."""
 
 import itertools
 import math

@@ -136,6 +136,20 @@ def test_wrong_width_names_both_widths(part):
         head(torch.zeros(3, 1))
 
 
+HAVE_LATENT_DIM = [
+    *(priors.StandardNormal, priors.LearnedNormal, priors.GaussianMixture, priors.FlowPrior),
+    *(guides.DiagonalNormal, guides.FullNormal, guides.LowRankNormal, guides.Laplace),
+    *(guides.StudentT, guides.FlowGuide),
+]
+
+
+@pytest.mark.parametrize("latent_dim", [0, -1, 2.0, "2"])
+@pytest.mark.parametrize("make", HAVE_LATENT_DIM)
+def test_latent_dim_must_be_a_count(make, latent_dim):
+    with pytest.raises(ConfigError, match=r"latent_dim = .*whole number ≥ 1"):
+        make(latent_dim)
+
+
 # ---- modules
 
 

@@ -570,7 +570,7 @@ def test_a_finite_loss_with_a_nan_gradient_makes_no_update(objective, at):
 
 
 def steps_of(vae, objective):
-    """The weights before each step of the run that `test_trap_23…` interrupts."""
+    """Return the digests of the weights before each step of a run, for the runs that stop early."""
     seen = []
 
     def note(module, inputs):
