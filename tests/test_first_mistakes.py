@@ -290,13 +290,18 @@ def test_plates_and_events_of_a_program_of_ones_own(wrong, match, use):
 
 @pytest.mark.parametrize("use", [pv.fit, pv.elbo_terms, pv.log_evidence])
 @pytest.mark.parametrize("hidden", [torch.nan, 0.0])
-def test_a_program_of_ones_own_that_does_not_use_the_mask(use, hidden):
+@pytest.mark.parametrize("is_mapped", [False, True], ids=["in memory", "memory-mapped"])
+def test_a_program_of_ones_own_that_does_not_use_the_mask(use, hidden, is_mapped, tmp_path):
     mask = torch.arange(240).reshape(40, 6) % 7 > 0
     x = X.masked_fill(~mask, hidden)
+    if is_mapped:
+        np.save(tmp_path / "x.npy", x.numpy())
+        np.save(tmp_path / "mask.npy", mask.numpy())
+        x, mask = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("x", "mask"))
     with pytest.raises(ConfigError, match=r"model of this Own does not use it.*\n.*observed_only"):
         use(Own(), x, mask=mask)
     use(Own("nothing: it masks"), x, mask=mask)
-    use(Own(), X, mask=mask | True)  # all observed
+    use(Own(), X, mask=np.ones_like(mask))  # all observed
 
 
 # A mask where labels stand.

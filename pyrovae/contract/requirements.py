@@ -103,7 +103,7 @@ def modules_of(program: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_one_for_all(support: constraints.Constraint) -> bool:
-    """Whether every number of a datum has this same support, regardless of the others."""
+    """Return whether every number of a datum has this same support, regardless of the others."""
     attributes = vars(support).values()
     is_by_cell = any(isinstance(value, Tensor) and value.numel() > 1 for value in attributes)
     return support.event_dim == 0 and not is_by_cell

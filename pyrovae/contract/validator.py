@@ -44,7 +44,7 @@ from pyrovae.data import Batch, Source, open_source
 from pyrovae.data.batch import COLUMNS
 from pyrovae.errors import DataError
 
-READ_AT_A_TIME = 1024  # rows of a Dataset
+READ_AT_A_TIME = 1024  # rows of a Dataset or of a mask
 
 
 def validated(
@@ -220,17 +220,18 @@ class Validator:
             return
         check_signatures(self.program)
         self.traces = first_look(self.program, self.cast(_first_rows(batch)))
-        if isinstance(batch.mask, Tensor) and not hasattr(self.program, "check_parts"):
+        if batch.mask is not None and not hasattr(self.program, "check_parts"):
             self._check_mask_is_seen(batch)
         density = observed_site(self.traces[0])["fn"]
         self.requirements = Requirements(density, state, objects)
 
     def _check_mask_is_seen(self, batch: Batch) -> None:
-        row = (~batch.mask.bool().flatten(1).all(1)).nonzero()[:1, 0].repeat(2)
-        if len(row):
-            check_mask_is_seen(self.program, self.cast(batch.rows(row)), self.traces[0])
-        else:
+        row = _first_hidden(batch.mask)
+        if row is None:
             self.memory = None  # not cached: another mask may hide a cell
+        else:
+            twice = self.cast(batch.rows(torch.tensor([row, row])))
+            check_mask_is_seen(self.program, twice, self.traces[0])
 
 
 def _first_rows(batch: Batch) -> Batch:
@@ -240,8 +241,19 @@ def _first_rows(batch: Batch) -> Batch:
     return batch.rows(torch.zeros(2, dtype=torch.long))
 
 
+def _first_hidden(mask: Any) -> int | None:
+    """Return the first row of a mask, in memory or not, that hides a cell."""
+    start = 0
+    for part in Batch(mask).read(READ_AT_A_TIME):
+        hidden = (~part.x.bool()).flatten(1).any(1).nonzero()
+        if len(hidden):
+            return start + int(hidden[0])
+        start += part.num_data
+    return None
+
+
 def _has_finite_ends(p_x: Distribution) -> bool:
-    """Whether no number of the support has density 0 or ∞, so that parameters do not matter."""
+    """Return whether no value in the support has density 0 or ∞ for some parameters."""
     if not has_edges(innermost(p_x.support)):
         return True
     ends = elementwise(p_x).log_prob(torch.zeros(())), elementwise(p_x).log_prob(torch.ones(()))
@@ -271,6 +283,6 @@ def is_discrete(program: nn.Module, x: Any, y: Any = None, mask: Any = None) -> 
     validator = Validator(program)
     source = open_source(x, y, mask)
     source.watch(validator)
-    source.head()  # a loader's data are looked at as they come
+    source.head()  # the first batch of a loader is validated only when it is read
     support = support_of(validator.requirements.density)
     return None if support is None else bool(support.is_discrete)
