@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 import xarray
 from helpers import unchanged
@@ -266,6 +268,24 @@ class TestFitOnFiles:
         Path("a-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
         fit("--data", "a-idx3-ubyte.gz")
 
+    def test_the_format_of_a_file_does_not_change_the_numbers(self):
+        x = np.random.default_rng(0).integers(0, 2, (20, 7)).astype("float32")
+        np.save("x.npy", x)
+        scipy.sparse.save_npz("sparse.npz", scipy.sparse.csr_array(x))
+        frame = pd.DataFrame(x)
+        frame.columns = list("abcdefg")
+        frame.to_csv("x.csv", index=False)
+        frame.to_parquet("x.parquet")
+        numbers, codes = [], []
+        for name in ("x.npy", "sparse.npz", "x.csv", "x.parquet"):
+            assert pyrovae("fit", "--out", f"run-{name}", *QUICK, "--data", name).exit_code == 0
+            card = json.loads(Path(f"run-{name}", "summary.json").read_text(encoding="utf-8"))
+            numbers.append((card["held_out"], card["data_sha256"]))
+            assert pyrovae("encode", "run-x.npy", name, "--out", f"{name}.npz").exit_code == 0
+            codes.append(arrays(f"{name}.npz")["mean"].tolist())
+        assert all(n == numbers[0] for n in numbers)
+        assert all(code == codes[0] for code in codes)
+
     def test_vectors_have_no_image_pictures(self):
         np.save("bits.npy", np.random.default_rng(0).integers(0, 2, (20, 7)))
         result, _ = fit("--data", "bits.npy", "--binarize", "none")
@@ -281,7 +301,7 @@ class TestRefuses:
             (("--data", "nowhere.npy"), "nowhere.npy"),
             (("--data", "few.npy"), "with N ≥ 10"),
             (("--data", "wide.npy"), "expected gray values in [0, 1]"),
-            (("--data", "text.csv"), "expected a name that ends in .npy"),
+            (("--data", "text.txt"), "expected a name that ends in .npy"),
             (("--binarize", "none"), "Write --binarize threshold or sampled"),
             (("--binarize", "otsu"), "'threshold', 'sampled', 'none'"),
             (("--latent-dim", "0"), "--latent-dim"),
@@ -297,14 +317,14 @@ class TestRefuses:
             (("--seed", "-1"), "--seed"),
             (("--seed", str(2**64)), "below 2⁶⁴"),
             (("--out", "full"), "runs overwrite nothing"),
-            (("--out", "text.csv"), "runs overwrite nothing"),
+            (("--out", "text.txt"), "runs overwrite nothing"),
             (("--depth", "3"), "No such option"),
         ],
     )
     def test_with_a_message_exit_code_2_and_no_file(self, options, message, tmp_path):
         Path("full").mkdir()
         Path("full", "mine.txt").write_text("mine")
-        Path("text.csv").write_text("1,2")
+        Path("text.txt").write_text("1,2")
         np.save("few.npy", np.zeros((3, 4, 4)))
         np.save("wide.npy", np.full((20, 4, 4), 3.0))
         before = sorted(tmp_path.rglob("*"))

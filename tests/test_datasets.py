@@ -16,7 +16,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from helpers import unchanged
 from torch.utils.data import DataLoader
@@ -221,6 +223,41 @@ def test_npy_and_npz_keep_the_dtype(tmp_path, dtype):
         assert x.dtype == native.dtype
 
 
+@pytest.mark.parametrize("sparse_format", ["csr", "csc", "coo", "bsr", "dia"])
+def test_a_sparse_matrix_of_scipy_is_read_as_dense(tmp_path, sparse_format):
+    dense = np.eye(4, 3, k=1, dtype="float32") * 2
+    matrix = scipy.sparse.coo_array(dense).asformat(sparse_format)
+    scipy.sparse.save_npz(tmp_path / "x.npz", matrix)
+    x = datasets.from_file(tmp_path / "x.npz")
+    assert x.dtype == torch.float32
+    assert x.tolist() == dense.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "feather"])
+@pytest.mark.parametrize("kind", ["float32", "missing", "nullable", "mixed"])
+def test_a_table_is_read_by_its_columns(tmp_path, suffix, kind):
+    frame = pd.DataFrame({"a": [0.5, 1.0], "b": [2.0, -3.0]}).astype("float32")
+    if kind == "missing":
+        frame.loc[0, "b"] = np.nan
+    if kind == "nullable":
+        frame["b"] = pd.array([None, 1], dtype="Int64")
+    if kind == "mixed":
+        frame["b"] = np.array([3, 2**40])
+    options = {"index": False} if suffix != "feather" else {}
+    getattr(frame, f"to_{suffix}")(tmp_path / f"x.{suffix}", **options)
+    x = datasets.from_file(tmp_path / f"x.{suffix}")
+    expected = torch.tensor(frame.to_numpy("float64", na_value=np.nan))
+    assert torch.equal(x.double().nan_to_num(9), expected.nan_to_num(9))
+
+
+@pytest.mark.parametrize(("text", "rows"), [("1,2\n3,4\n", 2), ("a,b\n3,4\n", 1), ("1,\n3,4", 2)])
+def test_the_first_line_of_a_csv_is_data_if_it_is_all_numbers(tmp_path, text, rows):
+    (tmp_path / "x.csv").write_text(text)
+    x = datasets.from_file(tmp_path / "x.csv")
+    assert x.shape == (rows, 2)
+    assert x[-1].tolist() == [3, 4]
+
+
 def test_npz_with_an_object_beside_the_wanted_array_can_be_read(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.ones(2), about=np.array([{}], dtype=object))
     assert datasets.from_file(tmp_path / "x.npz", key="x").tolist() == [1, 1]
@@ -245,8 +282,14 @@ def bad_files(folder):
         "pickle.npy": pickle.dumps(Bomb()),
         "empty.npy": b"",
         "text.npz": b"PK not a zip",
-        "x.csv": b"1,2",
+        "x.txt": b"1,2",
         "x.npy.gz": b"",
+        "empty.csv": b"",
+        "ragged.csv": b"1,2\n1,2,3,4",
+        "words.csv": b"a,b\n1,red\n2,blue",
+        "index.csv": b",a\n0,1\n1,2",
+        "cut.parquet": b"PAR1",
+        "cut.feather": b"ARROW1",
     }
     for name, content in written.items():
         (folder / name).write_bytes(content)
@@ -277,7 +320,13 @@ def bad_files(folder):
         ("cut.npy", None, "damaged"),
         ("text.npz", None, "damaged"),
         ("text.npy", None, "expected an array of numbers, got dtype <U1"),
-        ("x.csv", None, r"(?s)ends in \.npy, \.npz, -idx3-ubyte or \.idx.*np\.save"),
+        ("x.txt", None, r"(?s)ends in \.npy, \.npz, .*-idx3-ubyte or \.idx.*np\.save"),
+        ("empty.csv", None, "expected a table"),
+        ("ragged.csv", None, "expected a table"),
+        ("words.csv", None, "in column 'b'"),
+        ("index.csv", None, r"(?s)has no name, .*index=False"),
+        ("cut.parquet", None, "expected a table"),
+        ("cut.feather", None, "expected a table"),
         ("x.npy.gz", None, r"ends in \.npy"),
         ("two.npz", None, r"(?s)one array, got keys \['a', 'b'\].*key='a'"),
         ("two.npz", "c", r"(?s)a key 'c', got keys \['a', 'b'\].*key='a'"),
@@ -295,7 +344,7 @@ def test_bad_files_are_named_and_explained(tmp_path, name, key, match):
 
 
 def test_a_path_that_is_not_there_is_the_builtin_error(tmp_path):
-    for name in ("x.npy", "x.npz", "x-idx1-ubyte"):
+    for name in ("x.npy", "x.npz", "x.csv", "x.parquet", "x.feather", "x-idx1-ubyte"):
         with pytest.raises(FileNotFoundError):
             datasets.from_file(tmp_path / name)
 

@@ -57,7 +57,7 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
     if not Path(name).suffix and not Path(name).is_file():
         raise ConfigError(
             f"--data {name!r} is neither a data set nor a file.\nData sets: {', '.join(DATA_SETS)}."
-            "\nFiles: .npy, .npz with one array, or IDX, of images (N, H, W)."
+            "\nFiles: .npy, .npz, .csv, .parquet, .feather, IDX: images (N, H, W) or rows (N, D)."
         )
     import torch
 

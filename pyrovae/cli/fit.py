@@ -79,9 +79,7 @@ def fit_command(
     context: typer.Context,
     data: Annotated[
         str,
-        Option(
-            parser=file_name, metavar="NAME", help=f"{', '.join(DATA_SETS)}, or a file of images."
-        ),
+        Option(parser=file_name, metavar="NAME", help=f"{', '.join(DATA_SETS)}, or a file."),
     ] = "digits",
     binarize: Annotated[
         Literal["threshold", "sampled", "none"] | None,
@@ -159,13 +157,15 @@ def fit_command(
       pyrovae fit --likelihood Normal   gray pixels, not binarized
       pyrovae fit --beta 4              the table still shows the ELBO of β = 1
       pyrovae fit --data faces.npy      (N, H, W), floats 0..1 or bytes 0..255
+      pyrovae fit --data genes.csv --likelihood Normal      one datum a row
       pyrovae fit --resume runs/mnist
       torchrun --nproc-per-node 2 -m pyrovae fit --out runs/two
 
-    Files are .npy, .npz or IDX; a fifth of their rows, drawn by the seed, is held
-    out. Data sets keep their test split; validation data, if any, stop training
-    early. All but digits are read from the folder PYROVAE_DATA; MNIST and
-    Fashion-MNIST are downloaded if they are missing.
+    Files are .npy, .npz (scipy's sparse ones too), .csv, .parquet, .feather or
+    IDX; a fifth of their rows, drawn by the seed, is held out. Data sets keep
+    their test split; validation data, if any, stop training early. All but digits
+    are read from the folder PYROVAE_DATA; MNIST and Fashion-MNIST are downloaded
+    if they are missing.
     """
     options = locals()  # before there is any other local
     context, folder = options.pop("context"), options.pop("resume")

@@ -75,7 +75,9 @@ def encode_command(
     ],
     file: Annotated[
         str | None,
-        Argument(metavar="[FILE]", help="Images .npy, .npz or IDX; the held-out data if omitted."),
+        Argument(
+            metavar="[FILE]", help="Data in any format that fit reads; held-out data if omitted."
+        ),
     ] = None,
     num_draws: Annotated[
         int, Option(min=0, metavar="S", help="Draws of z per datum; 0 writes none.")
@@ -141,7 +143,11 @@ def impute_command(
     folder: RunFolder,
     file: Annotated[
         str,
-        Argument(parser=file_name, metavar="FILE", help="Images: .npy, .npz or IDX, (N, *event)."),
+        Argument(
+            parser=file_name,
+            metavar="FILE",
+            help="Data with NaN where missing, in any format that fit reads.",
+        ),
     ],
     out: Annotated[Path, Option(parser=path_of, metavar="FILE", help="Arrays .npz.")],
     num_samples: Annotated[int, Option(min=1, metavar="S", help="Draws per datum.")] = 100,

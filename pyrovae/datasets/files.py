@@ -7,6 +7,7 @@ file, or one with other content, raises `DataError`. Nothing unchecked enters th
 nothing is ever unpickled.
 """
 
+import csv
 import gzip
 import hashlib
 import io
@@ -57,16 +58,23 @@ IDX_TYPES = MappingProxyType({8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4",
 
 
 def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
-    """Read one array of numbers from `.npy`, `.npz` or IDX (`…-idx3-ubyte`, `.idx`, also `.gz`).
+    """Read one array of numbers: an array, a sparse matrix, a table or IDX.
 
-    Shape, values and dtype are those of the file (uint8 stays uint8): nothing is scaled.
+    `.npy`, `.npz`                numpy's, or one matrix written by `scipy.sparse.save_npz`
+    `.csv`, `.parquet`, `.feather`  columns of numbers; missing cells are NaN
+    `…-idx3-ubyte`, `.idx`        IDX, also `.gz`
+
+    Shape, values and dtype are those of the file (uint8 stays uint8; a table of several dtypes
+    is float64): nothing is scaled. A `.csv` has a header unless its first line is all numbers.
 
     Args:
         path: The file; its name determines the format.
         key: Which array of an `.npz`; required if it holds several.
 
     Raises:
-        DataError: Unknown format, damaged file, pickled objects, no numbers, or an unknown key.
+        DataError: Unknown format, damaged file, pickled objects, no numbers, an unknown key, or
+            a `.csv` with an index column.
+        ImportError: `.parquet` and `.feather` need pyarrow.
         FileNotFoundError: The file does not exist.
         ConfigError: The path is not a valid file name.
 
@@ -83,10 +91,13 @@ def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
         )
     if path.suffix in (".npy", ".npz"):
         return _tensor(_load(path, key), path)
+    if path.suffix in (".csv", ".parquet", ".feather"):
+        return _tensor(_load_table(path), path)
     if re.search(r"[.-]idx\d?(-\w+)?(\.gz)?$", path.name):
         return _tensor(_parse_idx(_gunzip(path.read_bytes(), path), path), path)
     raise DataError(
-        f"{path}: expected a name that ends in .npy, .npz, -idx3-ubyte or .idx (IDX also .gz).\n"
+        f"{path}: expected a name that ends in .npy, .npz, .csv, .parquet, .feather, -idx3-ubyte "
+        "or .idx (IDX also .gz).\n"
         "The name determines the format. Write np.save('x.npy', array), then from_file('x.npy')."
     )
 
@@ -207,6 +218,10 @@ def _load(path: Path, key: str | None) -> np.ndarray:
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
+            if key is None and {"format", "shape", "data"} <= set(loaded.files):
+                import scipy.sparse
+
+                return scipy.sparse.load_npz(path).toarray()
             return loaded[_one_key(path, key, loaded.files)]
     except DataError:
         raise
@@ -216,6 +231,52 @@ def _load(path: Path, key: str | None) -> np.ndarray:
             "It is damaged, or holds pickled objects, which could run any code when loaded.\n"
             "Write np.save('x.npy', array.astype('float32')), then from_file('x.npy')."
         ) from error
+
+
+def _load_table(path: Path) -> np.ndarray:
+    """Read the columns of a table, (N, D), missing cells as NaN."""
+    import pandas as pd
+
+    try:
+        if path.suffix == ".csv":
+            frame = pd.read_csv(path, header=0 if _has_header(path) else None)
+        else:
+            frame = getattr(pd, f"read_{path.suffix[1:]}")(path)
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # pandas' ParserError and pyarrow's errors are ValueErrors
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise _damaged(path, "a table", error) from error
+    for name, dtype in frame.dtypes.items():
+        if str(name).startswith("Unnamed: "):
+            raise DataError(
+                f"{path}: column {name!r} has no name, so it is probably an index, which would be "
+                "trained on as data.\nWrite frame.to_csv('x.csv', index=False)."
+            )
+        if not pd.api.types.is_numeric_dtype(dtype):
+            raise DataError(
+                f"{path}: expected numbers, got dtype {dtype} in column {name!r}.\n"
+                "A density needs numbers. Encode the column, or drop it."
+            )
+    has_nullable = any(pd.api.types.is_extension_array_dtype(dtype) for dtype in frame.dtypes)
+    return frame.to_numpy("float64", na_value=np.nan) if has_nullable else frame.to_numpy()
+
+
+def _has_header(path: Path) -> bool:
+    """Return whether a cell in the first line of a `.csv` is not a number."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        cells = next(csv.reader(file), [])
+    return not all(_is_number(cell) for cell in cells)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell or "nan")
+    except ValueError:
+        return False
+    return True
 
 
 def _one_key(path: Path, key: str | None, keys: list[str]) -> str:
