@@ -46,7 +46,10 @@ def traced(
         >>> graph(torch.zeros(2))
         tensor([1., 1.])
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # takes a moment to import
+    # takes a moment to import
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     tensors = [t for t in torch.utils._pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
     saved = [(t, t.detach().clone()) for t in tensors if not t.requires_grad]
@@ -58,6 +61,8 @@ def traced(
             pyro.get_param_store().scope(),
             pyro.validation_enabled(False),
             pyro.poutine.block(),
+            # one mode for the shapes of all operations: without it make_fx starts one for each
+            tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
         ):
             graph = make_fx(lambda *args: _watched(function, *args))(*inputs)
     except Exception as error:
