@@ -123,6 +123,15 @@ class LoaderSource(Source):
                 return
             yield batch
 
+    def head(self, rows: int = 1) -> Batch:
+        """Return the first rows; those of the first batch are read once."""
+        first = self._first
+        return first.rows(slice(0, rows)) if rows <= first.num_data else super().head(rows)
+
+    @cached_property
+    def _first(self) -> Batch:
+        return next(self._in_order())
+
     def count(self) -> int:
         """Return N, the number of rows of the Dataset."""
         return _num_rows(in_order(self.loader))
