@@ -37,8 +37,11 @@ from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.draws import concat, diagnosing, guide_terms
 from pyrovae.core.joint import joint_of
+from pyrovae.core.layout import layouts_of
 from pyrovae.core.pareto import pareto_k
-from pyrovae.core.replay import guide_at, latent_sites, replicated, shared_latents
+from pyrovae.core.replay import guide_at, latent_sites, shared_latents
+from pyrovae.core.replicates import replicated
+from pyrovae.core.terms import draw_traces
 from pyrovae.data import Batch, Labels
 from pyrovae.data.batch import NO_LABELS
 from pyrovae.errors import ConfigError, DataError
@@ -127,7 +130,7 @@ def to_arviz(
     with diagnosing(program, seed):
         sites = latent_sites(program, batch)
     with diagnosing(program, seed):
-        of_guide = _guide_draws(program, batch, num_samples, sites)
+        of_guide = _guide_draws(program, batch, num_samples)
         found = of_guide if draws is None else _scored(program, batch, draws)
     groups = _scored_groups(found, _log_weights(of_guide)[0], shared_latents(sites))
     if predictive:
@@ -274,14 +277,11 @@ def _is_one_data_set(draws: Tensor, x: Any) -> bool:
     return x is not None and torch.equal(draws[0], as_tensor(x, "x").to(draws))
 
 
-def _guide_draws(program: nn.Module, batch: Batch, num_samples: int, sites: dict) -> Arrays:
+def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
     """Return terms (1, S, N) and latents by site (1, S, …) from the guide."""
     terms = guide_terms(program, batch, num_samples)
     found = {name: getattr(terms, name) for name in terms._fields[:3]}
-    for name, value in terms.latents.items():
-        event = sites[name]["fn"].event_shape
-        is_shared = name in shared_latents(sites)
-        found[LATENT + name] = value.reshape(num_samples, *event) if is_shared else value
+    found |= {LATENT + name: value for name, value in terms.latents.items()}
     return {name: value[None] for name, value in found.items()}
 
 
@@ -354,11 +354,11 @@ def _predictive_groups(
     shape = found["log_prior"].shape[:2]
     posterior = {name: value.flatten(0, 1) for name, value in _latents(found).items()}
     shared = shared_latents(sites)
-    event_dims = {name: len(site["fn"].event_shape) for name, site in sites.items()}
+    layouts = layouts_of(*draw_traces(program.model, program.guide, *batch.head()))
 
     def at(latents: Arrays) -> Arrays:
         def guide_for(draws: slice) -> Any:
-            return guide_at({n: v[draws] for n, v in latents.items()}, event_dims, shared)
+            return guide_at({n: v[draws] for n, v in latents.items()}, layouts)
 
         options = {"num_samples": shape.numel(), "memory_budget": None}
         chunks = list(replicated(program, batch, guide_for, **options))

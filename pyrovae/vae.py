@@ -392,3 +392,9 @@ def log_likelihood(p_x: dist.Distribution, x: Tensor, mask: Tensor | None) -> Te
 def own_draws(seed: int | None) -> AbstractContextManager:
     """Return a context with a random stream of this seed, or the global one for None."""
     return nullcontext() if seed is None else RandomStream(seed_number(seed))
+
+
+def is_plain_vae(program: nn.Module) -> bool:
+    """Return whether the program is `VAE.model` and `VAE.guide`, so that its parts define it."""
+    kind = type(program)
+    return isinstance(program, VAE) and (kind.model, kind.guide) == (VAE.model, VAE.guide)

@@ -610,7 +610,7 @@ def test_global_latents_are_vectorised_like_single_draws(float64):
     program, x = bayesian(6), (torch.rand(5, 6) < 0.5).double()
     terms = pv.elbo_terms(program, x, num_samples=3)
     for s in range(3):
-        z, w = terms.latents["z"][s], terms.latents["w"][s, 0]
+        z, w = terms.latents["z"][s], terms.latents["w"][s]
         log_likelihood = program.decoder(z, w).log_prob(x)
         assert torch.allclose(terms.log_likelihood[s], log_likelihood, atol=1e-12)
         expected = program.global_prior().log_prob(w)

@@ -13,7 +13,7 @@ or draws. `pyrovae.contract` compares the event shapes.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyro
@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import lazy_property
 
+from pyrovae.contract.sites import auxiliary_sites, is_local
+from pyrovae.densities.supports import support_of
 from pyrovae.errors import ConfigError
 from pyrovae.runtime.random_stream import RandomStream
 
@@ -49,8 +51,11 @@ def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> N
     with RandomStream(0), torch.no_grad(), pyro.validation_enabled(False):
         for name, site in guide_trace.iter_stochastic_nodes():
             check_density(site["fn"], f"the encoder's q({name}|x)")
+        has_auxiliary = bool(auxiliary_sites(guide_trace))
         for name, site in model_trace.iter_stochastic_nodes():
             check_density(site["fn"], f"the prior p({name})")
+            if is_local(site) and not has_auxiliary:
+                check_spread(site["fn"], guide_trace.nodes[name]["fn"], name)
             check_supports(site["fn"], guide_trace.nodes[name]["fn"], name)
         for name in model_trace.observation_nodes:
             check_parameters_of(model_trace.nodes[name]["fn"], f"the decoder's p({name}|z)")
@@ -90,6 +95,40 @@ def check_density(density: Distribution, what: str) -> None:
             "would be nan.\nLook for a scale that is 0 or negative, a logarithm of 0, or nan in "
             "its parameters."
         )
+
+
+def check_spread(p: Distribution, q: Distribution, name: str) -> None:
+    """Raise ConfigError if q(z|x) is a point, in some dimension, where p(z) has a density.
+
+    The KL of a point is infinite: its "density" is of another measure than the prior's.
+
+    Args:
+        p: the prior's density of a site.
+        q: the guide's density of the site.
+        name: the site's name.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> check_spread(dist.Normal(0.0, 1.0), dist.Normal(0.0, 1e-9), "z")
+    """
+    support = support_of(p)
+    if support is None or support.is_discrete:
+        return
+    draws = q.sample(torch.Size([NUM_DRAWS]))
+    is_point = (draws == draws[:1]).all(0)
+    with suppress(NotImplementedError):  # a narrow density rounds to one number, but has a variance
+        is_point = is_point & ~(q.variance > 0)
+    if is_point.any():
+        raise ConfigError(
+            f"the encoder's q({name}|x), a {_name(q)}, is a point{_in_which(is_point, q)}, but the "
+            f"prior p({name}) has a density there: KL(q ‖ p) is infinite, so there is no ELBO.\n"
+            "Give it a spread, e.g. guides.DiagonalNormal, or make what is fixed a parameter."
+        )
+
+
+def _in_which(is_point: Tensor, q: Distribution) -> str:
+    dims = is_point.reshape(-1, max(1, q.event_shape.numel())).any(0)
+    return "" if dims.all() else f" in dimension {int(dims.nonzero()[0])}"
 
 
 def check_parameters_of(density: Distribution, what: str) -> None:
@@ -148,20 +187,6 @@ def check_supports(p: Distribution, q: Distribution, name: str) -> None:
     )
 
 
-def support_of(density: Distribution) -> constraints.Constraint | None:
-    """Return the density's support, or None if it declares none.
-
-    Example:
-        >>> support_of(torch.distributions.Normal(0.0, 1.0))
-        Real()
-    """
-    try:
-        support = density.support
-    except NotImplementedError:
-        return None
-    return None if support is None or constraints.is_dependent(support) else support
-
-
 @contextmanager
 def plate_errors_explained() -> Iterator[None]:
     """Turn Pyro's error for a part with too many batch dimensions into a ConfigError.
@@ -217,6 +242,7 @@ WORDS = {
     "Real": ("the real numbers", {"guides": "DiagonalNormal", "priors": "StandardNormal"}),
     "Boolean": ("{0, 1}", {"guides": "Bernoulli", "priors": "Bernoulli"}),
     "OneHotBlocks": ("one-hot vectors", {"guides": "Categorical", "priors": "Categorical"}),
+    "Circle": ("the circle", {}),
     "Sphere": ("the unit sphere", {"guides": "PowerSpherical", "priors": "HypersphericalUniform"}),
 }
 

@@ -22,6 +22,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyrovae.contract.densities import plate_errors_explained
+from pyrovae.contract.sites import auxiliary_sites, is_local, observed_site
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
@@ -115,7 +116,10 @@ def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Non
     """Raise ConfigError unless guide and model have the same latents with the same shapes."""
     model_sites = dict(model_trace.iter_stochastic_nodes())
     guide_sites = dict(guide_trace.iter_stochastic_nodes())
+    auxiliary = auxiliary_sites(guide_trace)
     for name in {**model_sites, **guide_sites}:
+        if name in auxiliary:
+            continue
         if name not in model_sites or name not in guide_sites:
             where = "model" if name in model_sites else "guide"
             raise ConfigError(f"the latent {name!r} is in the {where} only; SVI needs it in both.")
@@ -161,7 +165,8 @@ def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
     own = {id(p) for p in program.parameters()}
     for trace in traces:
         for name, site in trace.nodes.items():
-            if site["type"] == "param" and id(site["value"]) not in own:
+            # a PyroParam is the image of an nn.Parameter
+            if site["type"] == "param" and not own & {id(site["value"]), id(_leaf(site["value"]))}:
                 raise ConfigError(
                     f"the program holds pyro.param({name!r}), which lives in Pyro's global store: "
                     "it would neither be saved nor moved with the module.\n"
@@ -169,17 +174,6 @@ def check_parameters(program: nn.Module, *traces: poutine.Trace) -> None:
                 )
 
 
-def is_local(site: dict) -> bool:
-    """Return whether a traced site is inside the plate "data"."""
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])
-
-
-def observed_site(model_trace: poutine.Trace) -> dict:
-    """Return the model's observed site "x"; raise ConfigError if there is none."""
-    site = model_trace.nodes.get("x")
-    if site is None or not site["is_observed"]:
-        raise ConfigError(
-            "the model has no observed site 'x', so its data cannot be checked or scored.\n"
-            "Name the data's site 'x': pyro.sample('x', p_x, obs=x)."
-        )
-    return site
+def _leaf(value: Tensor) -> Tensor:
+    """Return the unconstrained tensor behind the value of a `pyro.param`."""
+    return value.unconstrained() if hasattr(value, "unconstrained") else value

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn.modules.batchnorm import _NormBase
 
-from pyrovae.contract.densities import support_of
+from pyrovae.densities.supports import support_of
 
 
 class Requirements:

@@ -32,16 +32,13 @@ from pyrovae.contract.covariates import (
     like_of,
     sees_covariates,
 )
-from pyrovae.contract.densities import check_densities, support_of
-from pyrovae.contract.program import (
-    check_mask_is_seen,
-    check_signatures,
-    first_look,
-    observed_site,
-)
+from pyrovae.contract.densities import check_densities
+from pyrovae.contract.program import check_mask_is_seen, check_signatures, first_look
 from pyrovae.contract.requirements import Requirements, is_one_for_all, known, state_of
+from pyrovae.contract.sites import observed_site
 from pyrovae.data import Batch, Source, open_source
 from pyrovae.data.batch import COLUMNS
+from pyrovae.densities.supports import support_of
 from pyrovae.errors import DataError
 
 READ_AT_A_TIME = 1024  # rows of a Dataset or of a mask

@@ -117,6 +117,7 @@ def chunked(
     what: str = "draws",
     factor: int = 1,
     is_apart: bool = False,
+    at_once: bool = True,
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Yield the data in chunks of rows, each with the numbers of draws to make at a time.
 
@@ -129,6 +130,7 @@ def chunked(
         factor: cost of one draw, as a multiple of the bytes that `draw` allocates.
         is_apart: whether the measurement uses a separate random stream, so that it does not
             change the draws.
+        at_once: whether `draw` takes more than one draw at a time.
 
     Yields:
         (rows, [s₁, s₂, …]) with Σ s = K.
@@ -138,10 +140,11 @@ def chunked(
     """
     budget = budget_of(memory_budget, data.device)
     with RandomStream(0) if is_apart else nullcontext():
-        cost = factor * bytes_per_draw(draw(data.head()))
+        one = draw(data.head())
+        cost = factor * (bytes_per_draw(one) if at_once else max(1, bytes_of(lambda: one(1))))
     chunk = chunk_of(num_draws, data.count(), cost, budget, what=what)
     for rows in data.read(chunk.rows):
-        yield rows, sizes(num_draws, chunk.draws)
+        yield rows, sizes(num_draws, chunk.draws if at_once else 1)
 
 
 def sizes(total: int, largest: int) -> list[int]:

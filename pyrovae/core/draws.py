@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.chunking import chunked
-from pyrovae.core.joint import is_plain_vae
 from pyrovae.core.replay import latent_sites, shared_latents
 from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
+from pyrovae.core.vectorized import Way, terms_at, way_of
 from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.vae import is_plain_vae
 
 Arrays = dict[str, Tensor]
 Reading = Callable[[Traces, int], Arrays]
@@ -60,14 +61,24 @@ def over_draws(
         MemoryError: one draw of one datum does not fit the budget.
     """
 
-    def draw(rows: Batch) -> Callable[[int], Traces]:
-        return lambda size: draw_traces(program.model, program.guide, *rows, num_samples=size)
+    way = way_of(program, data.head())
+
+    def draw(rows: Batch) -> Callable[[int], Arrays]:
+        def of(size: int) -> Arrays:
+            count, copies = (1, size) if way is Way.AS_ROWS else (size, 1)
+            batch = rows.repeat(copies) if copies > 1 else rows
+            traces = draw_traces(program.model, program.guide, *batch, num_samples=count)
+            found = read(traces, batch.num_data)
+            shape = (size, rows.num_data)
+            return {n: v.reshape(*shape, *v.shape[2:]) for n, v in found.items()}
+
+        return of
 
     by_rows = []
-    options = {"memory_budget": memory_budget, "is_apart": is_apart}
+    at_once = way is not Way.ONE_BY_ONE
+    options = {"memory_budget": memory_budget, "is_apart": is_apart, "at_once": at_once}
     for rows, counts in chunked(data, num_samples, draw, **options):
-        parts = [read(draw(rows)(size), rows.num_data) for size in counts]
-        by_rows.append(concat(parts, 0))
+        by_rows.append(concat([draw(rows)(size) for size in counts], 0))
     return concat(by_rows, 1)
 
 
@@ -99,9 +110,9 @@ def local_latents(traces: Traces) -> list[str]:
 def latent_names(program: nn.Module, data: Source | Batch) -> tuple[str, ...]:
     """Return a name per latent dimension: "z[0]", "z[1]", …; "y" for a scalar site."""
     traces = draw_traces(program.model, program.guide, *data.head())
-    names = []
+    names, latents = [], terms_of(traces, 1).latents
     for name in local_latents(traces):
-        shape = traces.model.nodes[name]["fn"].event_shape
+        shape = latents[name].shape[2:]
         names += [f"{name}[{i}]" for i in range(shape.numel())] if shape else [name]
     return tuple(names)
 
@@ -176,8 +187,8 @@ def guide_terms(program: nn.Module, data: Source | Batch, num_samples: int) -> E
         sites = latent_sites(program, data)
     if shared_latents(sites):
         batch = data.whole()
-        traces = draw_traces(program.model, program.guide, *batch, num_samples=num_samples)
-        return terms_of(traces, batch.num_data)
+        how = {"way": way_of(program, batch), "layouts": {}}
+        return terms_at(program.model, program.guide, batch, num_samples, **how)
     options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
     found = over_draws(program, data, _read_all, **options)
     zeros = found["log_prior"].new_zeros(num_samples)

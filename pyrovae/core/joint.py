@@ -19,14 +19,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
 
-from pyrovae.core.replay import guide_at, nothing
-from pyrovae.core.terms import draw_traces, is_local, terms_of
+from pyrovae.core.layout import layouts_of
+from pyrovae.core.replay import nothing
+from pyrovae.core.terms import ElboTerms, draw_traces, is_local
+from pyrovae.core.vectorized import terms_at, way_of
 from pyrovae.data import Batch
+from pyrovae.densities.supports import support_of, transform_onto
 from pyrovae.errors import ConfigError
 from pyrovae.networks import given
-from pyrovae.vae import VAE, fill, log_likelihood
+from pyrovae.vae import VAE, fill, is_plain_vae, log_likelihood
 
 Latents = dict[str, Tensor]
 
@@ -44,12 +46,6 @@ def joint_of(program: nn.Module, batch: Batch) -> "VAEJoint | ProgramJoint":
     return VAEJoint(program, batch) if is_plain_vae(program) else ProgramJoint(program, batch)
 
 
-def is_plain_vae(program: nn.Module) -> bool:
-    """Return whether the program is `VAE.model` and `VAE.guide`, so that its parts define it."""
-    kind = type(program)
-    return isinstance(program, VAE) and (kind.model, kind.guide) == (VAE.model, VAE.guide)
-
-
 class VAEJoint:
     """p(z), p(x|z) and q(z|x) of a `VAE` at fixed data; the encoder runs once."""
 
@@ -58,7 +54,7 @@ class VAEJoint:
         self.decoder, self.batch = vae.decoder, batch
         self.prior = vae.prior(*given(y, vae.prior))
         self.guide = vae.encoder(fill(x, mask), *given(y, vae.encoder))
-        self.supports = {"z": self.prior.support}
+        self.supports = {"z": support_of(self.prior) or self.prior.support}
 
     def terms(self, z: Latents) -> tuple[Tensor, Tensor]:
         """Return log p(z) and log p(x|z) at z (S, N, D), (S, N) each."""
@@ -88,8 +84,8 @@ class ProgramJoint:
 
     def __init__(self, program: nn.Module, batch: Batch):
         self.program, self.batch = program, batch
-        trace = draw_traces(program.model, program.guide, *batch).model
-        sites = dict(trace.iter_stochastic_nodes())
+        traces = draw_traces(program.model, program.guide, *batch)
+        sites = dict(traces.model.iter_stochastic_nodes())
         outside = [n for n, site in sites.items() if not is_local(site)]
         if outside:
             raise ConfigError(
@@ -97,7 +93,9 @@ class ProgramJoint:
                 "log p(x) is not a sum over data and cannot be estimated per datum.\n"
                 "elbo_terms(…).total_elbo bounds the evidence of all data together."
             )
-        self.supports = {n: site["fn"].support for n, site in sites.items()}
+        self.supports = {n: support_of(s["fn"]) or s["fn"].support for n, s in sites.items()}
+        self.layouts = layouts_of(*traces)
+        self.way = way_of(program, batch)
 
     def terms(self, z: Latents) -> tuple[Tensor, Tensor]:
         terms = self._replayed(self.program.model, z)
@@ -117,13 +115,12 @@ class ProgramJoint:
         terms = self._terms(self.program.model, self.program.guide, num_samples)
         return terms.latents, terms.log_weights
 
-    def _replayed(self, program: Callable, z: Latents) -> Any:
-        event_dims = {name: support.event_dim for name, support in self.supports.items()}
-        return self._terms(program, guide_at(z, event_dims), len(next(iter(z.values()))))
+    def _replayed(self, program: Callable, z: Latents) -> ElboTerms:
+        return self._terms(program, z, len(next(iter(z.values()))))
 
-    def _terms(self, model: Callable, guide: Callable, num_samples: int) -> Any:
-        traces = draw_traces(model, guide, *self.batch, num_samples=num_samples)
-        return terms_of(traces, len(self.batch.x))
+    def _terms(self, model: Callable, guide: Callable | Latents, num_samples: int) -> ElboTerms:
+        how = {"way": self.way, "layouts": self.layouts}
+        return terms_at(model, guide, self.batch, num_samples, **how)
 
 
 class Site(NamedTuple):
@@ -205,16 +202,12 @@ def flat(latents: Latents) -> Tensor:
 
 
 def _transform(name: str, support: Any, method: str) -> Any:
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
-        support = support.base_constraint
-    if not support.is_discrete:
-        try:
-            return biject_to(support)
-        except NotImplementedError:
-            pass
-    kind = "discrete" if support.is_discrete else "not mapped from the real line"
-    raise ConfigError(
-        f"{method} moves latents along gradients on the real line, but the support of {name!r}, "
-        f"{support}, is {kind}.\n"
-        "Use method='enumerate' for few discrete values, else method='iwae' or posterior.sir."
-    )
+    try:
+        return transform_onto(support)
+    except NotImplementedError:
+        kind = "discrete" if support.is_discrete else "not mapped from the real line"
+        raise ConfigError(
+            f"{method} moves latents along gradients on the real line, but the support of "
+            f"{name!r}, {support}, is {kind}.\n"
+            "Use method='enumerate' for few discrete values, else method='iwae' or posterior.sir."
+        ) from None

@@ -1,17 +1,13 @@
-"""A program at given latents, and replicates of the data from it.
+"""A program at given latents."""
 
-x^rep ~ p(x|z) at z ~ q(z|x), at z ~ p(z), or at latents from elsewhere
-"""
-
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import pyro
 import pyro.distributions as dist
-from pyro import poutine
 from torch import Tensor, nn
 
-from pyrovae.contract.program import is_local
-from pyrovae.core.chunking import budget_of, bytes_per_draw, sizes
+from pyrovae.contract.sites import is_local
+from pyrovae.core.layout import Layout
 from pyrovae.core.terms import draw_traces
 from pyrovae.data import Batch, Source
 
@@ -33,72 +29,25 @@ def shared_latents(sites: Mapping[str, dict]) -> list[str]:
     return [name for name, site in sites.items() if not is_local(site)]
 
 
-def guide_at(
-    latents: Arrays, event_dims: Mapping[str, int], shared: Collection[str] = ()
-) -> Callable[..., None]:
+def guide_at(latents: Arrays, layouts: Mapping[str, Layout]) -> Callable[..., None]:
     """Return a guide that fixes these latents.
 
     Args:
-        latents: site → (S, N, *event), or (S, *event) for a shared one.
-        event_dims: site → the number of its event dimensions.
-        shared: sites outside the plate "data".
+        latents: site → (S, N, *plates, *event), or (S, *plates, *event) for a shared one.
+        layouts: site → its layout in the program.
     """
 
-    def sample(name: str, value: Tensor) -> None:
-        value = value if len(value) > 1 else value[0]
-        pyro.sample(name, dist.Delta(value, event_dim=event_dims[name]))
+    def sample(name: str) -> None:
+        value = layouts[name].traced(latents[name])
+        pyro.sample(name, dist.Delta(value, event_dim=layouts[name].event_dim))
 
     def guide(x: Tensor, *batch: Tensor | None) -> None:
-        for name in latents.keys() & shared:  # (S, 1, …): along the particles, before the data
-            value = latents[name]
-            sample(name, value[:, None] if len(value) > 1 else value)
+        local = [name for name in latents if layouts[name].data is not None]
+        for name in latents:
+            if name not in local:
+                sample(name)
         with pyro.plate("data", len(x), dim=-1):
-            for name in latents:
-                if name not in shared:
-                    sample(name, latents[name])
+            for name in local:
+                sample(name)
 
     return guide
-
-
-def values_of(
-    trace: poutine.Trace, sites: Mapping[str, dict], num_samples: int, *more: str
-) -> Arrays:
-    """Return the values of sites, draws first: (S, N, …), or (S, *event) for a shared latent."""
-    found = {}
-    for name in (*sites, *more):
-        value = trace.nodes[name]["value"]
-        if name in sites and not is_local(sites[name]):
-            found[name] = value.reshape(num_samples, *sites[name]["fn"].event_shape)
-        else:
-            found[name] = value if num_samples > 1 else value[None]
-    return found
-
-
-def replicated(
-    program: nn.Module,
-    data: Source | Batch,
-    guide_for: Callable[[slice], Callable],
-    *,
-    num_samples: int,
-    memory_budget: int | None,
-) -> Iterator[Arrays]:
-    """Yield replicates of the whole data, "x" and the latents, in chunks (s, N, …).
-
-    Args:
-        program: any program, inside `diagnosing`.
-        data: validated; their x matters for its shape, and where the guide sees it.
-        guide_for: a slice of the S draws → the guide that gives their latents.
-        num_samples: S replicates in all.
-        memory_budget: bytes for one chunk; at least one replicate is made at a time.
-    """
-    model, batch = poutine.uncondition(program.model), data.whole()
-    one = batch.head()
-    sites = latent_sites(program, batch)
-    cost = bytes_per_draw(lambda size: draw_traces(model, nothing, *one, num_samples=size))
-    chunk = max(1, budget_of(memory_budget, batch.device).num_bytes // (cost * batch.num_data))
-    start = 0
-    for size in sizes(num_samples, chunk):
-        guide = guide_for(slice(start, start + size))
-        trace = draw_traces(model, guide, *batch, num_samples=size).model
-        yield values_of(trace, sites, size, "x")
-        start += size

@@ -22,8 +22,11 @@ from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from pyrovae.contract.program import is_local
+from pyrovae.contract.sites import is_local
+from pyrovae.core.layout import PARTICLES, Layout, layouts_of, nesting_of
 from pyrovae.errors import ConfigError
+
+MAX_NESTING = 8  # plates of a program, at most
 
 
 class ElboTerms(NamedTuple):
@@ -35,7 +38,8 @@ class ElboTerms(NamedTuple):
         log_guide: (S, N), log q(z|x).
         global_log_prior: (S,), log p of the latents outside the plate "data"; 0 without any.
         global_log_guide: (S,), log q of the same latents.
-        latents: site name → its draws, (S, N, *event), or (S, *event) for a global one.
+        latents: site name → its draws, (S, N, *plates, *event), with the sizes of plates other
+            than "data", or (S, *plates, *event) for a global one.
     """
 
     log_prior: Tensor
@@ -69,22 +73,43 @@ class Traces(NamedTuple):
 
 
 def draw_traces(
-    model: Any, guide: Any, *args: Any, num_samples: int = 1, detach: bool = False, **kwargs: Any
+    model: Any,
+    guide: Any,
+    *args: Any,
+    num_samples: int = 1,
+    detach: bool = False,
+    nesting: int = 1,
+    **kwargs: Any,
 ) -> Traces:
     """Trace guide and model at `num_samples` draws, vectorized over a plate "particles".
 
-    The plate is at dim −2, outside "data": sites get shape (S, B, *event), or (B, …) for a
-    single draw. Gradients flow, also through the draws unless `detach`; surrounding handlers
-    apply.
+    The plate is left of all plates of the program, at dim −2 where "data" is the only one: sites
+    get shape (S, B, *event), or (B, …) for a single draw. Gradients flow, also through the draws
+    unless `detach`; surrounding handlers apply. `nesting` is the number of dimensions of the
+    program's plates where it is known; it is found otherwise.
     """
-    if num_samples > 1:
-        model, guide = _with_particles(model, num_samples), _with_particles(guide, num_samples)
-    return Traces(*get_importance_trace("flat", 2, model, guide, args, kwargs, detach))
+    if num_samples == 1:
+        found = get_importance_trace("flat", MAX_NESTING, model, guide, args, kwargs, detach)
+        return Traces(*found)
+    dim = -nesting - 1
+    while True:
+        both = [_with_particles(program, num_samples, dim) for program in (model, guide)]
+        try:
+            found = Traces(*get_importance_trace("flat", -dim, *both, args, kwargs, detach))
+        except ValueError as error:
+            if "collide" not in str(error) or dim <= -MAX_NESTING:
+                raise
+            dim -= 1  # a plate of the program has this dimension
+            continue
+        nesting = nesting_of(*found)
+        if nesting < -dim:
+            return found
+        dim = -nesting - 1
 
 
-def _with_particles(program: Any, num_samples: int) -> Any:
+def _with_particles(program: Any, num_samples: int, dim: int) -> Any:
     def vectorized(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate("particles", num_samples, dim=-2):
+        with pyro.plate(PARTICLES, num_samples, dim=dim):
             return program(*args, **kwargs)
 
     return vectorized
@@ -104,16 +129,15 @@ def terms_of(traces: Traces, num_data: int) -> ElboTerms:
     observed = {n: s for n, s in _sites(traces.model) if s["is_observed"]}
     guide_latents = {n: s for n, s in _sites(traces.guide) if not s["is_observed"]}
     device = next((s["unscaled_log_prob"].device for _, s in _sites(traces.model)), None)
-    split = partial(_local_and_global, num_data=num_data, device=device)
+    layouts = layouts_of(*traces)
+    split = partial(_local_and_global, layouts=layouts, num_data=num_data, device=device)
     log_prior, global_log_prior = split(model_latents)
     log_likelihood, _ = split(observed)
     log_guide, global_log_guide = split(guide_latents)
     arrays = (log_prior, log_likelihood, log_guide, global_log_prior, global_log_guide)
     num_samples = max(len(a) for a in arrays)
     expanded = [a.expand(num_samples, *a.shape[1:]) for a in arrays]
-    latents = {
-        n: s["value"] if num_samples > 1 else s["value"][None] for n, s in model_latents.items()
-    }
+    latents = {n: layouts[n].canonical(s["value"]) for n, s in model_latents.items()}
     return ElboTerms(*expanded, latents)
 
 
@@ -122,7 +146,11 @@ def _sites(trace: poutine.Trace):
 
 
 def _local_and_global(
-    sites: dict[str, dict], *, num_data: int, device: torch.device | None
+    sites: dict[str, dict],
+    *,
+    layouts: dict[str, Layout],
+    num_data: int,
+    device: torch.device | None,
 ) -> tuple[Tensor, Tensor]:
     """Sum the log-densities of sites inside the plate, (S, N), and outside, (S,)."""
     local, global_ = [], []
@@ -130,23 +158,24 @@ def _local_and_global(
         log_prob = site["unscaled_log_prob"]
         if site["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
+        log_prob = layouts[name].canonical(log_prob, event_dim=0)
         if is_local(site):
             local.append(_as_rows(log_prob, name, num_data))
-        elif log_prob.dim() <= 2:
-            global_.append(log_prob.reshape(-1))
+        else:
+            global_.append(log_prob.flatten(1).sum(1) if log_prob.dim() > 1 else log_prob)
     # `sum` would add a tensor of zeros, an extra operation in each training step
     total = reduce(torch.add, local) if local else torch.zeros(1, num_data, device=device)
     return total, reduce(torch.add, global_) if global_ else torch.zeros(1, device=device)
 
 
 def _as_rows(log_prob: Tensor, name: str, num_data: int) -> Tensor:
-    if log_prob.dim() > 2 or log_prob.shape[-1:] != (num_data,):
+    if log_prob.shape[1] != num_data:
         raise ConfigError(
-            f"the log-density of site {name!r} has shape {tuple(log_prob.shape)}, but it needs one "
-            f"number for each of {num_data} data: the plate 'data' must be the rightmost one.\n"
-            "Declare the dimensions of a datum as event dimensions: .to_event(k)."
+            f"the log-density of site {name!r} has {log_prob.shape[1]} rows, but it needs one "
+            f"number for each of {num_data} data: the plate 'data' must be over the rows of x.\n"
+            "Write with pyro.plate('data', len(x)): around the sites of a datum."
         )
-    return log_prob if log_prob.dim() == 2 else log_prob[None]
+    return log_prob.flatten(2).sum(2) if log_prob.dim() > 2 else log_prob
 
 
 def bound_on(*traces: poutine.Trace) -> str:

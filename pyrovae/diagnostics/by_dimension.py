@@ -19,19 +19,23 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from pyrovae.contract.densities import coordinate_of
 from pyrovae.core.draws import Arrays, local_latents
-from pyrovae.core.terms import Traces, terms_of
+from pyrovae.core.layout import layouts_of
+from pyrovae.core.terms import Traces
 from pyrovae.densities.discrete import BernoulliVector
+from pyrovae.densities.supports import Circle, support_of
 from pyrovae.errors import ConfigError
 
 
 def read_kl(traces: Traces, num_data: int) -> Arrays:
     """Read kl_per_dimension, (s, n, D) float64, nats; NaN where it does not split."""
-    latents = terms_of(traces, num_data).latents
+    layouts = layouts_of(*traces)
     parts = []
     for name in local_latents(traces):
-        q, p, z = traces.guide.nodes[name]["fn"], traces.model.nodes[name]["fn"], latents[name]
-        parts.append(split_kl(q, p, z).reshape(*z.shape[:2], -1).double())
+        q, model = traces.guide.nodes[name]["fn"], traces.model.nodes[name]
+        kl = layouts[name].canonical(split_kl(q, model["fn"], model["value"]))
+        parts.append(kl.reshape(*kl.shape[:2], -1).double())
     return {"kl_per_dimension": _joined(parts)}
 
 
@@ -85,17 +89,23 @@ def _inner(density: Distribution) -> Distribution:
 
 
 def read_means(traces: Traces, num_data: int) -> Arrays:
-    """Read mean: E[z|x] of q at each draw, (s, n, D) float64; the draw if q has no mean."""
-    latents = terms_of(traces, num_data).latents
+    """Read mean: E[z|x] of q at each draw, (s, n, D) float64; the draw if q has no mean.
+
+    An angle becomes the point exp(iz) on the unit circle, and the array complex128.
+    """
+    layouts = layouts_of(*traces)
     parts = []
     for name in local_latents(traces):
-        z = latents[name]
-        mean = _mean(traces.guide.nodes[name]["fn"], z)
-        parts.append(mean.expand(z.shape).reshape(*z.shape[:2], -1).double())
+        q, z = traces.guide.nodes[name]["fn"], traces.guide.nodes[name]["value"]
+        mean = layouts[name].canonical(_mean(q, z).expand(z.shape))
+        mean = mean.reshape(*mean.shape[:2], -1)
+        parts.append(mean.cdouble() if mean.is_complex() else mean.double())
     return {"mean": _joined(parts)}
 
 
 def _mean(q: Distribution, z: Tensor) -> Tensor:
+    if isinstance(coordinate_of(support_of(q)), Circle):
+        return torch.polar(torch.ones_like(z), z)  # the mean of angles has no meaning
     try:
         mean = q.mean
     except NotImplementedError:

@@ -100,8 +100,9 @@ def active_units(
 ) -> ActiveUnits:
     """Estimate A_d = Var_x(E_q[z_d|x]), and which dimensions exceed the threshold.
 
-    The mean is that of q in closed form if there is one. Otherwise it is the mean of S draws,
-    corrected for the variance that averaging S draws adds.
+    For an angle, z_d stands for the point (cos z_d, sin z_d). The mean is that of q in closed
+    form if there is one. Otherwise it is the mean of S draws, corrected for the variance that
+    averaging S draws adds.
 
     Args:
         program: any program.
@@ -231,7 +232,7 @@ def _variance_of_means(means: Tensor) -> tuple[Tensor, Tensor]:
     """
     posterior_mean = means.mean(0)  # (N, D)
     left_over = means.var(0).mean(0) / len(means)
-    squared = (posterior_mean - posterior_mean.mean(0)) ** 2
+    squared = (posterior_mean - posterior_mean.mean(0)).abs() ** 2
     num = len(squared)
     variance = squared.sum(0) / (num - 1)
     return (variance - left_over).clamp(min=0.0), squared.std(0) / math.sqrt(num)

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from pyrovae.checks import whole_number
 from pyrovae.contract import validated
 from pyrovae.core.draws import diagnosing
-from pyrovae.core.replay import nothing, replicated
+from pyrovae.core.replay import nothing
+from pyrovae.core.replicates import replicated
 from pyrovae.errors import ConfigError
 
 Statistic = Callable[[Tensor], Any]

@@ -27,13 +27,14 @@ from pyrovae.checks import whole_number
 from pyrovae.contract import validated
 from pyrovae.core.chunking import budget_of
 from pyrovae.core.draws import Arrays, diagnosing, latent_names, over_draws, read_terms
-from pyrovae.core.joint import is_plain_vae, joint_of
+from pyrovae.core.joint import joint_of
 from pyrovae.core.terms import Traces, draw_traces, is_local, terms_of
 from pyrovae.data import Batch, Source
 from pyrovae.diagnostics.by_dimension import read_kl
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.networks import given
 from pyrovae.runtime.memory import bytes_of
+from pyrovae.vae import is_plain_vae
 
 
 class Decomposition(NamedTuple):

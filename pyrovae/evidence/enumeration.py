@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.core.chunking import chunked
-from pyrovae.core.joint import VAEJoint, is_plain_vae
+from pyrovae.core.joint import VAEJoint
 from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.record import Evidence, exact
+from pyrovae.vae import is_plain_vae
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Compute log p(x) by quadrature over a latent space of one or two dimensions.
 
-    log p(x_i) = log Σ_g p(z_g) p(x_i|z_g) ΔV
+    log p(x_i) = log Σ_g p(z_g) |∂z/∂u|_g p(x_i|z_g) ΔV,    z = T(u)
 
-A regular grid over the region of prior and posterior is refined, for each datum only where its
-joint density matters: cells that carry less than e^−27 of it are dropped, the others split into
-3^D. The midpoint rule converges faster than any power of the step once the step is below the
-posterior's width, so two levels that agree to 1e-6 nat are exact to about that. Everything is
-in float64, because 1e-6 nat is below the rounding of float32 log-densities.
+u is z itself on the real line; a half-line, an interval or a simplex is covered through its map T
+from the real line, so that edges of p(z) are far away in u; the circle is one period. A regular
+grid over the region of prior and posterior is refined, for each datum only where its joint
+density matters: cells that carry less than e^−27 of it are dropped, the others split into 3^D.
+The midpoint rule converges faster than any power of the step once the step is below the
+posterior's width, so two levels that agree to 1e-6 nat are exact to about that. Everything is in
+float64, because 1e-6 nat is below the rounding of float32 log-densities.
 """
 
 import copy
@@ -18,14 +20,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Transform
 
-from pyrovae.core.joint import is_plain_vae
 from pyrovae.data import Batch, Source
+from pyrovae.densities.supports import support_of, transform_onto
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.record import Evidence, exact
 from pyrovae.networks import given
-from pyrovae.vae import fill, log_likelihood
+from pyrovae.vae import fill, is_plain_vae, log_likelihood
 
 DATA_AT_A_TIME = 256
 NUMBERS_AT_A_TIME = 2**18  # per evaluation of the decoder, so that they fit a processor cache
@@ -40,7 +42,7 @@ class Cells(NamedTuple):
     """Pairs of a cell and a datum to which it may contribute.
 
     Attributes:
-        center: (P, D), the cells' midpoints.
+        center: (P, D), the cells' midpoints u.
         datum: (P,), the row of x.
         log_joint: (P,), log p(x, z) at the midpoint, nats.
         is_found: (P,), whether the cell contains a draw from the guide, so that a peak narrower
@@ -77,11 +79,26 @@ class Grid:
         return exact(log_px)
 
 
+class Space(NamedTuple):
+    """The latent space of a prior, in coordinates u on the real line.
+
+    Attributes:
+        transform: T, z = T(u).
+        dim: D, numbers of u.
+        period: of each number, for an angle; else None.
+    """
+
+    transform: Transform
+    dim: int
+    period: float | None
+
+
 class Settled(NamedTuple):
     """Data whose log p(x) has converged, with their cells.
 
     Attributes:
         vae: the VAE in float64.
+        space: the latent space, whose cells these are.
         batch: the current data in float64; cells.datum indexes its rows.
         cells: cells of all data that had not converged before.
         is_settled: (n,), which data of the batch have converged.
@@ -90,6 +107,7 @@ class Settled(NamedTuple):
     """
 
     vae: nn.Module
+    space: "Space"
     batch: Batch
     cells: Cells
     is_settled: Tensor
@@ -108,53 +126,61 @@ def settled_cells(vae: nn.Module, data: Source | Batch) -> Iterator[Settled]:
     for part in data.read(DATA_AT_A_TIME):
         part = part.double()
         p_z = vae.prior(*given(part.y, vae.prior))
-        if not start:
-            _check_latent_space(p_z, "the grid")
+        space = space_of(p_z, "the grid")
         rows = torch.arange(start, start + part.num_data, device=part.device)
-        for cells, is_settled, log_px in _settling(vae, part, p_z.event_shape.numel()):
-            yield Settled(vae, part, cells, is_settled, rows[is_settled], log_px[is_settled])
+        for cells, is_settled, log_px in _settling(vae, space, part):
+            yield Settled(vae, space, part, cells, is_settled, rows[is_settled], log_px[is_settled])
         start += part.num_data
 
 
-def log_joint(vae: nn.Module, batch: Batch, z: Tensor) -> Tensor:
-    """Return log p(x, z) in nats, (*S, N), at z (*S, 1 or N, D); −∞ outside p(z)'s support."""
+def log_joint(vae: nn.Module, space: Space, batch: Batch, u: Tensor) -> Tensor:
+    """Return log p(x, z) |∂z/∂u| in nats, (*S, N), at u (*S, 1 or N, D)."""
+    z = space.transform(u)
     p_x = vae.decoder(z, *given(batch.y, vae.decoder))
     observed = log_likelihood(p_x, batch.x, batch.mask)
     p_z = vae.prior(*given(batch.y, vae.prior))
-    return (p_z.log_prob(z) + observed).where(p_z.support.check(z), -math.inf)
+    log_det = space.transform.log_abs_det_jacobian(u, z)
+    log_det = log_det.sum(-1) if log_det.dim() == u.dim() else log_det
+    joint = p_z.log_prob(z) + log_det + observed
+    # far out, T rounds to an edge, where a density may be infinite
+    return joint.where(p_z.support.check(z) & joint.isfinite(), -math.inf)
 
 
-def _check_latent_space(p_z: Distribution, method: str) -> None:
-    """Raise ConfigError unless p(z) has a Lebesgue density over one or two dimensions."""
-    dim = p_z.event_shape.numel()
+def space_of(p_z: Distribution, method: str) -> Space:
+    """Return the space of p(z); raise ConfigError unless it has one or two dimensions."""
+    try:
+        transform = transform_onto(support_of(p_z) or p_z.support)
+    except NotImplementedError:
+        raise ConfigError(
+            f"{method} covers an area of the latent space with cells, but the support of p(z), "
+            f"{p_z.support}, has no area: it is discrete or lower-dimensional.\n"
+            "Use method='enumerate' for discrete latents, method='iwae' for others."
+        ) from None
+    dim = transform.inv(p_z.sample()).shape[-1]
     if dim > 2:
         raise ConfigError(
             f"{method} covers the latent space with cells, but this one has {dim} dimensions.\n"
             "It supports at most 2; use method='iwae', or posterior.sir for draws."
         )
-    z = p_z.sample((100,))
-    # almost every small step leaves a sphere, a simplex or a lattice
-    stays = p_z.support.check(z + 0.01 * torch.randn_like(z))
-    if stays.double().mean() < 0.5:
-        raise ConfigError(
-            f"{method} covers an area of the latent space with cells, but the support of p(z), "
-            f"{p_z.support}, has no area: it is discrete or lower-dimensional.\n"
-            "Use method='enumerate' for discrete latents, method='iwae' for others."
-        )
+    innermost = transform
+    while hasattr(innermost, "base_transform"):
+        innermost = innermost.base_transform
+    return Space(transform, dim, getattr(innermost, "period", None))
 
 
-def _settling(vae: nn.Module, batch: Batch, dim: int) -> Iterator[tuple[Cells, Tensor, Tensor]]:
+def _settling(vae: nn.Module, space: Space, batch: Batch) -> Iterator[tuple[Cells, Tensor, Tensor]]:
     """Yield per level the cells, which data have just converged, and log p(x), (N,) each."""
-    found = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder)).sample((16,))
-    cells = _first_cells(vae, batch, found, dim)
+    q_z = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder))
+    found = space.transform.inv(q_z.sample((16,)))
+    cells = _first_cells(vae, space, batch, found)
     log_px = _log_sum(cells, len(batch.x))
     is_open = torch.ones_like(log_px, dtype=torch.bool)
     moved = torch.full_like(log_px, math.inf)
     for _ in range(MAX_LEVELS):
         # a density with an edge or a cusp refines endlessly: stop before memory runs out
-        if (cells.log_joint > log_px[cells.datum] - NEGLIGIBLE).sum() * 3**dim > MAX_CELLS:
+        if (cells.log_joint > log_px[cells.datum] - NEGLIGIBLE).sum() * 3**space.dim > MAX_CELLS:
             break
-        cells = refined(vae, batch, cells, log_px, is_open)
+        cells = refined(vae, space, batch, cells, log_px, is_open)
         after = torch.where(is_open, _log_sum(cells, len(batch.x)), log_px)
         moved, log_px = (after - log_px).abs(), after
         is_settled = is_open & (moved <= TOLERANCE)
@@ -170,12 +196,15 @@ def _settling(vae: nn.Module, batch: Batch, dim: int) -> Iterator[tuple[Cells, T
     )
 
 
-def _first_cells(vae: nn.Module, batch: Batch, found: Tensor, dim: int) -> Cells:
+def _first_cells(vae: nn.Module, space: Space, batch: Batch, found: Tensor) -> Cells:
     """Cover the region that prior and guide suggest, widened until its rim is negligible."""
-    reach = 2.0 * float(vae.prior(*given(batch.y, vae.prior)).sample((1000,)).abs().max())
-    at_found = log_joint(vae, batch, found)  # (16, N)
+    if space.period:
+        return _regular(vae, space, batch, found, space.period / 2)
+    draws = vae.prior(*given(batch.y, vae.prior)).sample((1000,))
+    reach = 2.0 * float(space.transform.inv(draws).abs().max())
+    at_found = log_joint(vae, space, batch, found)  # (16, N)
     while True:
-        cells = _regular(vae, batch, found, reach, dim)
+        cells = _regular(vae, space, batch, found, reach)
         log_px = _log_sum(cells, len(batch.x))
         is_rim = cells.center.abs().amax(-1) > 0.8 * reach
         rim = cells._replace(log_joint=cells.log_joint.masked_fill(~is_rim, -math.inf))
@@ -186,17 +215,18 @@ def _first_cells(vae: nn.Module, batch: Batch, found: Tensor, dim: int) -> Cells
         reach = max(1.5 * reach, needed)
 
 
-def _regular(vae: nn.Module, batch: Batch, found: Tensor, reach: float, dim: int) -> Cells:
+def _regular(vae: nn.Module, space: Space, batch: Batch, found: Tensor, reach: float) -> Cells:
+    dim = space.dim
     width = 2 * reach / CELLS[dim]
     axis = torch.arange(CELLS[dim], dtype=torch.float64, device=batch.x.device)
     axis = (axis + 0.5) * width - reach
-    z = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)  # (G, D)
+    u = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)  # (G, D)
     num_data = len(batch.x)
     size = max(1, NUMBERS_AT_A_TIME // batch.x.numel())
-    values = torch.cat([log_joint(vae, batch, part[:, None]) for part in z.split(size)])  # (G, N)
-    center = z[:, None].expand(-1, num_data, -1).reshape(-1, dim)
-    datum = torch.arange(num_data, device=z.device).expand(len(z), -1).reshape(-1)
-    return Cells(center, datum, values.reshape(-1), _holds(found, reach, width), width)
+    values = [log_joint(vae, space, batch, part[:, None]) for part in u.split(size)]
+    center = u[:, None].expand(-1, num_data, -1).reshape(-1, dim)
+    datum = torch.arange(num_data, device=u.device).expand(len(u), -1).reshape(-1)
+    return Cells(center, datum, torch.cat(values).reshape(-1), _holds(found, reach, width), width)
 
 
 def _holds(found: Tensor, reach: float, width: float) -> Tensor:
@@ -208,7 +238,9 @@ def _holds(found: Tensor, reach: float, width: float) -> Tensor:
     return holds.scatter(0, cell, True).reshape(-1)
 
 
-def refined(vae: nn.Module, batch: Batch, cells: Cells, log_px: Tensor, is_open: Tensor) -> Cells:
+def refined(
+    vae: nn.Module, space: Space, batch: Batch, cells: Cells, log_px: Tensor, is_open: Tensor
+) -> Cells:
     """Split the cells that matter to data that have not converged, each into 3^D."""
     dim = cells.center.shape[-1]
     share = cells.log_joint + dim * math.log(cells.width) - log_px[cells.datum]
@@ -222,8 +254,8 @@ def refined(vae: nn.Module, batch: Batch, cells: Cells, log_px: Tensor, is_open:
     datum = cells.datum[kept].repeat_interleave(len(offsets))
     size = max(1, NUMBERS_AT_A_TIME // batch.x[0].numel())
     values = [
-        log_joint(vae, batch.rows(n), z)
-        for z, n in zip(center.split(size), datum.split(size), strict=True)
+        log_joint(vae, space, batch.rows(n), u)
+        for u, n in zip(center.split(size), datum.split(size), strict=True)
     ]
     is_found = torch.zeros_like(datum, dtype=torch.bool)
     return Cells(center, datum, torch.cat(values), is_found, width)

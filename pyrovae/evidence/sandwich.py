@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract.covariates import as_covariates
 from pyrovae.contract.validator import validated
-from pyrovae.core.joint import Unconstrained, is_plain_vae, joint_of
+from pyrovae.core.joint import Unconstrained, joint_of
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import AIS, backward, forward, pilot, rows_at_a_time, summed
 from pyrovae.handlers import evaluation
 from pyrovae.networks import given
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.vae import is_plain_vae
 
 
 class Sandwich(NamedTuple):

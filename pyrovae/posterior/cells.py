@@ -1,6 +1,6 @@
 """Exact draws of p(z|x) from the cells of the quadrature grid, for one or two latents.
 
-    z ~ Σ_g P_g U(cell g),    P_g = p(z_g) p(x|z_g) ΔV / p(x)
+    z = T(u),    u ~ Σ_g P_g U(cell g),    P_g = p(z_g) |∂z/∂u|_g p(x|z_g) ΔV / p(x)
 
 Uniform draws within cells of width h add h²/12 to the variance of each coordinate; cells are
 split until that is below 0.2 % of the posterior's variance.
@@ -84,10 +84,10 @@ def _draws(settled: Settled, member: int, i: int, num_samples: int) -> Tensor:
     for _ in range(MAX_CUTS):
         if cells.width <= FINE * _spread(cells):
             break
-        cells = refined(settled.vae, one, cells, log_px, is_open)
+        cells = refined(settled.vae, settled.space, one, cells, log_px, is_open)
     index = cells.log_joint.softmax(0).multinomial(num_samples, replacement=True)
     center = cells.center[index]
-    return center + cells.width * (torch.rand_like(center) - 0.5)
+    return settled.space.transform(center + cells.width * (torch.rand_like(center) - 0.5))
 
 
 def _spread(cells: Cells) -> float:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from pyrovae.checks import seed_number
 from pyrovae.contract import validated
-from pyrovae.core.joint import is_plain_vae
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.posterior import sir
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.vae import is_plain_vae
 
 
 class Imputation(NamedTuple):

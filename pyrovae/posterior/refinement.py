@@ -22,11 +22,12 @@ from torch.nn.functional import normalize
 
 from pyrovae.checks import real_number, seed_number, whole_number
 from pyrovae.contract import validated
-from pyrovae.core.joint import VAEJoint, is_plain_vae
+from pyrovae.core.joint import VAEJoint
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.vae import is_plain_vae
 
 CHECK_DRAWS = 100  # for the ELBO before and after
 

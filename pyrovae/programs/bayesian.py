@@ -79,7 +79,7 @@ class BayesianVAE(nn.Module):
         ... )
         >>> terms = pv.elbo_terms(program, torch.ones(5, 6), num_samples=3)
         >>> terms.latents["w"].shape, terms.global_log_guide.shape, terms.log_prior.shape
-        (torch.Size([3, 1, 2]), torch.Size([3]), torch.Size([3, 5]))
+        (torch.Size([3, 2]), torch.Size([3]), torch.Size([3, 5]))
     """
 
     def __init__(

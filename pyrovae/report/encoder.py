@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae.contract import validated
-from pyrovae.contract.densities import coordinate_of, support_of
+from pyrovae.contract.densities import coordinate_of
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import VAEJoint
+from pyrovae.densities.supports import support_of
 from pyrovae.diagnostics import Estimate
 
 ROWS = 500  # data at a time

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyrovae.checks import warn_caller, whole_number
 from pyrovae.contract import validated
-from pyrovae.contract.program import is_local, trace_once
+from pyrovae.contract.program import trace_once
+from pyrovae.contract.sites import is_local
 from pyrovae.core.terms import bound_on
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History

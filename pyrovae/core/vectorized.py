@@ -1,0 +1,134 @@
+"""The terms of a program at many draws, in the fastest way that gives the right numbers.
+
+Draws are made at once by one more batch dimension at the left. A program whose arithmetic counts
+dimensions from the left, such as z[:, 0], or reads the dimension of a plate as one of an event,
+gives wrong numbers then, or fails. It is tried on two rows; where the terms at three draws are
+not those of the same draws one by one, draws become rows: S copies of the data, one draw each,
+which are independent given the global latents. With global latents, each draw is a run.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.contract.requirements import state_of
+from pyrovae.core.layout import Layout, layouts_of
+from pyrovae.core.replay import guide_at, latent_sites, shared_latents
+from pyrovae.core.terms import ElboTerms, draw_traces, terms_of
+from pyrovae.data import Batch
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.vae import is_plain_vae
+
+NUM_DRAWS = 3
+Latents = Mapping[str, Tensor]
+
+
+class Way(Enum):
+    """How S draws are made: as a batch dimension, as S copies of the rows, or one by one."""
+
+    AT_ONCE = "at once"
+    AS_ROWS = "as rows"
+    ONE_BY_ONE = "one by one"
+
+
+# program → its state when it was tried, and the answer
+_TRIED: WeakKeyDictionary[nn.Module, tuple[tuple, Way]] = WeakKeyDictionary()
+
+
+def way_of(program: nn.Module, batch: Batch) -> Way:
+    """Return how a program may make many draws.
+
+    Args:
+        program: in eval mode, inside its own parameter store.
+        batch: validated data, one row or more.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1)
+        >>> way_of(vae, Batch(torch.ones(1, 2)))
+        <Way.AT_ONCE: 'at once'>
+    """
+    if is_plain_vae(program):
+        return Way.AT_ONCE
+    state, _ = state_of(program)
+    tried = _TRIED.get(program)
+    if tried is None or tried[0] != state:
+        index = torch.arange(2) % batch.num_data
+        with RandomStream(0), torch.no_grad():
+            answer = _way(program, batch.rows(index))
+        _TRIED[program] = tried = state, answer
+    return tried[1]
+
+
+def _way(program: nn.Module, rows: Batch) -> Way:
+    if _is_same(program, rows):
+        return Way.AT_ONCE
+    is_shared = shared_latents(latent_sites(program, rows))
+    return Way.ONE_BY_ONE if is_shared else Way.AS_ROWS
+
+
+def _is_same(program: nn.Module, rows: Batch) -> bool:
+    model, guide, num_data = program.model, program.guide, rows.num_data
+    try:
+        traces = draw_traces(model, guide, *rows, num_samples=NUM_DRAWS)
+        at_once = terms_of(traces, num_data)
+    except (ValueError, RuntimeError, IndexError):
+        return False
+    layouts = layouts_of(*traces)
+    for draw in range(NUM_DRAWS):
+        latents = {name: value[draw : draw + 1] for name, value in at_once.latents.items()}
+        one = terms_of(draw_traces(model, guide_at(latents, layouts), *rows), num_data)
+        pairs = zip(one[:2], at_once[:2], strict=True)
+        if not all(torch.allclose(a[0], b[draw], rtol=1e-3, atol=1e-3) for a, b in pairs):
+            return False
+    return True
+
+
+def terms_at(
+    model: Callable,
+    guide: Callable | Latents,
+    batch: Batch,
+    num_samples: int,
+    *,
+    way: Way,
+    layouts: Mapping[str, Layout],
+) -> ElboTerms:
+    """Return the terms of S draws, in the way that suits the program.
+
+    Args:
+        model: of the program.
+        guide: which draws the latents, or the latents themselves, (S, N, …).
+        batch: validated data.
+        num_samples: S.
+        way: as returned by `way_of`.
+        layouts: of the program's sites.
+    """
+
+    nesting = max((layout.nesting for layout in layouts.values()), default=1)
+
+    def drawn(of: Callable | Latents, rows: Batch, size: int) -> ElboTerms:
+        of = of if callable(of) else guide_at(of, layouts)
+        traces = draw_traces(model, of, *rows, num_samples=size, nesting=nesting)
+        return terms_of(traces, rows.num_data)
+
+    if way is Way.AT_ONCE or num_samples == 1:
+        return drawn(guide, batch, num_samples)
+    if way is Way.AS_ROWS:
+        of = guide if callable(guide) else {n: v.flatten(0, 1)[None] for n, v in guide.items()}
+        found = drawn(of, batch.repeat(num_samples), 1)
+        shape = (num_samples, batch.num_data)
+        rows = [term[0].unflatten(0, shape) for term in found[:3]]
+        shared = [term.expand(num_samples) for term in found[3:5]]
+        return ElboTerms(*rows, *shared, {n: v[0].unflatten(0, shape) for n, v in found[5].items()})
+    each = range(num_samples)
+    of = [guide if callable(guide) else {n: v[s : s + 1] for n, v in guide.items()} for s in each]
+    return joined([drawn(one, batch, 1) for one in of])
+
+
+def joined(parts: list[ElboTerms]) -> ElboTerms:
+    """Concatenate terms along the draws."""
+    latents = {n: torch.cat([part.latents[n] for part in parts]) for n in parts[0].latents}
+    return ElboTerms(*map(torch.cat, zip(*(part[:5] for part in parts), strict=True)), latents)

@@ -1,0 +1,124 @@
+"""Supports of densities, and maps onto them from the real line.
+
+The circle: torch gives VonMises the support ℝ, but an angle and the same angle plus 2π are one
+point. Its density is of z in [−π, π), and u ∈ ℝ covers it as z = wrap(u), with |dz/du| = 1.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Transform,
+    VonMises,
+    biject_to,
+    constraints,
+)
+
+
+class Circle(constraints.Constraint):
+    """Angles in [−π, π], whose two ends are one point."""
+
+    event_dim = 0
+    is_discrete = False
+
+    def check(self, value: Tensor) -> Tensor:
+        return value.abs() <= math.pi * (1 + 1e-6)
+
+    def __repr__(self) -> str:  # torch's leaves out the first letter of a class
+        return "Circle()"
+
+
+circle = Circle()
+
+
+class Wrap(Transform):
+    """The map of the real line onto the circle, z = u modulo 2π; its inverse is the identity.
+
+    Attributes:
+        period: 2π.
+
+    Example:
+        >>> Wrap()(torch.tensor([0.5, 0.5 + 2 * math.pi]))
+        tensor([0.5000, 0.5000])
+    """
+
+    domain = constraints.real
+    codomain = circle
+    bijective = True
+    sign = +1
+    period = 2 * math.pi
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Wrap)
+
+    __hash__ = Transform.__hash__
+
+    def _call(self, x: Tensor) -> Tensor:
+        return (x + math.pi).remainder(self.period) - math.pi
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@biject_to.register(Circle)
+def _onto_the_circle(_: Circle) -> Wrap:
+    return Wrap()
+
+
+def support_of(density: Distribution) -> constraints.Constraint | None:
+    """Return the density's support, the circle for an angle; None if it declares none.
+
+    Example:
+        >>> support_of(torch.distributions.Normal(0.0, 1.0))
+        Real()
+        >>> support_of(torch.distributions.VonMises(0.0, 1.0))
+        Circle()
+    """
+    if isinstance(density, Independent):
+        base = support_of(density.base_dist)
+        num_dims = density.reinterpreted_batch_ndims
+        return None if base is None else constraints.independent(base, num_dims)
+    inner = density
+    while not isinstance(inner, VonMises) and isinstance(
+        getattr(inner, "base_dist", None), VonMises
+    ):
+        inner = inner.base_dist
+    if isinstance(inner, VonMises):
+        return circle
+    try:
+        support = density.support
+    except NotImplementedError:
+        return None
+    return None if support is None or constraints.is_dependent(support) else support
+
+
+def transform_onto(support: constraints.Constraint) -> Transform:
+    """Return the map from the real line onto a support, by `biject_to`.
+
+    Raises:
+        NotImplementedError: there is none, as for a discrete support or a sphere.
+
+    Example:
+        >>> transform_onto(constraints.positive)(torch.zeros(1))
+        tensor([1.])
+    """
+    support = _without_mixtures(support)
+    if support.is_discrete:
+        raise NotImplementedError("a discrete support has no map from the real line")
+    return biject_to(support)
+
+
+def _without_mixtures(support: constraints.Constraint) -> constraints.Constraint:
+    """Return the support of the components of a mixture, which all have the same."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return _without_mixtures(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        inner = _without_mixtures(support.base_constraint)
+        return constraints.independent(inner, support.reinterpreted_batch_ndims)
+    return support
