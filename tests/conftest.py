@@ -18,7 +18,9 @@ torch.set_num_threads(1)  # small matrices: a second thread only waits for the f
 @pytest.fixture(autouse=True)
 def _fresh_process_state():
     """Each test starts from seed 0, an empty parameter store, and Pyro's own settings."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed also writes down the whole stack
+    if torch.accelerator.is_available():
+        torch.manual_seed(0)
     pyro.clear_param_store()
     yield
     pyro.clear_param_store()

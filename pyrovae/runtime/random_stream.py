@@ -67,11 +67,13 @@ class RandomStream:
 
 
 def _seed_torch(seed: int) -> None:
-    if torch.cuda.is_available() and not torch.cuda.is_initialized():
-        # torch.manual_seed would leave a seed behind for the GPUs, which the caller may use later
-        torch.default_generator.manual_seed(seed)
-    else:
+    other = torch.accelerator.is_available() and not torch.cuda.is_available()
+    if torch.cuda.is_initialized() or other:
         torch.manual_seed(seed)
+    else:
+        # torch.manual_seed would leave a seed behind for the GPUs, which the caller may use later,
+        # and beside it the whole stack as a text, which takes milliseconds
+        torch.default_generator.manual_seed(seed)
 
 
 def _global_state() -> tuple:
