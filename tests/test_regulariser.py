@@ -25,7 +25,7 @@ def trained(digits) -> dict[int, pv.VAE]:
     for beta in (0, 1):
         vaes[beta] = pv.build((8, 8), latent_dim=2, hidden=(100, 100), seed=0)
         objective = pv.objectives.BetaELBO(float(beta))
-        settings = {"epochs": 900, "batch_size": 100, "learning_rate": 5e-3}
+        settings = {"epochs": 450, "batch_size": 100, "learning_rate": 1e-2}
         pv.fit(vaes[beta], digits.train, objective=objective, **settings)
     return vaes
 
