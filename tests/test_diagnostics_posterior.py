@@ -363,8 +363,8 @@ class TestSensitivity:
     def test_pieces_give_the_shapes(self):
         truth = LinearGaussian()
         found = diagnostics.prior_sensitivity(
-            truth.vae(ExactEncoder(truth)), truth.sample(70), num_samples=50, memory_budget=2000
+            truth.vae(ExactEncoder(truth)), truth.sample(20), num_samples=50, memory_budget=2000
         )
-        assert found.prior.shape == found.likelihood.shape == (70, 2)
+        assert found.prior.shape == found.likelihood.shape == (20, 2)
         with pytest.raises(ConfigError, match="delta"):
             diagnostics.prior_sensitivity(truth.vae(ExactEncoder(truth)), truth.sample(2), delta=0)
