@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import PROGRAMS, Nested, Panel, data
+from programs import NOISE, PROGRAMS, Nested, Panel, data
 from pyro.infer import Trace_ELBO
 from torch import nn
 
@@ -87,11 +87,46 @@ def test_fit_trains_saves_and_resumes(name, tmp_path):
 def test_evidence_is_the_closed_form(name, method, float64):
     """log N(x; 0, C), within five standard errors."""
     program, x = made(name), data(6)
-    options = {"num_samples": 4000} if method == "iwae" else {"num_temperatures": 300}
+    options = {"num_samples": 4000} if method == "iwae" else {"num_temperatures": 80}
     found = pv.log_evidence(program, x, method=method, **options)
     exact = dist.MultivariateNormal(torch.zeros(3), PROGRAMS[name].covariance).log_prob(x)
     assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
     assert found.std_error.max() < 0.2
+
+
+def test_evidence_with_globals_is_its_mean_over_them(float64):
+    """E_q(w)[log N(x; w, (1 + σ²) I)] in closed form; its error is the spread over w."""
+    program, x = made("global in a plate"), data(5)
+    found = pv.log_evidence(program, x, num_samples=1000, num_globals=60)
+    loc, variance = program.loc.detach(), 1 + NOISE**2
+    exact = dist.Normal(loc, math.sqrt(variance)).to_event(1).log_prob(x)
+    exact = exact - 3 * 0.4**2 / (2 * variance)  # Var_q(w_j) = 0.4²
+    assert ((found.log_px - exact).abs() < 5 * found.std_error).all()
+    assert (found.std_error > 0.01).all()
+    ten = pv.log_evidence(program, x, num_samples=1000)
+    assert (ten.std_error.mean() > 1.5 * found.std_error.mean()).all()
+
+
+@pytest.mark.parametrize("method", ["sir", "hmc"])
+def test_posterior_with_globals_mixes_over_them(method, float64):
+    """z|x, w ~ N((x − w)/(1 + σ²), σ²/(1 + σ²)), mixed over w ~ q(w)."""
+    program, x = made("global in a plate"), data(3)
+    num_globals, num_samples = {"sir": (30, 900), "hmc": (5, 100)}[method]
+    options = {"sir": {"num_proposals": 60_000}, "hmc": {"num_warmup": 40}}[method]
+    how = {"num_samples": num_samples, "num_globals": num_globals} | options
+    draws = getattr(pv.posterior, method)(program, x, **how).draws
+    assert draws.shape[1:] == (num_samples, 3, 3)
+    shrink = 1 / (1 + NOISE**2)
+    mean = (x - program.loc.detach()) * shrink
+    spread = math.sqrt((0.4 * shrink) ** 2 / num_globals + NOISE**2 * shrink / 300)
+    assert ((draws.flatten(0, 1).mean(0) - mean).abs() < 5 * spread).all()
+
+
+@every_program
+def test_reliability_of_every_program(name):
+    found = pv.diagnostics.pareto_k(made(name), data(4))
+    assert found.pareto_k.shape == (4,)
+    assert not found.pareto_k.isnan().any()
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -99,14 +134,16 @@ def test_evidence_is_the_closed_form(name, method, float64):
 def test_posterior_draws_have_the_exact_mean_of_the_signal(name, method, float64):
     """E[x − noise | x] = (C − σ²I) C⁻¹ x, within six standard errors of the draws."""
     program, x = made(name), data(3)
-    options = {"sir": {"num_proposals": 20_000}, "hmc": {"num_samples": 400}}[method]
+    options = {"sir": {"num_proposals": 20_000}, "hmc": {"num_samples": 150, "num_warmup": 60}}[
+        method
+    ]
     found = getattr(pv.posterior, method)(program, x, **options)
     draws = found.draws.flatten(0, 1)  # (S, N, D)
     if name == "counts dimensions from the left":
         draws = torch.cat([draws, draws.sum(-1, keepdim=True)], -1)
     covariance = PROGRAMS[name].covariance
     mean = x @ torch.linalg.solve(covariance, covariance - 0.36 * torch.eye(3))
-    error = draws.std(0) / math.sqrt(150)  # an effective sample size that both exceed
+    error = draws.std(0) / math.sqrt(100)  # an effective sample size that both exceed
     assert ((draws.mean(0) - mean).abs() < 6 * error).all()
 
 

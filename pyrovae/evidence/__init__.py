@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
+from pyrovae.core.conditional import given_globals
 from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import AIS
 from pyrovae.evidence.enumeration import Enumerate
 from pyrovae.evidence.importance import IWAE
 from pyrovae.evidence.quadrature import Grid
-from pyrovae.evidence.record import Evidence
+from pyrovae.evidence.record import Evidence, over_globals
 from pyrovae.evidence.sandwich import Sandwich, bdmc
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
@@ -58,17 +59,19 @@ def log_evidence(
     *,
     method: str | Any = "iwae",
     num_data: int | None = None,
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
     **options: Any,
 ) -> Evidence:
     """Estimate log p(x) for each datum, in nats; higher is better.
 
+    With global latents w it is E_q(w)[log p(x|w)], and the spread over w is part of the error.
     Runs in eval mode without gradients; the caller's generators and parameter store are unchanged.
 
     Args:
-        program: "iwae" takes any program without global latents; so does "ais", if its latents
-            map from the real line; "grid" takes a `VAE` of latent dimension ≤ 2, "enumerate" a
+        program: "iwae" takes any program; so does "ais", if its local latents map from the real
+            line; "grid" takes a `VAE` of latent dimension ≤ 2, "enumerate" a
             `VAE` with a discrete prior.
         x: (N, *event), in any container that `fit` takes.
         y: (N, …), covariates.
@@ -77,6 +80,7 @@ def log_evidence(
         num_data: evaluate this many rows, drawn at random without replacement (published test
             files are sorted by class, so the first rows are not representative). None evaluates
             all; the record's `rows` lists them.
+        num_globals: draws of w ~ q(w); each is an estimate of its own.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes for one chunk of "iwae", "ais" and "enumerate"; None is 16 MiB on a
             CPU, which is fastest, and 1 GiB on a GPU. Memory does not grow with K.
@@ -107,10 +111,13 @@ def log_evidence(
         True
     """
     estimate = method_of(method, options)
+    num_globals = whole_number(num_globals, "num_globals", 2)
     data = validated(program, x, y, mask)
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
         data, rows = _subset(data, num_data)
-        found = estimate(program, data, memory_budget=memory_budget)
+        programs = given_globals(program, data, num_globals)
+        parts = [estimate(one, data, memory_budget=memory_budget) for one in programs]
+        found = over_globals(parts) if len(parts) > 1 else parts[0]
     return found if rows is None else found._replace(rows=rows)
 
 

@@ -47,5 +47,16 @@ def concat(parts: list[Evidence]) -> Evidence:
     return whole._replace(rows=_all(whole.log_px))
 
 
+def over_globals(parts: list[Evidence]) -> Evidence:
+    """Return the record of E_q(w)[log p(x|w)] from one record per draw of w, at least two.
+
+    The error is that of the mean: the estimates differ by their own errors and by w. The worst
+    k̂ and the least effective sample size stand for all.
+    """
+    log_px, _, ess, pareto_k, _ = (torch.stack(arrays) for arrays in zip(*parts, strict=True))
+    std_error = log_px.std(0) / math.sqrt(len(parts))
+    return Evidence(log_px.mean(0), std_error, ess.amin(0), pareto_k.amax(0), parts[0].rows)
+
+
 def _all(log_px: Tensor) -> Tensor:
     return torch.arange(len(log_px), device=log_px.device)

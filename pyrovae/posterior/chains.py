@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
+from pyrovae.core.conditional import given_globals
 from pyrovae.core.hamiltonian import Kernel, Point, adapted, point_at, transition
 from pyrovae.core.joint import Unconstrained, flat, joint_of
+from pyrovae.data import Source
 from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
 from pyrovae.handlers import evaluation
 from pyrovae.posterior.convergence import bulk_ess, split_r_hat
-from pyrovae.posterior.record import Posterior
+from pyrovae.posterior.record import Posterior, joined, shares_of
 from pyrovae.runtime.random_stream import RandomStream
 
 GAIN_POWER = 0.6  # the gain of the stochastic approximation decreases as t^-0.6
@@ -36,16 +38,18 @@ def hmc(
     num_warmup: int = 300,
     num_chains: int = 4,
     num_leapfrog: int = 5,
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Posterior:
     """Draw from p(z|x) by batched Hamiltonian Monte Carlo, started from the guide.
 
     Check `r_hat` (above 1.01: not mixed) and `ess` before using the draws. Modes in which no
-    chain starts may be missed.
+    chain starts may be missed. With global latents w they are from ∫ p(z|x, w) q(w) dw, an equal
+    share at each draw of w, with a warm-up of its own.
 
     Args:
-        program: any program whose latents are local and map from the real line.
+        program: any program whose local latents map from the real line.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -53,6 +57,7 @@ def hmc(
         num_warmup: transitions before these, discarded.
         num_chains: C, chains per datum.
         num_leapfrog: L, leapfrog steps per transition.
+        num_globals: draws of w ~ q(w), at most S.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes for moving the chains of one chunk of data, as in `log_evidence`,
             in addition to the draws that are kept.
@@ -62,7 +67,7 @@ def hmc(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: a latent is discrete, global or has no map from the real line, or a setting
+        ConfigError: a latent is discrete or has no map from the real line, or a setting
             is invalid.
         MemoryError: the chains of one datum do not fit memory_budget.
 
@@ -79,13 +84,29 @@ def hmc(
     settings = {"num_samples": num_samples, "num_chains": num_chains, "num_leapfrog": num_leapfrog}
     num_samples, num_chains, num_leapfrog = (whole_number(v, k, 1) for k, v in settings.items())
     num_warmup = whole_number(num_warmup, "num_warmup", 0)
+    num_globals = min(num_samples, whole_number(num_globals, "num_globals", 1))
     data = validated(program, x, y, mask)
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
-        parts = []
-        for rows in rows_at_a_time(program, data, num_chains, memory_budget):
-            density = Unconstrained(joint_of(program, rows), method="posterior.hmc")
-            point, kernel = warmed_up(density, num_chains, num_warmup, num_leapfrog)
-            parts.append(_chains(density, point, kernel, num_samples))
+        programs = given_globals(program, data, num_globals)
+        counts = zip(programs, shares_of(num_samples, len(programs)), strict=True)
+        how = (num_chains, num_warmup, num_leapfrog, memory_budget)
+        return joined([_hmc(one, data, num, *how) for one, num in counts])
+
+
+def _hmc(
+    program: nn.Module,
+    data: Source,
+    num_samples: int,
+    num_chains: int,
+    num_warmup: int,
+    num_leapfrog: int,
+    memory_budget: int | None,
+) -> Posterior:
+    parts = []
+    for rows in rows_at_a_time(program, data, num_chains, memory_budget):
+        density = Unconstrained(joint_of(program, rows), method="posterior.hmc")
+        point, kernel = warmed_up(density, num_chains, num_warmup, num_leapfrog)
+        parts.append(_chains(density, point, kernel, num_samples))
     draws = torch.cat(parts, 2)
     ess, r_hat = least_ess(draws), split_r_hat(draws).amax(-1)
     return Posterior(draws, ess, r_hat, torch.full_like(ess, math.nan))

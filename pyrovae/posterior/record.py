@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -32,3 +33,22 @@ class Posterior(NamedTuple):
         """Cov[z|x] over all chains, (N, D, D)."""
         centered = self.draws.flatten(0, 1) - self.mean
         return (centered[..., None] * centered[..., None, :]).sum(0) / (len(centered) - 1)
+
+
+def joined(parts: list[Posterior]) -> Posterior:
+    """Join draws at several values of global latents: ESS adds up, the worst R̂ and k̂ stand."""
+    if len(parts) == 1:
+        return parts[0]
+    draws, ess, r_hat, pareto_k = zip(*parts, strict=True)
+    worst = (torch.stack(values).amax(0) for values in (r_hat, pareto_k))
+    return Posterior(torch.cat(draws, 1), torch.stack(ess).sum(0), *worst)
+
+
+def shares_of(total: int, num: int) -> list[int]:
+    """Split `total` into `num` shares that differ by at most 1.
+
+    Example:
+        >>> shares_of(10, 3)
+        [4, 3, 3]
+    """
+    return [total // num + (i < total % num) for i in range(num)]

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.chunking import chunked
+from pyrovae.core.conditional import given_globals
 from pyrovae.core.importance import weighted_chunks
 from pyrovae.core.joint import flat, joint_of
 from pyrovae.core.pareto import pareto_k
-from pyrovae.data import Batch
+from pyrovae.data import Batch, Source
 from pyrovae.handlers import evaluation
-from pyrovae.posterior.record import Posterior
+from pyrovae.posterior.record import Posterior, joined, shares_of
 from pyrovae.runtime.random_stream import RandomStream
 
 
@@ -33,20 +34,23 @@ def sir(
     *,
     num_samples: int = 1000,
     num_proposals: int = 10_000,
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Posterior:
     """Draw from p(z|x) by resampling draws of the guide by their importance weights.
 
     Draws are with replacement; their distribution tends to p(z|x) as K, and with it `ess`, grows.
+    With global latents w they are from ∫ p(z|x, w) q(w) dw, an equal share at each draw of w.
 
     Args:
-        program: any program without global latents.
+        program: any program.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_samples: S, draws kept per datum.
         num_proposals: K, draws of the guide per datum; take K ≥ 10 S.
+        num_globals: draws of w ~ q(w), at most S.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes for one chunk of proposals, as in `log_evidence`; the latents of
             all K stay in memory.
@@ -56,7 +60,7 @@ def sir(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the program has global latents, or a setting is invalid.
+        ConfigError: a setting is invalid.
         MemoryError: one draw of one datum does not fit memory_budget.
 
     References:
@@ -72,15 +76,24 @@ def sir(
     """
     num_samples = whole_number(num_samples, "num_samples", 1)
     num_proposals = whole_number(num_proposals, "num_proposals", 1)
+    num_globals = min(num_samples, whole_number(num_globals, "num_globals", 1))
     data = validated(program, x, y, mask)
+    options = {"memory_budget": memory_budget, "what": "proposals"}
+    with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
+        programs = given_globals(program, data, num_globals)
+        shares = shares_of(num_samples, len(programs))
+        counts = zip(programs, shares, shares_of(num_proposals, len(programs)), strict=True)
+        return joined([_sir(one, data, s, k, options) for one, s, k in counts])
 
+
+def _sir(
+    program: nn.Module, data: Source, num_samples: int, num_proposals: int, options: dict[str, Any]
+) -> Posterior:
     def draw(rows: Batch):
         return joint_of(program, rows).weighted_draws
 
-    with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
-        options = {"memory_budget": memory_budget, "what": "proposals"}
-        chunks = chunked(data, num_proposals, draw, **options)
-        parts = [_resampled(draw(rows), num_samples, sizes) for rows, sizes in chunks]
+    chunks = chunked(data, num_proposals, draw, **options)
+    parts = [_resampled(draw(rows), num_samples, sizes) for rows, sizes in chunks]
     draws, ess, k = (
         torch.cat(p, -2 if i == 0 else 0) for i, p in enumerate(zip(*parts, strict=True))
     )
