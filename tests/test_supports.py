@@ -162,6 +162,42 @@ def test_an_elementwise_mixture_is_on_the_real_line():
     assert draws.isfinite().all()
 
 
+def interval_vae(guide):
+    """z ~ Uniform(−1, 2), x ~ N(z, 1/4), by a guide of one number."""
+    prior = pv.priors.Fixed(
+        lambda a, b: dist.Uniform(a, b).to_event(1), a=-torch.ones(1), b=torch.full((1,), 2.0)
+    )
+    return pv.VAE(prior, Part(guide), Part(lambda z: dist.Normal(z, 0.5).to_event(1)))
+
+
+@pytest.mark.parametrize("loc_scale", [(-1.0, 3.0), (2.0, -3.0)], ids=["rising", "falling"])
+def test_a_guide_by_an_affine_map_onto_an_interval(loc_scale, float64):
+    """Beta stretched onto (−1, 2): accepted, and the evidence is [Φ(b) − Φ(a)] / 3."""
+
+    def stretched(x):
+        maps = [dist.transforms.AffineTransform(*loc_scale)]
+        return dist.TransformedDistribution(
+            dist.Beta(x.new_full((len(x), 1), 1.5), 1.5), maps
+        ).to_event(1)
+
+    vae, x = interval_vae(stretched), torch.tensor([[0.0], [1.9], [-0.8]]).double()
+    normal = dist.Normal(x[:, 0], 0.5)
+    exact = ((normal.cdf(torch.tensor(2.0)) - normal.cdf(torch.tensor(-1.0))) / 3).log()
+    for method in ("iwae", "grid"):
+        found = pv.log_evidence(vae, x, method=method)
+        assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-6).all()
+
+
+def test_a_guide_stretched_too_far_is_refused():
+    def stretched(x):
+        maps = [dist.transforms.AffineTransform(-2.0, 4.0)]
+        return dist.TransformedDistribution(dist.Uniform(x.new_zeros(len(x), 1), 1.0), maps)
+
+    vae = interval_vae(lambda x: stretched(x).to_event(1))
+    with pytest.raises(ConfigError, match=r"at -2, for example"):
+        pv.elbo_terms(vae, torch.zeros(3, 1))
+
+
 def test_supports_without_a_map_are_refused():
     for density in (dist.Bernoulli(0.5), dist.Poisson(2.0)):
         with pytest.raises(NotImplementedError):

@@ -9,9 +9,11 @@ import math
 import torch
 from torch import Tensor
 from torch.distributions import (
+    AffineTransform,
     Distribution,
     Independent,
     Transform,
+    TransformedDistribution,
     VonMises,
     biject_to,
     constraints,
@@ -79,6 +81,9 @@ def support_of(density: Distribution) -> constraints.Constraint | None:
         Real()
         >>> support_of(torch.distributions.VonMises(0.0, 1.0))
         Circle()
+        >>> unit = torch.distributions.Uniform(0.0, 1.0)
+        >>> support_of(TransformedDistribution(unit, AffineTransform(-1.0, 2.0)))
+        Interval(lower_bound=-1.0, upper_bound=1.0)
     """
     if isinstance(density, Independent):
         base = support_of(density.base_dist)
@@ -91,11 +96,46 @@ def support_of(density: Distribution) -> constraints.Constraint | None:
         inner = inner.base_dist
     if isinstance(inner, VonMises):
         return circle
+    if isinstance(density, TransformedDistribution):
+        return _image(support_of(density.base_dist), density)
     try:
         support = density.support
     except NotImplementedError:
         return None
     return None if support is None or constraints.is_dependent(support) else support
+
+
+def _image(
+    base: constraints.Constraint | None, density: TransformedDistribution
+) -> constraints.Constraint | None:
+    """Return the support of a transformed density; torch forgets an edge under an affine map."""
+    image = base
+    for transform in density.transforms:
+        is_affine = isinstance(transform, AffineTransform) and not transform.event_dim
+        edges = _edges(image) if is_affine else None
+        image = transform.codomain if edges is None else _between(*map(transform, edges))
+    num_dims = len(density.event_shape) - (0 if image is None else image.event_dim)
+    return constraints.independent(image, num_dims) if image is not None and num_dims else image
+
+
+def _edges(support: constraints.Constraint | None) -> tuple[Tensor, Tensor] | None:
+    """Return the ends of an interval or a half-line; None for any other support."""
+    lower = getattr(support, "lower_bound", None)
+    upper = getattr(support, "upper_bound", None)
+    if support is None or support.is_discrete or (lower is None and upper is None):
+        return None
+    ends = (-math.inf if lower is None else lower, math.inf if upper is None else upper)
+    return torch.as_tensor(ends[0]), torch.as_tensor(ends[1])
+
+
+def _between(a: Tensor, b: Tensor) -> constraints.Constraint:
+    """Return the interval or half-line between two ends, in either order."""
+    lower, upper = torch.minimum(a, b), torch.maximum(a, b)
+    if lower.isinf().all():
+        return constraints.less_than(upper)
+    if upper.isinf().all():
+        return constraints.greater_than(lower)
+    return constraints.interval(lower, upper)
 
 
 def transform_onto(support: constraints.Constraint) -> Transform:
