@@ -125,14 +125,75 @@ def _choose(is_accepted: Tensor, new: Point, old: Point) -> Point:
     )
 
 
-def adapted(step_size: Tensor, acceptance: Tensor, num_leapfrog: int, gain: float) -> Tensor:
-    """Move log ε by gain · (acceptance − 0.8), with paths of at most a quarter orbit.
+class Style(NamedTuple):
+    """How the L density evaluations of a transition are used, for each datum.
+
+    Attributes:
+        is_short: (N,), whether every leapfrog step is accepted or rejected on its own, with new
+            momentum: L short moves instead of one long one, for densities with kinks.
+        drift: (N,), 1 to follow the gradient; 0 makes a short move a random walk.
+        target: (N,), the acceptance that the step size is adapted to.
+    """
+
+    is_short: Tensor
+    drift: Tensor
+    target: Tensor
+
+
+# long Hamiltonian paths, Langevin moves, random walks: (is_short, drift, target acceptance), the
+# last two at the optima of Roberts & Rosenthal (2001), https://doi.org/10.1214/ss/1015346320
+STYLES = ((False, 1.0, TARGET_ACCEPTANCE), (True, 1.0, 0.574), (True, 0.0, 0.35))
+
+
+def styled_transition(
+    density: Tempered, point: Point, kernel: Kernel, style: Style
+) -> tuple[Point, Tensor]:
+    """Make one transition of L density evaluations of all chains, each datum in its own style.
+
+    Args:
+        density, point, kernel: as for `transition`.
+        style: for each datum.
+
+    Returns:
+        The next point, and the mean acceptance probability of its moves, (S, N).
+    """
+    num_chains, num_data, _ = point.position.shape
+    jitter = 1 + JITTER * (2 * torch.rand(num_chains, num_data).to(point.position) - 1)
+    step = (kernel.step_size * jitter)[..., None] * kernel.scale  # (S, N, D)
+    kick = 0.5 * step * style.drift[:, None]
+    new, first = point, torch.randn_like(point.position)
+    momentum, accepted = first, torch.zeros_like(point.base)
+    for i in range(kernel.num_leapfrog):
+        half = momentum + kick * new.gradient
+        new = point_at(density, new.position + step * half, kernel.beta)
+        momentum = half + kick * new.gradient
+        ends = style.is_short if i < kernel.num_leapfrog - 1 else torch.ones_like(style.is_short)
+        gain = _energy(new, momentum, kernel.beta) - _energy(point, first, kernel.beta)
+        acceptance = gain.clamp(max=0.0).exp().nan_to_num(nan=0.0)
+        point = _choose(ends & (torch.rand_like(acceptance) < acceptance), new, point)
+        new = _choose(ends.expand_as(acceptance), point, new)
+        fresh = torch.randn_like(momentum)
+        first, momentum = (torch.where(ends[:, None], fresh, r) for r in (first, momentum))
+        accepted = accepted + torch.where(ends, acceptance, 0.0)
+    num_moves = torch.where(style.is_short, kernel.num_leapfrog, 1)
+    return point, accepted / num_moves
+
+
+def adapted(
+    step_size: Tensor,
+    acceptance: Tensor,
+    num_leapfrog: int | Tensor,
+    gain: float,
+    target: float | Tensor = TARGET_ACCEPTANCE,
+) -> Tensor:
+    """Move log ε by gain · (acceptance − target), with paths of at most a quarter orbit.
 
     Args:
         step_size: ε, (N,).
         acceptance: (S, N), of the transition at ε; averaged over chains.
-        num_leapfrog: L.
+        num_leapfrog: L of a path, or (N,).
         gain: gain of the stochastic approximation.
+        target: the acceptance to reach, (N,).
 
     Returns:
         (N,), the next ε.
@@ -141,5 +202,5 @@ def adapted(step_size: Tensor, acceptance: Tensor, num_leapfrog: int, gain: floa
         >>> adapted(torch.tensor([0.1]), torch.zeros(4, 1), 5, 0.5) < 0.1
         tensor([True])
     """
-    moved = step_size * (gain * (acceptance.mean(0) - TARGET_ACCEPTANCE)).exp()
-    return moved.clamp(max=MAX_PATH / num_leapfrog)
+    moved = step_size * (gain * (acceptance.mean(0) - target)).exp()
+    return moved.clamp(max=torch.as_tensor(MAX_PATH / num_leapfrog).to(moved))
