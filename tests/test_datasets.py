@@ -67,7 +67,7 @@ GRAY = {
 
 
 @pytest.mark.parametrize("name", GRAY)
-def test_grey_images_have_their_split_and_stay_grey(name):
+def test_gray_images_have_their_split_and_stay_gray(name):
     if name != "digits":
         needs(name)
     data = getattr(datasets, name)()
@@ -389,7 +389,7 @@ def test_unknown_method_and_useless_threshold_are_refused():
             datasets.binarize(torch.zeros(2), threshold=threshold)
 
 
-def test_sampled_frequencies_are_the_grey_values():
+def test_sampled_frequencies_are_the_gray_values():
     n, k = 20000, 5
     gray = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])
     sampled = datasets.binarize(gray.expand(n, 5), "sampled")

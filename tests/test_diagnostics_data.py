@@ -352,7 +352,7 @@ class TestFeatures:
         found = diagnostics.feature_check(vae, truth.sample(7), num_samples=50, memory_budget=1)
         assert found.pit.shape == (7, 5)
 
-    def test_refuses_a_likelihood_that_does_not_factorise(self):
+    def test_refuses_a_likelihood_that_does_not_factorize(self):
         vae = pv.build((3,), latent_dim=2, likelihood={"name": "Multinomial", "total": 4}, seed=0)
         x = torch.tensor([[1.0, 2.0, 1.0]])
         with pytest.raises(ConfigError, match="Multinomial"):

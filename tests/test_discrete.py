@@ -373,7 +373,7 @@ def test_discrete_kl_and_gradient_are_finite_in_float32(size):
 
 @pytest.mark.parametrize("temperature", [0.4, 2 / 3, 3.0])
 def test_relaxed_densities_are_torchs(temperature, float64):
-    """Away from the cut, whose renormalisation is below e^(−34 T + 2)."""
+    """Away from the cut, whose renormalization is below e^(−34 T + 2)."""
     logits = torch.tensor([[-2.0, 0.0, 1.5]])
     theirs = RelaxedBernoulli(torch.tensor(temperature), logits=logits)
     z = theirs.sample((50,)).clamp(1e-9, 1 - 1e-9)

@@ -386,7 +386,7 @@ def test_values_outside_the_support_are_found(head, value, message):
         vae_of(likelihood=head).loss(x)
 
 
-def test_eight_bit_values_are_not_taken_for_grey_levels():
+def test_eight_bit_values_are_not_taken_for_gray_levels():
     """2 · 255 wraps around to 254 in uint8."""
     vae = vae_of(likelihood=likelihoods.DiscretizedLogistic(2))
     with pytest.raises(DataError, match="x ranges from 0 to 2"):

@@ -86,7 +86,7 @@ def test_gaussian_by_quadrature_with_a_mask_of_each_rows_own():
     exact = log_marginal(truth, x, mask)
     # the grid stops when a refinement moves log p by less than 1e-6
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
-    # negative control: the full data, and conditioning in place of marginalising, are seen
+    # negative control: the full data, and conditioning in place of marginalizing, are seen
     assert (found - truth.log_evidence(x)).abs().max() > 0.1
     zeros = truth.log_evidence(torch.where(mask, x, 0.0))
     assert (found - zeros).abs().max() > 0.1
@@ -262,7 +262,7 @@ def test_all_observed_is_no_mask():
 
 
 @pytest.mark.parametrize("call", ["loss", "encode", "fit", "log_evidence"])
-def test_a_likelihood_that_does_not_factorise_refuses_a_mask(call):
+def test_a_likelihood_that_does_not_factorize_refuses_a_mask(call):
     vae = vae_of(likelihood=likelihoods.Multinomial(4, total=3))
     x = vae.sample(6, seed=0)
     message = r"factorizes.*Multinomial.*\n.*elementwise"

@@ -193,7 +193,7 @@ def test_path_derivative_of_a_flow_guide_is_unbiased():
     assert z.abs().max() < 6
 
 
-def test_wake_sleep_trains_a_guide_that_is_not_reparameterised():
+def test_wake_sleep_trains_a_guide_that_is_not_reparameterized():
     vae = pv.build((4,), latent_dim=3, prior="Bernoulli", guide="Bernoulli", seed=0)
     before = [p.clone() for p in vae.parameters() if p.requires_grad]
     pv.fit(vae, torch.ones(8, 4), objective=objectives.WakeSleep(5), epochs=2)
@@ -201,7 +201,7 @@ def test_wake_sleep_trains_a_guide_that_is_not_reparameterised():
     assert all((a != b).any() for a, b in zip(after, before, strict=True))
 
 
-def test_wake_sleep_gradients_are_self_normalised_sums():
+def test_wake_sleep_gradients_are_self_normalized_sums():
     vae = line_vae()
     torch.manual_seed(0)
     loss = objectives.WakeSleep(5).differentiable_loss(vae.model, vae.guide, X)
@@ -340,7 +340,7 @@ class CoinGuide(nn.Module):
     "objective",
     [objectives.IWAE(2), objectives.DReG(2), objectives.STL(), objectives.BetaELBO(1.0)],
 )
-def test_path_objectives_refuse_a_guide_that_is_not_reparameterised(objective):
+def test_path_objectives_refuse_a_guide_that_is_not_reparameterized(objective):
     prior = pv.priors.Fixed(lambda p: dist.Bernoulli(p).to_event(1), p=torch.tensor([0.5]))
     vae = pv.VAE(prior, CoinGuide(), Line())
     before = vae.decoder.weight.clone()

@@ -174,7 +174,7 @@ class TestImages:
         np.testing.assert_array_equal(tiles[:7], X)
         assert np.isnan(tiles[7:]).all()
 
-    def test_the_axis_tells_the_grey_scale(self):
+    def test_the_axis_tells_the_gray_scale(self):
         ax = plots.images(4 * X - 1)
         assert ax.get_xlabel() == f"white = {4 * X.min() - 1:.4g}, black = {4 * X.max() - 1:.4g}"
         assert plots.images(X / 2).get_xlabel() == "white = 0, black = 1"
@@ -215,7 +215,7 @@ class TestImages:
 
 
 class TestReconstructions:
-    def test_a_reconstruction_is_below_its_input_and_labelled(self):
+    def test_a_reconstruction_is_below_its_input_and_labeled(self):
         ax = plots.reconstructions(X, 1 - X, columns=4)
         labels = {
             t.get_text(): y for t, y in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)
@@ -243,7 +243,7 @@ class TestLatentScatter:
         assert sorted(at) == [str(label) for label in range(10)]
         np.testing.assert_allclose(at["3"], np.median(CODES[LABELS == 3, :2], axis=0))
 
-    def test_every_point_is_drawn_in_the_colour_of_its_class(self):
+    def test_every_point_is_drawn_in_the_color_of_its_class(self):
         ax = plots.latent_scatter(CODES[:, :2], LABELS)
         colors = {}
         for layer in ax.collections:
@@ -253,7 +253,7 @@ class TestLatentScatter:
         assert len(set(zip(drawn, LABELS.tolist(), strict=True))) == 10
         assert len(set(drawn)) == 10
 
-    def test_the_legend_has_the_marker_and_colour_of_the_points(self):
+    def test_the_legend_has_the_marker_and_color_of_the_points(self):
         ax = plots.latent_scatter(CODES[:, :2], LABELS)
         of_class = {
             label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
@@ -291,7 +291,7 @@ class TestLatentScatter:
         ax = plots.latent_scatter(CODES[:, :2], ["cat", "dog"] * 20)
         assert sorted(text.get_text() for text in ax.texts) == ["cat", "dog"]
 
-    def test_says_when_there_are_too_many_classes_to_colour(self):
+    def test_says_when_there_are_too_many_classes_to_color(self):
         ax = plots.latent_scatter(CODES[:, :2], np.arange(40), title="codes")
         assert ax.get_title() == "codes\n40 classes, too many to color"
         assert not ax.texts
@@ -454,7 +454,7 @@ class TestEllipses:
         sides = sorted([ax.patches[0].width, ax.patches[0].height])
         np.testing.assert_allclose(sides, [0, 2 * 2.0 * 0.6744897501960817])  # quartiles
 
-    def test_an_ellipse_has_the_colour_of_its_class(self):
+    def test_an_ellipse_has_the_color_of_its_class(self):
         from matplotlib.colors import to_hex
 
         ax = plots.latent_scatter(CODES[:, :2], LABELS, scales=np.ones((40, 2)))

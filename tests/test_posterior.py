@@ -268,7 +268,7 @@ def test_refining_a_full_normal_finds_the_posterior():
     x = truth.sample(5)
     found = posterior.refine(truth.vae(Full()), x, num_steps=600, learning_rate=0.1)
     exact = truth.posterior(x)
-    # the optimiser's own error; the gap is quadratic in it
+    # the optimizer's own error; the gap is quadratic in it
     torch.testing.assert_close(found.elbo, truth.log_evidence(x), rtol=0, atol=1e-4)
     torch.testing.assert_close(found.guide.mean, exact.mean, rtol=0, atol=5e-3)
     torch.testing.assert_close(

@@ -605,7 +605,7 @@ def test_hierarchical_programs_fit(make):
     assert terms.latents["w"].std(0).max() > 0
 
 
-def test_global_latents_are_vectorised_like_single_draws(float64):
+def test_global_latents_are_vectorized_like_single_draws(float64):
     """Terms at S draws = S times the terms at one, each with its own w."""
     program, x = bayesian(6), (torch.rand(5, 6) < 0.5).double()
     terms = pv.elbo_terms(program, x, num_samples=3)

@@ -85,7 +85,7 @@ def test_hand_written_svi_trains_every_parameter():
 
 
 def test_a_program_without_pyro_module_still_trains_in_fit():
-    """SVI over plain modules finds no parameter; `fit` optimises the module's own."""
+    """SVI over plain modules finds no parameter; `fit` optimizes the module's own."""
 
     class Plain(nn.Module):
         def __init__(self):

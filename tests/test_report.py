@@ -55,7 +55,7 @@ def judged(data, beta, epochs, *, seed, num_steps, **options):
     return named(examine(vae, x, test=x_test, training=training, **sizes))  # not told β
 
 
-class TestRecognises:
+class TestRecognizes:
     """Each broken model by its name and no other, and no false alarm on the good one."""
 
     @pytest.mark.parametrize("condition", [*SMALL, *UNDER])
@@ -186,7 +186,7 @@ class TestVerdicts:
             ((math.nan, math.nan), "unknown"),
         ],
     )
-    def test_over_regularised_by_the_weight_alone(self, found, weight, status):
+    def test_over_regularized_by_the_weight_alone(self, found, weight, status):
         ripe = found._replace(continued=Continued(Estimate(0, 1), 4.0, 200))
         judged = verdicts(ripe._replace(kl_weight=Estimate(*weight)), beta=4)
         assert (judged[2].name, judged[2].status) == ("over-regularized", status)
@@ -317,7 +317,7 @@ class TestPage:
         assert "c" * 64 in page.text
         assert "−1.25 ± 0.50" in page.text
 
-    def test_follows_the_colours_and_width_of_the_screen(self, html):
+    def test_follows_the_colors_and_width_of_the_screen(self, html):
         assert "prefers-color-scheme: dark" in html
         assert 'content="width=device-width, initial-scale=1"' in html
 

@@ -84,7 +84,7 @@ def test_density_entropy_and_kl_by_quadrature(dim, kappa, float64):
     assert -(weight * log_q).sum().item() == pytest.approx(q.entropy().item(), abs=tolerance)
     kl = kl_divergence(q, HypersphericalUniform(dim)).item()
     assert (weight * (log_q + log_area(dim))).sum().item() == pytest.approx(kl, abs=tolerance)
-    # negative control: the normaliser of a slightly different κ is seen
+    # negative control: the normalizer of a slightly different κ is seen
     wrong = log_q + q._log_normalizer() - at_first_axis(dim, 1.01 * kappa)._log_normalizer()
     assert (wrong + log_volume).exp().sum().item() != pytest.approx(1.0, abs=5 * tolerance)
 

@@ -144,7 +144,7 @@ class Unit(nn.Module):
 def test_signal_to_noise_is_the_known_one(monkeypatch):
     """x ~ N(z, 1), z ~ N(0, 1), q = N(m, s²): the gradient is the mean of 2 z_i − x_i over i.
 
-    Its mean is 2 m − x̄ and its standard deviation 2 s / √N, with log q's own part cancelled.
+    Its mean is 2 m − x̄ and its standard deviation 2 s / √N, with log q's own part canceled.
     """
     num_gradients, mean, scale = 2000, 0.8, 1.5
     monkeypatch.setattr(monitor, "NUM_GRADIENTS", num_gradients)

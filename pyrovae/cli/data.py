@@ -36,7 +36,7 @@ def load(
     `binarize` None chooses what the likelihood needs; only Bernoulli needs pixels in {0, 1}. The
     seed is that of the split of a file, and of the fixed draw of "sampled".
     """
-    data, split = _grey(name, seed)
+    data, split = _gray(name, seed)
     pixels = binarize or default_pixels(data.name, likelihood)
     gray = (data.train, data.valid, data.test)
     parts = [None if x is None else _binary(x, pixels, likelihood) for x in gray]
@@ -50,7 +50,7 @@ def default_pixels(data: str, likelihood: str) -> str:
     return "none" if is_done else "threshold"
 
 
-def _grey(name: str, seed: int) -> tuple[Any, str]:
+def _gray(name: str, seed: int) -> tuple[Any, str]:
     """Return the raw data, and a description of the held-out split."""
     if name in DATA_SETS:
         return getattr(pv.datasets, name)(), "its test split"
@@ -61,7 +61,7 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
         )
     import torch
 
-    x, is_bytes = grey_images(name)
+    x, is_bytes = gray_images(name)
     if x.dim() < 2 or len(x) < 10:
         raise DataError(
             f"{name} holds an array of shape {tuple(x.shape)}, but each row must be one datum, "
@@ -73,7 +73,7 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
     return pv.datasets.Data(train, test, name=Path(name).name.partition(".")[0]), split
 
 
-def grey_images(path: str) -> tuple[Any, bool]:
+def gray_images(path: str) -> tuple[Any, bool]:
     """Read the images in a file as floats (bytes / 255), and whether they were bytes."""
     import torch
 
@@ -85,7 +85,7 @@ def grey_images(path: str) -> tuple[Any, bool]:
 
 def rows_of(path: str, run: Any) -> tuple[Any, Any]:
     """Read images, binarized like a run's data, and the mask: true where observed (not NaN)."""
-    x, _ = grey_images(path)
+    x, _ = gray_images(path)
     shape = tuple(run.vae.spec["event_shape"])
     if tuple(x.shape[1:]) != shape or not len(x):
         raise DataError(

@@ -38,7 +38,7 @@ class BetaELBO(Objective):
         0.5
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
 
     def __init__(self, beta: float | Schedule, num_particles: int = 1):
         super().__init__(num_particles)
@@ -77,7 +77,7 @@ class FreeBits(Objective):
         0.1
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
     needs_local_latents = True
 
     def __init__(self, threshold: float, num_particles: int = 1):

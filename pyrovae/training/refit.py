@@ -103,8 +103,8 @@ def refit_prior(
     old = vae
     vae, prior = copy.deepcopy((vae, prior))  # together, so that a shared encoder stays shared
     frozen = {id(p) for part in (vae.encoder, vae.decoder) for p in part.parameters()}
-    learnt = [p for p in prior.parameters() if id(p) not in frozen and p.requires_grad]
-    if not learnt:
+    learned = [p for p in prior.parameters() if id(p) not in frozen and p.requires_grad]
+    if not learned:
         raise ConfigError(
             f"refit_prior: this {type(prior).__name__} has no parameters of its own to fit.\n"
             "Pass a learnable prior, such as priors.GaussianMixture(latent_dim)."

@@ -1,4 +1,4 @@
-"""What the regulariser is for: β = 0 against β = 1 on real digits with a 2-D latent space.
+"""What the regularizer is for: β = 0 against β = 1 on real digits with a 2-D latent space.
 
 Without the KL the encoder cheats: every datum gets a far-away region of its own. 100 digits
 are few enough that it can do so thoroughly within seconds.
