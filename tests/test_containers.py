@@ -160,7 +160,7 @@ def test_a_sampler_without_a_known_order_is_refused_where_rows_matter():
             return N // 2
 
     loader = torch.utils.data.DataLoader(counts(), batch_size=3, sampler=Odd())
-    with pytest.raises(ConfigError, match=r"rows by a Odd.*unknown.*\n?.*Pass the Dataset itself"):
+    with pytest.raises(ConfigError, match=r"with a Odd.*unknown.*\n?.*Pass the Dataset itself"):
         pv.log_evidence(model(), loader, num_samples=2)
     pv.fit(model(), loader, epochs=1)
 
