@@ -1,4 +1,4 @@
-"""The data of a run, by name or from a file, split and binarized by the options."""
+"""The data of a run, by name or from a file, split and binarized according to the options."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +31,10 @@ class Images(NamedTuple):
 def load(
     name: str, *, binarize: str | None = None, likelihood: str = "Bernoulli", seed: int = 0
 ) -> Images:
-    """Load the data of this name or file, binarized.
+    """Load the named data set or file, binarized.
 
-    `binarize` None chooses what the likelihood needs; only Bernoulli needs pixels in {0, 1}. The
-    seed is that of the split of a file, and of the fixed draw of "sampled".
+    `binarize=None` chooses what the likelihood needs; only Bernoulli needs pixels in {0, 1}. The
+    seed determines the split of a file and the fixed draw of "sampled".
     """
     data, split = _gray(name, seed)
     pixels = binarize or default_pixels(data.name, likelihood)
@@ -45,7 +45,7 @@ def load(
 
 
 def default_pixels(data: str, likelihood: str) -> str:
-    """Return the binarization that the likelihood needs of this data set, or "none"."""
+    """Return the binarization of this data set that the likelihood needs, or "none"."""
     is_done = data == "binarized_mnist" or likelihood != "Bernoulli"
     return "none" if is_done else "threshold"
 

@@ -44,7 +44,7 @@ def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
     if not isinstance(objective, ELBO):
         raise ConfigError(
             f"objective is {_kind(objective)}, but it must be a pyro.infer.ELBO object.\n"
-            "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
+            "Write, for example, objective=objectives.BetaELBO(0.5); None is the ELBO itself."
         )
     if type(objective).__name__.startswith("Jit"):
         raise ConfigError(
