@@ -98,22 +98,22 @@ def posterior_collapse(found: Findings) -> Verdict:
 def over_regularized(found: Findings, *, beta: float | None = None) -> Verdict:
     """Judge whether the encoder weights the KL more than the ELBO does."""
     name, weight = "over-regularized", found.kl_weight
-    told = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
+    note = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
     if math.isnan(weight.value) or _is_empty(found):
-        meaning = "Not defined if z is inactive or discrete." + told
+        meaning = "Not defined if z is inactive or discrete." + note
         return Verdict(name, "unknown", "β of the encoder: not defined", meaning)
     number = f"β of the encoder = {_with_error(weight)}; the ELBO has 1"
     if weight.value - NUM_ERRORS * weight.std_error > OVER_REGULARIZED:
         meaning = (
             "The codes carry less information about x than the ELBO rewards: the encoder is "
-            f"optimal for a KL weighted by {weight.value:.1f}.{told}"
+            f"optimal for a KL weighted by {weight.value:.1f}.{note}"
         )
         advice = "Train with β = 1, or report it as a β-VAE, not as a density of x."
         return Verdict(name, "problem", number, meaning, advice)
     if weight.value + NUM_ERRORS * weight.std_error < UNDER_REGULARIZED:
-        meaning = f"The KL was weighted less than in the ELBO: codes are too precise.{told}"
+        meaning = f"The KL was weighted less than in the ELBO: codes are too precise.{note}"
         return Verdict(name, "look", number, meaning, "Train with β = 1 if samples look wrong.")
-    return Verdict(name, "fine", number, f"KL and reconstruction balance as in the ELBO.{told}")
+    return Verdict(name, "fine", number, f"KL and reconstruction balance as in the ELBO.{note}")
 
 
 def _is_empty(found: Findings) -> bool:

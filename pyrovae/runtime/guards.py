@@ -168,7 +168,7 @@ def _within(value: Any, above: tuple[int, ...] = ()) -> Iterator[Any]:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether it has attributes and is not a tensor, container, class or Python module."""
+    """Return whether value has attributes and is not a tensor, container, class or module."""
     is_other = isinstance(value, (*KNOWN, type, ModuleType))
     return not is_other and isinstance(getattr(value, "__dict__", None), dict)
 
