@@ -106,7 +106,7 @@ class TestPredictiveChecks:
         with pytest.raises(ConfigError, match="nanmean"):
             diagnostics.posterior_check(vae, x, mask=mask, statistic=torch.mean)
 
-    def test_a_statistic_that_gives_no_numbers_of_one_shape(self):
+    def test_a_statistic_must_return_numbers_of_one_shape(self):
         truth, vae = exact_vae()
         x = truth.sample(4)
         with pytest.raises(ConfigError, match=r"shape \(4, 5\)"):

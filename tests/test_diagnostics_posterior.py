@@ -315,7 +315,7 @@ class TestSensitivity:
         )
         return (total / (2 * math.log2(1 + delta))).item()
 
-    def test_tells_conflict_from_a_datum_that_says_little(self):
+    def test_distinguishes_conflict_from_a_datum_with_little_information(self):
         truth = LinearGaussian(1, 1, sigma=1.0)
         truth.weight = torch.ones(1, 1)
         truth.m = torch.full((1, 1), 2.0)
@@ -359,7 +359,7 @@ class TestSensitivity:
             diagnostics.prior_sensitivity(program, x)
         assert math.isnan(diagnostics.decompose_elbo(program, x).marginal_kl.value)
 
-    def test_pieces_give_the_shapes(self):
+    def test_shapes_under_a_small_memory_budget(self):
         truth = LinearGaussian()
         found = diagnostics.prior_sensitivity(
             truth.vae(ExactEncoder(truth)), truth.sample(20), num_samples=50, memory_budget=2000

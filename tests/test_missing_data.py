@@ -74,7 +74,7 @@ def test_gaussian_without_monte_carlo_error():
     torch.testing.assert_close(estimate.log_px, exact, rtol=0, atol=1e-10)
 
 
-def test_gaussian_by_quadrature_with_a_mask_of_each_rows_own():
+def test_gaussian_by_quadrature_with_a_mask_per_row():
     truth = LinearGaussian(sigma=1.0)
     x = truth.sample(8)
     mask = some_mask((8, 5))
@@ -143,7 +143,7 @@ def test_masked_is_the_sum_over_completions(head, levels):
     )
 
 
-# ---- whatever stands in a masked cell, bit for bit
+# ---- the value of a masked cell has no effect, bit for bit
 
 
 def data_of(part: Part) -> tuple[pv.VAE, Tensor, Tensor]:
@@ -252,7 +252,7 @@ def test_mask_and_sizes_together():
     assert not torch.equal(vae.loss(x, 2 * size, mask), losses[0])
 
 
-def test_all_observed_is_no_mask():
+def test_an_all_true_mask_equals_no_mask():
     vae = vae_of(likelihood=likelihoods.Bernoulli(4))
     x = vae.sample(6, seed=0)
     torch.manual_seed(0)

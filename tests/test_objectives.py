@@ -170,7 +170,7 @@ def test_path_derivatives_vanish_at_the_exact_posterior(objective):
 
 
 def test_path_derivative_of_a_flow_guide_is_unbiased():
-    """A flow knows log q of its own draw without going through z: STL must not lose that path."""
+    """A flow caches log q of its own draw without going through z: STL must not lose that path."""
     torch.manual_seed(1)
     vae = pv.build((1,), latent_dim=2, guide="FlowGuide", likelihood="Normal", hidden=(3,))
     parameters = list(vae.encoder.parameters())
@@ -285,7 +285,7 @@ def test_schedule_is_read_at_the_training_progress():
     assert seen == pytest.approx([i / 8 for i in range(8)])
 
 
-def test_free_bits_leave_a_cheap_dimension_alone():
+def test_free_bits_do_not_penalize_a_cheap_dimension():
     """Below λ the KL costs nothing: the guide's gradient is that of the reconstruction alone."""
     vae, x = line_vae(loc=0.01, log_scale=-0.01), X.expand(3, 1)
     torch.manual_seed(0)

@@ -52,7 +52,7 @@ def judged(data, beta, epochs, *, seed, num_steps, **options):
     objective = None if beta == 1 else pv.objectives.BetaELBO(beta)
     pv.fit(vae, x, objective=objective, epochs=epochs, seed=seed, **options)
     sizes = {"num_samples": 100, "num_steps": num_steps, "thorough": False}
-    return named(examine(vae, x, test=x_test, training=training, **sizes))  # not told β
+    return named(examine(vae, x, test=x_test, training=training, **sizes))  # without β
 
 
 class TestRecognizes:
@@ -125,14 +125,14 @@ class TestKlWeight:
         found = kl_weight(vae, torch.randn(200, 4).sign().clamp(0))
         assert math.isnan(found.value) or found.std_error > 0
 
-    def test_moves_no_generator_and_no_gradient(self):
+    def test_changes_no_generator_and_no_gradient(self):
         vae = pv.build((4,), seed=0)
         with unchanged(vae):
             kl_weight(vae, torch.ones(20, 4))
         assert all(p.grad is None for p in vae.parameters())
 
 
-def test_continuing_leaves_the_model_as_it_is():
+def test_continuing_does_not_change_the_model():
     vae, x = pv.build((4,), seed=0), torch.eye(4).repeat(20, 1)
     with unchanged(vae):
         more = continued(vae, x, test=x, training=Training(), num_steps=50)
@@ -332,7 +332,7 @@ class TestPage:
         assert "β = 2" in render(card, vae, found=found, **options)
 
     def test_says_whose_evidence_it_is(self, html):
-        """Relaxed latents have a bound of their own, not one of the discrete model."""
+        """Relaxed latents bound the evidence of the relaxed model, not that of the discrete one."""
         assert "of the relaxed model" not in html
         parts = dict.fromkeys(("prior", "guide"), "RelaxedBernoulli")
         vae = pv.build((4,), latent_dim=2, **parts, seed=0)

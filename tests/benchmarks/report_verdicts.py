@@ -4,8 +4,8 @@
 
 Trains a good model and three broken ones (weight β of the KL, epochs) on scikit-learn's digits
 and on fixed binarized MNIST (needs PYROVAE_DATA, left out without it), examines each as
-`pyrovae report` does, and prints what the verdicts call a problem, beside the numbers that decide;
-then a row of their ranges. The verdicts are not told β. `pytest -m slow tests/test_report.py -k
+`pyrovae report` does, and prints the problems that the verdicts find, with the numbers that decide,
+then a row of their ranges. The verdicts do not know β. `pytest -m slow tests/test_report.py -k
 five_seeds` asserts the same of five seeds.
 """
 
