@@ -3,6 +3,7 @@
     draw the traces, differentiate the objective's mean loss per datum,
     check that loss and gradients are finite, clip, update, average
 
+`SVI.step` runs it: SVI calls `_loss_and_grads` for the first two, then `_Update` for the rest.
 Several batches can share an update (`accumulate_batches`), and so can several processes:
 gradients are then accumulated as sums over data and divided by the number of data.
 """
