@@ -286,7 +286,7 @@ def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
 
 
 def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
-    """Return the same at given draws (C, S, N, D) of the local latents, concatenated."""
+    """Return terms and latents at given draws (C, S, N, D) of the local latents, concatenated."""
     num_chains, num_samples = draws.shape[:2]
     parts, start = [], 0
     for rows in batch.read(ROWS):
@@ -420,7 +420,7 @@ def _dataset(variables: Variables, attributes: Mapping[str, Any], labels: Labels
 
 
 def _texts(names: Any) -> np.ndarray:
-    """Return names as numbers or texts; those of several levels are joined by commas."""
+    """Return names as numbers or strings; multi-level names are joined by commas."""
     names = np.asarray(names)
     if names.dtype.kind in "biuf":
         return names
@@ -453,6 +453,6 @@ def _as_container(datasets: "dict[str, xr.Dataset]") -> Any:
 
         return xr.DataTree.from_dict(datasets)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its daily announcement of arviz 1.0
+        warnings.simplefilter("ignore", FutureWarning)  # its announcement of arviz 1.0
         import arviz as az
     return az.InferenceData(**datasets)

@@ -3,9 +3,9 @@
 `build` is shorthand for VAE(prior, encoder, decoder): it combines a prior, a guide family, a
 likelihood and a kind of network by name, with matching widths. The names are the public names
 of the part families. The argument names of a part's constructor declare what it needs
-(latent_dim, event_shape, encoder), and its hook `from_data` which arguments it takes from training
-data (`protocols.StartsFromData`). The result stores its JSON-serializable specification, and the
-shapes of what was taken from data.
+(latent_dim, event_shape, encoder), and its hook `from_data` declares the arguments that it takes
+from training data (`protocols.StartsFromData`). The result stores its JSON-serializable
+specification, and the shapes of the tensors taken from data.
 """
 
 import inspect

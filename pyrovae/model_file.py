@@ -1,12 +1,12 @@
 """`save` and `load`: a finished model in one file.
 
 A model that `build` made is stored with its specification and rebuilt from it; the specification
-may name only the public parts of pyrovae. Any other model is loaded into an object of the caller's.
-Either way, names, shapes and dtypes must agree before any number changes.
+may name only the public parts of pyrovae. Any other model is loaded into an object that the caller
+passes. Either way, names, shapes and dtypes must agree before any number changes.
 
 A tensor that has several names is stored once, under the first, with the others as aliases of it; a
-model is loaded only into one that shares the same tensors. Not stored: the data, buffers that are
-not persistent, train or eval mode, and the device.
+model is loaded only into one that shares the same tensors. The data, non-persistent buffers, train
+or eval mode and the device are not stored.
 """
 
 import inspect
@@ -37,20 +37,21 @@ FAMILIES = ("priors", "guides", "likelihoods")
 def save(vae: nn.Module, path: Any) -> Path:
     """Write a model to one file, atomically: safetensors, with a JSON description.
 
-    Parameters and persistent buffers are stored bit for bit, shared ones once. Whoever reads the
-    path at the same time, or after a crash, sees the old file or the new one.
+    Parameters and persistent buffers are stored bit for bit, shared ones once. Readers see the old
+    file or the new one, even after a crash.
 
     Args:
         vae: a `VAE`, or any module.
-        path: of the file, in an existing folder; an existing file is replaced.
+        path: path of the file, in an existing folder; an existing file is replaced.
 
     Returns:
         The path.
 
     Raises:
-        ConfigError: the path cannot name a file, or the state is not all dense real tensors.
-        CheckpointError: the weights have NaN, or the file cannot be written; an existing file is
-            unchanged.
+        ConfigError: the path cannot name a file, or the state holds anything but dense real
+            tensors.
+        CheckpointError: the weights contain NaN, or the file cannot be written; an existing file
+            is unchanged.
 
     Example:
         >>> import tempfile
@@ -82,16 +83,16 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     """Read a model that `save` wrote.
 
     Args:
-        path: of the file.
-        into: the model to fill, in place, with the same parts and sizes. Not needed for a model
-            that `build` made, which is rebuilt on the CPU, in train mode.
+        path: path of the file.
+        into: the model to fill, in place, with the same parts and sizes. None rebuilds a model
+            that `build` made, on the CPU and in train mode.
 
     Returns:
         The model: `into`, or a new one.
 
     Raises:
-        UnsafeFormatError: the file is not a safetensors file of pyrovae's, or names something that
-            is not a part of it. Nothing is imported or run, regardless of what the file says.
+        UnsafeFormatError: the file is not a safetensors file written by pyrovae, or names something
+            that is not a part of pyrovae. Nothing that a file names is imported or run.
         CorruptCheckpointError: the file was cut or altered, or has NaN.
         VersionMismatchError: a later release wrote it.
         StateMismatchError: names, shapes, dtypes or shared tensors differ from those of `into`,
@@ -167,7 +168,7 @@ def parts_of(module: nn.Module) -> dict[str, str]:
 
 
 def has_nan(tensor: Tensor) -> bool:
-    """Whether the tensor contains NaN."""
+    """Return whether the tensor contains NaN."""
     if not tensor.is_floating_point():
         return False
     return bool((tensor.float() if tensor.element_size() == 1 else tensor).isnan().any())
@@ -177,7 +178,7 @@ def has_nan(tensor: Tensor) -> bool:
 
 
 def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str]) -> dict[str, Any]:
-    """Return the specification for the file, after checking that it rebuilds this very model."""
+    """Return the specification for the file, after checking that it rebuilds this model."""
     spec = getattr(vae, "spec", None)
     if not isinstance(spec, dict):
         return {"spec": None, "why": "it was not made by pyrovae.build"}
@@ -191,7 +192,7 @@ def _recipe(vae: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str])
         held, held_aliases = named_tensors(again)
         is_same = (list(held), held_aliases) == (list(tensors), aliases)
         if is_same:
-            _fill(again, tensors)  # its repr may show numbers
+            _fill(again, tensors)  # because its repr may show numbers
             is_same = repr(again) == repr(vae)
     except Exception as error:  # the caller may have changed the model or its specification
         return {"spec": None, "why": f"its specification does not build it: {error}"[:300]}
@@ -221,7 +222,7 @@ def _rebuilt(file: TensorFile, path: Path) -> nn.Module:
 
 def _check_names(spec: Any, path: Path, version: Any) -> None:
     """Raise an UnsafeFormatError unless the specification names only parts of pyrovae."""
-    from pyrovae import builder  # here, so that training, which only saves, loads no part
+    from pyrovae import builder  # here, so that training, which only saves, imports no parts
 
     names = builder.NAMES
     known = set(inspect.signature(builder.build).parameters) - {"data", "seed"}
@@ -260,16 +261,16 @@ def _built(recipe: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
 
 
 def _stand_in(shape: list[int], range: list[float]) -> Tensor:
-    """Return numbers in the place of those that a part took from data: same shape and range."""
+    """Return a placeholder for a tensor taken from data, with its shape and range."""
     return torch.linspace(*range, math.prod(shape)).reshape(shape)
 
 
 class _Budget(TorchFunctionMode):
-    """Refuses to make tensors larger than the model can need, and endless work.
+    """Limit on the size of new tensors and on the number of operations.
 
     A specification of a few bytes can ask for terabytes of weights. The meta device would not do:
     zuko reads the values of its masks, and the first `randn` on it imports torch's compiler, which
-    takes more time and memory than a hostile file may.
+    takes more time and memory than a hostile file should cost.
     """
 
     def __init__(self, num_elements: int, num_operations: int):
@@ -281,7 +282,7 @@ class _Budget(TorchFunctionMode):
         self.num_operations -= 1
         is_arithmetic = getattr(function, "__name__", "").startswith("__")
         largest = 0 if is_arithmetic else _largest_size([*args, *kwargs.values()])
-        # once only: on the way out, `no_grad` sets the mode back by one operation more
+        # raised once only: on exit, `no_grad` restores its mode by one more operation
         if self.num_operations == 0 or largest > self.num_elements:
             raise CorruptCheckpointError("it asks for a far larger model than the file holds")
         result = function(*args, **kwargs)
@@ -311,7 +312,7 @@ def _check_description(description: dict[str, Any], path: Path) -> None:
 
 
 def _as_stored(vae: nn.Module, file: TensorFile) -> None:
-    """Give the tensors of a new model the dtypes in the file, and freeze what was frozen."""
+    """Convert a new model to the dtypes in the file, and freeze the parameters that were frozen."""
     state = vae.state_dict(keep_vars=True)
     for name, tensor in file.tensors.items():
         if name in state and state[name].shape == tensor.shape:
@@ -324,7 +325,7 @@ def _as_stored(vae: nn.Module, file: TensorFile) -> None:
 def _check_parts(vae: nn.Module, stored: dict[str, str]) -> None:
     """Raise a StateMismatchError if a part of pyrovae would get the numbers of a different part.
 
-    These may have the right shapes. Custom classes are not compared: they may have been renamed.
+    Their shapes may agree. Custom classes are not compared, because they may have been renamed.
     """
     for name, part in parts_of(vae).items():
         if stored.get(name) != part:

@@ -1,9 +1,8 @@
-"""What a part, a program, an objective or a Dataset may offer beyond what it must.
+"""Optional hooks of parts, programs, objectives and Datasets.
 
 A part must be a module that returns a distribution, and a program a module with `model` and
-`guide`. Everything on this page is optional: whoever asks looks for the attribute, and does
-without where there is none, so nothing has to inherit from these classes. Each says which rooms
-of the package ask for it.
+`guide`. Everything on this page is optional: callers look for the attribute and do without it if it
+is missing, so nothing has to inherit from these classes. Each lists the subpackages that use it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from torch import Size, Tensor
 class Head(Protocol):
     """A last layer, features → Distribution, of a guide family or a likelihood.
 
-    Asked by: networks (`features_of`, `start_at_mean`), builder.
+    Used by: networks (`features_of`, `start_at_mean`), builder.
     """
 
     num_features: int  # the width that it needs: out_features of the network before it
@@ -27,16 +26,16 @@ class Head(Protocol):
 class LearnsScale(Protocol):
     """A likelihood that may have a learned scale for each number of a datum.
 
-    Asked by: training, which warns of columns that are constant: there the scale falls to 0.
+    Used by: training, which warns of constant columns, where the scale falls to 0.
     """
 
     learns_scale_per_cell: bool
 
 
 class ChecksData(Protocol):
-    """A part that knows more about its covariates y than that there is one row per datum.
+    """A part whose covariates y must satisfy more than having one row per datum.
 
-    Asked by: contract, for every batch.
+    Used by: contract, for every batch.
     """
 
     def check_data(self, x: Tensor, y: Tensor | None) -> None:
@@ -48,10 +47,10 @@ class StartsFromData(Protocol):
 
     `from_data` maps the name of each to a function of the data, (N, *event), which returns a
     tensor. `build(data=x)` calls it unless the option is given, and draws with its own seed.
-    `load` stands a tensor of the same shape and range in for it, before it fills the part with the
-    numbers of the file.
+    `load` passes a placeholder of the same shape and range instead, and then fills the part from
+    the file.
 
-    Asked by: builder.
+    Used by: builder.
     """
 
     from_data: Mapping[str, Callable[[Tensor], Tensor]]
@@ -61,9 +60,9 @@ class StartsFromData(Protocol):
 
 
 class Relaxed(Protocol):
-    """A continuous stand-in for a discrete density: its ELBO bounds the evidence of another model.
+    """A continuous relaxation of a discrete density: its ELBO bounds the relaxed model's evidence.
 
-    Asked by: core (`bound_on`).
+    Used by: core (`bound_on`).
     """
 
     is_relaxed: bool
@@ -72,7 +71,7 @@ class Relaxed(Protocol):
 class Enumerable(Protocol):
     """A discrete density that lists all of its values, as in torch.
 
-    Asked by: Pyro, which sums them out where `has_enumerate_support` is true (`EnumELBO`);
+    Used by: Pyro, which sums them out where `has_enumerate_support` is true (`EnumELBO`);
     programs, for the number of classes.
     """
 
@@ -85,7 +84,7 @@ class Enumerable(Protocol):
 class HasLevels(Protocol):
     """A support of finitely many levels between 0 and 1, such as gray levels.
 
-    Asked by: checks, for the advice in an error.
+    Used by: checks, for the advice in an error.
     """
 
     num_levels: int
@@ -95,29 +94,28 @@ class HasLevels(Protocol):
 
 
 class SeesCovariates(Protocol):
-    """A program that knows whether y changes anything; without it, y is passed unasked.
+    """A program that declares whether it uses y; without the attribute, y is always passed.
 
-    Asked by: contract, training.
+    Used by: contract, training.
     """
 
     sees_covariates: bool
 
 
 class ChecksParts(Protocol):
-    """A program that can check its own parts, and by that whether it uses a mask.
+    """A program that can check its own parts, and thereby whether it uses a mask.
 
-    Asked by: contract, on the first two rows.
+    Used by: contract, on the first two rows.
     """
 
     def check_parts(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
-        """Raise a ConfigError unless the parts keep their contract."""
+        """Raise a ConfigError unless the parts fulfill their contract."""
 
 
 class HasParts(Protocol):
     """A program with a single encoder and decoder.
 
-    Asked by: training, which looks at the gradient of the encoder alone, and whether the decoder
-    learns at all.
+    Used by: training, which monitors the encoder's gradient, and warns if the decoder cannot learn.
     """
 
     encoder: Any
@@ -125,44 +123,44 @@ class HasParts(Protocol):
 
 
 class Specified(Protocol):
-    """A program that `build` made, and can make again.
+    """A program that `build` made and can rebuild.
 
-    Asked by: model_file (`save`), arviz_io.
+    Used by: model_file (`save`), arviz_io.
     """
 
     spec: dict[str, Any]  # the arguments of build except for the data and the seed, as JSON
-    data_spec: dict[str, Any]  # kind of part → argument → shape and range of what data gave it
+    data_spec: dict[str, Any]  # kind of part → argument → shape and range, if taken from data
 
 
 # Objectives and Datasets.
 
 
 class FollowsProgress(Protocol):
-    """An objective with schedules: numbers that change as training goes on.
+    """An objective with schedules: weights that change during training.
 
-    Asked by: training.
+    Used by: training.
     """
 
     progress: float  # the fraction of training done, in [0, 1]; set before each step
 
     def weights(self) -> dict[str, float]:
-        """Return the numbers at `progress`, by name."""
+        """Return the weights at `progress`, by name."""
 
 
 class Fingerprinted(Protocol):
     """A Dataset that identifies its content more cheaply than by a hash of every item.
 
-    Asked by: data, for the checkpoint of a run; a resumed run compares it.
+    Used by: data, for the checkpoint of a run; a resumed run compares it.
     """
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return flat facts that are equal only for equal data."""
+        """Return a flat record that is equal only for equal data."""
 
 
 class Drawn(Protocol):
-    """Images that are binarized anew at each look, with a fixed draw for evaluation.
+    """Images that are binarized anew at each access, with a fixed draw for evaluation.
 
-    Asked by: cli.
+    Used by: cli.
     """
 
     def draw(self, seed: int) -> Tensor:

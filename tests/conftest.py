@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread, fixed seeds, the global state left alone.
+"""Fixtures of every test: one torch thread, fixed seeds, global state unchanged.
 
 Two worker processes share the tests file by file (pytest-xdist, in pyproject.toml), so what a
 file trains once is trained once. In one process, say under a debugger: `pytest -n 0`.

@@ -1,4 +1,4 @@
-"""What is under contract: one line each, and every invariant of its family is tested.
+"""Everything under contract: one line each, and every invariant of its family is tested.
 
 A new prior, guide family, likelihood, program, objective or container joins its table here,
 and nothing else.
@@ -219,7 +219,7 @@ class _Stream(IterableDataset):
 
 
 class _Batches:
-    """An iterable of batches that torch knows nothing of."""
+    """An iterable of batches that is not a class of torch."""
 
     def __init__(self, x):
         self.x = x

@@ -1,4 +1,4 @@
-"""What several test files share: small VAEs, data for them, and comparisons of states."""
+"""Helpers shared by test files: small VAEs, data for them, and comparisons of states."""
 
 import contextlib
 import hashlib

@@ -19,7 +19,7 @@ NUM_STEPS, FLOW, NOISE = 3, 0.8, 0.6  # a chain: z_t = FLOW z_{t-1} + N(0, 1), x
 
 
 class Plated(nn.Module):
-    """A global w in a plate of its own, used as a vector; z + w is what x is around."""
+    """A global w in its own plate, used as a vector; x is centered at z + w."""
 
     def __init__(self):
         super().__init__()

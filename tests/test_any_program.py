@@ -1,4 +1,4 @@
-"""Every method on every kind of program: what SVI trains, everything after training reads."""
+"""Every method on every kind of program: every program that SVI trains can be evaluated."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_loss_and_gradients_are_those_of_plain_svi(name, float64):
 
 @every_program
 def test_terms_are_the_log_densities_at_the_draws(name, float64):
-    """S draws at once: each draw's terms are those of the same latents in a trace of its own."""
+    """S draws at once: each draw's terms are those of the same latents in a separate trace."""
     program, x = made(name), data(4)
     terms = pv.elbo_terms(program, x, num_samples=5)
     assert terms.log_weights.shape == (5, 4)
@@ -148,7 +148,7 @@ def test_posterior_draws_have_the_exact_mean_of_the_signal(name, method, float64
 
 
 @every_program
-def test_what_is_read_after_training_runs(name):
+def test_every_diagnostic_runs(name):
     """Diagnostics, checks and ArviZ of every program: right shapes, finite numbers."""
     program, x = made(name), data()
     pv.fit(program, x, epochs=1, batch_size=10, seed=0, progress=False)
@@ -204,7 +204,7 @@ class HalfPoint(dist.TorchDistribution):
 )
 @pytest.mark.parametrize("use", [pv.fit, pv.elbo_terms, pv.log_evidence])
 def test_a_guide_that_is_a_point_is_refused(kind, match, use):
-    """KL(q ‖ p) is infinite: a finite number with a perfect k̂ would be a lie."""
+    """KL(q ‖ p) is infinite: a finite number with a perfect k̂ would be wrong."""
     decoder = nn.Sequential(pv.networks.mlp(2, 6), pv.likelihoods.Bernoulli(6))
     vae = pv.VAE(pv.priors.StandardNormal(2), Point(kind), decoder)
     x = (torch.rand(20, 6) > 0.5).float()

@@ -1,4 +1,4 @@
-"""The import structure: each file imports from layers below its own only, and no cycle exists."""
+"""The import structure: each file imports only from layers below its own, without cycles."""
 
 import ast
 import inspect
@@ -75,7 +75,7 @@ def test_imports_point_downwards(path):
 
 
 def test_runtime_knows_no_density_and_no_program():
-    """It would serve any torch module, so it stays out of the reader's way."""
+    """It would serve any torch module."""
     below = {"errors", "_version", "protocols", "checks", "runtime"}
     for path in (PACKAGE / "runtime").glob("*.py"):
         assert imported_units(path) <= below, path
@@ -205,13 +205,13 @@ HOOKS = [h for h in vars(protocols).values() if getattr(h, "__module__", "") == 
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
-def test_every_hook_is_asked_for_where_its_page_says(hook):
+def test_every_hook_is_used_where_its_docstring_says(hook):
     names = {*inspect.get_annotations(hook), *(n for n in vars(hook) if not n.startswith("_"))}
-    rooms = LEVEL.keys() & set(re.findall(r"\w+", hook.__doc__.partition("Asked by:")[2]))
-    assert rooms, hook
-    for room in rooms:
-        text = "".join(path.read_text() for path in FILES if unit(path) == room)
-        assert any(re.search(rf"\b{name}\b", text) for name in names), (hook, room)
+    users = LEVEL.keys() & set(re.findall(r"\w+", hook.__doc__.partition("Used by:")[2]))
+    assert users, hook
+    for user in users:
+        text = "".join(path.read_text() for path in FILES if unit(path) == user)
+        assert any(re.search(rf"\b{name}\b", text) for name in names), (hook, user)
 
 
 def test_no_pickle_anywhere():

@@ -88,7 +88,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_what_is_no_array_of_numbers_is_refused_with_its_dtype(case):
+def test_an_array_that_is_not_numeric_is_refused_with_its_dtype(case):
     make, match = UNREADABLE[case]
     refused(DataError, lambda: checks.as_tensor(make()), match)
 
@@ -116,7 +116,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
-def test_every_layout_gives_the_same_numbers_and_stays_as_it_was(case):
+def test_every_layout_gives_the_same_numbers_and_stays_unchanged(case):
     value = LAYOUTS[case]
     tensor = checks.as_tensor(value)
     assert torch.equal(tensor, torch.tensor(GRID))
@@ -155,7 +155,7 @@ def test_a_mask_of_another_kind_is_refused(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
-def test_a_mask_of_zeros_and_ones_is_read_whatever_its_dtype(dtype):
+def test_a_mask_of_zeros_and_ones_is_read_regardless_of_its_dtype(dtype):
     mask = torch.tensor([[1, 0], [0, 1]]).to(dtype)
     assert checks.as_mask(mask, torch.zeros(2, 2)).tolist() == [[True, False], [False, True]]
 
@@ -217,7 +217,7 @@ def test_a_category_outside_its_range_is_refused(index):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.float16])
-def test_the_place_is_named_whatever_the_dtype(dtype):
+def test_the_position_is_named_regardless_of_the_dtype(dtype):
     x = torch.ones(3, 4).to(dtype)
     x[2, 1] = 7
     refused(DataError, lambda: checks.check_values(x, BERNOULLI), r"^x\[2, 1\] = 7")
@@ -241,7 +241,7 @@ def test_the_message_does_not_depend_on_the_chunks(monkeypatch):
         assert refused(DataError, lambda: checks.check_values(x, BERNOULLI), "0.5") == whole
 
 
-def test_unobserved_cells_are_not_looked_at():
+def test_unobserved_cells_are_not_checked():
     x, mask = torch.ones(3, 4), torch.ones(3, 4, dtype=torch.bool)
     x[0], mask[0] = torch.tensor([torch.nan, torch.inf, -1.0, 0.5]), False
     checks.check_values(x, BERNOULLI, mask)

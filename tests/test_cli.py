@@ -114,14 +114,14 @@ class TestImportsNothingHeavy:
         assert " torch" not in done.stderr
 
 
-def test_a_file_that_is_not_there_is_named():
+def test_a_missing_file_is_named():
     result = pyrovae("fit", "--data", "nofile.npy")
     assert result.exit_code == 2
     assert result.stderr == "Error: nofile.npy: No such file or directory.\n"
 
 
 class TestHelp:
-    def test_tells_what_a_vae_is_with_its_equation(self):
+    def test_explains_a_vae_with_its_equation(self):
         text = words(pyrovae("--help").output)
         assert "A VAE describes a datum x by a few hidden numbers z" in text
         assert "ELBO = E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)) ≤ log p(x)" in text
@@ -236,7 +236,7 @@ class TestFit:
         (folder,) = Path("runs").iterdir()
         assert folder.name.startswith("digits-20")
 
-    def test_an_empty_folder_is_taken(self, undrawn):
+    def test_an_empty_folder_is_accepted(self, undrawn):
         Path("run").mkdir()
         fit()
 
@@ -252,7 +252,7 @@ class TestFit:
 
 
 class TestFitOnFiles:
-    def test_float_images_lose_a_fifth_to_the_held_out_part(self):
+    def test_a_fifth_of_float_images_is_held_out(self):
         np.save("faces.npy", np.random.default_rng(0).uniform(size=(50, 6, 5)))
         result, summary = fit("--data", "faces.npy")
         assert (summary["training"]["num_data"], summary["held_out"]["num_data"]) == (40, 10)
@@ -351,9 +351,7 @@ class TestRefuses:
             (KeyboardInterrupt(), 130, "Interrupted."),
         ],
     )
-    def test_a_run_that_breaks_off_leaves_no_folder(
-        self, error, code, message, monkeypatch, tmp_path
-    ):
+    def test_a_run_that_fails_leaves_no_folder(self, error, code, message, monkeypatch, tmp_path):
         def broken(*args, **kwargs):
             raise error
 
@@ -365,7 +363,7 @@ class TestRefuses:
 
 
 class TestResume:
-    def test_ctrl_c_leaves_a_usable_run_that_goes_on_bit_for_bit(self, undrawn, monkeypatch):
+    def test_ctrl_c_leaves_a_usable_run_that_resumes_bit_for_bit(self, undrawn, monkeypatch):
         options = ("--epochs", "4", "--hidden", "16")
         assert pyrovae("fit", "--out", "whole", *options).exit_code == 0
         real = pv.fit
@@ -397,7 +395,7 @@ class TestResume:
             (("--resume", "broken"), "is damaged"),
         ],
     )
-    def test_what_cannot_go_on_is_refused(self, options, message):
+    def test_a_run_that_cannot_be_resumed_is_refused(self, options, message):
         Path("broken").mkdir()
         Path("broken/settings.json").write_text('{"hidden": 3}')
         result = pyrovae("fit", *options)
@@ -474,7 +472,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def runs(trained, tmp_path):
-    """Copies that a test may spoil, in the folder that the test runs in."""
+    """Copies of the runs that a test may change, in its working folder."""
     for name in ("normal", "mixture", "other"):
         shutil.copytree(trained / name, tmp_path / name)
     return tmp_path
@@ -499,7 +497,7 @@ def edit(path, change):
 
 
 class TestCard:
-    def test_holds_what_it_takes_to_check_the_run(self, runs):
+    def test_holds_everything_needed_to_check_the_run(self, runs):
         card = json.loads((runs / "normal" / "summary.json").read_text(encoding="utf-8"))
         model = (runs / "normal" / "model.safetensors").read_bytes()
         assert card["format"] == 1
@@ -542,7 +540,7 @@ class TestVerify:
         assert result.exit_code == 0, result.output
         assert "All 9 checks pass." in words(result.stdout)
 
-    def test_the_draws_are_others(self, runs):
+    def test_the_draws_differ_from_the_runs_own(self, runs):
         found = json.loads(pyrovae("verify", "normal", "--json").stdout)
         distances = [c["distance"] for c in found["checks"] if c["distance"] is not None]
         assert len(distances) == 6
@@ -559,7 +557,7 @@ class TestVerify:
         assert result.exit_code == 1
         assert "1 of 9 checks fail: held out: elbo." in words(result.stdout)
 
-    def test_what_is_far_by_chance_passes_if_the_runs_own_draws_give_it(self, runs, monkeypatch):
+    def test_a_chance_deviation_passes_if_the_runs_own_draws_reproduce_it(self, runs, monkeypatch):
         monkeypatch.setattr(verify, "LIMIT", 0.0)  # now every true number is far
         result = pyrovae("verify", "normal", "--json")
         assert result.exit_code == 0, result.output
@@ -571,7 +569,7 @@ class TestVerify:
 
     @pytest.mark.parametrize("name", ["draw_error", "std_error"])
     @pytest.mark.parametrize("factor", [0.4, 100.0])
-    def test_an_error_that_is_not_so_fails(self, name, factor, runs):
+    def test_a_wrong_error_fails(self, name, factor, runs):
         """A large one would excuse any number."""
 
         def excused(card):
@@ -591,7 +589,7 @@ class TestVerify:
         assert result.exit_code == 1
         assert "sha256 of model.safetensors" in words(result.stdout)
 
-    def test_a_nan_is_no_agreement(self, runs):
+    def test_nan_does_not_agree(self, runs):
         edit(
             runs / "normal" / "summary.json",
             lambda card: card["held_out"]["kl"].update(value=float("nan")),

@@ -1,4 +1,4 @@
-"""Every public function takes every container, and gives what it gives for the dense tensor.
+"""Every public function takes every container, with the same result as for the dense tensor.
 
 The tables cross: a container is a line in `CONTAINERS` (tests/contracts.py), a function one in
 `FUNCTIONS` here. Results are equal to the bit, because all containers are read in the same chunks.
@@ -20,7 +20,7 @@ FAST = {"num_samples": 20, "memory_budget": 2**14}
 
 
 def counts():
-    """(N, D) counts in float32, each row another one."""
+    """Return (N, D) counts in float32, with distinct rows."""
     generator = torch.Generator().manual_seed(0)
     return torch.poisson(3 * torch.rand(N, D, generator=generator), generator=generator)
 
@@ -85,7 +85,7 @@ FUNCTIONS = {
 
 
 def arrays_of(found):
-    """All arrays and numbers of a result, in order."""
+    """Return all arrays and numbers of a result, in order."""
     if isinstance(found, torch.Tensor):
         return [found.detach().numpy()]
     if isinstance(found, np.ndarray | float | int | str | type(None)):
@@ -98,7 +98,7 @@ def arrays_of(found):
 
 @pytest.fixture(scope="module")
 def dense():
-    """What each function gives for the dense tensor; drawn up as it is asked for."""
+    """Results of each function for the dense tensor, computed on first use."""
     found = {}
 
     def of(name):
@@ -111,14 +111,14 @@ def dense():
 
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_result_is_that_of_the_dense_tensor(function, container, dense, tmp_path):
+def test_a_result_equals_that_of_the_dense_tensor(function, container, dense, tmp_path):
     found = arrays_of(FUNCTIONS[function](model(), CONTAINERS[container](tmp_path, counts())))
     for ours, expected in zip(found, dense(function), strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_rows_come_in_order_whatever_the_chunks(container, tmp_path):
+def test_rows_come_in_order_regardless_of_the_chunks(container, tmp_path):
     source = validated(model(), CONTAINERS[container](tmp_path, counts()))
     for size in (1, 5, N, 100):
         chunks = [batch.x for batch in source.read(size)]
@@ -160,7 +160,7 @@ def test_a_sampler_without_a_known_order_is_refused_where_rows_matter():
             return N // 2
 
     loader = torch.utils.data.DataLoader(counts(), batch_size=3, sampler=Odd())
-    with pytest.raises(ConfigError, match=r"rows by a Odd.*unknown.*\n?.*Pass the Dataset itself"):
+    with pytest.raises(ConfigError, match=r"with a Odd.*unknown.*\n?.*Pass the Dataset itself"):
         pv.log_evidence(model(), loader, num_samples=2)
     pv.fit(model(), loader, epochs=1)
 

@@ -15,7 +15,7 @@ from pyrovae.errors import ConfigError
 
 
 class Part(nn.Module):
-    """A user's part: a function that returns a density, with one parameter to train."""
+    """A custom part: a function that returns a density, with one parameter to train."""
 
     def __init__(self, function):
         super().__init__()
@@ -145,7 +145,7 @@ def test_priors_that_are_not_densities():
     ],
 )
 def test_encoders_that_are_not_densities(encoder, expected):
-    """As torch's validation, but in words and with the name of the part."""
+    """Like torch's validation, but the message names the part."""
     text = message_of(*traces(encoder=Part(encoder)))
     assert "the encoder's q(z|x) is a " in text
     assert expected in text
@@ -176,7 +176,7 @@ def test_other_errors_pass_unchanged():
         raise ValueError("mine")
 
 
-def test_nothing_outside_changes():
+def test_the_callers_generators_and_store_do_not_change():
     pair = traces(prior=pv.priors.GaussianMixture(2))
     validates = torch.distributions.Distribution._validate_args
     with unchanged():

@@ -37,7 +37,7 @@ def test_equals_arviz(num_samples, spread):
 
 @pytest.mark.parametrize("k", [-0.3, 0.2, 0.5, 0.9])
 def test_exact_pareto_draws_give_their_shape(k):
-    """The tail of a generalised Pareto density is one, of the same k."""
+    """The tail of a generalized Pareto density is one, of the same k."""
     num_samples, num_data = 10_000, 400
     u = torch.rand(
         num_samples, num_data, generator=torch.Generator().manual_seed(2), dtype=torch.float64

@@ -1,4 +1,4 @@
-"""What needs a GPU: training in each engine, bf16, resuming bit for bit, evidence, generators."""
+"""Tests that need a GPU: training in each engine, bf16, resuming, evidence, generators."""
 
 import numpy as np
 import pytest

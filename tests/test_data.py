@@ -1,4 +1,4 @@
-"""Sources of minibatches: every container gives the same data, checked, in the order it says."""
+"""Sources of minibatches: every container yields the same data, checked, in the expected order."""
 
 import gc
 import json
@@ -36,7 +36,7 @@ N, D, B = 23, 4, 5
 
 
 def counts(n=N):
-    """Different rows of whole numbers, many of them 0; row i ends in i."""
+    """Distinct rows of integers, many of them 0; row i ends in i."""
     x = np.random.default_rng(0).poisson(0.7, (n, D)).astype("f4")
     x[:, -1] = np.arange(n)
     return x
@@ -48,7 +48,7 @@ def program(likelihood="Poisson", **settings):
 
 
 class Conditional(nn.Module):
-    """A part that takes y, of any kind, and goes on as before."""
+    """A part that accepts any y and ignores it."""
 
     def __init__(self, part):
         super().__init__()
@@ -59,14 +59,14 @@ class Conditional(nn.Module):
 
 
 def conditional(**settings):
-    """Of real data and covariates of any kind."""
+    """Program of real data and any covariates."""
     vae = program("Normal", **settings)
     vae.encoder = Given(Conditional(vae.encoder))
     return vae
 
 
 class Rowwise(Dataset):
-    """A map-style Dataset of NumPy rows, with a length of its own choice."""
+    """A map-style Dataset of NumPy rows that may declare another length."""
 
     def __init__(self, x, length=None):
         self.x, self.length = x, len(x) if length is None else length
@@ -79,7 +79,7 @@ class Rowwise(Dataset):
 
 
 class Stream(IterableDataset):
-    """Rows one after the other, without a length."""
+    """A stream of rows without a length."""
 
     def __init__(self, x):
         self.x = x
@@ -89,7 +89,7 @@ class Stream(IterableDataset):
 
 
 class Sized(Stream):
-    """A stream that states a length."""
+    """A stream that declares a length."""
 
     def __init__(self, x, length):
         super().__init__(x)
@@ -100,7 +100,7 @@ class Sized(Stream):
 
 
 def saved(folder, x, name="x.npy", mode="r"):
-    """The array as a file, opened by `numpy.load`."""
+    """Return the array memory-mapped from a file by `numpy.load`."""
     np.save(folder / name, x)
     return np.load(folder / name, mmap_mode=mode)
 
@@ -135,7 +135,7 @@ CONTAINERS = {
 
 @pytest.fixture
 def small_windows(monkeypatch):
-    """Windows of two batches made of blocks of three rows, as a large file has many of."""
+    """Windows of two batches, of blocks of three rows: several of each, as for a large file."""
     monkeypatch.setattr(tables, "BLOCK_BYTES", 3 * (4 * D + 8))
     monkeypatch.setattr(tables, "WINDOW_BYTES", 2 * B * (4 * D + 8))
     monkeypatch.setattr(tables, "NUMBERS_AT_A_TIME", 3 * D)
@@ -185,7 +185,7 @@ def test_an_epoch_that_skips_goes_on_as_the_whole_one(case, tmp_path, small_wind
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("case", CONTAINERS)
 def test_the_shares_of_a_batch_are_its_rows(case, shuffle, tmp_path, small_windows):
-    """Of 5 rows 2 processes take 3 and 2, and 4 processes take none of a last one of 3."""
+    """Two processes take 3 and 2 of 5 rows; one of four processes takes none of the last 3."""
     make, _ = CONTAINERS[case]
     source = validated(program(), make(tmp_path, counts()), batch_size=B)
     whole = epoch(source, shuffle)
@@ -463,7 +463,7 @@ def test_sparse_counts_with_few_cells_are_not_filled_in_to_be_checked(monkeypatc
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How many passes over data were made, as a list that grows."""
+    """The passes over data so far, as a list that grows."""
     made, true_pass = [], tables.TableSource._pass
     monkeypatch.setattr(tables.TableSource, "_pass", lambda *a: made.append(1) or true_pass(*a))
     return made
@@ -575,7 +575,7 @@ CHILD = """
 
 
 def anonymous_growth(path, num_bytes, limit, epochs):
-    """Bytes of anonymous memory that training from a file of zeros takes at its peak."""
+    """Return the peak anonymous memory of training on a file of zeros, in bytes."""
     rows = num_bytes // (784 * 4)
     with open(path, "wb") as file:
         file.truncate(rows * 784 * 4)
@@ -590,7 +590,7 @@ def anonymous_growth(path, num_bytes, limit, epochs):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts maps on Linux only")
 def test_a_file_larger_than_the_memory_limit_trains(tmp_path):
-    """160 MiB of data under a limit of 128 MiB above what the process holds."""
+    """160 MiB of data under a limit of 128 MiB above the memory of the process."""
     assert anonymous_growth(tmp_path / "x", 5 * 2**25, limit=2**27, epochs=1) < 2**27
 
 
@@ -641,7 +641,7 @@ def test_labels_of_a_dataset_are_left_out_where_no_part_sees_them(kind):
 
 @pytest.mark.parametrize("case", ["tensor", "npy", "csr matrix"])
 def test_covariates_that_no_part_sees_are_refused(case, tmp_path):
-    """A mask in the place of y would be lost without a word."""
+    """A mask in the position of y would be ignored silently."""
     x = CONTAINERS[case][0](tmp_path, counts())
     with pytest.raises(DataError, match=r"no part of this VAE sees covariates[\s\S]*mask="):
         validated(program("Normal"), x, counts() > 0, batch_size=B)
@@ -651,7 +651,7 @@ ROW = torch.ones(D)
 BAD_ITEMS = {
     "no x": ({"y": ROW}, r"keys 'y'.*takes[\s\S]*'x'"),
     "another key": ({"x": ROW, "label": 1}, r"keys 'x', 'label'[\s\S]*Rename"),
-    "four things": ((ROW, 1, ROW, 2), r"tuple of 4 things[\s\S]*Leave them out"),
+    "four values": ((ROW, 1, ROW, 2), r"tuple of 4 values[\s\S]*Drop them"),
     "another shape": (torch.ones(3), r"\(3,\)[\s\S]*In batch 1 of the "),
 }
 
@@ -703,7 +703,7 @@ def test_a_part_that_mixes_data_up_is_found_in_a_loader():
 
 
 class MeanOverData(torch.nn.Module):
-    """A layer in which each datum sees the others."""
+    """A layer in which each datum depends on the others."""
 
     def forward(self, z):
         return z.mean(0, keepdim=True)
@@ -731,11 +731,11 @@ def test_a_stream_has_a_number_of_data_after_its_first_epoch():
 
 LIARS = {
     "Dataset, too few": (lambda: Rowwise(counts(), N + 4), r"batch \d: IndexError: index 2\d"),
-    "stream, too few": (lambda: Sized(counts(), N + 4), r"holds 27 data, but an epoch.*gave 23"),
-    "stream, too many": (lambda: Sized(counts(), N - 4), r"holds 19 data, but an epoch.*gave 23"),
+    "stream, too few": (lambda: Sized(counts(), N + 4), r"declares 27 data, but.*yielded 23"),
+    "stream, too many": (lambda: Sized(counts(), N - 4), r"declares 19 data, but.*yielded 23"),
     "a share for each worker": (
         lambda: DataLoader(Sized(counts(), N), B, num_workers=2),
-        r"holds 23 data, but an epoch.*gave 46[\s\S]*worker",
+        r"declares 23 data, but.*yielded 46[\s\S]*worker",
     ),
     "nothing": (lambda: Stream([]), "N = 0"),
     "nothing, map-style": (lambda: Rowwise([]), "N = 0"),
@@ -757,7 +757,7 @@ def test_a_dataset_that_shrinks_is_an_error_at_the_end_of_that_epoch():
     data = Rowwise(counts())
     source = validated(program(), data, batch_size=B)
     data.length = 20
-    with pytest.raises(DataError, match=r"holds 23 data, but an epoch.*gave 20"):
+    with pytest.raises(DataError, match=r"declares 23 data, but an epoch yielded 20"):
         list(source.epoch(True))
 
 
@@ -771,7 +771,7 @@ def test_a_stream_that_can_be_read_once_is_an_error_in_the_second_epoch():
 
     source = validated(program(), Once(), batch_size=B)
     assert len(list(source.epoch(False))) == 5
-    with pytest.raises(DataError, match=r"no batch[\s\S]*anew in __iter__"):
+    with pytest.raises(DataError, match=r"no batch[\s\S]*__iter__ must return a new iterator"):
         list(source.epoch(False))
 
 
@@ -832,7 +832,7 @@ def test_a_killed_worker_is_an_error_in_time(monkeypatch):
 
 
 class Augmented(Dataset):
-    """Each datum is what NumPy's global generator draws in the worker."""
+    """Each datum is a draw of NumPy's global generator in the worker."""
 
     def __len__(self):
         return 16
@@ -851,7 +851,7 @@ def test_workers_draw_distinct_streams_that_the_seed_fixes():
 
 
 class Drawing(Rowwise):
-    """Rows with noise of a generator of the Dataset's own."""
+    """Rows with noise from the Dataset's own generator."""
 
     def __init__(self, x):
         super().__init__(x)
@@ -903,7 +903,7 @@ def test_only_a_loader_that_gives_the_same_again_is_known_by_its_numbers(case):
 
 
 def test_a_dataset_may_tell_its_fingerprint():
-    """As binarization does, whose draws are others each time."""
+    """As random binarization does, which draws anew each time."""
     prints = []
     for change in (0.0, 0.0, 0.1):
         gray = torch.full((4, D), 0.5)
@@ -916,7 +916,7 @@ def test_a_dataset_may_tell_its_fingerprint():
 
 @pytest.mark.parametrize("data", [Rowwise(counts()), Stream(counts())], ids=["map-style", "stream"])
 def test_a_batch_that_is_none_is_no_end_of_the_data(data):
-    """The rows after it would be left out, and N would be told without them."""
+    """The rows after it would be dropped, and N would not count them."""
 
     def without_row_12(rows):
         kept = [torch.from_numpy(row) for row in rows if row[-1] != 12]

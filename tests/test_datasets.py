@@ -67,7 +67,7 @@ GRAY = {
 
 
 @pytest.mark.parametrize("name", GRAY)
-def test_grey_images_have_their_split_and_stay_grey(name):
+def test_gray_images_have_their_split_and_stay_gray(name):
     if name != "digits":
         needs(name)
     data = getattr(datasets, name)()
@@ -372,7 +372,7 @@ def test_numpy_arrays_are_accepted_even_read_only_reversed_or_integer():
 @pytest.mark.parametrize(
     ("value", "said"), [(255.0, "255"), (-0.25, "-0.25"), (math.nan, "nan"), (math.inf, "inf")]
 )
-def test_values_that_are_no_probability_are_refused(method, value, said):
+def test_values_that_are_not_probabilities_are_refused(method, value, said):
     x = torch.zeros(3, 2, 2)
     x[2, 0, 1] = value
     match = rf"(?s)\[0, 1\], got {said} at index \(2, 0, 1\).*ranges from.*x / 255"
@@ -389,7 +389,7 @@ def test_unknown_method_and_useless_threshold_are_refused():
             datasets.binarize(torch.zeros(2), threshold=threshold)
 
 
-def test_sampled_frequencies_are_the_grey_values():
+def test_sampled_frequencies_are_the_gray_values():
     n, k = 20000, 5
     gray = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])
     sampled = datasets.binarize(gray.expand(n, 5), "sampled")
@@ -426,7 +426,7 @@ def test_batches_hold_the_data_that_were_asked_for():
     assert len(list(sampled)) == 5
 
 
-def test_a_seeded_draw_is_fixed_and_leaves_torchs_generator():
+def test_a_seeded_draw_is_fixed_and_does_not_change_torchs_generator():
     sampled = datasets.Sampled(torch.full((4, 9), 0.5))
     with unchanged():
         assert torch.equal(sampled.draw(seed=3), sampled.draw(seed=3))
@@ -584,7 +584,7 @@ def test_the_data_folder_comes_first_and_may_hold_plain_files(cache, monkeypatch
     assert is_small(datasets.mnist(mirrors=[]))
 
 
-def test_wrong_content_in_a_folder_is_an_error_and_not_passed_over(cache, server):
+def test_wrong_content_in_a_folder_is_an_error(cache, server):
     folder, url = server
     write(folder)
     write(cache / "mnist", t10k_labels_idx1_ubyte=idx(np.zeros(10, "u1")))

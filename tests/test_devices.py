@@ -59,7 +59,7 @@ def test_so_are_those_of_global_latents():
 
 
 class Gpus:
-    """What torch.cuda says where there are two GPUs, which have come into use or not yet."""
+    """Stand-in for torch.cuda with two GPUs, in use or not yet."""
 
     def __init__(self, monkeypatch, *, is_used):
         self.states, self.is_used = [torch.tensor([0]), torch.tensor([0])], is_used

@@ -106,7 +106,7 @@ class TestPredictiveChecks:
         with pytest.raises(ConfigError, match="nanmean"):
             diagnostics.posterior_check(vae, x, mask=mask, statistic=torch.mean)
 
-    def test_a_statistic_that_gives_no_numbers_of_one_shape(self):
+    def test_a_statistic_must_return_numbers_of_one_shape(self):
         truth, vae = exact_vae()
         x = truth.sample(4)
         with pytest.raises(ConfigError, match=r"shape \(4, 5\)"):
@@ -352,7 +352,7 @@ class TestFeatures:
         found = diagnostics.feature_check(vae, truth.sample(7), num_samples=50, memory_budget=1)
         assert found.pit.shape == (7, 5)
 
-    def test_refuses_a_likelihood_that_does_not_factorise(self):
+    def test_refuses_a_likelihood_that_does_not_factorize(self):
         vae = pv.build((3,), latent_dim=2, likelihood={"name": "Multinomial", "total": 4}, seed=0)
         x = torch.tensor([[1.0, 2.0, 1.0]])
         with pytest.raises(ConfigError, match="Multinomial"):

@@ -200,7 +200,7 @@ class TestDecomposition:
         torch.testing.assert_close(small.elbo, whole.elbo, rtol=1e-10, atol=0)  # no noise here
         assert small.kl_per_dimension.shape == (9, 2)
 
-    def test_leaves_the_process_as_it_was_and_repeats(self):
+    def test_leaves_the_process_unchanged_and_repeats(self):
         vae, x = wave()
         vae.train()
         with unchanged(vae):
@@ -232,7 +232,7 @@ class TestDecomposition:
 
 
 @pytest.mark.parametrize("bad", [{"num_samples": 0}, {"num_aggregate": 1}, {"seed": -1}])
-def test_settings_that_are_no_such_number(bad):
+def test_invalid_numbers_are_refused(bad):
     vae, x = wave()
     with pytest.raises(ConfigError, match=next(iter(bad))):
         diagnostics.decompose_elbo(vae, x, **bad)
@@ -314,7 +314,7 @@ def test_training_collapses_the_dimensions_below_the_noise_and_no_other():
         assert messages == ([history.collapse.message] if expected else [])
 
 
-def test_a_small_scale_is_no_collapse():
+def test_a_small_scale_is_not_a_collapse():
     """A_d < 0.01 in its own units, but every code differs: only both signs together count."""
     truth = LinearGaussian(3, 1)
     scaled = pv.VAE(
@@ -387,7 +387,7 @@ def test_one_datum_cannot_show_what_moves_with_x():
         diagnostics.active_units(vae, x[:1])
 
 
-def test_an_estimate_knows_its_noise():
+def test_below_noise_is_within_two_standard_errors():
     for value, is_noise in ((-1.0, True), (0.19, True), (0.21, False), (math.nan, True)):
         assert Estimate(value, 0.1, is_non_negative=True).is_below_noise == is_noise
     assert not Estimate(-1.0, 0.1).is_below_noise  # an ELBO may be negative

@@ -168,7 +168,7 @@ class TestGaps:
         assert "guide family" in advice(best)
         assert "encoder network" in advice(20 * best)
 
-    def test_generalisation_is_the_difference_of_mean_elbos(self):
+    def test_generalization_is_the_difference_of_mean_elbos(self):
         truth = LinearGaussian()
         x, held_out = truth.sample(30), truth.sample(30, seed=1) + 1.5
         vae = truth.vae(ExactEncoder(truth))
@@ -315,7 +315,7 @@ class TestSensitivity:
         )
         return (total / (2 * math.log2(1 + delta))).item()
 
-    def test_tells_conflict_from_a_datum_that_says_little(self):
+    def test_distinguishes_conflict_from_a_datum_with_little_information(self):
         truth = LinearGaussian(1, 1, sigma=1.0)
         truth.weight = torch.ones(1, 1)
         truth.m = torch.full((1, 1), 2.0)
@@ -342,7 +342,7 @@ class TestSensitivity:
             diagnostics.prior_sensitivity(truth.vae(e), x, num_samples=20_000)
             for e in (ExactEncoder(truth), ExactEncoder(truth, 1.3))
         )
-        # the wide guide's draws reach 1.3 times as far, which enters the normalisation as √1.3
+        # the wide guide's draws reach 1.3 times as far, which enters the normalization as √1.3
         torch.testing.assert_close(exact.prior, wide.prior, rtol=0.3, atol=0)
 
     def test_refuses_latents_that_all_data_share(self):
@@ -359,7 +359,7 @@ class TestSensitivity:
             diagnostics.prior_sensitivity(program, x)
         assert math.isnan(diagnostics.decompose_elbo(program, x).marginal_kl.value)
 
-    def test_pieces_give_the_shapes(self):
+    def test_shapes_under_a_small_memory_budget(self):
         truth = LinearGaussian()
         found = diagnostics.prior_sensitivity(
             truth.vae(ExactEncoder(truth)), truth.sample(20), num_samples=50, memory_budget=2000

@@ -113,7 +113,7 @@ def test_evidence_minus_elbo_is_the_kl_to_the_posterior(make, float64):
     assert everything.log_evidence.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
 
 
-def test_a_dropped_prior_is_seen(float64):
+def test_a_dropped_prior_is_detected(float64):
     """Negative control: the same comparison with log p(z) half left out."""
     vae = DISCRETE["Bernoulli"]()
     exact = -ByHand(vae, X).elbo.sum().item()
@@ -373,7 +373,7 @@ def test_discrete_kl_and_gradient_are_finite_in_float32(size):
 
 @pytest.mark.parametrize("temperature", [0.4, 2 / 3, 3.0])
 def test_relaxed_densities_are_torchs(temperature, float64):
-    """Away from the cut, whose renormalisation is below e^(−34 T + 2)."""
+    """Away from the cut, whose renormalization is below e^(−34 T + 2)."""
     logits = torch.tensor([[-2.0, 0.0, 1.5]])
     theirs = RelaxedBernoulli(torch.tensor(temperature), logits=logits)
     z = theirs.sample((50,)).clamp(1e-9, 1 - 1e-9)
@@ -471,7 +471,7 @@ def test_relaxed_pathwise_gradient_is_unbiased(feature, float64):
 @pytest.mark.parametrize("temperature", [0.4, 2 / 3])
 @pytest.mark.parametrize("size", [0.0, 5.0, 20.0, 1e3, 1e6])
 def test_float32_relaxed_bound_cannot_be_cheated(temperature, size):
-    """E_q[log q − log p] is a KL: never below 0, whatever the logits; torch's clamp breaks that."""
+    """E_q[log q − log p] is a KL: never below 0 for any logits; torch's clamp breaks that."""
 
     def mean_kl(q_z, p_z):
         z = q_z.rsample((20_000,))

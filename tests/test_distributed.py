@@ -469,11 +469,11 @@ def test_an_error_of_one_process_is_named_by_the_other(together):
     assert second.startswith("KeyError")
 
 
-def check_killed(folder, code, output, *, is_told=True):
+def check_killed(folder, code, output, *, is_named=True):
     """Check that all ended with an error that names the rank, and only rank 0 has written."""
     assert code != 0, output[-4000:]
     assert re.search(r"rank +: 1 .*\n +exitcode +: -9 ", output), output[-4000:]  # by torchrun
-    if is_told:
+    if is_named:
         assert "WorkerLostError: rank 0 of 2 timed out: rank 1 does not answer" in output
     assert not (folder / "killed-1").exists()
     assert list((folder / "killed-0").glob("step-*"))
@@ -485,7 +485,7 @@ def test_torchrun_restarts_a_killed_run(together, tmp_path, fault):
     """Without a restart all processes end; with one the result is that without a fault."""
     code, output, seconds = launched(made(tmp_path / "a"), "killed", FAULT=fault)
     # at the last barrier `fit` no longer delays signals, and torchrun's SIGTERM may come first
-    check_killed(tmp_path / "a", code, output, is_told=fault != "barrier")
+    check_killed(tmp_path / "a", code, output, is_named=fault != "barrier")
     assert seconds < TIMEOUT + 30
     options = ("--max-restarts", "1")
     code, output, _ = launched(made(tmp_path / "b"), "killed", options=options, FAULT=fault)

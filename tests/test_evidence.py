@@ -220,7 +220,7 @@ def test_a_budget_for_less_than_one_draw_is_an_error():
 
 
 @pytest.mark.parametrize("method", ["iwae", "ais"])
-def test_the_default_budget_is_no_limit(method, monkeypatch):
+def test_the_default_budget_is_not_a_limit(method, monkeypatch):
     vae, x = pv.build((784,), latent_dim=2, seed=0), torch.ones(2, 784)
     settings = {"iwae": {}, "ais": {"num_temperatures": 20}}[method]
     settings |= {"method": method, "num_samples": 3}
@@ -238,7 +238,7 @@ def test_a_full_gpu_halves_the_chunk(monkeypatch):
     assert (found.ess > 100).all()
 
 
-def test_a_gpu_without_room_for_one_draw_is_an_error(monkeypatch):
+def test_a_gpu_too_small_for_one_draw_is_an_error(monkeypatch):
     vae = pv.build((3,), latent_dim=1, seed=0)
     spied(monkeypatch, fails=100)
     with pytest.raises(
@@ -253,7 +253,7 @@ def test_the_encoder_runs_once_for_each_chunk_of_data():
     vae.encoder.register_forward_hook(lambda module, args, result: calls.append(len(args[0])))
     pv.log_evidence(vae, torch.ones(6, 3), num_samples=5000, memory_budget=10**6)
     assert calls.count(1) + calls.count(2) + calls.count(3) + calls.count(6) == len(calls)
-    # admission looks at two data twice, the budget is measured on one, then the data
+    # validation runs two data twice, the budget is measured on one, then come the data
     assert sum(calls) == 6 + 2 * 2 + 1
 
 
@@ -322,7 +322,7 @@ def test_schedule():
 
 
 class Leaky(Unconstrained):
-    """Negative control: what the kernels see is 1.3 times what the weights count."""
+    """Negative control: the kernels see 1.3 times the density that the weights count."""
 
     def terms(self, u):
         log_prior, log_likelihood = super().terms(u)
@@ -357,7 +357,7 @@ def test_forward_and_backward_weights_are_unbiased():
         assert log_ratio.mean() < 5 * error  # Jensen: log w lies on the right side
 
 
-def test_wrong_kernels_are_seen():
+def test_wrong_kernels_are_detected():
     z = [(r.exp().mean() - 1) / (r.exp().std() / math.sqrt(len(r))) for r in annealed_ratios(Leaky)]
     assert max(abs(v) for v in z) > 5
 
@@ -417,7 +417,7 @@ def test_hamiltonian_kernel_by_gewekes_joint_test(factor):
         assert min(scores["z²"], scores["zx"]) < -8, scores
 
 
-def test_step_sizes_are_each_datums_own():
+def test_each_datum_has_its_own_step_size():
     """Posteriors of width 1 and 0.01 under one guide: one step size would fit neither."""
 
     class Sharp(nn.Module):

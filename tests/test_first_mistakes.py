@@ -1,4 +1,4 @@
-"""What people get wrong at first, in their parts and arguments: named, with a way out."""
+"""Common first mistakes in parts and arguments: each is named, with a fix."""
 
 import pickle
 
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
-from pyrovae.cli.data import grey_images
+from pyrovae.cli.data import gray_images
 from pyrovae.errors import ConfigError, DataError, DivergenceError
 from pyrovae.networks import Given
 from pyrovae.vae import fill, observed_only
@@ -172,14 +172,14 @@ def test_a_mistake_is_named_in_six_lines(case):
 
 
 class OfOnesOwn(pv.VAE):
-    """A model that sees y without a part that is Given it."""
+    """A model that uses y without a part wrapped in `Given`."""
 
     def model(self, x, y=None, mask=None):
         self.seen = None if y is None else tuple(y.shape)
         super().model(x, y, mask)
 
 
-def test_a_vae_with_a_model_of_its_own_may_see_covariates():
+def test_a_vae_with_a_custom_model_may_see_covariates():
     of = build()
     own = OfOnesOwn(of.prior, of.encoder, of.decoder)
     for x, y in ((X, Y), (TensorDataset(X, Y), None)):
@@ -187,7 +187,7 @@ def test_a_vae_with_a_model_of_its_own_may_see_covariates():
         assert own.seen == (40, 2)
 
 
-def test_a_part_that_may_do_without_covariates_diverges_as_others_do():
+def test_a_part_with_optional_covariates_diverges_like_others():
     """Not an error of y: the step is named, and the parameters are those before."""
     calls = []
 
@@ -201,7 +201,7 @@ def test_a_part_that_may_do_without_covariates_diverges_as_others_do():
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError])
-def test_errors_take_what_value_errors_take(kind):
+def test_errors_take_the_arguments_of_value_errors(kind):
     assert kind().args == ()
     assert kind("a", 2).args == ("a", 2)
     assert isinstance(kind(KeyError("a")).args[0], KeyError)
@@ -240,11 +240,11 @@ def test_flows_by_name_are_saved_with_the_model(family, flow, tmp_path):
     assert torch.equal(loaded.loss(X), before)
 
 
-# Programs of one's own.
+# Custom programs.
 
 
 class Own(nn.Module):
-    """A model and a guide; `wrong` says what is wrong with them."""
+    """A model and a guide with the mistake named by `wrong`."""
 
     def __init__(self, wrong=""):
         super().__init__()
@@ -282,7 +282,7 @@ class Own(nn.Module):
     ],
 )
 @pytest.mark.parametrize("use", [pv.fit, pv.elbo_terms, pv.log_evidence])
-def test_plates_and_events_of_a_program_of_ones_own(wrong, match, use):
+def test_plates_and_events_of_a_custom_program(wrong, match, use):
     use(Own(), X, **{"epochs": 1} if use is pv.fit else {})
     with pytest.raises(ConfigError, match=match):
         use(Own(wrong), X)
@@ -291,7 +291,7 @@ def test_plates_and_events_of_a_program_of_ones_own(wrong, match, use):
 @pytest.mark.parametrize("use", [pv.fit, pv.elbo_terms, pv.log_evidence])
 @pytest.mark.parametrize("hidden", [torch.nan, 0.0])
 @pytest.mark.parametrize("is_mapped", [False, True], ids=["in memory", "memory-mapped"])
-def test_a_program_of_ones_own_that_does_not_use_the_mask(use, hidden, is_mapped, tmp_path):
+def test_a_custom_program_that_does_not_use_the_mask(use, hidden, is_mapped, tmp_path):
     mask = torch.arange(240).reshape(40, 6) % 7 > 0
     x = X.masked_fill(~mask, hidden)
     if is_mapped:
@@ -344,7 +344,7 @@ def weights():
         ({"scheduler": ExponentialLR(torch.optim.SGD(weights()), 0.9)}, "ExponentialLR"),
     ],
 )
-def test_an_optimizer_that_is_made_already(setting, name):
+def test_an_optimizer_that_is_already_constructed(setting, name):
     with pytest.raises(ConfigError, match=rf"builds its own.*\n.*partial\({name}, …\)"):
         pv.fit(build(), X, **setting)
 
@@ -390,5 +390,5 @@ def test_the_largest_seed_and_an_empty_file(tmp_path):
     found = pv.refit_prior(build(), X, pv.priors.LearnedNormal(2), seed=2**64 - 1, epochs=1)
     assert found.gain.std_error > 0
     np.save(tmp_path / "x.npy", np.zeros((0, 8, 8), np.uint8))
-    x, is_bytes = grey_images(str(tmp_path / "x.npy"))
+    x, is_bytes = gray_images(str(tmp_path / "x.npy"))
     assert (tuple(x.shape), is_bytes) == ((0, 8, 8), False)

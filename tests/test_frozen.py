@@ -18,7 +18,7 @@ def stored_beside(path):
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
-def test_a_frozen_model_gives_its_log_p_and_can_be_trained(path):
+def test_a_frozen_model_has_the_same_log_p_and_can_be_trained(path):
     stored = stored_beside(path)
     vae = pv.load(path)
     found = log_p(vae, torch.tensor(stored["x"]))

@@ -102,7 +102,7 @@ def test_extreme_features_stay_finite_in_eight_dimensions(make, size):
     assert torch.isfinite(features.grad).all()
 
 
-def test_other_settings_must_make_sense():
+def test_invalid_settings_are_refused():
     for make, message in (
         (lambda: guides.LowRankNormal(2, rank=0), "rank = 0"),
         (lambda: guides.FlowGuide(2, num_context=0), "num_context = 0"),
@@ -198,7 +198,7 @@ def test_full_normal_correlations_reach_their_documented_end(float64):
 
 @pytest.mark.parametrize("size", [1.0, 3.0, 30.0, 1e6])
 @pytest.mark.parametrize("dim", [2, 8, 32])
-def test_full_normal_knows_the_density_of_its_draws_in_float32(dim, size):
+def test_full_normal_keeps_the_density_of_its_draws_in_float32(dim, size):
     """Mean of log q(z) at z ~ q against −entropy: what it lacks would be a gift to the ELBO."""
     torch.manual_seed(0)
     head = guides.FullNormal(dim)

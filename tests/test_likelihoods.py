@@ -386,7 +386,7 @@ def test_values_outside_the_support_are_found(head, value, message):
         vae_of(likelihood=head).loss(x)
 
 
-def test_eight_bit_values_are_not_taken_for_grey_levels():
+def test_eight_bit_values_are_not_accepted_as_gray_levels():
     """2 · 255 wraps around to 254 in uint8."""
     vae = vae_of(likelihood=likelihoods.DiscretizedLogistic(2))
     with pytest.raises(DataError, match="x ranges from 0 to 2"):
@@ -455,7 +455,7 @@ def test_learned_concentration_finds_the_overdispersion():
     assert head.concentration.item() == pytest.approx(2.0, abs=0.4)
 
 
-def test_heteroscedastic_scale_is_each_datums_own():
+def test_heteroscedastic_scale_differs_between_data():
     p_x = likelihoods.HeteroscedasticNormal(1)(torch.tensor([[0.0, -3.0], [0.0, 3.0]]))
     # log(1 + exp(∓3)) + 1e-5
     assert p_x.base_dist.scale[:, 0].tolist() == pytest.approx([0.048597, 3.048597], rel=1e-4)

@@ -74,7 +74,7 @@ def test_gaussian_without_monte_carlo_error():
     torch.testing.assert_close(estimate.log_px, exact, rtol=0, atol=1e-10)
 
 
-def test_gaussian_by_quadrature_with_a_mask_of_each_rows_own():
+def test_gaussian_by_quadrature_with_a_mask_per_row():
     truth = LinearGaussian(sigma=1.0)
     x = truth.sample(8)
     mask = some_mask((8, 5))
@@ -86,7 +86,7 @@ def test_gaussian_by_quadrature_with_a_mask_of_each_rows_own():
     exact = log_marginal(truth, x, mask)
     # the grid stops when a refinement moves log p by less than 1e-6
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
-    # negative control: the full data, and conditioning in place of marginalising, are seen
+    # negative control: the full data, and conditioning in place of marginalizing, are seen
     assert (found - truth.log_evidence(x)).abs().max() > 0.1
     zeros = truth.log_evidence(torch.where(mask, x, 0.0))
     assert (found - zeros).abs().max() > 0.1
@@ -143,7 +143,7 @@ def test_masked_is_the_sum_over_completions(head, levels):
     )
 
 
-# ---- whatever stands in a masked cell, bit for bit
+# ---- the value of a masked cell has no effect, bit for bit
 
 
 def data_of(part: Part) -> tuple[pv.VAE, Tensor, Tensor]:
@@ -252,7 +252,7 @@ def test_mask_and_sizes_together():
     assert not torch.equal(vae.loss(x, 2 * size, mask), losses[0])
 
 
-def test_all_observed_is_no_mask():
+def test_an_all_true_mask_equals_no_mask():
     vae = vae_of(likelihood=likelihoods.Bernoulli(4))
     x = vae.sample(6, seed=0)
     torch.manual_seed(0)
@@ -262,7 +262,7 @@ def test_all_observed_is_no_mask():
 
 
 @pytest.mark.parametrize("call", ["loss", "encode", "fit", "log_evidence"])
-def test_a_likelihood_that_does_not_factorise_refuses_a_mask(call):
+def test_a_likelihood_that_does_not_factorize_refuses_a_mask(call):
     vae = vae_of(likelihood=likelihoods.Multinomial(4, total=3))
     x = vae.sample(6, seed=0)
     message = r"factorizes.*Multinomial.*\n.*elementwise"

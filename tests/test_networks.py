@@ -184,7 +184,7 @@ def given_concat(inputs: int, head: nn.Module, **of) -> Given:
     return Given(Concat(nn.Sequential(network, head), **of))
 
 
-def test_given_hands_y_on_and_a_plain_part_never_sees_it():
+def test_given_passes_y_on_and_a_plain_part_never_sees_it():
     part = nn.Linear(2, 2)
     y = torch.zeros(3, 1)
     assert given(y, part) == ()

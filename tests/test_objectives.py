@@ -170,7 +170,7 @@ def test_path_derivatives_vanish_at_the_exact_posterior(objective):
 
 
 def test_path_derivative_of_a_flow_guide_is_unbiased():
-    """A flow knows log q of its own draw without going through z: STL must not lose that path."""
+    """A flow caches log q of its own draw without going through z: STL must not lose that path."""
     torch.manual_seed(1)
     vae = pv.build((1,), latent_dim=2, guide="FlowGuide", likelihood="Normal", hidden=(3,))
     parameters = list(vae.encoder.parameters())
@@ -193,7 +193,7 @@ def test_path_derivative_of_a_flow_guide_is_unbiased():
     assert z.abs().max() < 6
 
 
-def test_wake_sleep_trains_a_guide_that_is_not_reparameterised():
+def test_wake_sleep_trains_a_guide_that_is_not_reparameterized():
     vae = pv.build((4,), latent_dim=3, prior="Bernoulli", guide="Bernoulli", seed=0)
     before = [p.clone() for p in vae.parameters() if p.requires_grad]
     pv.fit(vae, torch.ones(8, 4), objective=objectives.WakeSleep(5), epochs=2)
@@ -201,7 +201,7 @@ def test_wake_sleep_trains_a_guide_that_is_not_reparameterised():
     assert all((a != b).any() for a, b in zip(after, before, strict=True))
 
 
-def test_wake_sleep_gradients_are_self_normalised_sums():
+def test_wake_sleep_gradients_are_self_normalized_sums():
     vae = line_vae()
     torch.manual_seed(0)
     loss = objectives.WakeSleep(5).differentiable_loss(vae.model, vae.guide, X)
@@ -285,7 +285,7 @@ def test_schedule_is_read_at_the_training_progress():
     assert seen == pytest.approx([i / 8 for i in range(8)])
 
 
-def test_free_bits_leave_a_cheap_dimension_alone():
+def test_free_bits_do_not_penalize_a_cheap_dimension():
     """Below λ the KL costs nothing: the guide's gradient is that of the reconstruction alone."""
     vae, x = line_vae(loc=0.01, log_scale=-0.01), X.expand(3, 1)
     torch.manual_seed(0)
@@ -340,7 +340,7 @@ class CoinGuide(nn.Module):
     "objective",
     [objectives.IWAE(2), objectives.DReG(2), objectives.STL(), objectives.BetaELBO(1.0)],
 )
-def test_path_objectives_refuse_a_guide_that_is_not_reparameterised(objective):
+def test_path_objectives_refuse_a_guide_that_is_not_reparameterized(objective):
     prior = pv.priors.Fixed(lambda p: dist.Bernoulli(p).to_event(1), p=torch.tensor([0.5]))
     vae = pv.VAE(prior, CoinGuide(), Line())
     before = vae.decoder.weight.clone()

@@ -25,13 +25,13 @@ heads_table = pytest.mark.parametrize(
 
 
 def density(part: Part):
-    """One density of the part, batch_shape (): a prior's own, a head's at one feature vector."""
+    """Return one density of the part, batch_shape (): of a prior, or of a head at one feature."""
     module = part.make()
     return module(features_for(module)) if hasattr(module, "num_features") else module()
 
 
 def points(part: Part, event_shape: torch.Size) -> tuple[torch.Tensor, float]:
-    """Points that cover the density's space, and the log of the volume that each stands for."""
+    """Return points that cover the density's space, and the log of the volume of each."""
     size = event_shape.numel()
     if part.space == "binary":
         return all_binary(size).reshape(-1, *event_shape), 0.0

@@ -174,7 +174,7 @@ class TestImages:
         np.testing.assert_array_equal(tiles[:7], X)
         assert np.isnan(tiles[7:]).all()
 
-    def test_the_axis_tells_the_grey_scale(self):
+    def test_the_axis_shows_the_gray_scale(self):
         ax = plots.images(4 * X - 1)
         assert ax.get_xlabel() == f"white = {4 * X.min() - 1:.4g}, black = {4 * X.max() - 1:.4g}"
         assert plots.images(X / 2).get_xlabel() == "white = 0, black = 1"
@@ -193,19 +193,19 @@ class TestImages:
         with pytest.raises(DataError, match=r"array has shape .* needs \(N, H, W\)"):
             plots.images(np.zeros(shape))
 
-    def test_tells_where_a_number_is_not_finite(self):
+    def test_says_where_a_number_is_not_finite(self):
         broken = X.copy()
         broken[2, 1, 3] = np.nan
         with pytest.raises(DataError, match=r"array\[2, 1, 3\] = nan"):
             plots.images(broken)
 
     @pytest.mark.parametrize("columns", [0, -1, 2.0, True])
-    def test_refuses_columns_that_are_no_count(self, columns):
+    def test_refuses_an_invalid_number_of_columns(self, columns):
         with pytest.raises(ConfigError, match="columns = "):
             plots.images(X, columns=columns)
 
     @pytest.mark.parametrize("value", [[["a"]], [1j]])
-    def test_refuses_what_is_no_real_number(self, value):
+    def test_refuses_values_that_are_not_real_numbers(self, value):
         with pytest.raises(DataError, match="real numbers"):
             plots.images(np.array(value))
 
@@ -215,7 +215,7 @@ class TestImages:
 
 
 class TestReconstructions:
-    def test_a_reconstruction_is_below_its_input_and_labelled(self):
+    def test_a_reconstruction_is_below_its_input_and_labeled(self):
         ax = plots.reconstructions(X, 1 - X, columns=4)
         labels = {
             t.get_text(): y for t, y in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)
@@ -237,13 +237,13 @@ class TestLatentScatter:
         np.testing.assert_allclose(ax.collections[0].get_offsets(), CODES[:, :2])
         assert ax.get_xlabel() == "latent dimension 0"
 
-    def test_each_label_stands_at_its_median(self):
+    def test_each_label_is_at_its_median(self):
         ax = plots.latent_scatter(CODES[:, :2], LABELS)
         at = {text.get_text(): text.xy for text in ax.texts}
         assert sorted(at) == [str(label) for label in range(10)]
         np.testing.assert_allclose(at["3"], np.median(CODES[LABELS == 3, :2], axis=0))
 
-    def test_every_point_is_drawn_in_the_colour_of_its_class(self):
+    def test_every_point_is_drawn_in_the_color_of_its_class(self):
         ax = plots.latent_scatter(CODES[:, :2], LABELS)
         colors = {}
         for layer in ax.collections:
@@ -253,7 +253,7 @@ class TestLatentScatter:
         assert len(set(zip(drawn, LABELS.tolist(), strict=True))) == 10
         assert len(set(drawn)) == 10
 
-    def test_the_legend_has_the_marker_and_colour_of_the_points(self):
+    def test_the_legend_has_the_marker_and_color_of_the_points(self):
         ax = plots.latent_scatter(CODES[:, :2], LABELS)
         of_class = {
             label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
@@ -291,7 +291,7 @@ class TestLatentScatter:
         ax = plots.latent_scatter(CODES[:, :2], ["cat", "dog"] * 20)
         assert sorted(text.get_text() for text in ax.texts) == ["cat", "dog"]
 
-    def test_says_when_there_are_too_many_classes_to_colour(self):
+    def test_says_when_there_are_too_many_classes_to_color(self):
         ax = plots.latent_scatter(CODES[:, :2], np.arange(40), title="codes")
         assert ax.get_title() == "codes\n40 classes, too many to color"
         assert not ax.texts
@@ -411,7 +411,7 @@ class TestWhatMovingZDoes:
             (PLANE, [0, np.nan, 1], "finite numbers"),
         ],
     )
-    def test_refuses_what_is_no_grid(self, draw, images, values, message):
+    def test_refuses_values_that_are_not_a_grid(self, draw, images, values, message):
         with pytest.raises(DataError, match=message):
             draw(images, values)
 
@@ -454,7 +454,7 @@ class TestEllipses:
         sides = sorted([ax.patches[0].width, ax.patches[0].height])
         np.testing.assert_allclose(sides, [0, 2 * 2.0 * 0.6744897501960817])  # quartiles
 
-    def test_an_ellipse_has_the_colour_of_its_class(self):
+    def test_an_ellipse_has_the_color_of_its_class(self):
         from matplotlib.colors import to_hex
 
         ax = plots.latent_scatter(CODES[:, :2], LABELS, scales=np.ones((40, 2)))
@@ -561,7 +561,7 @@ class TestGridPosterior:
             (None, {"draws": np.zeros((1, 9, 2))}, DataError, r"draws has shape \(1, 9, 2\)"),
         ],
     )
-    def test_refuses_what_is_no_density_on_the_grid(self, log_density, options, error, message):
+    def test_refuses_what_is_not_a_density_on_the_grid(self, log_density, options, error, message):
         log_density = log_normal(MEAN, COVARIANCE) if log_density is None else log_density
         with pytest.raises(error, match=message):
             plots.grid_posterior(log_density, (Z1, Z2), **options)
@@ -616,7 +616,7 @@ class TestKLByDimension:
             ([1.0, 2.0], {"names": ["one"]}, "1 names were given for 2"),
         ],
     )
-    def test_refuses_what_is_no_kl_by_dimension(self, kl, options, message):
+    def test_refuses_values_that_are_not_a_kl_by_dimension(self, kl, options, message):
         with pytest.raises(DataError, match=message):
             plots.kl_by_dimension(kl, **options)
 
@@ -654,7 +654,7 @@ class TestParetoK:
         assert plots.pareto_k([0.1]).get_title() == "k̂ > 0.70 for 0 of 1 data points"
 
     @pytest.mark.parametrize("k", [np.zeros((2, 3)), [], [np.nan, np.nan]])
-    def test_refuses_what_is_no_k_by_datum(self, k):
+    def test_refuses_values_that_are_not_a_k_by_datum(self, k):
         with pytest.raises(DataError, match="one k̂ per datum"):
             plots.pareto_k(k)
         with pytest.raises(ConfigError, match="num_samples"):
@@ -765,7 +765,7 @@ class TestSeveralModels:
             assert name == f"ELBO −{total:g}"
         assert [t.get_text() for t in ax.texts][:2] == ["a", "b"]
 
-    def test_estimates_bring_bars_of_two_standard_errors(self):
+    def test_estimates_have_bars_of_two_standard_errors(self):
         ax = plots.rate_distortion([estimate(1.0, 0.1)], [estimate(9.0, np.nan)])
         across, up = (layer.get_segments()[0] for layer in ax.collections)
         np.testing.assert_allclose(across[:, 0], [0.8, 1.2])

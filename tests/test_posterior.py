@@ -42,7 +42,7 @@ SAMPLERS = {
 
 
 def scores(found, mean, covariance) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many standard errors mean and covariance are off, (N, D) and (N, D, D)."""
+    """Return the errors of mean and covariance in standard errors, (N, D) and (N, D, D)."""
     num = found.ess.clamp(max=found.draws.shape[0] * found.draws.shape[1])[:, None]
     # a resampled draw has two sources of noise: the proposals' and its own
     num = num if found.pareto_k.isnan().all() else 1 / (1 / num + 1 / found.draws.shape[1])
@@ -159,7 +159,7 @@ def test_any_program():
         assert z_covariance.abs().max() < 5
 
 
-def test_hmc_moves_on_the_real_line_and_gives_the_latents_own_units():
+def test_hmc_moves_on_the_real_line_and_returns_the_units_of_the_latents():
     """z ~ Beta(2, 3), five Bernoulli(z): p(z|x) = Beta(2 + s, 8 − s)."""
 
     class ToProbs(nn.Module):
@@ -254,7 +254,7 @@ def test_small_budgets_cut_the_data():
 
 
 class Full(nn.Module):
-    """N(0, I) with a full covariance, whatever x: a start that knows nothing."""
+    """N(0, I) with a full covariance, regardless of x: an uninformed start."""
 
     def forward(self, x):
         return dist.MultivariateNormal(
@@ -268,7 +268,7 @@ def test_refining_a_full_normal_finds_the_posterior():
     x = truth.sample(5)
     found = posterior.refine(truth.vae(Full()), x, num_steps=600, learning_rate=0.1)
     exact = truth.posterior(x)
-    # the optimiser's own error; the gap is quadratic in it
+    # the optimizer's own error; the gap is quadratic in it
     torch.testing.assert_close(found.elbo, truth.log_evidence(x), rtol=0, atol=1e-4)
     torch.testing.assert_close(found.guide.mean, exact.mean, rtol=0, atol=5e-3)
     torch.testing.assert_close(
@@ -318,7 +318,7 @@ def test_refine_keeps_the_family_and_gains(guide):
     assert (found.elbo.mean() - evidence.mean()).item() < 0.1
 
 
-def test_refine_leaves_the_model_alone():
+def test_refine_does_not_change_the_model():
     vae = pv.build((6,), latent_dim=2, seed=0).train()
     with unchanged(vae):
         found = posterior.refine(vae, torch.ones(3, 6), num_steps=5)
@@ -417,7 +417,7 @@ def test_convergence_equals_arviz(kind, num_draws):
     assert (split_r_hat(chains) - split_r_hat(last)).abs().max() > 1e-6
 
 
-def test_r_hat_and_ess_say_what_they_should():
+def test_r_hat_and_ess_of_known_chains():
     white, slow, apart = (some_chains(kind, 1000) for kind in ("white", "slow", "apart"))
     assert (split_r_hat(white) < 1.01).all()
     assert (split_r_hat(apart) > 1.2).all()

@@ -228,7 +228,7 @@ def test_sharing_survives_copies_and_casts():
     assert vae.prior().log_prob(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
 
 
-def test_pseudo_inputs_stay_in_range_and_can_come_back():
+def test_pseudo_inputs_stay_in_range_and_can_return():
     """They start at the edges {0, 1}, where hardtanh would freeze what steps outside."""
     prior = priors.VampPrior(encoder(), torch.eye(3))
     optimizer = torch.optim.Adam([prior.raw_inputs], 0.1)
@@ -354,7 +354,7 @@ def test_any_zuko_flow_is_a_prior():
     assert torch.isfinite(prior().log_prob(prior().sample((5,)))).all()
 
 
-def test_flow_repr_leaves_the_generator():
+def test_flow_repr_does_not_change_the_generator():
     prior = priors.FlowPrior(2)
     with unchanged(prior):
         assert repr(prior) == "FlowPrior(NSF, latent_dim=2)"

@@ -159,7 +159,7 @@ def test_no_labels_and_all_unknown_are_the_same(float64):
 
 
 @pytest.mark.parametrize("filler", [-1.0, 2.0, 99.0, math.nan])
-def test_y_mask_says_which_labels_are_known_whatever_stands_elsewhere(filler, float64):
+def test_y_mask_says_which_labels_are_known_regardless_of_the_others(filler, float64):
     truth = Mixture()
     program, (x, y) = truth.program(alpha=2.0), truth.sample(6)
     y_mask = torch.tensor([True, False, True, False, False, True])
@@ -181,7 +181,7 @@ def test_y_mask_says_which_labels_are_known_whatever_stands_elsewhere(filler, fl
         (["a", "b"], [True, True], "y has dtype"),
     ],
 )
-def test_labels_that_are_no_labels_are_refused_under_y_mask(y, y_mask, message):
+def test_invalid_labels_are_refused_under_y_mask(y, y_mask, message):
     with pytest.raises(DataError, match=message):
         partly_known(y, y_mask)
 
@@ -197,8 +197,8 @@ def test_exact_parts_give_the_evidence(float64):
     assert torch.allclose(drawn.log_weights, evidence.expand(9, 6), atol=1e-10)
 
 
-def test_terms_of_labelled_data_are_those_of_x_and_y(float64):
-    """elbo_terms draws a known label as it is, and leaves the α term out."""
+def test_terms_of_labeled_data_are_those_of_x_and_y(float64):
+    """elbo_terms uses a known label, and leaves out the α term."""
     truth = Mixture()
     program, (x, y) = truth.program(alpha=50.0), truth.sample(6)
     terms = pv.elbo_terms(program, x, y, num_samples=9)
@@ -605,7 +605,7 @@ def test_hierarchical_programs_fit(make):
     assert terms.latents["w"].std(0).max() > 0
 
 
-def test_global_latents_are_vectorised_like_single_draws(float64):
+def test_global_latents_are_vectorized_like_single_draws(float64):
     """Terms at S draws = S times the terms at one, each with its own w."""
     program, x = bayesian(6), (torch.rand(5, 6) < 0.5).double()
     terms = pv.elbo_terms(program, x, num_samples=3)

@@ -85,7 +85,7 @@ def test_hand_written_svi_trains_every_parameter():
 
 
 def test_a_program_without_pyro_module_still_trains_in_fit():
-    """SVI over plain modules finds no parameter; `fit` optimises the module's own."""
+    """SVI over plain modules finds no parameter; `fit` optimizes the module's own."""
 
     class Plain(nn.Module):
         def __init__(self):
@@ -201,7 +201,7 @@ def test_one_row_is_one_datum():
 
 
 def test_gradients_from_before_do_not_enter_the_next_step():
-    """What an interrupted backward left would be added to the next step's gradient."""
+    """Gradients left by an interrupted backward would be added to the next step's."""
     plain, stale = small_vae(), small_vae()
     for parameter in stale.parameters():
         parameter.grad = torch.full_like(parameter, 1e3)
@@ -210,14 +210,14 @@ def test_gradients_from_before_do_not_enter_the_next_step():
     assert not any(moved(stale, copies(plain)))
 
 
-def test_fit_leaves_the_generators_as_they_were():
-    """Whatever `fit` runs or traces would shift every later draw of the caller."""
+def test_fit_restores_the_generators():
+    """Everything that `fit` runs or traces would shift the later draws of the caller."""
     with unchanged():
         pv.fit(small_vae(), bits(6), epochs=2, validation=bits(6))
 
 
 class Named(nn.Module):
-    """A decoder whose log-density of cell (i, j) can be told from all others."""
+    """A decoder whose log-density of cell (i, j) differs from all others."""
 
     def forward(self, z):
         loc = 10.0 * torch.arange(z.shape[-2])[:, None] + torch.arange(4.0)

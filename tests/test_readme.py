@@ -1,4 +1,4 @@
-"""README: its Python blocks run as they stand, its length and its set-up commands hold."""
+"""README: its Python blocks run, and its length and set-up commands are as promised."""
 
 import re
 from pathlib import Path
@@ -25,5 +25,5 @@ def test_length():
 @pytest.mark.parametrize(
     "command", ["pip install . && pyrovae fit", "pip install '.[test]' && pytest"]
 )
-def test_set_up_commands_stand_on_a_line_of_their_own(command):
+def test_each_set_up_command_is_a_line(command):
     assert command in README.splitlines()

@@ -52,10 +52,10 @@ def judged(data, beta, epochs, *, seed, num_steps, **options):
     objective = None if beta == 1 else pv.objectives.BetaELBO(beta)
     pv.fit(vae, x, objective=objective, epochs=epochs, seed=seed, **options)
     sizes = {"num_samples": 100, "num_steps": num_steps, "thorough": False}
-    return named(examine(vae, x, test=x_test, training=training, **sizes))  # not told β
+    return named(examine(vae, x, test=x_test, training=training, **sizes))  # without β
 
 
-class TestRecognises:
+class TestRecognizes:
     """Each broken model by its name and no other, and no false alarm on the good one."""
 
     @pytest.mark.parametrize("condition", [*SMALL, *UNDER])
@@ -125,14 +125,14 @@ class TestKlWeight:
         found = kl_weight(vae, torch.randn(200, 4).sign().clamp(0))
         assert math.isnan(found.value) or found.std_error > 0
 
-    def test_moves_no_generator_and_no_gradient(self):
+    def test_changes_no_generator_and_no_gradient(self):
         vae = pv.build((4,), seed=0)
         with unchanged(vae):
             kl_weight(vae, torch.ones(20, 4))
         assert all(p.grad is None for p in vae.parameters())
 
 
-def test_continuing_leaves_the_model_as_it_is():
+def test_continuing_does_not_change_the_model():
     vae, x = pv.build((4,), seed=0), torch.eye(4).repeat(20, 1)
     with unchanged(vae):
         more = continued(vae, x, test=x, training=Training(), num_steps=50)
@@ -186,7 +186,7 @@ class TestVerdicts:
             ((math.nan, math.nan), "unknown"),
         ],
     )
-    def test_over_regularised_by_the_weight_alone(self, found, weight, status):
+    def test_over_regularized_by_the_weight_alone(self, found, weight, status):
         ripe = found._replace(continued=Continued(Estimate(0, 1), 4.0, 200))
         judged = verdicts(ripe._replace(kl_weight=Estimate(*weight)), beta=4)
         assert (judged[2].name, judged[2].status) == ("over-regularized", status)
@@ -317,7 +317,7 @@ class TestPage:
         assert "c" * 64 in page.text
         assert "−1.25 ± 0.50" in page.text
 
-    def test_follows_the_colours_and_width_of_the_screen(self, html):
+    def test_follows_the_colors_and_width_of_the_screen(self, html):
         assert "prefers-color-scheme: dark" in html
         assert 'content="width=device-width, initial-scale=1"' in html
 
@@ -332,7 +332,7 @@ class TestPage:
         assert "β = 2" in render(card, vae, found=found, **options)
 
     def test_says_whose_evidence_it_is(self, html):
-        """Relaxed latents have a bound of their own, not one of the discrete model."""
+        """Relaxed latents bound the evidence of the relaxed model, not that of the discrete one."""
         assert "of the relaxed model" not in html
         parts = dict.fromkeys(("prior", "guide"), "RelaxedBernoulli")
         vae = pv.build((4,), latent_dim=2, **parts, seed=0)

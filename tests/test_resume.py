@@ -234,7 +234,7 @@ def test_save_every_does_not_change_the_run(tmp_path):
 def test_without_resume_a_used_folder_is_refused_untouched(tmp_path):
     fit(tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match="holds the steps of a run already"):
+    with pytest.raises(ConfigError, match="already holds the steps of a run"):
         fit(tmp_path, resume=False)
     assert {f: c for f, c in contents(tmp_path).items() if f.name != "lock"} == {
         f: c for f, c in before.items() if f.name != "lock"
@@ -698,7 +698,7 @@ def test_a_finished_run_without_its_validation_data_keeps_its_last_weights(tmp_p
 
 @pytest.mark.parametrize("change", [edited, lambda x: x.flip(0)], ids=["edited", "reordered"])
 def test_a_replaced_data_file_is_refused(change, tmp_path):
-    """With the same size and path, in the process that has cached the first look."""
+    """With the same size and path, in the process that has cached the first pass."""
     stopped(tmp_path / "run", 4, x=mapped(tmp_path))
     np.save(tmp_path / "new.npy", change(bits()).numpy())
     os.replace(tmp_path / "new.npy", tmp_path / "x.npy")
@@ -933,7 +933,7 @@ def test_new_epochs_are_refused_if_they_are_the_length_of_a_schedule(name, tmp_p
     program = small_vae()
     before = digest(dict(program.state_dict()))
     with pytest.raises(
-        StateMismatchError, match=r"(?s)length changed.*Give epochs=3, or"
+        StateMismatchError, match=r"(?s)length changed.*Pass epochs=3, or"
     ) as caught:
         fit(tmp_path, make=lambda: program, scheduler=make(6), epochs=6)
     assert match in str(caught.value).replace("'", "")

@@ -1,7 +1,7 @@
 """Seeded results as they were on 2026-11-26, so that a move that changes numbers is seen.
 
 One number stands for each result, the sum of all of its entries with weights cos(1), cos(2), …
-`python tests/test_same_numbers.py` prints the table anew. The chunks are pinned, because other
+`python tests/test_same_numbers.py` prints a new table. The chunks are pinned, because other
 chunks take other draws. In float64 processors differ by 1e-10; another draw moves percents.
 """
 
@@ -78,7 +78,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize(("prior", "compile"), CASES)
-def test_seeded_results_are_as_they_were(prior, compile):
+def test_seeded_results_are_unchanged(prior, compile):
     assert numbers(prior, compile) == pytest.approx(FROZEN[prior], rel=1e-6, abs=1e-6)
 
 

@@ -51,7 +51,7 @@ def test_float32_log_density_is_that_of_mpmath(dim, kappa):
         assert q.log_prob(z).item() == pytest.approx(exact, rel=1e-4)
 
 
-def test_antipode_and_extreme_concentration_give_numbers():
+def test_antipode_and_extreme_concentration_are_finite():
     for kappa in (1e-6, 1e4, 1e6):
         q = bump(3, kappa, torch.float32)
         assert torch.isfinite(q.log_prob(-q.direction))
@@ -59,7 +59,7 @@ def test_antipode_and_extreme_concentration_give_numbers():
 
 
 def along_a_meridian(dim: int):
-    """z at Gauss-Legendre angles θ from e₁, and the log area of the ring that each stands for."""
+    """Return z at Gauss-Legendre angles θ from e₁, and the log area of the ring of each."""
     node, weight = (torch.tensor(a) for a in np.polynomial.legendre.leggauss(600))
     theta = (1 + node) * math.pi / 2
     z = torch.zeros(len(theta), dim)
@@ -84,7 +84,7 @@ def test_density_entropy_and_kl_by_quadrature(dim, kappa, float64):
     assert -(weight * log_q).sum().item() == pytest.approx(q.entropy().item(), abs=tolerance)
     kl = kl_divergence(q, HypersphericalUniform(dim)).item()
     assert (weight * (log_q + log_area(dim))).sum().item() == pytest.approx(kl, abs=tolerance)
-    # negative control: the normaliser of a slightly different κ is seen
+    # negative control: the normalizer of a slightly different κ is seen
     wrong = log_q + q._log_normalizer() - at_first_axis(dim, 1.01 * kappa)._log_normalizer()
     assert (wrong + log_volume).exp().sum().item() != pytest.approx(1.0, abs=5 * tolerance)
 

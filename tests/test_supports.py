@@ -90,7 +90,7 @@ def test_the_circle_in_words_and_maps():
 
 
 def test_an_angle_that_is_nearly_uniform_is_not_active():
-    """The location of a flat density says nothing; a concentrated one that moves with x does."""
+    """The location of a flat density is uninformative, that of a concentrated one is not."""
     flat, sharp = circular(1e-4), circular(20.0)
     assert pv.diagnostics.active_units(flat, X_ON_CIRCLE, num_samples=400).num_active == 0
     found = pv.diagnostics.active_units(sharp, X_ON_CIRCLE, num_samples=400)

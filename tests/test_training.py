@@ -1,4 +1,4 @@
-"""`fit`: what it learns, what it reports, and that it leaves everything else as it was."""
+"""`fit`: results, reports, and that everything else stays unchanged."""
 
 import itertools
 import math
@@ -36,21 +36,21 @@ from pyrovae.training.step import TrainingStep
 
 
 def trained(vae=None, x=None, **settings):
-    """The hash of a small VAE's weights after a short `fit`."""
+    """Return the hash of a small VAE's weights after a short `fit`."""
     vae = small_vae() if vae is None else vae
     pv.fit(vae, bits(20) if x is None else x, **{"epochs": 2, "batch_size": 8, **settings})
     return digest(vae)
 
 
 def ignoring_y(part):
-    """The part as one that takes y."""
+    """Return the part wrapped as one that takes y."""
     wrapped = nn.Module()
     wrapped.part, wrapped.forward = part, lambda x, y: part(x)
     return wrapped
 
 
 class Constant(nn.Module):
-    """A part that ignores its input: N(loc, 1) over as many cells as loc has."""
+    """A part that ignores its input: N(loc, 1) over the cells of loc."""
 
     def __init__(self, loc, learned=True):
         super().__init__()
@@ -265,7 +265,7 @@ def sampler_loader_of(generator, x):
 
 
 @pytest.mark.parametrize("make", [loader_of, sampler_loader_of])
-def test_a_loaders_own_generator_is_given_back_and_seeded(make):
+def test_the_generator_of_a_loader_is_seeded_and_restored(make):
     generator = torch.Generator().manual_seed(5)
     before = generator.get_state()
     loader = make(generator, bits(20))
@@ -347,7 +347,7 @@ def test_gradients_left_by_the_caller_do_not_enter_the_first_step():
     assert trained(vae) == trained()
 
 
-def test_each_modules_own_mode_comes_back():
+def test_the_mode_of_each_module_is_restored():
     vae = small_vae()
     vae.encoder[0][0].eval()
     modes = [m.training for m in vae.modules()]
@@ -473,7 +473,7 @@ def test_callbacks_get_the_program_and_its_records_in_order():
         (lambda x: DataLoader(TensorDataset(x), batch_size=6, drop_last=True), 18),
     ],
 )
-def test_datasets_and_loaders_are_counted_by_what_they_give(make, num_data):
+def test_datasets_and_loaders_are_counted_by_what_they_yield(make, num_data):
     vae = constant_vae()
     before = digest(vae)
     history = pv.fit(vae, make(bits(20)), epochs=2, batch_size=6, learning_rate=1e-12)
@@ -599,7 +599,7 @@ def test_a_non_finite_loss_makes_no_update_and_names_term_and_row(at):
 
 
 def normalized(vae):
-    """With running statistics in the encoder, which move in the forward pass."""
+    """A VAE with running statistics in the encoder, which move in the forward pass."""
     network, head = vae.encoder
     vae.encoder = nn.Sequential(network, nn.BatchNorm1d(head.num_features), head)
     return vae
@@ -618,7 +618,7 @@ def test_running_statistics_are_those_before_the_step_that_failed(fault, at):
 
 
 class OneOfTwo:
-    """A process of a group whose other one adds nothing."""
+    """A process of a group whose other process has no data."""
 
     rank, size, diverged = 0, 2, ()
 
@@ -643,7 +643,7 @@ def test_a_batch_that_fails_before_its_update_leaves_no_running_statistics():
 
 
 class Tracked(nn.Module):
-    """Keeps a moving mean of its input in a buffer, in place or anew."""
+    """Keeps a moving mean of its input in a buffer, updated in place or replaced."""
 
     def __init__(self, is_new):
         super().__init__()
@@ -661,7 +661,7 @@ class Tracked(nn.Module):
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-def test_a_buffer_of_ones_own_is_that_before_the_step_that_failed(is_new):
+def test_a_custom_buffer_is_that_before_the_step_that_failed(is_new):
     def tracked(fault):
         vae = faulty_vae(fault, 4)
         vae.encoder = nn.Sequential(vae.encoder[0], Tracked(is_new), vae.encoder[1])
@@ -689,7 +689,7 @@ def test_the_root_of_zero_has_no_gradient_and_makes_no_update():
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_an_encoder_that_gives_nan_is_refused_without_a_tensor_dump(at):
+def test_an_encoder_that_returns_nan_is_refused_without_a_tensor_dump(at):
     vae = small_vae()
     network, head = vae.encoder
     vae.encoder = nn.Sequential(network, Faulty(lambda features: features * torch.nan, at), head)
@@ -769,7 +769,7 @@ def test_progress_fits_eighty_columns(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("progress", [False, None])
-def test_no_progress_where_stderr_is_no_terminal(capsys, progress):
+def test_no_progress_bar_if_stderr_is_not_a_terminal(capsys, progress):
     pv.fit(small_vae(), bits(20), epochs=1, progress=progress)
     assert capsys.readouterr() == ("", "")
 
@@ -785,7 +785,7 @@ def test_history_is_indexed_by_epoch_and_by_column():
     assert history[-1] is history.epochs[2]
 
 
-def test_a_decoder_without_trainable_parameters_is_warned_of():
+def test_a_decoder_without_trainable_parameters_raises_a_warning():
     vae = small_vae()
     vae.decoder.requires_grad_(False)
     before = digest(vae.decoder)
@@ -812,12 +812,12 @@ def test_the_progress_bar_of_a_resumed_run_counts_all_its_epochs(tmp_path, capsy
     assert " 5/5 " in f" {capsys.readouterr().err} "
 
 
-def test_a_constant_column_with_a_learned_scale_stays_finite_and_is_warned_of():
+def test_a_constant_column_with_a_learned_scale_stays_finite_and_raises_a_warning():
     likelihood = {"name": "Normal", "scale": torch.ones(4), "learn_scale": True}
     vae = pv.build((4,), latent_dim=2, hidden=(8,), likelihood=likelihood, seed=0)
     x = torch.randn(50, 4)
     x[:, 2] = 3.0
-    with pytest.warns(UserWarning, match=r"column \(2,\) of x is constant") as said:
+    with pytest.warns(UserWarning, match=r"x\[:, 2\] is constant") as said:
         history = pv.fit(vae, x, epochs=30, learning_rate=1e-2)
     assert said[0].filename == __file__
     assert all(math.isfinite(v) for v in history["elbo"])
@@ -852,16 +852,16 @@ def fit_to_a_constant_column(head):
 
 
 @pytest.mark.parametrize("name", SCALES_THAT_FALL)
-def test_a_scale_of_each_number_falls_where_that_is_constant(name):
+def test_a_scale_per_cell_falls_where_x_is_constant(name):
     head = SCALES_THAT_FALL[name]()
     assert head.learns_scale_per_cell
-    with pytest.warns(UserWarning, match=r"column \(\d,\) of x is constant \(1 in all\)"):
+    with pytest.warns(UserWarning, match=r"x\[:, \d\] is constant \(1 in all\)"):
         fit_to_a_constant_column(head)
 
 
 @pytest.mark.parametrize("name", SCALES_THAT_STAY)
 def test_a_shared_or_fixed_scale_does_not_fall(name):
-    """Warnings are errors."""
+    """Warnings are errors here."""
     head = SCALES_THAT_STAY[name]()
     assert not getattr(head, "learns_scale_per_cell", False)
     fit_to_a_constant_column(head)

@@ -1,7 +1,7 @@
-"""The three ways to compute a step: Pyro's handlers, the recorded graph, the compiled one.
+"""The three engines of a step: eager, traced and replayed, traced and compiled.
 
-A recorded step gives the handlers' numbers bit for bit, on the same draws: weights, history,
-and all that a checkpoint holds. What no record can repeat is left to the handlers.
+A traced step gives the numbers of an eager one bit for bit, on the same draws: weights, history,
+and everything in a checkpoint. Steps that a trace cannot reproduce run eagerly.
 """
 
 import collections
@@ -42,12 +42,12 @@ from pyrovae.training.plan import engine_for
 
 
 @pytest.fixture(autouse=True)
-def every_size_is_recorded(monkeypatch):
+def every_size_is_traced(monkeypatch):
     monkeypatch.setattr("pyrovae.training.traced.REPAID", 0)
 
 
 def fitted(make, folder, *, compile, x=None, y=None, mask=None, **settings):
-    """(engine, what the run ended with, the program), by a fit that leaves the caller alone."""
+    """Return (engine, final state, program) of a `fit` that leaves the caller's state unchanged."""
     program, x = make(), bits() if x is None else x
     settings = {"epochs": 2, "batch_size": 10, "seed": 1, **settings}
     with unchanged():
@@ -57,7 +57,7 @@ def fitted(make, folder, *, compile, x=None, y=None, mask=None, **settings):
 
 
 def check_same(make, folder, *, engine="graph", **settings):
-    """Both engines end with the same bits: weights, moments, history, random stream."""
+    """Assert that both engines end with the same bits: weights, moments, history, random stream."""
     _, expected, _ = fitted(make, folder / "eager", compile="eager", **settings)
     said, got, program = fitted(make, folder / "graph", compile="graph", **settings)
     assert said == engine
@@ -198,7 +198,7 @@ def test_the_comparison_can_fail(tmp_path):
     assert len({first, other, fewer}) == 3
 
 
-# What no graph can repeat stays with the handlers, and the history says why.
+# Steps that a graph cannot reproduce run eagerly, and the history says why.
 
 
 class Custom(nn.Module):
@@ -213,7 +213,7 @@ class Custom(nn.Module):
 
 
 def custom(change, extra=None):
-    """A maker of VAEs with `change` between the encoder's network and its head."""
+    """Return a constructor of VAEs with `change` between the encoder's network and its head."""
 
     def make():
         vae = small_vae()
@@ -253,7 +253,7 @@ def normed(features, norm):
 
 
 class Counter(nn.Module):
-    """Adds a buffer that counts its calls in train mode."""
+    """Adds a buffer that counts the calls in train mode."""
 
     def __init__(self):
         super().__init__()
@@ -265,7 +265,7 @@ class Counter(nn.Module):
 
 
 class PythonCounter(nn.Module):
-    """Weakens noise by the number of its calls, which is no tensor."""
+    """Weakens noise by the number of its calls, which is not a tensor."""
 
     def __init__(self):
         super().__init__()
@@ -296,7 +296,7 @@ HELD = {
 
 
 class Weakened(nn.Module):
-    """Features over a number that is held in a kind of attribute, and that `grow` makes larger."""
+    """Features divided by a number held in some kind of attribute, which `grow` increases."""
 
     def __init__(self, kind, *, grows=False):
         super().__init__()
@@ -376,14 +376,14 @@ def deep():
 
 
 class ReadsProgress(objectives.Objective):
-    """The ELBO, more and more of it as training goes on."""
+    """The ELBO, with a weight that grows during training."""
 
     def surrogate(self, traces, num_data):
         return -(1 + self.progress) * terms_of(traces, num_data).total_elbo.mean()
 
 
 class ReadsProgressElsewhere(ReadsProgress):
-    """The same, but the surrogate's own code does not name what it reads."""
+    """The same, but the code of the surrogate does not name what it reads."""
 
     def surrogate(self, traces, num_data):
         return -self.factor() * terms_of(traces, num_data).total_elbo.mean()
@@ -419,7 +419,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_recorded_is_computed_by_the_handlers(name, tmp_path):
+def test_what_cannot_be_traced_runs_eagerly(name, tmp_path):
     make, objective, why = REFUSED[name]
     settings = {"objective": objective, "x": bits(20), "y": None, "epochs": 3}
     if make is PROGRAMS["semi-supervised"].make:
@@ -434,18 +434,18 @@ def test_what_cannot_be_recorded_is_computed_by_the_handlers(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_step_of_more_than_3000_operations_is_not_recorded(tmp_path):
+def test_a_step_of_more_than_3000_operations_is_not_traced(tmp_path):
     check_same(deep, tmp_path, engine="eager: it has more than 3,000 operations", epochs=1)
 
 
 @pytest.mark.parametrize("limit", [1, 150])  # in the guide, in the gradient
-def test_recording_can_stop_anywhere(limit, tmp_path, monkeypatch):
+def test_tracing_can_fail_anywhere(limit, tmp_path, monkeypatch):
     monkeypatch.setattr("pyrovae.runtime.tracing.MAX_NODES", limit)
     check_same(with_dropout, tmp_path, engine=f"eager: it has more than {limit} operations")
 
 
-def test_the_smaller_batch_at_the_end_is_recorded_when_it_has_come_often(tmp_path, monkeypatch):
-    """Its handlers give the same bits, so that a resumed run may record it later."""
+def test_the_smaller_last_batch_is_traced_once_it_has_occurred_often(tmp_path, monkeypatch):
+    """Eager steps give the same bits, so that a resumed run may trace it later."""
     recordings = []
 
     def counted(function, *inputs, **options):
@@ -461,7 +461,7 @@ def test_the_smaller_batch_at_the_end_is_recorded_when_it_has_come_often(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_loader_of_ever_other_sizes_is_served_by_graphs_and_handlers(tmp_path):
+def test_a_loader_of_many_batch_sizes_runs_by_graphs_and_eagerly(tmp_path):
     class Sizes(torch.utils.data.Sampler):
         def __iter__(self):
             return iter(torch.arange(28).split([1, 2, 3, 4, 5, 6, 7]))
@@ -476,8 +476,8 @@ def test_a_loader_of_ever_other_sizes_is_served_by_graphs_and_handlers(tmp_path)
     assert (said, got) == ("graph", expected)
 
 
-def test_a_callback_that_changes_a_plain_attribute_is_seen(tmp_path):
-    """A temperature that is a Python number would stay what it was when it was recorded."""
+def test_a_callback_that_changes_a_plain_attribute_is_noticed(tmp_path):
+    """A temperature that is a Python number would keep the value that was traced."""
 
     class Tempered(nn.Module):
         temperature = 1.0
@@ -497,8 +497,8 @@ def test_a_callback_that_changes_a_plain_attribute_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("kind", HELD)
-def test_a_callback_that_changes_what_an_attribute_holds_is_seen(kind, tmp_path):
-    """The graph has it as a constant, whatever the attribute is."""
+def test_a_callback_that_changes_the_contents_of_an_attribute_is_noticed(kind, tmp_path):
+    """The graph holds it as a constant, regardless of the kind of attribute."""
 
     def grow(program, record):
         program.encoder[1].extra.grow()
@@ -512,7 +512,7 @@ def test_a_callback_that_changes_what_an_attribute_holds_is_seen(kind, tmp_path)
 
 
 class Unwritable(dict):
-    """As a configuration is kept: no key changes, and a name is asked for."""
+    """Like a configuration: no key changes, and values are read by name."""
 
     def __init__(self, name, **settings):
         super().__init__(**settings)
@@ -535,7 +535,7 @@ def test_a_dict_that_forbids_writing_is_an_attribute_like_others(grows, engine, 
     assert said.partition(":")[0] == engine
 
 
-def test_what_a_recording_changed_is_put_back():
+def test_changes_made_while_tracing_are_restored():
     part = nn.Identity()
     part.counts, part.order = collections.Counter(a=1), collections.OrderedDict(b=1, a=2)
     part.seen, part.last = {1, 2}, collections.deque([1], maxlen=3)
@@ -545,20 +545,20 @@ def test_what_a_recording_changed_is_put_back():
     part.order.move_to_end("b")
     part.seen.add(5)
     part.last.append(2)
-    copies.put_back()
+    copies.restore()
     assert part.counts == {"a": 1}
     assert list(part.order.items()) == [("b", 1), ("a", 2)]
     assert (part.seen, list(part.last), part.last.maxlen) == ({1, 2}, [1], 3)
 
 
-def test_parts_whose_attributes_stay_as_they_are_are_recorded(tmp_path):
+def test_parts_whose_attributes_do_not_change_are_traced(tmp_path):
     make = custom(normed, lambda: nn.Sequential(*map(Weakened, HELD)))
     check_same(make, tmp_path, batch_size=N)
 
 
 @pytest.mark.parametrize("kind", HELD)
-def test_a_part_that_changes_what_its_attribute_holds_is_not_recorded(kind, tmp_path):
-    """The recording's own change is undone, so that the handlers go on from the same value."""
+def test_a_part_that_changes_the_contents_of_its_attribute_is_not_traced(kind, tmp_path):
+    """The change made while tracing is undone, so that eager steps start from the same value."""
     make = custom(normed, lambda: Weakened(kind, grows=True))
     check_same(
         make,
@@ -569,7 +569,7 @@ def test_a_part_that_changes_what_its_attribute_holds_is_not_recorded(kind, tmp_
 
 
 def test_constants_are_any_objects():
-    """What cannot be hashed, compared, read as numbers or followed to its end is looked at too."""
+    """Objects that cannot be hashed, compared, read as numbers or followed are checked too."""
     part = nn.Linear(2, 2)
     part.own, part.nothing, part.nan = [part.weight], None, float("nan")
     part.loop, part.sparse, part.words = [[]], torch.eye(2).to_sparse(), {"a", "b"}
@@ -583,18 +583,18 @@ def test_constants_are_any_objects():
     assert constants.change() is None
     part.nested[1][2].add(3.0)
     assert "nested of a Linear changes" in constants.change()
-    copies.put_back()
+    copies.restore()
     assert constants.change() is None
     for change in (lambda: delattr(part, "nan"), lambda: setattr(part, "new", True)):
         change()
         assert constants.change()
-        copies.put_back()
+        copies.restore()
         assert constants.change() is None
     part.module = Schedule()
     assert constants.change().startswith("module of")
 
 
-def test_a_callback_that_freezes_a_part_is_seen(tmp_path):
+def test_a_callback_that_freezes_a_part_is_noticed(tmp_path):
     def freeze(program, record):
         program.encoder.requires_grad_(record.epoch != 1)
 
@@ -605,10 +605,10 @@ def test_a_callback_that_freezes_a_part_is_seen(tmp_path):
     assert fitted(small_vae, tmp_path / "c", compile="graph", **settings)[1] != expected
 
 
-# The recorder itself.
+# Tracing itself.
 
 
-def test_what_was_recorded_runs_on_other_numbers_and_draws_anew():
+def test_a_trace_runs_on_other_numbers_and_draws_anew():
     graph = traced(lambda x: x + torch.rand(3), torch.zeros(3))
     torch.manual_seed(3)
     expected = torch.ones(3) + torch.rand(3)
@@ -616,7 +616,7 @@ def test_what_was_recorded_runs_on_other_numbers_and_draws_anew():
     assert torch.equal(graph(torch.ones(3)), expected)
 
 
-def test_recording_leaves_no_mark():
+def test_tracing_has_no_side_effects():
     pyro.param("theirs", torch.ones(2))
     before = generators()
 
@@ -636,7 +636,7 @@ def test_recording_leaves_no_mark():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_substituted_tensors_come_back(fails):
+def test_substituted_tensors_are_restored(fails):
     vae = PROGRAMS["VampPrior"].make()
     held = dict(vae.named_parameters(remove_duplicate=False))
     new = {id(p): torch.zeros_like(p) for p in vae.parameters()}
@@ -675,7 +675,7 @@ def test_the_choice_is_a_function_of_size_and_planned_steps(size, batch_size, nu
     assert engine_for(size, batch_size, num_steps) == engine
 
 
-def test_the_choice_only_climbs_with_size_batch_and_steps():
+def test_the_choice_is_monotone_in_size_batch_and_steps():
     rank = ["eager", "graph", "inductor"].index
     grid = [1, 100, 10**4, 10**6, 10**8]
     ranks = torch.tensor(
@@ -687,7 +687,7 @@ def test_the_choice_only_climbs_with_size_batch_and_steps():
 
 @pytest.mark.parametrize(("epochs", "engine"), [(74, "eager"), (75, "graph")])
 def test_auto_counts_the_planned_steps(epochs, engine):
-    """4 batches an epoch: 296 steps and 300."""
+    """4 batches per epoch: 296 steps and 300."""
 
     def stop(program, record):
         raise StopIteration
@@ -703,7 +703,7 @@ def test_auto_counts_the_planned_steps(epochs, engine):
         pv.fit(
             small_vae(), bits(), epochs=epochs, batch_size=10, objective=Told(), callbacks=[stop]
         )
-    # the recorder runs the surrogate once for each of two shapes, the handlers once a step
+    # tracing runs the surrogate once for each of two shapes, eager training once per step
     assert len(seen) == {"eager": 4, "graph": 2}[engine]
 
 
@@ -733,7 +733,7 @@ def check_compiled(folder, tolerance, make=small_vae, **settings):
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch itself
 @pytest.mark.parametrize("name", ["TraceELBO", "BetaELBO, warm-up", "IWAE", "DReG"])
 def test_the_compiled_graph_equals_the_graph_to_rounding(name, tmp_path):
-    """SGD, because Adam's first steps are ±lr whatever the size of a gradient."""
+    """SGD, because Adam's first steps are ±lr regardless of the size of a gradient."""
     settings = {"objective": OBJECTIVES[name](), "optimizer": "SGD", "learning_rate": 0.01}
     check_compiled(tmp_path, 1e-5, **settings)
 
@@ -747,7 +747,7 @@ def test_the_compiled_graph_gives_each_gradient_its_own_memory(tmp_path):
 
 
 class Scaled(nn.Linear):
-    """Its factor is no parameter and no buffer: a constant of the graph."""
+    """Its factor is neither a parameter nor a buffer: a constant of the graph."""
 
     def __init__(self, factor):
         torch.manual_seed(0)
@@ -761,7 +761,7 @@ class Scaled(nn.Linear):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch itself
-def test_a_graph_compiled_before_is_found_again_and_keeps_its_own_constants(tmp_path):
+def test_a_compiled_graph_is_found_in_the_cache_and_keeps_its_constants(tmp_path):
     def program(factor):
         vae = small_vae()
         vae.decoder[0] = Scaled(factor)
@@ -778,7 +778,7 @@ def test_a_graph_compiled_before_is_found_again_and_keeps_its_own_constants(tmp_
 
 
 class Seen(objectives.TraceELBO):
-    """The ELBO; notes the dtype of every log-density and of the draws."""
+    """The ELBO, which records the dtype of every log-density and of the draws."""
 
     def __init__(self):
         super().__init__()
@@ -831,7 +831,7 @@ def test_bf16_trains_to_about_the_elbo_of_float32():
     assert both[0].validation_elbo != both[1].validation_elbo
 
 
-def test_bf16_serves_objectives_of_pyro():
+def test_bf16_works_with_objectives_of_pyro():
     both = [
         pv.fit(small_vae(), bits(), objective=Trace_ELBO(), precision=p, epochs=2)[-1].elbo
         for p in ("float32", "bf16")
@@ -841,7 +841,7 @@ def test_bf16_serves_objectives_of_pyro():
 
 
 class Narrow(nn.Module):
-    """A head that makes its density of features as they come: in 16 bits under autocast."""
+    """A head that does not convert its features: their density has 16 bits under autocast."""
 
     def forward(self, features):
         return dist.Normal(features, features.new_ones(())).to_event(1)

@@ -1,4 +1,4 @@
-"""The training monitor: a run with it is the run without, and its numbers are the diagnostics'."""
+"""The training monitor: it does not change the run, and agrees with the diagnostics."""
 
 import math
 
@@ -24,7 +24,7 @@ def trained(**settings):
 
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_a_run_with_it_is_the_run_without(engine):
+def test_a_monitor_does_not_change_the_run(engine):
     (plain, before), (seen, after) = (
         trained(compile=engine, diagnostics_every=every) for every in (None, 2)
     )
@@ -36,7 +36,7 @@ def test_a_run_with_it_is_the_run_without(engine):
     assert [record["step"] for record in after.monitor] == [2, 4, 6, 8, 10, 12]
 
 
-def test_running_statistics_are_those_of_the_run_without():
+def test_a_monitor_does_not_change_running_statistics():
     found = []
     for every in (None, 2):
         vae = small_vae()
@@ -69,7 +69,7 @@ def test_a_program_without_an_encoder_is_refused_before_an_update():
 @pytest.mark.parametrize(
     ("num_data", "rows"), [(1, [0]), (3, [0, 1, 2]), (2**24 + 4, [0, 2**24 + 3])]
 )
-def test_the_rows_looked_at_are_from_first_to_last(num_data, rows):
+def test_the_monitored_rows_range_from_first_to_last(num_data, rows):
     """In float32 the last of 2²⁴ + 4 rows is one beyond the end."""
     x = torch.zeros(num_data, dtype=torch.uint8)
     watched = monitor.Monitor(pv.build((1,), latent_dim=1), None, seed=0)
@@ -87,8 +87,8 @@ FLIGHT[7] |= {"rate": math.nan}
 
 
 @pytest.mark.parametrize("records", [FLIGHT, FLIGHT[:1], [], [{"a": 1}, {"b": [1, None]}]])
-def test_records_come_back_from_a_checkpoint_however_many_there_are(records, tmp_path):
-    """700 of 512 dimensions would be 4.8 MB of JSON, more than is read again."""
+def test_any_number_of_records_is_restored_from_a_checkpoint(records, tmp_path):
+    """700 of 512 dimensions would be 4.8 MB of JSON, more than a checkpoint may hold."""
     history, found = History(monitor=records), History()
     with RunFolder(tmp_path) as run:
         path = run.save_step(1, history.state())
@@ -103,7 +103,7 @@ def test_records_of_early_checkpoints_are_read():
     assert found.monitor == FLIGHT[:2]
 
 
-def test_a_record_is_what_the_diagnostics_say_of_the_weights_at_that_step():
+def test_a_record_agrees_with_the_diagnostics_at_the_weights_of_that_step():
     vae, history = trained(diagnostics_every=4)
     last = history.monitor[-1]
     assert last["step"] == 12  # the last one: the weights are those
@@ -144,7 +144,7 @@ class Unit(nn.Module):
 def test_signal_to_noise_is_the_known_one(monkeypatch):
     """x ~ N(z, 1), z ~ N(0, 1), q = N(m, s²): the gradient is the mean of 2 z_i − x_i over i.
 
-    Its mean is 2 m − x̄ and its standard deviation 2 s / √N, with log q's own part cancelled.
+    Its mean is 2 m − x̄ and its standard deviation 2 s / √N, with log q's own part canceled.
     """
     num_gradients, mean, scale = 2000, 0.8, 1.5
     monkeypatch.setattr(monitor, "NUM_GRADIENTS", num_gradients)

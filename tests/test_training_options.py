@@ -1,4 +1,4 @@
-"""What `fit` offers beside Adam on batches: optimizers, schedules, clipping, sharing, averages."""
+"""Options of `fit`: optimizers, schedules, clipping, accumulated batches, averaged weights."""
 
 import copy
 import csv
@@ -21,14 +21,14 @@ SETTINGS = {"epochs": 3, "batch_size": 10, "seed": 1, "compile": "eager"}
 
 
 def trained(**settings):
-    """(weights by name, history) of a small VAE."""
+    """Return (weights by name, history) of a small VAE."""
     vae = small_vae()
     history = pv.fit(vae, bits(), **SETTINGS | settings)
     return state_of(vae), history
 
 
 class Replayed(nn.Module):
-    """q(z|x) = 37(m + W x, 1) whose draws are m + W x + ε(x): the noise belongs to the datum."""
+    """q(z|x) = N(m + W x, 1) whose draws are m + W x + ε(x): the noise belongs to the datum."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ class Replayed(nn.Module):
 
 
 class ReplayedNormal(dist.Independent):
-    """37(loc, 1) over the last dimension, which always draws loc + noise."""
+    """N(loc, 1) over the last dimension, which always draws loc + noise."""
 
     def __init__(self, loc, noise):
         super().__init__(dist.Normal(loc, 1.0), 1)
@@ -54,7 +54,7 @@ class ReplayedNormal(dist.Independent):
 
 
 def replayed_vae():
-    """A VAE without chance: gradients of a datum do not depend on its batch."""
+    """Return a VAE whose noise is fixed per datum: its gradient does not depend on the batch."""
     torch.manual_seed(0)
     p = pv.likelihoods.Normal(4)
     decoder = nn.Sequential(nn.Linear(2, p.num_features), p)
@@ -104,7 +104,7 @@ def test_a_name_is_the_class_of_that_name():
     assert not is_same(by_name, trained()[0])
 
 
-def test_the_optimizer_steps_as_it_does_by_hand():
+def test_the_optimizer_agrees_with_a_loop_by_hand():
     """SGD with momentum over the full-batch mean loss, written out."""
     vae, by_hand, x = replayed_vae(), replayed_vae(), bits().double()
     optimizer = functools.partial(torch.optim.SGD, momentum=0.9)
@@ -180,7 +180,7 @@ def test_bad_values_are_refused_before_anything_changes(setting, value, match):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there():
+def test_a_missing_gpu_is_named():
     with pytest.raises(ConfigError, match="device = 'cuda' cannot be used") as caught:
         pv.fit(small_vae(), bits(), device="cuda")
     assert len(str(caught.value).splitlines()) <= 3
@@ -207,7 +207,7 @@ def test_a_gpu_trains_and_the_program_stays_there(compile):
 
 
 def seen_rates(**settings):
-    """The learning rate of every step, and the history."""
+    """Return the learning rate of every step, and the history."""
     rates, take = [], TrainingStep.take
 
     def watched(self, batch, where):
@@ -235,13 +235,13 @@ def test_a_rate_of_progress_is_applied_at_each_step():
     assert history["learning_rate"] == pytest.approx([0.1 * (1 - k / 12) for k in (3, 7, 11)])
 
 
-def test_a_rate_of_zero_stands_still():
+def test_a_rate_of_zero_changes_no_weight():
     weights, _ = trained(learning_rate=lambda progress: 0.0)
     assert is_same(weights, dict(small_vae().state_dict()))
 
 
 def test_a_rate_that_fails_late_is_refused_before_training():
-    """It is asked at five points before anything changes."""
+    """It is evaluated at five points before anything changes."""
     vae = small_vae()
     before = copy.deepcopy(vae.state_dict())
     with pytest.raises(ConfigError, match="learning_rate"):
@@ -278,7 +278,7 @@ def test_one_cycle_takes_its_length_from_the_epochs():
 
 
 @pytest.mark.parametrize("validation", [None, bits(9, seed=1)])
-def test_a_plateau_is_that_of_the_elbo(validation):
+def test_a_plateau_scheduler_follows_the_elbo(validation):
     """A threshold of 10⁹ nats is never met, so each epoch after the first halves the rate."""
     plateau = functools.partial(
         lr_scheduler.ReduceLROnPlateau,
@@ -305,7 +305,7 @@ def test_a_rate_of_progress_and_a_scheduler_exclude_each_other():
 
 
 def clipped_by_hand(x, size, max_grad_norm):
-    """Weights after an epoch of SGD on mean losses of consecutive batches, clipped by torch."""
+    """Return weights after an epoch of SGD on mean losses of consecutive batches, clipped."""
     vae = replayed_vae()
     optimizer, norms = torch.optim.SGD(vae.parameters(), 0.1), []
     for batch in x.split(size):
@@ -397,7 +397,7 @@ def test_the_last_group_of_an_epoch_is_not_carried_into_the_next():
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("compile", ["eager", "graph"])
 def test_a_parameter_without_gradient_does_not_decay(accumulate, compile):
-    """To an optimizer with weight decay a gradient of 0 is another thing than none."""
+    """For an optimizer with weight decay, a gradient of 0 differs from no gradient."""
     vae = small_vae()
     vae.decoder.spare = nn.Parameter(torch.ones(2))
     before = copy.deepcopy(dict(vae.named_parameters()))
@@ -447,7 +447,7 @@ def test_an_average_is_kept_and_evaluated(decay):
     assert is_same(plain.state_dict(), last, rtol=0, atol=1e-12)
 
 
-def test_the_validation_is_that_of_the_average_of_the_best_epoch():
+def test_the_validation_elbo_is_that_of_the_average_of_the_best_epoch():
     vae, seen = small_vae(), {}
 
     def look(program, record):

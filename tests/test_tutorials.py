@@ -25,7 +25,7 @@ each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.s
 
 
 def run(source: Path) -> dict:
-    """What is defined after the script ran top to bottom as a fresh `__main__`."""
+    """Return the names defined by running the script as a fresh `__main__`."""
     namespace = {"__name__": "__main__"}
     exec(compile(source.read_text(encoding="utf-8"), source.name, "exec"), namespace)
     return namespace
@@ -179,7 +179,7 @@ def test_cells_reads_percent_format():
         ("# %% [markdown]\nno comment\n", "has the line 'no comment'"),
     ],
 )
-def test_cells_refuses_what_is_no_percent_format(source, match):
+def test_cells_refuses_texts_that_are_not_in_percent_format(source, match):
     with pytest.raises(ValueError, match=match):
         cells(source)
 

@@ -113,7 +113,7 @@ def test_seeded_draws_repeat_and_leave_the_generator(vae, x):
         assert torch.equal(vae.reconstruct(x, seed=1), vae.reconstruct(x, seed=1))
 
 
-def test_sampling_runs_in_eval_mode_and_gives_the_mode_back():
+def test_sampling_runs_in_eval_mode_and_restores_the_mode():
     plain = pv.build((6,), latent_dim=2, seed=0)
     decoder = nn.Sequential(nn.Dropout(1.0), *plain.decoder)
     vae = pv.VAE(plain.prior, plain.encoder, decoder).train()
@@ -139,7 +139,7 @@ def test_loss_terms_name_an_analytic_kl(vae, x):
     assert not pv.VAE(student, vae.encoder, vae.decoder).loss_terms(x).is_kl_analytic
 
 
-def test_a_part_that_is_no_module_is_refused(vae):
+def test_a_part_that_is_not_a_module_is_refused(vae):
     with pytest.raises(ConfigError, match=r"prior is a Independent.*\n?.*\n?.*Fixed"):
         pv.VAE(dist.Normal(torch.zeros(2), 1.0).to_event(1), vae.encoder, vae.decoder)
 
@@ -157,7 +157,7 @@ def test_exact_posterior_makes_every_draw_the_evidence(float64):
     assert torch.allclose(-loss, truth.log_evidence(x), atol=1e-10)
 
 
-def test_wrong_posterior_width_is_seen(float64):
+def test_a_wrong_posterior_width_is_detected(float64):
     """Negative control: sd × 0.8."""
     truth = LinearGaussian()
     x = truth.sample(20)

@@ -1,4 +1,4 @@
-"""A program is looked at once for a kind of data, and again when a part is swapped or edited."""
+"""A program is inspected once per kind of data, and again when a part is swapped or edited."""
 
 import gc
 import weakref
@@ -22,7 +22,7 @@ def model(**options):
 
 @pytest.fixture
 def looks(monkeypatch):
-    """The programs that were run for a look at them, one entry a look."""
+    """The programs that were inspected, one entry per inspection."""
     found, true_look = [], validator.first_look
     monkeypatch.setattr(
         validator,
@@ -32,7 +32,7 @@ def looks(monkeypatch):
     return found
 
 
-def test_one_look_serves_every_function_and_call(looks):
+def test_one_inspection_serves_every_function_and_call(looks):
     vae = model()
     for _ in range(3):
         vae.loss(X), vae.encode(X), vae.reconstruct(X)
@@ -40,7 +40,7 @@ def test_one_look_serves_every_function_and_call(looks):
     assert looks == [vae, vae]  # in train mode, and in eval mode, which reconstruct decodes in
 
 
-def test_another_kind_of_data_is_another_look(looks):
+def test_another_kind_of_data_needs_another_inspection(looks):
     vae = model()
     mask = torch.ones(5, 3, dtype=torch.bool)
     mask[0, 0] = False
@@ -52,7 +52,7 @@ def test_another_kind_of_data_is_another_look(looks):
     assert len(looks) == 5
 
 
-def test_training_steps_need_no_other_look(looks):
+def test_training_steps_need_no_other_inspection(looks):
     vae = model()
     optimizer = torch.optim.Adam(vae.parameters())
     for _ in range(4):
@@ -62,7 +62,7 @@ def test_training_steps_need_no_other_look(looks):
     assert len(looks) == 1
 
 
-def test_moving_statistics_need_no_other_look(looks):
+def test_moving_statistics_need_no_other_inspection(looks):
     vae = model()
     vae.encoder = nn.Sequential(vae.encoder[0], nn.BatchNorm1d(4), vae.encoder[1])
     for _ in range(4):
@@ -92,7 +92,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_an_edited_program_is_looked_at_again(edit):
+def test_an_edited_program_is_inspected_again(edit):
     vae = model()
     vae.prior = Scaled()
     vae.loss(X)
@@ -101,7 +101,7 @@ def test_an_edited_program_is_looked_at_again(edit):
         vae.loss(X)
 
 
-def test_weights_that_are_edited_in_eval_mode_are_looked_at_again():
+def test_weights_that_are_edited_in_eval_mode_are_inspected_again():
     vae = model().eval()
     vae.encode(X)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_weights_that_are_edited_in_eval_mode_are_looked_at_again():
         (torch.zeros(2, 4), r"shape \(4,\), but p\(x\|z\) is over shape \(3,\)"),
     ],
 )
-def test_values_are_looked_at_every_time(x, reason):
+def test_values_are_checked_every_time(x, reason):
     vae = model()
     vae.loss(X)
     for _ in range(2):
@@ -137,7 +137,7 @@ SUPPORTS = {
 
 
 @pytest.mark.parametrize("likelihood", SUPPORTS)
-def test_the_quick_look_refuses_what_the_whole_one_does(likelihood, monkeypatch):
+def test_the_quick_check_refuses_what_the_full_one_does(likelihood, monkeypatch):
     vae = model(likelihood=likelihood)
     good = torch.zeros(2, 3)
     vae.loss(good)
@@ -154,7 +154,7 @@ def test_the_quick_look_refuses_what_the_whole_one_does(likelihood, monkeypatch)
         assert messages[0] == messages[1]
 
 
-def test_a_program_that_was_looked_at_can_be_freed():
+def test_a_program_that_was_inspected_can_be_freed():
     vae = model()
     vae.loss(X)
     pv.fit(vae, X, epochs=1)

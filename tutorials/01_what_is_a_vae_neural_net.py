@@ -15,16 +15,16 @@
 # $$ l_i = \underbrace{-\,\mathbb{E}_{z \sim q(z|x_i)}\big[\log p(x_i|z)\big]}
 #   _{\text{reconstruction: how badly the decoder predicts } x_i}
 #   + \underbrace{\mathrm{KL}\big(q(z|x_i)\,\|\,p(z)\big)}
-#   _{\text{regulariser: how far the cloud is from } N(0, I)} $$
+#   _{\text{regularizer: how far the cloud is from } N(0, I)} $$
 #
 # where $q(z|x) = N\big(\mu(x), \operatorname{diag} \sigma^2(x)\big)$ is the cloud,
-# $p(z) = N(0, I)$ is where the regulariser pulls it, and $p(x|z)$ is what the decoder says about
+# $p(z) = N(0, I)$ is where the regularizer pulls it, and $p(x|z)$ is what the decoder says about
 # the pixels. Training is gradient descent on the mean of $l_i$ over the images. In this notebook
 # we compute both terms by hand.
 #
 # **If you come from statistics:** a *neural network* here is a function with many coefficients
 # (*weights*), made of matrix products with a simple nonlinear function between them; *training* is
-# minimising the mean loss by gradient steps on random subsets (*minibatches*). One pass through
+# minimizing the mean loss by gradient steps on random subsets (*minibatches*). One pass through
 # all images is an *epoch*. In torch a function with weights is a *module*, `Sequential` composes
 # modules, `backward()` computes the derivative of the loss by every weight, an *optimizer* such as
 # Adam takes the step, and `no_grad` or `requires_grad_(False)` says that no derivative is wanted.
@@ -106,7 +106,7 @@ print("μ", tuple(mu.shape), " σ", tuple(sigma.shape), " z", tuple(z.shape), " 
 #
 # $$ -\log p(x|z) = -\sum_j \big[\, x_j \log \pi_j + (1 - x_j) \log (1 - \pi_j) \,\big]. $$
 #
-# **Regulariser.** The Kullback–Leibler divergence
+# **Regularizer.** The Kullback–Leibler divergence
 # $\mathrm{KL}(q\|p) = \mathbb{E}_{z\sim q}[\log q(z) - \log p(z)]$ says how far $q$ is from $p$:
 # it is never negative, and zero only if they are
 # equal. Between two normal densities it is a formula,
@@ -185,7 +185,7 @@ fig.tight_layout()
 # Left, where the encoder puts held-out digits; it never saw a label. Right, what the decoder makes
 # of each place. Both are filled without holes and change smoothly, because every image was decoded
 # from a whole cloud, and the clouds are pulled to one place. A plain autoencoder has neither
-# reason; [tutorial 3](03_what_the_regulariser_is_for.ipynb) takes the regulariser away and looks.
+# reason; [tutorial 3](03_what_the_regularizer_is_for.ipynb) takes the regularizer away and looks.
 #
 # ## What would make this wrong
 #

@@ -20,7 +20,7 @@
 # | $p(x)$ | **evidence**, or marginal likelihood | `pv.log_evidence(vae, x)` |
 # | $q(z \mid x)$ | **guide**: stands in for the posterior | `vae.encode(x)` |
 #
-# The evidence is often mislabelled "the prior of $x$". It is no prior: it is what the whole model,
+# The evidence is often mislabeled "the prior of $x$". It is no prior: it is what the whole model,
 # prior and likelihood together, predicts for the datum, and it is the denominator that makes the
 # posterior integrate to one. In two latent dimensions it is a sum over a lattice, so nothing in
 # this notebook needs to be believed.
@@ -194,9 +194,9 @@ print(f"{'−vae.loss(x), averaged':24}", *(f"{v:9.3f}" for v in minus_loss))
 # | `vae.encode(x)` | the encoder's cloud | guide $q(z \mid x)$, amortized |
 # | `vae.encode(x).mean` | the code of $x$ | a summary of the guide |
 # | `vae.decode(z)` | the decoder's output | likelihood $p(x \mid z)$ |
-# | `vae.prior()` | target of the regulariser | prior $p(z)$ |
+# | `vae.prior()` | target of the regularizer | prior $p(z)$ |
 # | `loss_terms(x).reconstruction` | reconstruction error | $-\mathbb{E}_q[\log p(x \mid z)]$ |
-# | `loss_terms(x).kl` | regulariser | information gained over the prior |
+# | `loss_terms(x).kl` | regularizer | information gained over the prior |
 # | `vae.loss(x)` | loss $l_i$ | $-$ELBO$_i$ |
 # | `vae.sample(n)` | decoding noise | ancestral sampling |
 # | `vae.reconstruct(x)` | autoencoding | decoder's mean at one draw of the guide |
@@ -205,7 +205,7 @@ print(f"{'−vae.loss(x), averaged':24}", *(f"{v:9.3f}" for v in minus_loss))
 # | weights of the decoder | what is trained | parameters $\theta$ of the model |
 # | weights of the encoder | what is trained | parameters $\varphi$ of the guide |
 #
-# *Amortized* means that one function gives the guide of every $x$, in place of an optimisation for
+# *Amortized* means that one function gives the guide of every $x$, in place of an optimization for
 # each. A higher ELBO means more evidence, a smaller gap, or a trade of one for the other: $\varphi$
 # can only change the gap (inference), $\theta$ changes both (learning). The next cell checks the
 # lines that are equalities,

@@ -14,7 +14,7 @@
 # | `HypersphericalUniform` | $1 / \text{area}$ on a sphere | no center, no edge |
 # | your own | a ring of twelve heaps | a class of ten lines |
 #
-# Why should the prior matter at all? Averaged over data, the regulariser is
+# Why should the prior matter at all? Averaged over data, the regularizer is
 #
 # $$ \frac1N \sum_i \mathrm{KL}\big(q(z|x_i)\,\|\,p(z)\big)
 #   = I_q + \mathrm{KL}\big(q(z)\,\|\,p(z)\big),
@@ -27,7 +27,7 @@
 # of the prior that they are given. So the question is empirical, and the fair score is the
 # evidence $\log p(x) = \log \int p(x|z)\, p(z)\, dz$ of held-out data, datum by datum.
 #
-# **From deep learning:** the prior is where you draw from to generate, and what the regulariser
+# **From deep learning:** the prior is where you draw from to generate, and what the regularizer
 # pulls towards. **From statistics:** with a learned prior this is empirical Bayes; the decoder is
 # learned too, so $z$ has no meaning of its own that a prior could be wrong about.
 

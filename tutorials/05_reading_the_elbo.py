@@ -19,14 +19,14 @@
 # | word | reading for networks | reading for probability |
 # |---|---|---|
 # | distortion $D$ | reconstruction error | $-$ expected log-likelihood |
-# | rate $R$ | regulariser | KL from guide to prior: nats that the code may tell |
+# | rate $R$ | regularizer | KL from guide to prior: nats that the code may tell |
 # | $I_q$ | how well codes tell the data apart | mutual information of $x$ and $z$, under $q$ |
 # | $\mathrm{KL}(q(z) \,\Vert\, p(z))$ | codes lie where no sample is drawn | misfit of the prior |
 # | $\log p(x)$ | (none) | log evidence |
 #
 # [Tutorials 1](01_what_is_a_vae_neural_net.ipynb) and
 # [2](02_what_is_a_vae_probability_model.ipynb) have the definitions;
-# [3](03_what_the_regulariser_is_for.ipynb) has the pictures of rate and distortion.
+# [3](03_what_the_regularizer_is_for.ipynb) has the pictures of rate and distortion.
 
 # %%
 import os
@@ -245,7 +245,7 @@ print(f"upper − lower: {sandwich.gap:.3f} ± {sandwich.gap_std_error:.3f}")
 # - **Ranking models by the ELBO.** See the table of cures: what the guide loses differs from model
 #   to model. Rank by the evidence, paired by datum.
 # - **Comparing numbers of different data.** $\log p(x)$ of pixels that are 0 or 1 is a probability;
-#   of real numbers it is a density, and changes with their unit. Binarise another way, and it is
+#   of real numbers it is a density, and changes with their unit. Binarize another way, and it is
 #   another data set.
 # - **More active dimensions as a goal.** Free bits makes all dimensions active by paying for it.
 #   Whether that helped is for the evidence to say.

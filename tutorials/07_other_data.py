@@ -168,17 +168,17 @@ fig.tight_layout()
 
 # %%
 data = pv.datasets.digits()  # 8×8 pixels, levels 0 … 16, divided by 16
-gray, grey_test = data.train[:limit], data.test[:limit]
-level, level_test = (gray * 16).round().long(), (grey_test * 16).round().long()
+gray, gray_test = data.train[:limit], data.test[:limit]
+level, level_test = (gray * 16).round().long(), (gray_test * 16).round().long()
 common = {"latent_dim": 4, "hidden": (128,), "seed": 0}
 logistic = {"name": "DiscretizedLogistic", "num_levels": 17}
 kinds = {
     "Categorical": ({"name": "Categorical", "num_categories": 17}, level, level_test),
-    "DiscretizedLogistic": (logistic, gray, grey_test),
-    "ContinuousBernoulli": ("ContinuousBernoulli", gray, grey_test),
+    "DiscretizedLogistic": (logistic, gray, gray_test),
+    "ContinuousBernoulli": ("ContinuousBernoulli", gray, gray_test),
 }
 fig, axes = plt.subplots(1, 4, figsize=(13, 3.6))
-pv.plots.images(grey_test[:16], columns=4, ax=axes[0], title="held-out digits")
+pv.plots.images(gray_test[:16], columns=4, ax=axes[0], title="held-out digits")
 for ax, (name, (likelihood, x, x_test)) in zip(axes[1:], kinds.items(), strict=True):
     vae = pv.build(x.shape[1:], likelihood=likelihood, **common)
     pv.fit(vae, x, epochs=2 * epochs, learning_rate=2e-3)
@@ -195,12 +195,12 @@ fig.tight_layout()
 #
 # Each pixel of the training digits is hidden with probability ½, whatever is in it (*missing
 # completely at random*). `mask` is true where $x$ is observed. The likelihood then has the observed
-# factors only, so what is maximised is a bound of $\log p(x_o)$; missing cells may hold anything,
+# factors only, so what is maximized is a bound of $\log p(x_o)$; missing cells may hold anything,
 # NaN too. The tempting alternative, to fill in zeros and train on that, is a model of
 # another data set.
 
 # %%
-binary, binary_test = pv.datasets.binarize(gray), pv.datasets.binarize(grey_test)
+binary, binary_test = pv.datasets.binarize(gray), pv.datasets.binarize(gray_test)
 torch.manual_seed(4)
 seen, seen_test = torch.rand(binary.shape) < 0.5, torch.rand(binary_test.shape) < 0.5
 holes = binary.masked_fill(~seen, torch.nan)  # no hidden value can leak

@@ -93,7 +93,7 @@ def as_labels(value: Any) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
 
 
 def _is_frame(value: Any) -> bool:
-    """Whether value is a data frame: pandas', polars' or an Arrow table."""
+    """Return whether value is a pandas or polars data frame, or an Arrow table."""
     is_table = hasattr(value, "columns") and hasattr(value, "dtypes")
     return is_table or (hasattr(value, "column_names") and hasattr(value, "schema"))
 

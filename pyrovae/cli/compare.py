@@ -26,7 +26,7 @@ def compare_command(
 ) -> None:
     """Rank runs by log p(x) of the held-out data that they share.
 
-    Differences to the best run are paired per datum, so that data which are hard
+    Differences from the best run are paired per datum, so that data that are hard
     for every model cancel. A difference is significant if it exceeds two standard
     errors. Why one run wins: distortion is the reconstruction term, and the KL is
     the information about x in z plus what another prior could save (misfit).

@@ -1,4 +1,4 @@
-"""The data of a run, by name or from a file, split and binarized by the options."""
+"""The data of a run, by name or from a file, split and binarized according to the options."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,12 +31,12 @@ class Images(NamedTuple):
 def load(
     name: str, *, binarize: str | None = None, likelihood: str = "Bernoulli", seed: int = 0
 ) -> Images:
-    """Load the data of this name or file, binarized.
+    """Load the named data set or file, binarized.
 
-    `binarize` None chooses what the likelihood needs; only Bernoulli needs pixels in {0, 1}. The
-    seed is that of the split of a file, and of the fixed draw of "sampled".
+    `binarize=None` chooses what the likelihood needs; only Bernoulli needs pixels in {0, 1}. The
+    seed determines the split of a file and the fixed draw of "sampled".
     """
-    data, split = _grey(name, seed)
+    data, split = _gray(name, seed)
     pixels = binarize or default_pixels(data.name, likelihood)
     gray = (data.train, data.valid, data.test)
     parts = [None if x is None else _binary(x, pixels, likelihood) for x in gray]
@@ -45,12 +45,12 @@ def load(
 
 
 def default_pixels(data: str, likelihood: str) -> str:
-    """Return the binarization that the likelihood needs of this data set, or "none"."""
+    """Return the binarization of this data set that the likelihood needs, or "none"."""
     is_done = data == "binarized_mnist" or likelihood != "Bernoulli"
     return "none" if is_done else "threshold"
 
 
-def _grey(name: str, seed: int) -> tuple[Any, str]:
+def _gray(name: str, seed: int) -> tuple[Any, str]:
     """Return the raw data, and a description of the held-out split."""
     if name in DATA_SETS:
         return getattr(pv.datasets, name)(), "its test split"
@@ -61,7 +61,7 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
         )
     import torch
 
-    x, is_bytes = grey_images(name)
+    x, is_bytes = gray_images(name)
     if x.dim() < 2 or len(x) < 10:
         raise DataError(
             f"{name} holds an array of shape {tuple(x.shape)}, but each row must be one datum, "
@@ -73,7 +73,7 @@ def _grey(name: str, seed: int) -> tuple[Any, str]:
     return pv.datasets.Data(train, test, name=Path(name).name.partition(".")[0]), split
 
 
-def grey_images(path: str) -> tuple[Any, bool]:
+def gray_images(path: str) -> tuple[Any, bool]:
     """Read the images in a file as floats (bytes / 255), and whether they were bytes."""
     import torch
 
@@ -85,7 +85,7 @@ def grey_images(path: str) -> tuple[Any, bool]:
 
 def rows_of(path: str, run: Any) -> tuple[Any, Any]:
     """Read images, binarized like a run's data, and the mask: true where observed (not NaN)."""
-    x, _ = grey_images(path)
+    x, _ = gray_images(path)
     shape = tuple(run.vae.spec["event_shape"])
     if tuple(x.shape[1:]) != shape or not len(x):
         raise DataError(

@@ -103,7 +103,7 @@ def fit_command(
     ] = "mlp",
     latent_dim: Annotated[int, Option(min=1, metavar="D", help="Dimension of z.")] = 2,
     hidden: Annotated[
-        Any, Option(parser=widths, metavar="WIDTHS", help="As 300,200; reversed in the decoder.")
+        Any, Option(parser=widths, metavar="WIDTHS", help="E.g. 300,200; reversed in the decoder.")
     ] = "200,200",
     epochs: Annotated[int, Option(min=1, metavar="N", help="Passes over the data.")] = 100,
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Data per step.")] = 64,

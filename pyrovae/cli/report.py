@@ -37,8 +37,8 @@ def report_command(
     over-regularized    the encoder is optimal for more KL than the ELBO has
     overfitting         training data are scored far better than held-out data
 
-    and, worth a look, data whose posterior the encoder misses, the inference gap,
-    prior misfit, and calibration. They use at most 1000 random rows each of the
+    Also worth a look: data whose posterior the encoder misses, the inference gap,
+    prior misfit, and calibration. All use at most 1000 random rows each of the
     training and the held-out data.
 
     \b
@@ -82,7 +82,7 @@ def written(run: Run, *, num_samples: int, seed: int) -> tuple[tuple[Any, ...], 
 
 
 def show(judged: tuple[Any, ...], target: Path) -> None:
-    """Print the verdicts in short, and the path of the page."""
+    """Print the verdicts in brief, and the path of the page."""
     for verdict in judged:
         line = f"{SYMBOLS[verdict.status]:<8} {verdict.name}: {verdict.number or verdict.meaning}"
         typer.echo(line)

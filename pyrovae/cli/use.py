@@ -180,10 +180,10 @@ def impute_command(
         with new_file(out, force=force) as path:
             found = pv.impute(run.vae, x, mask=mask, **counts, seed=seed)
             _write_npz(path, **found._asdict(), mask=mask)
-        typer.echo(_told(found, num_proposals, out))
+        typer.echo(_in_words(found, num_proposals, out))
 
 
-def _told(found: Any, num_proposals: int, out: Path) -> str:
+def _in_words(found: Any, num_proposals: int, out: Path) -> str:
     ess, k = found.ess, found.pareto_k
     num_bad = int((k > 0.7).sum())
     return (

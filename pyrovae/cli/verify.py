@@ -128,7 +128,7 @@ def _compared(name: str, old: dict[str, float], new: dict[str, float]) -> Check:
 
 
 def _is_near(old: float, new: float) -> bool:
-    """Return whether two standard errors, possibly 0, agree within a factor."""
+    """Return whether two standard errors, possibly 0, agree within `ERROR_FACTOR`."""
     return old <= ERROR_FACTOR * new + ROUNDING and new <= ERROR_FACTOR * old + ROUNDING
 
 

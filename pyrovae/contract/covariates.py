@@ -27,7 +27,7 @@ def like_of(program: nn.Module) -> Like:
 
 
 def like_parameters(value: Tensor, program: nn.Module) -> Tensor:
-    """Return floats in the dtype, and everything on the device, of the program's parameters.
+    """Return `value` in the dtype and on the device of the program's parameters.
 
     A program without parameters takes torch's default dtype.
 
@@ -39,11 +39,11 @@ def like_parameters(value: Tensor, program: nn.Module) -> Tensor:
 
 
 def check_num_rows(x: Any) -> None:
-    """Raise DataError unless x has rows, and at least one of them."""
+    """Raise DataError unless x has at least one row."""
     if not x.dim() or not len(x):
         raise DataError(
             f"x has shape {tuple(x.shape)}, so it has no rows (N = 0): there is nothing to learn "
-            "from or to score.\nGive x one datum per row: (N, …). Add a batch dim to a single one."
+            "from or to score.\nPass one datum per row, (N, …); for a single datum write x[None]."
         )
 
 
@@ -71,18 +71,18 @@ def check_is_seen(program: nn.Module) -> None:
     if not sees_covariates(program):
         raise DataError(
             "y was given, but no part of this VAE sees covariates: they would change nothing.\n"
-            "Wrap the part that is to see them, networks.Given(part). For a mask write mask=…, and "
-            "(x, None, mask) in validation."
+            "Wrap the part that should see them: networks.Given(part). For a mask write mask=…, "
+            "and (x, None, mask) in validation."
         )
 
 
-def check_is_no_mask(y: Any, x: Any) -> None:
+def check_is_not_mask(y: Any, x: Any) -> None:
     """Raise DataError for a mask in the position of covariates."""
     if getattr(y, "dtype", None) in (torch.bool, bool) and y.shape == getattr(x, "shape", None):
         raise DataError(
             "each datum comes as (x, y) with a y that looks like a mask: bool, and of x's shape. "
-            "No part of this VAE sees covariates, so it would be left out.\n"
-            "Give a datum as {'x': x, 'mask': mask}."
+            "No part of this VAE sees covariates, so it would be ignored.\n"
+            "Return each datum as {'x': x, 'mask': mask}."
         )
 
 

@@ -33,11 +33,11 @@ PROBES = (-1e4, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 1e4)  # test points f
 
 
 def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """Raise ConfigError unless all densities are valid and each q(z|x) lies within its p(z).
+    """Raise ConfigError unless all densities are valid and p(z) covers the support of q(z|x).
 
     Args:
         model_trace: trace of the model on the first datum, without subsample sites.
-        guide_trace: trace of the guide on it, with event shapes that agree with the model's.
+        guide_trace: trace of the guide on the same datum, with the event shapes of the model.
 
     Raises:
         ConfigError: names the part, its output and the correction.
@@ -148,8 +148,8 @@ def check_parameters_of(density: Distribution, what: str) -> None:
             raise ConfigError(
                 f"{what} is a {_name(density)} with {name} = {_first_bad(value, good)}, but {name} "
                 f"must satisfy {constraint}.\nMap the network's output into that range (with "
-                "heads.positive for a scale, logits= for a probability), or end with a head of "
-                "pyrovae."
+                "heads.positive for a scale, logits= for a probability), or end with one of "
+                "pyrovae's heads."
             )
 
 
@@ -189,7 +189,7 @@ def check_supports(p: Distribution, q: Distribution, name: str) -> None:
 
 @contextmanager
 def plate_errors_explained() -> Iterator[None]:
-    """Turn Pyro's error for a part with too many batch dimensions into a ConfigError.
+    """Convert Pyro's error for a part with too many batch dimensions into a ConfigError.
 
     Example:
         >>> import pyro.distributions as dist

@@ -4,8 +4,8 @@
     encoder(x)  batch_shape (2,)      event_shape (D,)
     decoder(z)  batch_shape (3, 2)    event_shape x.shape[1:],   z of shape (3, 2, D)
 
-Two rows, because with one row a part that mixes up data would broadcast unnoticed; and three
-draws before them, because evidence and posteriors decode many draws at once.
+There are two rows, because with one row a part that mixes up data would broadcast unnoticed, and
+three draws, because evidence and posteriors decode many draws at once.
 """
 
 from typing import Any
@@ -154,5 +154,5 @@ def _check_batch(
     raise ConfigError(
         f"the {name} returned batch_shape {tuple(density.batch_shape)} and event_shape "
         f"{tuple(density.event_shape)} for {at}, but batch_shape must be {wanted}: {meaning}.\n"
-        f"Otherwise data would share or multiply densities. {fix}"
+        f"Otherwise data would share a density or have several. {fix}"
     )

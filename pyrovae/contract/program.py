@@ -58,10 +58,10 @@ def first_look(program: nn.Module, rows: Batch) -> tuple[poutine.Trace, poutine.
     Args:
         program: a module with `.model` and `.guide`.
         rows: the first two data, x in the dtype of the parameters. With one row a part that
-            mixes data up would broadcast without harm.
+            mixes up data would broadcast unnoticed.
 
     Raises:
-        ConfigError: the program is not what every method needs.
+        ConfigError: the program violates its contract.
     """
     if hasattr(program, "check_parts"):
         with quietly(program):
@@ -127,7 +127,7 @@ def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Non
         if p != q:
             advice = "Give prior and encoder the same latent_dim."
             if len(p) != len(q):
-                advice = f"End the one with .to_event({max(len(p), len(q))}), as the other does."
+                advice = f"End both with .to_event({max(len(p), len(q))})."
             raise ConfigError(
                 f"p({name}) is over shape {tuple(p)}, but q({name}|x) is over {tuple(q)}; the KL "
                 f"between them does not exist.\n{advice}"
@@ -140,7 +140,7 @@ def check_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None
         raise ConfigError(
             "the site 'x' is not inside a plate 'data', so its rows are not independent data: "
             "log p(x|z) per datum is undefined.\n"
-            "Write with pyro.plate('data', len(x)): around the sites of a datum, in the guide too."
+            "Put the sites of a datum inside `with pyro.plate('data', len(x)):`, in the guide too."
         )
     for name, p in model_trace.iter_stochastic_nodes():
         q = guide_trace.nodes[name]
@@ -149,7 +149,7 @@ def check_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None
             raise ConfigError(
                 f"the latent {name!r} is inside the plate 'data' in the {inside}, but not in the "
                 f"{outside}: one draws per datum, the other once for all data.\n"
-                f"Write with pyro.plate('data', len(x)): around it in the {outside} as well."
+                f"Put it inside `with pyro.plate('data', len(x)):` in the {outside} as well."
             )
         scales = float(torch.as_tensor(p["scale"]).max()), float(torch.as_tensor(q["scale"]).max())
         if not math.isclose(*scales, rel_tol=1e-6):

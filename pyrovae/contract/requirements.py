@@ -12,7 +12,7 @@ from pyrovae.densities.supports import support_of
 
 
 class Requirements:
-    """The requirements of a program on its data.
+    """Requirements of a program on its data.
 
     Attributes:
         density: p(x|z) of two data, without a mask.
@@ -36,7 +36,7 @@ class Requirements:
         return self.state == state and all(r is None or r() is not None for r in self.references)
 
     def remember(self, program: nn.Module, kind: Hashable) -> None:
-        """Cache these, unless they hold for some data only."""
+        """Cache the requirements, unless they hold for some data only."""
         if self.support is not None:
             _KNOWN.setdefault(program, {})[kind] = self
 
@@ -92,7 +92,7 @@ def state_of(program: nn.Module) -> tuple[tuple, list]:
 
 
 def modules_of(program: nn.Module) -> Iterator[nn.Module]:
-    """Yield `program.modules()`, in its order, in a third of its time."""
+    """Yield `program.modules()`, in the same order, in a third of the time."""
     stack, seen = [program], set()
     while stack:
         module = stack.pop()

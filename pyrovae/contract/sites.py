@@ -6,7 +6,7 @@ from pyrovae.errors import ConfigError
 
 
 def auxiliary_sites(guide_trace: poutine.Trace) -> list[str]:
-    """Return the guide's sites that the model lacks by intention, as AutoGuides declare them."""
+    """Return the guide's sites that the model lacks on purpose, as AutoGuides declare them."""
     sites = guide_trace.iter_stochastic_nodes()
     return [name for name, site in sites if site["infer"].get("is_auxiliary")]
 

@@ -24,7 +24,7 @@ from pyrovae.checks import (
 )
 from pyrovae.checks.values import elementwise, has_edges, innermost
 from pyrovae.contract.covariates import (
-    check_is_no_mask,
+    check_is_not_mask,
     check_is_seen,
     check_num_covariates,
     check_num_rows,
@@ -165,8 +165,8 @@ class Validator:
         """Check and cast a batch of a loader, the first one as `begin` does."""
         x, y, mask = batch
         if not sees_covariates(self.program):
-            check_is_no_mask(y, x)
-            y = None  # labels that come with each image of a Dataset
+            check_is_not_mask(y, x)
+            y = None  # class labels that come with each image of a Dataset
         given = zip(COLUMNS, (x, y, mask), strict=True)
         batch = Batch(*(None if array is None else as_tensor(array, name) for name, array in given))
         self._check_columns(batch, is_whole=False)
@@ -181,7 +181,7 @@ class Validator:
         return self.cast(batch)
 
     def key(self, batch: Batch) -> Hashable | None:
-        """Return what `check` depends on besides the values; None if that is unknown."""
+        """Return a key of all that `check` depends on besides the values; None if unknown."""
         density = self.requirements.density
         support = innermost(density.support)
         knows_y = batch.y is not None and bool(knowing_parts(self.program))

@@ -1,10 +1,15 @@
-"""The reader of programs: no other room traces, replays or chunks a model and a guide.
+"""Tracing, replaying and chunking of models and guides, which no other subpackage does.
 
 terms       log p(z), log p(x|z), log q(z|x) per draw and datum: the one primitive
 joint       a program at fixed data, as functions of its latents
 draws       numbers from the traces of all draws of all data, within a byte budget
-replay      a program at given latents, and replicates of the data
-chunking    how many draws of how many data are computed at a time
-importance  importance weights, drawn in chunks; pareto: the shape of their tail
+layout      the dimensions of a traced site: draws, data, other plates, event
+vectorized  many draws in the fastest way that gives the right numbers
+replay      a program at given latents
+replicates  replicates of the data
+conditional a program given its global latents
+chunking    the number of draws and data computed at a time
+importance  importance weights, drawn in chunks
+pareto      the shape of their tail
 hamiltonian the transition kernel that AIS and HMC share
 """

@@ -6,8 +6,8 @@ the memory in use. Then budget / c pairs of a draw and a datum fit at once:
 
     chunk of draws  ≤ min(K, budget / c),     rows of data ≤ budget / (c · chunk of draws)
 
-Many draws of few data rather than the reverse: the encoder is cheap, and what is kept per
-datum (the largest weights) is merged once per chunk.
+Chunks hold many draws of few data rather than the reverse: the encoder is cheap, and the results
+of a datum (its largest weights) are merged once per chunk.
 """
 
 import math
@@ -27,11 +27,11 @@ GPU_BUDGET = 2**30
 
 
 class Chunk(NamedTuple):
-    """A chunk: how much is computed at once.
+    """Size of a chunk that is computed at once.
 
     Attributes:
-        draws: how many draws of each datum.
-        rows: of how many data.
+        draws: number of draws per datum.
+        rows: number of data.
     """
 
     draws: int
@@ -49,11 +49,11 @@ def bytes_per_draw(draw: Callable[[int], Any]) -> int:
 
 
 class Budget(NamedTuple):
-    """A byte budget for one chunk.
+    """Byte budget of one chunk.
 
     Attributes:
-        num_bytes: the most that a chunk should take.
-        is_limit: whether the caller set it; then a single draw of one datum must fit too. The
+        num_bytes: the memory that a chunk should not exceed.
+        is_limit: whether the caller set it; if so, even a single draw of one datum must fit. The
             default is chosen for speed and is not a limit.
     """
 
@@ -65,7 +65,7 @@ def budget_of(memory_budget: int | None, device: torch.device) -> Budget:
     """Return the caller's budget, or for None the default: 16 MiB on a CPU, 1 GiB elsewhere.
 
     Raises:
-        ConfigError: it is not a whole number ≥ 1.
+        ConfigError: memory_budget is not a whole number ≥ 1.
 
     Example:
         >>> budget_of(None, torch.device("cpu")).num_bytes
@@ -77,7 +77,7 @@ def budget_of(memory_budget: int | None, device: torch.device) -> Budget:
 
 
 def chunk_of(num_draws: int, num_data: int, cost: int, budget: Budget, *, what: str) -> Chunk:
-    """Return how many draws of how many data fit into the budget.
+    """Return the numbers of draws and data that fit into the budget.
 
     Args:
         num_draws: K.

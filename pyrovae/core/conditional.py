@@ -1,7 +1,7 @@
 """A program given its global latents: p(x_i, z_i | w) at draws w ~ q(w).
 
-Data share w, so log p(x) is not a sum over data. Given w it is, and every method per datum applies:
-the program is conditioned on one draw of w after the other, and w is out of sight.
+Data share w, so log p(x) is not a sum over data. Given w it is, so that every method per datum
+applies to the program conditioned on one draw of w after another, in which w is hidden.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from pyrovae.vae import is_plain_vae
 
 
 class Conditional(nn.Module):
-    """A program at given values of its global latents; only local sites are left.
+    """A program given values of its global latents, which leaves its local sites only.
 
     Args:
-        program: with latents outside the plate "data".
-        values: site → the value that a trace of one draw holds.
-        hidden: all sites outside the plate, auxiliary ones of the guide among them.
+        program: a program with latents outside the plate "data".
+        values: site → its value in a trace of one draw.
+        hidden: all sites outside the plate, including auxiliary ones of the guide.
     """
 
     def __init__(self, program: nn.Module, values: Arrays, hidden: list[str]):
@@ -45,7 +45,7 @@ def given_globals(program: nn.Module, data: Source | Batch, num_globals: int) ->
     """Return the program at draws w ~ q(w), or the program itself if it has no global latents.
 
     Args:
-        program: in eval mode, inside its own parameter store.
+        program: a program in eval mode, inside its own parameter store.
         data: validated.
         num_globals: number of draws of w.
 
@@ -58,7 +58,7 @@ def given_globals(program: nn.Module, data: Source | Batch, num_globals: int) ->
     if is_plain_vae(program):
         return [program]
     head = data.head()
-    with RandomStream(0):  # a program without globals draws what it drew without this look
+    with RandomStream(0):  # so that these traces do not change the draws of other programs
         traces = draw_traces(program.model, program.guide, *head)
     sites = [site for trace in traces for _, site in trace.iter_stochastic_nodes()]
     hidden = list({site["name"]: None for site in sites if not is_local(site)})

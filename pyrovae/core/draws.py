@@ -47,7 +47,7 @@ def over_draws(
     memory_budget: int | None,
     is_apart: bool = False,
 ) -> Arrays:
-    """Return what `read` finds in the traces, for all draws of all data: name → (S, N, …).
+    """Return the arrays that `read` extracts from the traces of all draws: name → (S, N, …).
 
     Args:
         program: any program, inside `diagnosing`.
@@ -181,9 +181,9 @@ def elbo_terms(
 def guide_terms(program: nn.Module, data: Source | Batch, num_samples: int) -> ElboTerms:
     """Return the terms at draws from the guide, inside `diagnosing`.
 
-    In chunks, unless data share latents, which must be the same for all of them.
+    They are computed in chunks, unless data share latents, whose draws must be the same for all.
     """
-    with RandomStream(0):  # the draws do not depend on what is measured
+    with RandomStream(0):  # so that this trace does not change the draws
         sites = latent_sites(program, data)
     if shared_latents(sites):
         batch = data.whole()

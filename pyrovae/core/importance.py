@@ -50,7 +50,7 @@ def weighted_chunks(
 
 
 class WeightSums:
-    """Running sums over importance weights, chunk by chunk of draws.
+    """Running sums over importance weights, one chunk of draws at a time.
 
     Args:
         num_samples: K, the total number of draws.
@@ -69,7 +69,7 @@ class WeightSums:
         self.num_largest = min(tail_size(num_samples) + 1, num_samples)
         self.log_sum: Tensor | None = None  # of w
         self.log_sum_squares: Tensor | None = None  # of w²
-        self.largest: Tensor | None = None  # (≤ M + 1, N), sorted downwards
+        self.largest: Tensor | None = None  # (≤ M + 1, N), in descending order
 
     def add(self, log_weights: Tensor) -> None:
         """Add (S, N) log-weights."""
@@ -84,7 +84,7 @@ class WeightSums:
         self.largest = new.topk(min(self.num_largest, len(new)), 0).values
 
     def estimates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return log p̂, its standard error, ESS and k̂, (N,) each, after all K were added."""
+        """Return log p̂, its standard error, ESS and k̂, (N,) each, once all K are added."""
         k = self.num_samples
         log_px = self.log_sum - math.log(k)
         ess = (2 * self.log_sum - self.log_sum_squares).exp().nan_to_num(nan=0.0).clamp(max=k)

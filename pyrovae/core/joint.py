@@ -80,7 +80,7 @@ class VAEJoint:
 
 
 class ProgramJoint:
-    """The same functions of any program with one plate "data", by traces."""
+    """The same functions of any program with one plate "data", computed from traces."""
 
     def __init__(self, program: nn.Module, batch: Batch):
         self.program, self.batch = program, batch

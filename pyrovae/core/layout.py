@@ -1,7 +1,7 @@
-"""Layout of a traced site: which dimension belongs to the draws, to the data, to another plate.
+"""Layout of a traced site: its dimensions of draws, data and other plates.
 
-A batch dimension belongs to a plate, by its number from the right. The plate "particles" of the S
-draws is left of all plates of the program, so that their dimensions mean the same with it.
+A plate owns a batch dimension, numbered from the right. The plate "particles" of the S draws is
+left of all plates of the program, so that it does not change their numbers.
 
     traced     (S, *plates and data, *event)     size 1 where the site is outside a plate
     canonical  (S, N, *plates, *event)           inside the plate "data"
@@ -27,7 +27,7 @@ class Layout(NamedTuple):
         event_dim: the number of event dimensions.
         data: the dimension of the plate "data"; None for a global site.
         plates: dimensions of its other plates, from left to right.
-        nesting: the number of dimensions of all plates of the program, right of the draws.
+        nesting: number of dimensions of all plates of the program, to the right of the draws.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Layout(NamedTuple):
     nesting: int
 
     def canonical(self, value: Tensor, event_dim: int | None = None) -> Tensor:
-        """Return a traced value, or by event_dim = 0 a log-density, in canonical layout.
+        """Return a traced value, or with event_dim=0 a log-density, in canonical layout.
 
         Raises:
-            ConfigError: a dimension belongs to no plate.
+            ConfigError: a dimension does not belong to a plate.
         """
         event = self.event_dim if event_dim is None else event_dim
         batch = value.dim() - event
@@ -58,7 +58,7 @@ class Layout(NamedTuple):
         return moved.reshape(*moved.shape[: 1 + len(kept)], *event_shape)
 
     def traced(self, value: Tensor) -> Tensor:
-        """Return a canonical value as a trace holds it; without the first dimension if S = 1."""
+        """Return a canonical value in traced layout, without the first dimension if S = 1."""
         kept, others = self._places()
         order = [0, *kept, *others]
         event = value.shape[value.dim() - self.event_dim :]
@@ -68,7 +68,7 @@ class Layout(NamedTuple):
         return moved if len(moved) > 1 else moved[0]
 
     def _places(self) -> tuple[list[int], list[int]]:
-        """Return where the site's plates are in (S, …), and where those of other sites are."""
+        """Return the positions in (S, …) of the site's plates, and of the plates of other sites."""
         own = [*([] if self.data is None else [self.data]), *self.plates]
         kept = [1 + self.nesting + dim for dim in own]
         return kept, [place for place in range(1, self.nesting + 1) if place not in kept]
@@ -84,7 +84,7 @@ class Layout(NamedTuple):
 
 
 def layouts_of(*traces: poutine.Trace) -> dict[str, Layout]:
-    """Return the layouts of the sites of a program's traces; the first that has a site counts."""
+    """Return the layouts of all sites of a program's traces; earlier traces take precedence."""
     nesting = nesting_of(*traces)
     sites = (site for trace in reversed(traces) for site in _sites(trace))
     return {site["name"]: layout_of(site, nesting) for site in sites}

@@ -28,9 +28,9 @@ def replicated(
 
     Args:
         program: any program, inside `diagnosing`.
-        data: validated; their x matters for its shape, and where the guide sees it.
-        guide_for: a slice of the S draws → the guide that gives their latents.
-        num_samples: S replicates in all.
+        data: validated; only the shape of x matters, unless the guide reads x.
+        guide_for: a slice of the S draws → the guide that fixes their latents.
+        num_samples: S, the total number of replicates.
         memory_budget: bytes for one chunk; at least one replicate is made at a time.
     """
     model, batch = poutine.uncondition(program.model), data.whole()

@@ -26,7 +26,7 @@ from pyrovae.contract.sites import is_local
 from pyrovae.core.layout import PARTICLES, Layout, layouts_of, nesting_of
 from pyrovae.errors import ConfigError
 
-MAX_NESTING = 8  # plates of a program, at most
+MAX_NESTING = 8  # largest number of nested plates of a program
 
 
 class ElboTerms(NamedTuple):
@@ -173,7 +173,7 @@ def _as_rows(log_prob: Tensor, name: str, num_data: int) -> Tensor:
         raise ConfigError(
             f"the log-density of site {name!r} has {log_prob.shape[1]} rows, but it needs one "
             f"number for each of {num_data} data: the plate 'data' must be over the rows of x.\n"
-            "Write with pyro.plate('data', len(x)): around the sites of a datum."
+            "Put the sites of a datum inside `with pyro.plate('data', len(x)):`."
         )
     return log_prob.flatten(2).sum(2) if log_prob.dim() > 2 else log_prob
 

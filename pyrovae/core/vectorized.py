@@ -1,10 +1,10 @@
 """The terms of a program at many draws, in the fastest way that gives the right numbers.
 
-Draws are made at once by one more batch dimension at the left. A program whose arithmetic counts
-dimensions from the left, such as z[:, 0], or reads the dimension of a plate as one of an event,
-gives wrong numbers then, or fails. It is tried on two rows; where the terms at three draws are
-not those of the same draws one by one, draws become rows: S copies of the data, one draw each,
-which are independent given the global latents. With global latents, each draw is a run.
+Draws are computed at once along an additional batch dimension on the left. A program whose code
+counts dimensions from the left, such as z[:, 0], or uses the dimension of a plate as an event
+dimension, then gives wrong numbers or fails. It is therefore tried on two rows: if the terms at
+three draws differ from those of the same draws one by one, draws become rows, S copies of the data
+with one draw each, which are independent without global latents. With them, each draw is a run.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ Latents = Mapping[str, Tensor]
 
 
 class Way(Enum):
-    """How S draws are made: as a batch dimension, as S copies of the rows, or one by one."""
+    """Way to compute S draws: as a batch dimension, as S copies of the rows, or one by one."""
 
     AT_ONCE = "at once"
     AS_ROWS = "as rows"
@@ -39,11 +39,11 @@ _TRIED: WeakKeyDictionary[nn.Module, tuple[tuple, Way]] = WeakKeyDictionary()
 
 
 def way_of(program: nn.Module, batch: Batch) -> Way:
-    """Return how a program may make many draws.
+    """Return the way to compute many draws of a program.
 
     Args:
-        program: in eval mode, inside its own parameter store.
-        batch: validated data, one row or more.
+        program: a program in eval mode, inside its own parameter store.
+        batch: validated data, with at least one row.
 
     Example:
         >>> import pyrovae as pv
@@ -96,17 +96,16 @@ def terms_at(
     way: Way,
     layouts: Mapping[str, Layout],
 ) -> ElboTerms:
-    """Return the terms of S draws, in the way that suits the program.
+    """Return the terms of S draws, computed in the given way.
 
     Args:
-        model: of the program.
-        guide: which draws the latents, or the latents themselves, (S, N, …).
+        model: the model of the program.
+        guide: the guide that draws the latents, or the latents themselves, (S, N, …).
         batch: validated data.
         num_samples: S.
         way: as returned by `way_of`.
         layouts: of the program's sites.
     """
-
     nesting = max((layout.nesting for layout in layouts.values()), default=1)
 
     def drawn(of: Callable | Latents, rows: Batch, size: int) -> ElboTerms:

@@ -2,9 +2,9 @@
 
     tensor, array, data frame, list         ArraySource     in memory, shuffled by index
     numpy.memmap                            MappedSource    read in windows of shuffled blocks
-    scipy sparse matrix                     SparseSource    rows filled in batch by batch
-    map-style Dataset, DataLoader           LoaderSource    checked whole before training
-    IterableDataset, iterable of batches    StreamSource    each batch checked in its turn
+    scipy sparse matrix                     SparseSource    rows made dense batch by batch
+    map-style Dataset, DataLoader           LoaderSource    all batches checked before training
+    IterableDataset, iterable of batches    StreamSource    each batch checked as it arrives
 
 A new container adds one file here and one line to `SOURCES`. `pyrovae.contract.validated` opens a
 source and checks it against a program.
@@ -35,7 +35,7 @@ __all__ = [
     "open_source",
 ]
 
-# the first that takes a container holds it; arrays take what is left
+# the first source that takes a container is used; ArraySource takes the remaining ones
 SOURCES = MappingProxyType(
     {
         "loader": LoaderSource,
@@ -59,8 +59,9 @@ def open_source(x: Any, y: Any = None, mask: Any = None, *, batch_size: int = 12
         batch_size: B for arrays and Datasets; a DataLoader has its own.
 
     Raises:
-        DataError: not a container of numbers.
-        ConfigError: an iterator that could be read only once; y or mask alongside a loader.
+        DataError: x is not a container of numbers.
+        ConfigError: x is an iterator, which can be read only once; or y or mask is given alongside
+            a loader.
 
     Example:
         >>> source = open_source([[0.0, 1.0]] * 5, batch_size=2)

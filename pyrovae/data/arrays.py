@@ -1,4 +1,4 @@
-"""Arrays and data frames in memory, each batch drawn by one gather a column."""
+"""Arrays and data frames in memory; a batch is one gather per column."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ class ArraySource(Source):
 
     Args:
         x, y, mask: as for `fit`.
-        batch_size: B; one batch when it exceeds N.
+        batch_size: B; if it exceeds N, an epoch is one batch.
 
     Raises:
         DataError: one of them is not a numeric array.
@@ -39,11 +39,11 @@ class ArraySource(Source):
 
     @classmethod
     def takes(cls, x: Any) -> bool:
-        """Return True: other containers are read as arrays, or refused."""
+        """Return True: remaining containers are read as arrays or rejected."""
         return True
 
     def accept(self, validator: Validator) -> None:
-        """Check and cast all of the data at once."""
+        """Check and cast all data at once."""
         validator.begin(self.preloaded)
         validator.check(self.preloaded)
         self.preloaded = validator.cast(self.preloaded)
@@ -51,12 +51,12 @@ class ArraySource(Source):
 
     @property
     def num_data(self) -> int:
-        """N."""
+        """N, the number of data."""
         return self.preloaded.num_data
 
     @property
     def num_batches(self) -> int:
-        """Batches in one epoch."""
+        """The number of batches in an epoch."""
         return -(-self.num_data // self.batch_size)
 
     @property
@@ -80,11 +80,11 @@ class ArraySource(Source):
             yield rows.rows(share).map(torch.clone)
 
     def read(self, rows: int) -> Iterator[Batch]:
-        """Yield views of `rows` rows."""
+        """Yield views of at most `rows` rows, in order."""
         return self.preloaded.read(rows)
 
     def take(self, index: torch.Tensor) -> Batch:
-        """Return the rows that a tensor of whole numbers names, in its order."""
+        """Return the rows with these indices, in the given order."""
         return self.preloaded.take(index)
 
     @cached_property
@@ -97,5 +97,5 @@ class ArraySource(Source):
         return facts
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return shape, the caller's dtype, and SHA-256 of the numbers as cast."""
+        """Return the shape, the caller's dtype, and the SHA-256 of the values after casting."""
         return dict(self._fingerprint)

@@ -36,7 +36,7 @@ class Batch:
     """The arguments of a program: x (B, *event), y (B, …) or None, mask of x's shape or None.
 
     Attributes:
-        x, y, mask: tensors; before validation possibly rows read on demand (`data.rows`).
+        x, y, mask: tensors, or before validation possibly rows read on demand (`data.rows`).
         labels: names of rows and columns.
 
     Example:
@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Those of x, y and mask that are present, by name."""
+        """The arrays among x, y and mask that are present, by name."""
         return {n: c for n, c in zip(COLUMNS, self, strict=True) if c is not None}
 
     def map(self, function: Callable[[Any], Any]) -> "Batch":
@@ -70,9 +70,9 @@ class Batch:
         return Batch(*arrays, self.labels)
 
     def rows(self, index: Any) -> "Batch":
-        """Return the rows that a slice or a tensor of whole numbers selects.
+        """Return the rows selected by a slice or a tensor of indices.
 
-        On data that are read on demand, this reads them.
+        Rows that are read on demand are read here.
         """
         labels = self.labels
         if labels.rows is not None:
@@ -80,7 +80,7 @@ class Batch:
             labels = labels._replace(rows=labels.rows[at])
         if isinstance(index, slice):
             return replace(self.map(lambda array: array[index]), labels=labels)
-        # index_select takes half the time of x[index] on rows of some kilobytes
+        # index_select takes half the time of x[index] on rows of a few kilobytes
         taken = self.map(lambda array: array.index_select(0, index.to(_device(array))))
         return replace(taken, labels=labels)
 
@@ -94,7 +94,7 @@ class Batch:
         return self.rows(slice(0, rows))
 
     def take(self, index: Tensor) -> "Batch":
-        """Return the rows that a tensor of whole numbers names, in its order."""
+        """Return the rows with these indices, in the given order."""
         return self.rows(index)
 
     def whole(self) -> "Batch":

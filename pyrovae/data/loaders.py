@@ -1,12 +1,12 @@
-"""Datasets and DataLoaders of torch: checked whole before training, or as they stream by.
+"""torch's Datasets and DataLoaders: all checked before training, or batch by batch as they stream.
 
 A batch is x, (x, y) or (x, y, mask), as a tensor, a tuple, a list, or a dict with these keys.
-How a loader shuffles, and how many workers it has, was decided when it was made.
+A loader keeps its own shuffling and number of workers.
 
-The look at all batches also feeds a SHA-256, in the order in which they come. It is the data's
-fingerprint where a resumed run meets the same numbers in the same order: the order is one of
-torch's own, which the seed fixes, and rows that are read twice are equal. Random augmentation has
-none, unless the Dataset has a method `fingerprint` of its own that gives a flat dict.
+The pass that checks all batches also computes their SHA-256, in order. The hash is the data's
+fingerprint if a resumed run will see the same values in the same order: the sampler is one of
+torch's, whose order the seed determines, and rows that are read twice are equal. Randomly augmented
+data have no fingerprint, unless the Dataset has a method `fingerprint` that returns a flat dict.
 """
 
 import hashlib
@@ -39,19 +39,19 @@ NUM_READ_TWICE = 8
 
 
 class LoaderSource(Source):
-    """A map-style Dataset, or a DataLoader over one, in its own order and batch size.
+    """Map-style Dataset, or a DataLoader over one, in its own order and batch size.
 
-    Before training all batches are seen once, and each again before its step, because a Dataset
-    may draw its data anew. N is what an epoch gives: with `drop_last` less than the Dataset has.
-    Methods read the Dataset's rows in order, all of them.
+    All batches are checked once before training, and each again before its step, because a Dataset
+    may draw its data anew. N is the number of data in an epoch: with `drop_last`, fewer than the
+    Dataset has. Evaluation reads all rows of the Dataset, in order.
 
     Args:
         x: the Dataset, or the DataLoader.
         batch_size: B for a Dataset; a DataLoader has its own.
 
     Raises:
-        DataError: there is no row, or the Dataset fails.
-        ConfigError: y or mask alongside; they must come with each datum.
+        DataError: the Dataset is empty or fails.
+        ConfigError: y or mask is given; both must come with each datum.
 
     Example:
         >>> import torch
@@ -65,7 +65,7 @@ class LoaderSource(Source):
         if y is not None or mask is not None:
             raise ConfigError(
                 f"x is a {self.name}, so y and mask must come with each datum.\n"
-                "Let it give tuples (x, y) or (x, y, mask)."
+                "Let it return tuples (x, y) or (x, y, mask)."
             )
         self.loader = self._as_loader(x, batch_size)
         self.batch_size = self.loader.batch_size or 1
@@ -73,7 +73,7 @@ class LoaderSource(Source):
 
     @classmethod
     def takes(cls, x: Any) -> bool:
-        """Return whether x is a Dataset, or a DataLoader over one, with rows by number."""
+        """Return whether x is a map-style Dataset, or a DataLoader over one."""
         return isinstance(x, Dataset | DataLoader) and not _is_stream(x)
 
     def _as_loader(self, x: Any, batch_size: int) -> DataLoader:
@@ -100,7 +100,7 @@ class LoaderSource(Source):
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            # torch reports a killed worker by a signal, wherever Python then is
+            # torch reports a killed worker by a signal, which may interrupt any line
             raise self._failure(len(sizes) + 1, error) from error
         self.digests = {f"{name} sha256": digest.hexdigest() for name, digest in hashes.items()}
         self.num_data, self.num_batches = sum(sizes), len(sizes)
@@ -113,7 +113,7 @@ class LoaderSource(Source):
         return (b.share(share) for b in self._checked(items, len(skipped), sum(skipped)))
 
     def _in_order(self) -> Iterator[Batch]:
-        # a DataLoader draws a seed as it starts: a reader's own draws must not depend on that
+        # a DataLoader draws a seed when it starts, which must not change the caller's draws
         stream, rows = RandomStream(0), in_order(self.loader)
         batches = self._checked(self._items(rows), 0, 0, is_counted=False)
         while True:
@@ -137,7 +137,7 @@ class LoaderSource(Source):
         return _num_rows(in_order(self.loader))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the type of what was passed, N, and each column's SHA-256 or None."""
+        """Return the type of the container, N, and each column's SHA-256 or None."""
         return dict(self._fingerprint)
 
     @cached_property
@@ -166,7 +166,7 @@ class LoaderSource(Source):
             self._end(num_batches, num_data)
 
     def _items(self, loader: DataLoader) -> Iterator[Any]:
-        """Yield the items of the loader; name its errors in one line and chain them."""
+        """Yield the items of the loader; summarize its errors in one line, and chain them."""
         number = 0
         try:
             for item in loader:
@@ -174,9 +174,9 @@ class LoaderSource(Source):
                 if item is None:
                     raise DataError(
                         f"batch {number} of the {self.name} is None, but a batch is x, (x, y) or "
-                        "(x, y, mask): how many data were left out is unknown.\n"
-                        "Let collate_fn leave bad items out of their batch and give the others, "
-                        "or leave them out of the Dataset."
+                        "(x, y, mask): the number of dropped data is unknown.\n"
+                        "Let collate_fn drop bad items from their batch and return the others, "
+                        "or remove them from the Dataset."
                     )
                 yield item
         except (DataError, ConfigError, MemoryError):
@@ -186,7 +186,7 @@ class LoaderSource(Source):
 
     def _failure(self, number: int, error: Exception) -> DataError:
         return DataError(
-            f"the {self.name} failed to give batch {number}: {_in_one_line(error)}\n"
+            f"the {self.name} failed to return batch {number}: {_in_one_line(error)}\n"
             "The error above this one says where; the parameters are as after the last step."
         )
 
@@ -194,29 +194,29 @@ class LoaderSource(Source):
         """Raise DataError unless an epoch yielded data, and as many as the one before."""
         if not num_data:
             raise DataError(
-                f"the {self.name} gives no batch (N = 0): there is nothing to learn from.\n"
-                "With drop_last=True it needs at least batch_size data; an iterator that ends once "
-                "must be started anew in __iter__."
+                f"the {self.name} yields no batch (N = 0): there is nothing to learn from.\n"
+                "With drop_last=True it needs at least batch_size data; __iter__ must return a new "
+                "iterator each time."
             )
         if self.num_data not in (None, num_data):
             raise DataError(
-                f"the {self.name} says that it holds {self.num_data:,} data, but an epoch of it "
-                f"gave {num_data:,}: what is reported per datum would be wrong by that factor.\n"
-                "Correct its __len__, or what it leaves out or gives twice (each worker of an "
-                "iterable Dataset gives all of it unless it takes its share)."
+                f"the {self.name} declares {self.num_data:,} data, but an epoch yielded "
+                f"{num_data:,}: numbers per datum would be wrong by that factor.\n"
+                "Correct its __len__, or the rows that it drops or repeats (each worker of an "
+                "IterableDataset yields all rows unless it takes only its share)."
             )
 
 
 class StreamSource(LoaderSource):
-    """An IterableDataset, a DataLoader over one, or a custom iterable of batches.
+    """IterableDataset, a DataLoader over one, or a custom iterable of batches.
 
-    Each batch is checked before its step. N is the Dataset's length where it has one, which each
-    epoch is then held to; else it is known after the first epoch, and is that of the latest one.
+    Each batch is checked before its step. N is the Dataset's length, if it declares one, which each
+    epoch must then match. Otherwise N is known after the first epoch, and is that of the latest.
 
     Args:
         x: the IterableDataset, the DataLoader, or any object whose `__iter__` starts a new pass
             over batches.
-        batch_size: B for an IterableDataset of single data.
+        batch_size: B, for an IterableDataset that yields single data.
 
     Example:
         >>> import torch
@@ -231,7 +231,7 @@ class StreamSource(LoaderSource):
 
     def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
         super().__init__(x, y, mask, batch_size=batch_size)
-        # not len(loader): torch would warn of what is an error here
+        # not len(loader), for which torch would warn of a mismatch that is an error here
         has_length = hasattr(self.loader.dataset, "__len__") and self.loader.batch_size is not None
         self.declared = len(self.loader.dataset) if has_length else None
         if self.loader.drop_last:
@@ -242,7 +242,7 @@ class StreamSource(LoaderSource):
 
     @classmethod
     def takes(cls, x: Any) -> bool:
-        """Return whether x is a stream of torch's, or a custom iterable without numbered rows."""
+        """Return whether x is an IterableDataset, or another iterable without numbered rows."""
         return _is_stream(x) or _is_iterable_of_batches(x)
 
     def _as_loader(self, x: Any, batch_size: int) -> DataLoader:
@@ -257,11 +257,11 @@ class StreamSource(LoaderSource):
         self.watch(validator)
 
     def count(self) -> int:
-        """Return N, by a pass where no length is declared."""
+        """Return N, counted by a pass over the data if no length is declared."""
         return Source.count(self)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the type of what was passed, and the length that it states, or None."""
+        """Return the type of the container, and its declared length or None."""
         return {"loader": self.name, "num_data": self.declared}
 
     def _end(self, num_batches: int, num_data: int) -> None:
@@ -285,13 +285,13 @@ def _is_stream(x: Any) -> bool:
 
 
 def _is_iterable_of_batches(x: Any) -> bool:
-    """Whether x can be iterated, but is neither an array, a sequence, a set nor a mapping."""
+    """Return whether x is an iterable, but not an array, a sequence, a set or a mapping."""
     holds_values = ("__array__", "__getitem__", "__dataframe__", "__contains__", "tocsr")
     return isinstance(x, Iterable) and not any(hasattr(x, name) for name in holds_values)
 
 
 def _collate(items: Any) -> Any:
-    # a Dataset with __getitems__ may give a whole batch as one tensor
+    # a Dataset with __getitems__ may return a whole batch as one tensor
     return items if isinstance(items, Tensor) else default_collate(items)
 
 
@@ -305,7 +305,7 @@ def in_order(loader: DataLoader) -> DataLoader:
     A subset's sampler keeps its rows. Streams have one order only.
 
     Raises:
-        ConfigError: a custom sampler, whose rows are known only while it draws them.
+        ConfigError: the loader has a custom sampler, whose rows are known only when drawn.
 
     Example:
         >>> import torch
@@ -325,8 +325,8 @@ def in_order(loader: DataLoader) -> DataLoader:
         rows = sampler
     elif type(sampler) not in SEEDED:
         raise ConfigError(
-            f"the DataLoader draws its rows by a {type(sampler).__name__}, so which row is which "
-            "is unknown, but the result has one row per datum.\nPass the Dataset itself, or a "
+            f"the DataLoader draws its rows with a {type(sampler).__name__}, so their order is "
+            "unknown, but the result has one row per datum.\nPass the Dataset itself, or a "
             "DataLoader without a custom sampler."
         )
     return DataLoader(
@@ -348,7 +348,7 @@ def batch_of(item: Any) -> Batch:
     """Return an item of a loader as x, y and mask, not checked yet.
 
     Raises:
-        DataError: a dict without x or with other keys; more than three things in a tuple.
+        DataError: item is a dict without x or with other keys, or a tuple of more than three.
 
     Example:
         >>> list(batch_of({"x": 1, "mask": 2}))
@@ -359,13 +359,13 @@ def batch_of(item: Any) -> Batch:
             return Batch(**item)
         raise DataError(
             f"a batch is a dict with the keys {', '.join(map(repr, item))}, but a program takes "
-            "'x', and 'y' and 'mask' where there are some.\nRename them in the Dataset."
+            "'x', and optionally 'y' and 'mask'.\nRename them in the Dataset."
         )
     parts = tuple(item) if isinstance(item, tuple | list) else (item,)
     if not 1 <= len(parts) <= 3:
         raise DataError(
-            f"a batch is a tuple of {len(parts)} things, but a program takes x, (x, y) or "
-            "(x, y, mask): what the others mean cannot be told.\nLeave them out in the Dataset."
+            f"a batch is a tuple of {len(parts)} values, but a program takes x, (x, y) or "
+            "(x, y, mask): the meaning of the others is unknown.\nDrop them in the Dataset."
         )
     return Batch(*parts)
 
@@ -373,7 +373,7 @@ def batch_of(item: Any) -> Batch:
 def gives_the_same_again(loader: DataLoader) -> bool:
     """Return whether another pass with the same seed would probably yield the same numbers.
 
-    The order must be one of torch's samplers, or a sequence; and some rows, read twice, equal.
+    The order must come from one of torch's samplers or a sequence, and rows read twice must agree.
 
     Example:
         >>> import torch
@@ -390,7 +390,7 @@ def gives_the_same_again(loader: DataLoader) -> bool:
 
 
 def _some_rows(loader: DataLoader, sampler: Any) -> list[Any]:
-    """Return some of the rows that the sampler may draw, evenly spread."""
+    """Return some of the rows that the sampler may draw, evenly spaced."""
     rows = sampler if isinstance(sampler, Sequence) else getattr(sampler, "indices", None)
     rows = range(len(loader.dataset)) if rows is None else rows
     last, number = len(rows) - 1, min(NUM_READ_TWICE, len(rows))
@@ -412,7 +412,7 @@ def _reads_equal(loader: DataLoader, rows: list[Any]) -> bool:
     try:
         with RandomStream(0):
             found = [_hashes(item) for item in again]
-    except Exception:  # read otherwise than in its own order: nothing can be said
+    except Exception:  # a Dataset may support its own order only: nothing is known then
         return False
     half = len(found) // 2
     return found[:half] == found[half:]

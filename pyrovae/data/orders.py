@@ -1,14 +1,14 @@
-"""Random orders of rows that a disk can follow: blocks of rows, shuffled within windows.
+"""Random orders of rows that suit a disk: blocks of rows, shuffled within windows.
 
     file      | b0 | b1 | b2 | b3 | b4 | b5 | b6 | b7 |     blocks of contiguous rows
     order     | b5 | b2 | b7 | b0 ‖ b3 | b6 | b1 | b4 |     a random order of blocks
-    window          rows shuffled   ‖   rows shuffled       each read into memory whole
+    window          rows shuffled   ‖   rows shuffled       each held in memory as a whole
 
-The order of blocks is uniform, and within a window so is that of rows. The first block starts
-at a random row, and row 0 follows the last one, so that each row is as likely at each place.
-Two rows of one block are in the same window, or in two that follow each other; others by
-chance. Where everything fits one window, the order is a uniform permutation of all rows, and
-the same one that `torch.randperm` gives for data in memory.
+The order of blocks is uniformly random, and so is the order of rows within a window. The first
+block starts at a random row, and row 0 follows the last one, so that each row is equally likely at
+each position. Two rows of a block are in the same window or in consecutive ones, rows of different
+blocks only by chance. If one window holds all rows, the order is a uniform permutation, the one
+that `torch.randperm` draws for data in memory.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class BlockOrder:
-    """A random order of num_rows rows, each once, drawn from the global generator when made.
+    """Random order of `num_rows` rows, drawn from the global generator on construction.
 
     Args:
         num_rows: N.
@@ -38,16 +38,15 @@ class BlockOrder:
             self.within = torch.randperm(num_rows)
             return
         self.shift = int(torch.randint(num_rows, ()))
-        self.starts = (
-            torch.randperm(-(-num_rows // block)) * block
-        )  # in the file, from the shift on
+        # positions in the file, relative to the shift
+        self.starts = torch.randperm(-(-num_rows // block)) * block
         lengths = (num_rows - self.starts).clamp(max=block)
-        self.ends = lengths.cumsum(0)  # in the order
+        self.ends = lengths.cumsum(0)  # positions in the order
         self.begins = self.ends - lengths
         self.seeds = torch.randint(2**62, (self.num_windows,))
 
     def runs(self, window: int) -> list[slice]:
-        """The contiguous rows that window number `window` holds, in the order of its blocks."""
+        """Return the contiguous runs of rows in a window, in the order of its blocks."""
         place = window * self.window
         last = min(place + self.window, self.num_rows)
         runs, block = [], int(torch.searchsorted(self.ends, place, right=True))
@@ -59,14 +58,14 @@ class BlockOrder:
         return runs
 
     def _in_file(self, start: int, stop: int) -> list[slice]:
-        """The rows from start to stop where row 0 follows the last one."""
+        """Return the rows from start to stop, where row 0 follows the last one."""
         if start < self.num_rows < stop:
             return [slice(start, self.num_rows), slice(0, stop - self.num_rows)]
         turn = start // self.num_rows * self.num_rows
         return [slice(start - turn, stop - turn)]
 
     def permutation(self, window: int) -> Tensor:
-        """The order of the window's rows, as places in the window."""
+        """Return the order of a window's rows, as positions in the window."""
         if self.num_windows == 1:
             return self.within
         size = min(self.window, self.num_rows - window * self.window)
@@ -74,6 +73,6 @@ class BlockOrder:
         return torch.randperm(size, generator=generator)
 
     def rows(self, window: int) -> Tensor:
-        """The rows of the window, as numbers of the file, in the order in which they come."""
+        """Return a window's rows in their order, as row numbers of the file."""
         there = torch.cat([torch.arange(run.start, run.stop) for run in self.runs(window)])
         return there[self.permutation(window)]

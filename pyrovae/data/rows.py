@@ -17,19 +17,19 @@ from pyrovae.errors import DataError
 
 
 class Rows:
-    """(N, *event) numbers, read as dense tensors: rows[3:9] is (6, *event), rows[3, 4] a number.
+    """Array (N, *event), read on demand as dense tensors: rows[3:9] is (6, *event).
 
     Attributes:
         shape: (N, *event).
-        dtype: of the tensors that it gives.
+        dtype: of the tensors that are returned.
     """
 
     def __init__(self, shape: tuple[int, ...], empty: np.ndarray, name: str):
-        none = as_tensor(empty, name)  # no numbers, but the error of a dtype that is no number's
+        none = as_tensor(empty, name)  # raises the error for a dtype that is not numeric
         self.shape, self.dtype, self._native = torch.Size(shape), none.dtype, none.numpy().dtype
 
     def _read(self, place: slice | np.ndarray) -> np.ndarray:
-        """Rows as a new dense array in the dtype of `self.dtype`."""
+        """Return rows as a new dense array of `self.dtype`."""
         raise NotImplementedError
 
     def __getitem__(self, place: slice | tuple[int, ...]) -> Tensor:
@@ -38,7 +38,7 @@ class Rows:
         return self[place[0] : place[0] + 1][(0, *place[1:])]
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """The rows that `index` names, in its order; dim is 0."""
+        """Return the rows with these indices, in the given order; dim is 0."""
         return torch.from_numpy(self._read(index.numpy()))
 
     def __len__(self) -> int:
@@ -58,10 +58,10 @@ class Rows:
 
 
 class MappedRows(Rows):
-    """Rows of a `numpy.memmap`, or of any array over one: only what is asked for is read.
+    """Rows of a `numpy.memmap` or a view of one; only the requested rows are read.
 
     Args:
-        array: (N, *event), of any dtype of numbers, byte order and strides.
+        array: (N, *event), of any numeric dtype, byte order and strides.
         name: its name in messages.
 
     Example:
@@ -83,19 +83,19 @@ class MappedRows(Rows):
         return np.array(self._array[place], self._native, order="C")
 
     def read_into(self, out: Tensor, place: slice) -> None:
-        """Rows copied into a tensor of their shape and of `self.dtype`, without another copy."""
+        """Copy rows into a tensor of their shape and `self.dtype`, without an intermediate copy."""
         out.numpy()[:] = self._array[place]
 
     @property
     def num_file_bytes(self) -> int | None:
-        """Size of the file, header included; None where it has no name any more."""
+        """The size of the file with its header; None if the file no longer has a name."""
         status = self._status()
         return status and status.st_size
 
     def facts(self) -> tuple | None:
-        """Return what identifies this part of this unchanged file; None if nothing does.
+        """Return facts that identify this part of the unchanged file; None if there are none.
 
-        A writable map may change without changing the times of the file.
+        A writable memory map can change without a change of the file's times.
         """
         status = self._status()
         if self.file.mode != "r" or status is None:
@@ -117,7 +117,7 @@ class SparseRows(Rows):
     """Rows of a scipy sparse matrix or array of any format, kept as compressed sparse rows.
 
     Args:
-        matrix: (N, D); one in canonical CSR format is kept as it is, without a copy.
+        matrix: (N, D); not copied if it is in canonical CSR format.
         name: its name in messages.
 
     Raises:
@@ -134,11 +134,11 @@ class SparseRows(Rows):
         if len(matrix.shape) != 2:
             raise DataError(
                 f"{name} is a sparse array of shape {tuple(matrix.shape)}, but data are (N, D), one"
-                f" datum a row.\nReshape it: {name}.reshape(-1, D)."
+                f" datum per row.\nReshape it: {name}.reshape(-1, D)."
             )
         super().__init__(matrix.shape, np.zeros((0, matrix.shape[1]), matrix.dtype), name)
         self.matrix = matrix.tocsr()
-        if not self.matrix.has_canonical_format:  # a cell stored twice is the sum of both
+        if not self.matrix.has_canonical_format:  # duplicate entries are summed
             self.matrix = self.matrix.copy()
             self.matrix.sum_duplicates()
 

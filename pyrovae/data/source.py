@@ -2,7 +2,7 @@
 
     epoch(shuffle)   one pass of training, in an order drawn from the global generator
     read(rows)       one pass in the data's own order, in chunks of exactly that many rows
-    take(index)      some rows by number
+    take(index)      the rows with given indices
 
 Sources do not depend on programs. They hold the caller's arrays until `accept` passes them to a
 validator, which checks every value once and casts each batch from then on.
@@ -24,19 +24,19 @@ class Validator(Protocol):
         """Check the shapes of all columns, and inspect the program on the first rows."""
 
     def check(self, batch: Batch, *, first_row: int = 0) -> None:
-        """Raise DataError unless every observed value is allowed; places count from first_row."""
+        """Raise DataError unless every observed value is allowed; row 0 is shown as first_row."""
 
     def cast(self, batch: Batch) -> Batch:
-        """Return the rows as the program takes them."""
+        """Return the rows in the dtype and on the device of the program."""
 
     def end(self) -> None:
-        """Make the checks that come after those of all values."""
+        """Run the checks that follow those of all values."""
 
     def one_of_many(self, batch: Batch) -> Batch:
         """Check and cast one batch of a loader."""
 
     def key(self, batch: Batch) -> Any:
-        """Return what `check` depends on besides the values; None if unknown."""
+        """Return a key of all that `check` depends on besides the values; None if unknown."""
 
     def allows_stored(self, values: Any, *, has_y: bool) -> bool:
         """Return whether these values are allowed in every cell of x."""
@@ -48,9 +48,9 @@ class Source:
     Attributes:
         num_data: N, the number of data in one epoch; None for a stream of unknown length until
             its first epoch has ended.
-        num_batches: batches in one epoch; None where N is, or where a loader does not say.
+        num_batches: the number of batches in an epoch; None if N is, or if a loader has no length.
         batch_size: B, the largest number of data in a batch.
-        preloaded: all of the data as one batch, where they are in memory as tensors; else None.
+        preloaded: all data as one batch if they are tensors in memory; else None.
         labels: names of rows and columns.
     """
 
@@ -66,7 +66,7 @@ class Source:
         raise NotImplementedError
 
     def accept(self, validator: Validator) -> None:
-        """Check all of the data by a validator, and cast batches from now on.
+        """Check all data with a validator, and cast batches from then on.
 
         Raises:
             DataError: the data do not fit the program.
@@ -74,7 +74,7 @@ class Source:
         raise NotImplementedError
 
     def watch(self, validator: Validator) -> None:
-        """Check the data by a validator, at the latest when they are read."""
+        """Check the data with a validator, at the latest when they are read."""
         self.accept(validator)
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
@@ -84,15 +84,15 @@ class Source:
         `next`: afterwards the caller may change the state of the generators.
 
         Args:
-            shuffle: whether the order is random; a loader decided when it was made.
+            shuffle: whether the order is random; ignored by a loader, which has its own order.
             skip: number of batches to skip. The others are, bit for bit, those of a pass from the
                 same generator state that skips none.
-            share: the rows of each batch to yield; of arrays only these are gathered. None may be
-                left of a small batch.
+            share: the rows of each batch to yield, possibly none of a small batch; arrays gather
+                only these.
 
         Raises:
-            DataError: while it runs, where a batch does not fit the program; at its end, where
-                the data were not as many as their length or the epochs before said.
+            DataError: during the pass, a batch does not fit the program; at its end, the number of
+                data differs from the declared length or from earlier epochs.
         """
         raise NotImplementedError
 
@@ -121,7 +121,7 @@ class Source:
         raise NotImplementedError
 
     def count(self) -> int:
-        """Return N, by a pass over the data where no length is declared."""
+        """Return N, counted by a pass over the data if no length is declared."""
         if self.num_data is None:
             self.num_data = sum(batch.num_data for batch in self._in_order())
         return self.num_data
@@ -131,7 +131,7 @@ class Source:
         return next(iter(self.read(rows)))
 
     def take(self, index: Tensor) -> Batch:
-        """Return the rows that a tensor of whole numbers names, in its order."""
+        """Return the rows with these indices, in the given order."""
         ordered, place = index.cpu().unique(return_inverse=True)
         found, start = [], 0
         for batch in self._in_order():

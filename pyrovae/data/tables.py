@@ -1,10 +1,9 @@
 """Data that are not in memory as tensors: memory-mapped files and sparse matrices.
 
-Columns are read some rows at a time. One pass checks all of them and feeds the SHA-256 of the
-file; only where a chunk is refused are the data read again, for a message that counts over all
-of them. What a pass over an unchanged read-only file found is remembered while the process
-lives: the key is the file (path, inode, size, times), the part of it, and what the validator
-asks of its numbers.
+Columns are read a few rows at a time. One pass checks all rows and computes the SHA-256 of the
+file; if it rejects a chunk, the data are read again, so that the message counts over all of them.
+The result for an unchanged read-only file is cached until the process ends: the key is the file
+(path, inode, size, times), the part of it, and the requirements of the validator.
 """
 
 import hashlib
@@ -25,18 +24,18 @@ from pyrovae.data.source import Source, Validator
 from pyrovae.errors import DataError
 from pyrovae.runtime.hashing import as_bytes, sha256, sha256_of_arrays
 
-NUMBERS_AT_A_TIME = 2**21  # of a pass: 8 MiB of float32
-BLOCK_BYTES = 2**19  # read at once: milliseconds of a disk, so that finding it costs little
-WINDOW_BYTES = 2**26  # in memory at once: 128 blocks to shuffle rows among
+NUMBERS_AT_A_TIME = 2**21  # in a pass: 8 MiB of float32
+BLOCK_BYTES = 2**19  # read at once: takes a disk milliseconds, so that seeking costs little
+WINDOW_BYTES = 2**26  # in memory at once: 128 blocks, among which rows are shuffled
 
 
 class TableSource(Source):
-    """Columns that are read some rows at a time; y and mask may be in any other container.
+    """Columns that are read a few rows at a time; y and mask may be in any other container.
 
     Args:
         x: (N, *event), memory-mapped or sparse.
         y: (N, …); mask: of x's shape.
-        batch_size: B; one batch when it exceeds N.
+        batch_size: B; if it exceeds N, an epoch is one batch.
 
     Raises:
         DataError: one of them is not a numeric array.
@@ -51,18 +50,18 @@ class TableSource(Source):
 
     @property
     def num_data(self) -> int:
-        """N."""
+        """N, the number of data."""
         return self.table.num_data
 
     @property
     def num_batches(self) -> int:
-        """Batches in one epoch."""
+        """The number of batches in an epoch."""
         return -(-self.num_data // self.batch_size)
 
     def accept(self, validator: Validator) -> None:
-        """Check all rows and take the SHA-256 of each file, by one pass or from memory."""
+        """Check all rows and compute the SHA-256 of each file in one pass, unless it is cached."""
         validator.begin(self.table)
-        # indices of rows are in main memory
+        # row indices are on the CPU
         self.table = self.table.map(lambda c: c.cpu() if isinstance(c, Tensor) else c)
         self.cast = validator.cast
         if not self._stores_allowed_numbers(validator):
@@ -92,7 +91,7 @@ class TableSource(Source):
                 check_mask(rows.mask, rows.x.shape, is_whole=False)
             validator.check(rows, first_row=start)
         except DataError:
-            # the same checks over all of the data, for places and counts over all
+            # the same checks of all data, so that the message counts over all of them
             if self.table.mask is not None:
                 check_mask(self.table.mask, self.table.x.shape, is_whole=False)
             validator.check(Batch(self.table.x, None, self.table.mask))
@@ -111,9 +110,9 @@ class TableSource(Source):
         )
 
     def _key(self, validator: Validator) -> Hashable | None:
-        """Return what the outcome of a pass depends on; None if that is unknown."""
+        """Return a key of all that the result of a pass depends on; None if unknown."""
         key = validator.key(self.table)
-        # y in memory is not looked at by a pass
+        # a pass does not read y that is in memory
         seen = [c for n, c in self.table.columns.items() if n != "y" or isinstance(c, Rows)]
         files = tuple(c.facts() if isinstance(c, MappedRows) else None for c in seen)
         return None if key is None or None in files else (files, key)
@@ -125,12 +124,12 @@ class TableSource(Source):
         return (self.take(index[share]) for index in indices if len(index))
 
     def read(self, rows: int) -> Iterator[Batch]:
-        """Read `rows` rows at a time."""
+        """Yield all data in their own order, `rows` rows at a time."""
         for start in range(0, self.num_data, rows):
             yield self.cast(self.table.rows(slice(start, start + rows)))
 
     def take(self, index: Tensor) -> Batch:
-        """Return the rows that a tensor of whole numbers names, in its order."""
+        """Return the rows with these indices, in the given order."""
         return self.cast(self.table.rows(index))
 
     def whole(self) -> Batch:
@@ -138,7 +137,7 @@ class TableSource(Source):
         return self.cast(self.table.rows(ALL))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return shape, dtype and SHA-256 of each column, of a file its size too."""
+        """Return shape, dtype and SHA-256 of each column, and the size of each file."""
         return dict(self._fingerprint)
 
     @cached_property
@@ -155,9 +154,9 @@ class TableSource(Source):
 
 
 class SparseSource(TableSource):
-    """A scipy sparse matrix or array of any format: rows are filled in batch by batch.
+    """scipy sparse matrix or array of any format; rows are made dense batch by batch.
 
-    The matrix stays in memory as it is (as CSR); the order of an epoch is a uniform permutation.
+    The matrix stays sparse in memory, as CSR; the order of an epoch is a uniform permutation.
 
     Example:
         >>> import scipy.sparse
@@ -169,18 +168,18 @@ class SparseSource(TableSource):
 
     @classmethod
     def takes(cls, x: Any) -> bool:
-        """Return whether x has scipy's conversion to compressed sparse rows."""
+        """Return whether x is a scipy sparse container, which has the method `tocsr`."""
         return hasattr(x, "tocsr")
 
 
 class MappedSource(TableSource):
-    """A memory-mapped file of any size, in main memory of 64 MiB.
+    """Memory-mapped file of any size, read through a window of 64 MiB.
 
-    Shuffled, blocks of 512 KiB are read in random order, 128 of them into a window, whose rows
-    are shuffled (`BlockOrder`). Each datum comes once an epoch and every batch but the last is
-    full. The order is uniform over blocks, and over rows within a window: where neighbors in
-    the file are alike, as in a file sorted by class, a batch is more alike than a random one. A
-    file that fits a window is shuffled exactly as data in memory are.
+    To shuffle, blocks of 512 KiB are read in random order, 128 of them into a window, whose rows
+    are shuffled (`BlockOrder`). Each datum occurs once per epoch, and every batch but the last is
+    full. The order is uniform over blocks, and over rows within a window: if neighbors in the file
+    are similar, as in a file sorted by class, the data of a batch are more similar than a random
+    sample. A file that fits into one window is shuffled exactly like data in memory.
 
     Example:
         >>> import tempfile
@@ -194,9 +193,9 @@ class MappedSource(TableSource):
     def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
         super().__init__(x, y, mask, batch_size=batch_size)
         row = [c.shape[1:].numel() * c.dtype.itemsize for c in self.table.columns.values()]
-        num_bytes = sum(row) + 8  # and its place in the order
+        num_bytes = sum(row) + 8  # and its position in the order
         self.block = max(1, BLOCK_BYTES // num_bytes)
-        # whole batches, so that none is cut in two by the end of a window
+        # a multiple of the batch size, so that no batch is split between windows
         self.window = max(1, WINDOW_BYTES // num_bytes // batch_size) * batch_size
         self.spare: dict[str, Tensor] | None = None
 
@@ -216,7 +215,7 @@ class MappedSource(TableSource):
 
     def _shuffled(self, order: BlockOrder, first: int, share: slice) -> Iterator[Batch]:
         """Yield batches from position `first` of the order on, a multiple of the batch size."""
-        # the window of the epoch before: new memory takes longer to get than to fill
+        # the window of the previous epoch: allocating memory takes longer than filling it
         windows, self.spare = self.spare or self._new_windows(), None
         try:
             for number in range(first // self.window, order.num_windows):
@@ -254,7 +253,7 @@ def _digest(column: Tensor | Rows) -> str:
 
 
 class _Pass:
-    """A pass over data, equal to another one with the same key; it drops the data afterwards."""
+    """Pass over data, equal to any other with the same key; it drops the data afterwards."""
 
     def __init__(self, key: Hashable, work: Callable[[], Any]):
         self.key, self.work = key, work
@@ -266,8 +265,8 @@ class _Pass:
         return hash(self.key)
 
     def result(self) -> Any:
-        """Make the pass."""
-        work, self.work = self.work, None  # the memory keeps this object, and must not keep x
+        """Run the pass."""
+        work, self.work = self.work, None  # the cache keeps this object, and must not keep x
         return work()
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 from pyrovae.densities.elementwise import Elementwise
 
 
-class _GreyLevels(constraints.Constraint):
+class _GrayLevels(constraints.Constraint):
     """Constraint to {0, 1/(K − 1), …, 1}, up to float32 rounding."""
 
     is_discrete = True
@@ -58,7 +58,7 @@ class DiscretizedLogistic(Elementwise):
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
-        return _GreyLevels(self.num_levels)
+        return _GrayLevels(self.num_levels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         x, last = self._checked(value), self.num_levels - 1

@@ -1,7 +1,7 @@
 """Supports of densities, and maps onto them from the real line.
 
 The circle: torch gives VonMises the support ℝ, but an angle and the same angle plus 2π are one
-point. Its density is of z in [−π, π), and u ∈ ℝ covers it as z = wrap(u), with |dz/du| = 1.
+point. Its density is over z in [−π, π), which u ∈ ℝ covers by z = wrap(u), with |dz/du| = 1.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch.distributions import (
 
 
 class Circle(constraints.Constraint):
-    """Angles in [−π, π], whose two ends are one point."""
+    """Angles in [−π, π], whose two ends are the same point."""
 
     event_dim = 0
     is_discrete = False
@@ -29,7 +29,7 @@ class Circle(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         return value.abs() <= math.pi * (1 + 1e-6)
 
-    def __repr__(self) -> str:  # torch's leaves out the first letter of a class
+    def __repr__(self) -> str:  # torch's omits the first letter of the class name
         return "Circle()"
 
 
@@ -142,7 +142,7 @@ def transform_onto(support: constraints.Constraint) -> Transform:
     """Return the map from the real line onto a support, by `biject_to`.
 
     Raises:
-        NotImplementedError: there is none, as for a discrete support or a sphere.
+        NotImplementedError: there is no map, as for a discrete support or a sphere.
 
     Example:
         >>> transform_onto(constraints.positive)(torch.zeros(1))

@@ -63,7 +63,7 @@ class PowerSpherical(nn.Module):
 
 
 def _direction(raw: Tensor) -> Tensor:
-    """raw / |raw|, or e₁ where |raw| < 1e-6; (B, D)."""
+    """Return raw / |raw|, or e₁ where |raw| < 1e-6; (B, D)."""
     first_axis = torch.zeros_like(raw)
     first_axis[..., 0] = 1.0
     has_none = torch.linalg.vector_norm(raw.detach(), dim=-1, keepdim=True) < MIN_LENGTH

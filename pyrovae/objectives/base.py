@@ -25,7 +25,7 @@ class Objective(ELBO):
     Attributes:
         progress: the fraction of the planned steps that is done, in [0, 1]; `fit` sets it
             before each step. A surrogate reads schedules through `weight`, so it can be traced.
-        needs_reparameterised: whether the gradient flows through z only.
+        needs_reparameterized: whether the gradient flows through z only.
         needs_local_latents: whether the bound is per datum, without global latents.
 
     Raises:
@@ -42,7 +42,7 @@ class Objective(ELBO):
         2
     """
 
-    needs_reparameterised: ClassVar[bool] = False
+    needs_reparameterized: ClassVar[bool] = False
     needs_local_latents: ClassVar[bool] = False
     detaches_draws: ClassVar[bool] = False
 
@@ -66,7 +66,7 @@ class Objective(ELBO):
     def check(self, traces: Traces) -> None:
         """Raise ConfigError if the gradient of this objective is wrong for the program."""
         name = type(self).__name__
-        if self.needs_reparameterised and not is_reparameterized(traces):
+        if self.needs_reparameterized and not is_reparameterized(traces):
             raise ConfigError(
                 f"{name} takes its gradient through z, but a latent of the guide is not "
                 "reparameterized: the guide would get a wrong gradient.\n"

@@ -85,7 +85,7 @@ class MeanFieldELBO(Objective):
         2
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
 
     def surrogate(self, traces: Traces, num_data: int) -> Tensor:
         loss = scaled_total(-terms_of(traces, num_data).log_likelihood, traces).mean()

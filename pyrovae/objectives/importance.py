@@ -36,7 +36,7 @@ class IWAE(Objective):
         50
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
     needs_local_latents = True
 
     def __init__(self, num_particles: int):
@@ -67,7 +67,7 @@ class Renyi(Objective):
         0.5
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
     needs_local_latents = True
 
     def __init__(self, alpha: float, num_particles: int = 2):
@@ -100,7 +100,7 @@ class STL(Objective):
         1
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
     needs_local_latents = True
 
     def __init__(self, num_particles: int = 1):
@@ -136,7 +136,7 @@ class DReG(Objective):
         8
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
     needs_local_latents = True
 
     def __init__(self, num_particles: int):

@@ -38,7 +38,7 @@ class BetaELBO(Objective):
         0.5
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
 
     def __init__(self, beta: float | Schedule, num_particles: int = 1):
         super().__init__(num_particles)
@@ -77,7 +77,7 @@ class FreeBits(Objective):
         0.1
     """
 
-    needs_reparameterised = True
+    needs_reparameterized = True
     needs_local_latents = True
 
     def __init__(self, threshold: float, num_particles: int = 1):
@@ -130,7 +130,11 @@ def constant(beta: float) -> Schedule:
 
 
 def linear_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
-    """Increase from 0 to β linearly over the first `fraction` of training (Bowman et al. 2016).
+    """Return a schedule that rises linearly from 0 to β over the first `fraction` of training.
+
+    References:
+        Generating Sentences from a Continuous Space, Bowman et al., 2016,
+        https://arxiv.org/abs/1511.06349
 
     Example:
         >>> [linear_warmup(0.5)(t) for t in (0.0, 0.25, 0.5, 1.0)]
@@ -141,7 +145,7 @@ def linear_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
 
 
 def cosine_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
-    """Increase from 0 to β along a half cosine over the first `fraction` of training.
+    """Return a schedule that rises along a half cosine to β over the first `fraction` of training.
 
     Example:
         >>> round(cosine_warmup(0.5)(0.25), 3)
@@ -152,7 +156,7 @@ def cosine_warmup(fraction: float = 0.2, *, beta: float = 1.0) -> Schedule:
 
 
 def cyclical(cycles: int = 4, *, rise: float = 0.5, beta: float = 1.0) -> Schedule:
-    """Repeat `cycles` times: increase from 0 to β over a fraction `rise` of the cycle, then β.
+    """Return a schedule of cycles that rise from 0 to β over a fraction `rise`, then stay at β.
 
     References:
         Cyclical Annealing Schedule, Fu et al., 2019, https://arxiv.org/abs/1903.10145

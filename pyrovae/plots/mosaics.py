@@ -42,7 +42,7 @@ def images(
     default = math.ceil(math.sqrt(len(array)))
     columns = whole_count(default if columns is None else columns, "columns")
     rows = [array[start : start + columns] for start in range(0, len(array), columns)]
-    return _show_rows(rows, grey_limits(array), ax, title=title)[0]
+    return _show_rows(rows, gray_limits(array), ax, title=title)[0]
 
 
 def reconstructions(
@@ -83,7 +83,7 @@ def reconstructions(
     columns = whole_count(10 if columns is None else columns, "columns")
     starts = range(0, len(x), columns)
     rows = [part[i : i + columns] for i in starts for part in (x, reconstructed)]
-    limits = grey_limits(np.concatenate([x, reconstructed]))
+    limits = gray_limits(np.concatenate([x, reconstructed]))
     ax, down, _ = _show_rows(rows, limits, ax, title=title, pairs=True, beside=1.2)
     ax.set_yticks(down, ["input", "reconstruction"] * len(starts))
     return ax
@@ -128,7 +128,7 @@ def traversals(
             f"Write images.reshape(D, {len(values)}, H, W)."
         )
     names = some_names(names, len(rows), default=[str(d) for d in range(len(rows))])
-    ax, down, across = _show_rows(list(rows), grey_limits(rows), ax, title=title, beside=0.9)
+    ax, down, across = _show_rows(list(rows), gray_limits(rows), ax, title=title, beside=0.9)
     ax.set_yticks(down, names)
     _write_values(ax.set_xticks, across, values)
     ax.set_xlabel(f"value of the dimension, units of z\n{ax.get_xlabel()}")
@@ -169,7 +169,7 @@ def latent_manifold(
     second = first if second is None else as_axis(second, "second")
     array = _plane_of_images(as_finite(images, "images"), len(first), len(second))
     rows = list(array.transpose(1, 0, 2, 3)[::-1])  # the largest z1 at the top
-    ax, down, across = _show_rows(rows, grey_limits(array), ax, title=title, beside=0.8)
+    ax, down, across = _show_rows(rows, gray_limits(array), ax, title=title, beside=0.8)
     _write_values(ax.set_xticks, across, first)
     _write_values(ax.set_yticks, down[::-1], second)
     ax.set_xlabel(f"latent dimension 0\n{ax.get_xlabel()}")
@@ -190,7 +190,7 @@ def _plane_of_images(array: np.ndarray, num_first: int, num_second: int) -> np.n
     return array
 
 
-def grey_limits(array: np.ndarray) -> tuple[float, float]:
+def gray_limits(array: np.ndarray) -> tuple[float, float]:
     """Return the values of white and black: 0 and 1 if all are in [0, 1], else the extremes."""
     low, high = float(array.min()), float(array.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)

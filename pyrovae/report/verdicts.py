@@ -25,8 +25,8 @@ from pyrovae.report.findings import Findings
 NUM_ERRORS = 3.0
 UNDERTRAINED = 0.1  # of the standard deviation over data of the objective
 COLLAPSED = 0.1  # total KL, nats
-OVER_REGULARISED = 1.5  # β̂
-UNDER_REGULARISED = 1 / OVER_REGULARISED
+OVER_REGULARIZED = 1.5  # β̂
+UNDER_REGULARIZED = 1 / OVER_REGULARIZED
 OVERFITTED = 0.25  # of the standard deviation over data of the ELBO
 FAILED_SHARE = 0.05  # share of the data with k̂ above its threshold
 GAP = 0.5  # nats that an encoder may lose
@@ -47,7 +47,7 @@ def verdicts(found: Findings, *, beta: float | None = None) -> tuple[Verdict, ..
     """Return one verdict per condition, the most serious first; `beta` is only reported."""
     first = undertrained(found)
     rest = (overfitting, encoder_coverage, inference_gap, prior_misfit, calibrated)
-    ripe = (posterior_collapse(found), over_regularised(found, beta=beta))
+    ripe = (posterior_collapse(found), over_regularized(found, beta=beta))
     if first.status == "problem":
         meaning = "Not judged while training is unfinished: this number will change."
         ripe = tuple(Verdict(v.name, "unknown", v.number, meaning) for v in ripe)
@@ -95,25 +95,25 @@ def posterior_collapse(found: Findings) -> Verdict:
     return Verdict(name, "fine", number, "Every latent dimension carries information about x.")
 
 
-def over_regularised(found: Findings, *, beta: float | None = None) -> Verdict:
+def over_regularized(found: Findings, *, beta: float | None = None) -> Verdict:
     """Judge whether the encoder weights the KL more than the ELBO does."""
     name, weight = "over-regularized", found.kl_weight
-    told = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
+    note = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
     if math.isnan(weight.value) or _is_empty(found):
-        meaning = "Not defined if z is inactive or discrete." + told
+        meaning = "Not defined if z is inactive or discrete." + note
         return Verdict(name, "unknown", "β of the encoder: not defined", meaning)
     number = f"β of the encoder = {_with_error(weight)}; the ELBO has 1"
-    if weight.value - NUM_ERRORS * weight.std_error > OVER_REGULARISED:
+    if weight.value - NUM_ERRORS * weight.std_error > OVER_REGULARIZED:
         meaning = (
             "The codes carry less information about x than the ELBO rewards: the encoder is "
-            f"optimal for a KL weighted by {weight.value:.1f}.{told}"
+            f"optimal for a KL weighted by {weight.value:.1f}.{note}"
         )
         advice = "Train with β = 1, or report it as a β-VAE, not as a density of x."
         return Verdict(name, "problem", number, meaning, advice)
-    if weight.value + NUM_ERRORS * weight.std_error < UNDER_REGULARISED:
-        meaning = f"The KL was weighted less than in the ELBO: codes are too precise.{told}"
+    if weight.value + NUM_ERRORS * weight.std_error < UNDER_REGULARIZED:
+        meaning = f"The KL was weighted less than in the ELBO: codes are too precise.{note}"
         return Verdict(name, "look", number, meaning, "Train with β = 1 if samples look wrong.")
-    return Verdict(name, "fine", number, f"KL and reconstruction balance as in the ELBO.{told}")
+    return Verdict(name, "fine", number, f"KL and reconstruction balance as in the ELBO.{note}")
 
 
 def _is_empty(found: Findings) -> bool:

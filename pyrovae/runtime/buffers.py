@@ -16,7 +16,7 @@ class BuffersBefore:
         >>> norm = nn.BatchNorm1d(2)
         >>> before = BuffersBefore(norm)
         >>> _ = norm(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
-        >>> before.put_back()
+        >>> before.restore()
         >>> norm.running_mean, norm.num_batches_tracked
         (tensor([0., 0.]), tensor(0))
     """
@@ -32,13 +32,13 @@ class BuffersBefore:
         self.copies = [buffer.detach().clone() for buffer in self.buffers]
         self.versions = [buffer._version for buffer in self.buffers]
 
-    def take_again(self) -> None:
+    def update(self) -> None:
         """Update the copies to the present values."""
         for i, buffer in self._written():
             self.buffers[i], self.copies[i] = buffer, buffer.detach().clone()
             self.versions[i] = buffer._version
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restore the module's buffers, with the values of the copies."""
         for i, _ in self._written():
             (buffers, name), buffer = self.places[i], self.buffers[i]

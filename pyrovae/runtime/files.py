@@ -3,10 +3,10 @@
     write:   temporary file → fsync → rename → fsync of the folder
     seal:    "seal": SHA-256 of all bytes with 64 zeros in the seal's place
 
-A seal inside a file covers every bit of it, its own included. It finds damage; it is not a
-signature, so whoever reads a sealed file still trusts nothing in it. The temporary file is locked
-while it is written: two writers of one path take turns, and the next one takes over what a killed
-one left. Links are not followed, and only regular files are read.
+A seal inside a file covers every bit of it, the seal included. It detects damage, but is not a
+signature: readers must not trust the contents of a sealed file. The temporary file is locked while
+it is written, so that two writers of one path take turns, and a writer takes over the leftovers of
+a killed one. Links are not followed, and only regular files are read.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from pyrovae.errors import CheckpointError, ConfigError, CorruptCheckpointError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: there the user ensures one writer at a time
+except ImportError:  # Windows has no such locks: there the user must ensure one writer at a time
     fcntl = None
 
 MAX_JSON = 2**22  # bytes; limits the memory that a hostile file can cost
@@ -56,10 +56,10 @@ def writing(path: Path, num_bytes: int = 0) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`: whoever opens it, even after a crash, sees the old or the new.
+    """Write `data` to `path`: readers see the old or the new content, even after a crash.
 
     Raises:
-        CheckpointError: it cannot be written; the old content stays, and nothing else is left.
+        CheckpointError: the file cannot be written; the old content stays, without leftovers.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path, len(data)):
@@ -104,7 +104,7 @@ def fsync_folder(folder: Path) -> None:
 def locked_file(path: Path, *, wait: bool) -> int:
     """Return a descriptor of the file at `path`, created if needed, under an exclusive lock.
 
-    The lock ends with the descriptor, and with the process at the latest, however that ends.
+    The lock is released when the descriptor is closed, at the latest when the process ends.
 
     Raises:
         BlockingIOError: another descriptor has the lock, and wait is false.
@@ -123,7 +123,7 @@ def locked_file(path: Path, *, wait: bool) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # whoever held the lock has renamed or removed the file
+        os.close(fd)  # the previous holder of the lock has renamed or removed the file
 
 
 def _is_still_at(fd: int, path: Path) -> bool:
@@ -145,7 +145,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 @contextmanager
 def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
-    """Open a regular file for reading, as a descriptor; CheckpointError if there is none."""
+    """Open a regular file for reading, as a descriptor; raise CheckpointError if it cannot be."""
     try:
         fd = os.open(path, _READ | (0 if follow_links else _NO_LINK))
     except OSError as error:
@@ -162,7 +162,7 @@ def opened(path: Path, *, follow_links: bool = False) -> Iterator[int]:
 
 
 def read_exactly(fd: int, size: int, path: Path) -> bytearray:
-    """Return the next `size` bytes of the file; CorruptCheckpointError if it ends earlier."""
+    """Return the next `size` bytes of a file; raise CorruptCheckpointError if it ends earlier."""
     try:
         data = bytearray(size)
     except MemoryError:
@@ -188,7 +188,7 @@ def json_bytes(value: Any, **options: Any) -> bytes:
 
 
 def readable_json(value: Any, name: str) -> bytes:
-    """Return compact JSON; ConfigError if `parse_json` would refuse it for its size.
+    """Return compact JSON; raise ConfigError if it is too large for `parse_json`.
 
     Example:
         >>> readable_json({"a": [1, None]}, "the state")
@@ -200,7 +200,7 @@ def readable_json(value: Any, name: str) -> bytes:
 
 
 def check_readable(data: bytes, name: str) -> None:
-    """Raise a ConfigError if `parse_json` would refuse the text for its size."""
+    """Raise a ConfigError if a text is too large for `parse_json`."""
     size, containers = _size(data)
     if size > MAX_JSON or containers > MAX_CONTAINERS:
         raise ConfigError(
@@ -215,7 +215,7 @@ def parse_json(data: bytes | bytearray, path: Path) -> Any:
     """Return the value of a JSON text from a file that may be hostile.
 
     Raises:
-        CorruptCheckpointError: it is not JSON, too large, too deep, or has duplicate keys.
+        CorruptCheckpointError: it is not JSON, is too large or too deep, or has duplicate keys.
 
     Example:
         >>> parse_json(b'{"a": [1, null]}', Path("x"))
@@ -250,7 +250,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def sealed(text: bytes) -> bytes:
-    """Return the text with its seal in the place of `"seal":"000…"`.
+    """Return the text with its seal in place of the zeros of `"seal":"000…"`.
 
     Example:
         >>> text = sealed(json_bytes({"a": 1, "seal": NO_SEAL}))

@@ -74,7 +74,7 @@ def without_unused(graph: GraphModule) -> GraphModule:
 
 
 def acts(target: Any) -> bool:
-    """Whether an operation does more than return its result: it writes, or draws."""
+    """Return whether an operation does more than return its result: it writes or draws."""
     if not isinstance(target, torch._ops.OpOverload):
         return False
     return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
@@ -195,7 +195,7 @@ def _key(value: Any) -> Any:
 
 
 class _Bindings(Interpreter):
-    """Runs a graph once, and replaces each operation by its Python binding if the bits agree."""
+    """Interpreter that replaces each operation by its Python binding if the bits agree."""
 
     def run_node(self, node: Node) -> Any:
         result = super().run_node(node)

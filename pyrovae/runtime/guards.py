@@ -70,7 +70,7 @@ class Copies:
         >>> layer.scales = [1.0]
         >>> copies = Copies(layer)
         >>> layer.scales.append(2.0)
-        >>> copies.put_back()
+        >>> copies.restore()
         >>> layer.scales
         [1.0]
     """
@@ -83,11 +83,11 @@ class Copies:
         self.copies = [(v, _copy(v)) for v in (*holders, *written)]
         self.requires_grad = [(p, p.requires_grad) for p in program.parameters()]
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restore the program's Python attributes, in place."""
         with torch.no_grad():
             for value, copy in self.copies:
-                _put_back(value, copy)
+                _restore(value, copy)
         for parameter, requires_grad in self.requires_grad:
             parameter.requires_grad = requires_grad
 
@@ -104,7 +104,7 @@ def _plain(value: Any) -> type:
     return next(kind for kind in kinds if isinstance(value, kind))
 
 
-def _put_back(value: Any, copy: Any) -> None:
+def _restore(value: Any, copy: Any) -> None:
     if isinstance(value, ARRAYS):
         if _contents(value) != _contents(copy):  # some cannot be written into
             value[...] = copy
@@ -168,7 +168,7 @@ def _within(value: Any, above: tuple[int, ...] = ()) -> Iterator[Any]:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether it has attributes and is not a tensor, container, class or Python module."""
+    """Return whether value has attributes and is not a tensor, container, class or module."""
     is_other = isinstance(value, (*KNOWN, type, ModuleType))
     return not is_other and isinstance(getattr(value, "__dict__", None), dict)
 

@@ -237,7 +237,7 @@ def _derived(seed: int, number: int) -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is rank 0 or the only one: the one that writes and prints.
+    """Return whether this process is rank 0 or the only one: the one that writes and prints.
 
     Example:
         >>> is_first()

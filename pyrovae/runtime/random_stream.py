@@ -72,7 +72,7 @@ def _seed_torch(seed: int) -> None:
         torch.manual_seed(seed)
     else:
         # torch.manual_seed would leave a seed behind for the GPUs, which the caller may use later,
-        # and beside it the whole stack as a text, which takes milliseconds
+        # together with the whole stack as text, which takes milliseconds
         torch.default_generator.manual_seed(seed)
 
 

@@ -1,13 +1,13 @@
 """The folder of a training run: its steps, and its lock.
 
     run/lock                        held by flock during the run; says who holds it
-    run/step-00001000/              a complete step: a rename makes the name appear, at the end
+    run/step-00001000/              a complete step, renamed from .tmp once it is written
         tensors.safetensors         the tensors of the state
         state.json                  the rest of the state
-        manifest.json               size and SHA-256 of both, sealed
+        manifest.json               size and SHA-256 of both, with a seal
     run/step-00001000.2/            the same step, reached again after the first was damaged
     run/diverged-00001204/          for inspection; never resumed from
-    run/*.tmp                       what a killed run was writing; removed by the next
+    run/*.tmp                       leftovers of a killed run; removed by the next one
 
 At least two complete steps are kept, so the run can be resumed even if one is damaged.
 """
@@ -71,7 +71,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         step: the number of batches so far; several may share an update.
-        state: as it was given to `save_step`.
+        state: as passed to `save_step`.
         path: its folder.
     """
 
@@ -84,17 +84,17 @@ class RunFolder:
     """The folder of one training run, locked while the `with` block runs.
 
     Entering creates the folder, takes the lock (the kernel releases it when the process ends, even
-    by kill -9) and removes what a killed run was writing.
+    by kill -9) and removes the leftovers of a killed run.
 
     Args:
-        path: of the folder; created with its parents if needed. It may hold other files.
-        resume: continue from the steps in it; otherwise it must hold none.
+        path: path of the folder, created with its parents if needed. It may hold other files.
+        resume: continue from the steps in the folder; otherwise it must hold none.
         keep: the number of complete steps to keep, at least 2.
 
     Raises:
         RunLockedError: another run is using it.
-        ConfigError: it holds steps, but resume is false; or an argument is invalid.
-        CheckpointError: it cannot be written to.
+        ConfigError: the folder holds steps, but resume is false; or an argument is invalid.
+        CheckpointError: the folder cannot be written to.
 
     Example:
         >>> import tempfile, torch
@@ -117,7 +117,7 @@ class RunFolder:
         try:
             if not self.resume and next(self._folders(), None):
                 raise ConfigError(
-                    f"{self.path} holds the steps of a run already.\nPass resume=True to continue "
+                    f"{self.path} already holds the steps of a run.\nPass resume=True to continue "
                     "from the newest one, or give another run_dir."
                 )
             with writing(self.path):
@@ -139,15 +139,15 @@ class RunFolder:
         Args:
             step: the number of batches so far, ≥ 0; several may share an update.
             state: nested dicts, lists and tuples of tensors, arrays, numbers and strings.
-            is_diverged: whether it is for inspection only, and never resumed from.
+            is_diverged: whether the step is for inspection only, and never resumed from.
 
         Returns:
-            Its folder.
+            The folder of the step.
 
         Raises:
-            CheckpointError: it cannot be written; the existing steps are unchanged.
-            ConfigError: the state holds something that no checkpoint can (see `pack`), or more
-                besides its tensors than can be read again; nothing is written or removed.
+            CheckpointError: the step cannot be written; the existing steps are unchanged.
+            ConfigError: the state holds something that cannot be stored (see `pack`), or more
+                besides its tensors than could be read again; nothing is written or removed.
         """
         step = whole_number(step, "step", 0)
         if self._lock is None:
@@ -198,7 +198,7 @@ class RunFolder:
 
     @property
     def newest_path(self) -> Path | None:
-        """The folder of the newest step that this run wrote or was resumed from."""
+        """The folder of the newest step that this run wrote or resumed from."""
         return next((path for path in self._steps() if path.name in self._good), None)
 
     def _locked(self) -> int:
@@ -358,7 +358,7 @@ def _run_locked(folder: Path, lock: Path) -> RunLockedError:
 def check_unchanged(then: dict[str, Any], now: dict[str, Any], *, name: str, fix: str) -> None:
     """Raise a StateMismatchError that lists the differences, unless two flat records are equal.
 
-    The message begins with the `name` of what they describe, and ends with `fix`.
+    The message begins with `name`, the subject of the records, and ends with `fix`.
     """
     keys = [*now, *(key for key in then if key not in now)]
     changed = [key for key in keys if then.get(key) != now.get(key)]
@@ -371,7 +371,7 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any], *, name: str, fix
 
 
 def _was_is(then: Any, now: Any) -> str:
-    """Show both values, long ones from where they differ."""
+    """Format both values, long ones from where they differ."""
     then, now = str(then), str(now)
     pairs = enumerate(zip(then, now, strict=False))
     skip = next((i for i, (a, b) in pairs if a != b), 0) - 20
@@ -386,7 +386,7 @@ def restore_stream(stream: RandomStream, state: Any) -> None:
     The generators of GPUs are restored if their number is the same.
 
     Raises:
-        StateMismatchError: it is not a state of these generators; nothing changes then.
+        StateMismatchError: it is not a state of these generators; nothing changes in that case.
 
     Example:
         >>> import torch
@@ -400,11 +400,11 @@ def restore_stream(stream: RandomStream, state: Any) -> None:
     """
     before = stream.state
     if not isinstance(state, tuple) or len(state) != len(before):
-        raise StateMismatchError("the checkpoint holds no state of the random generators.")
+        raise StateMismatchError("the checkpoint does not hold a state of the random generators.")
     *general, cuda = state
     check_like(tuple(general), before[:3], "random")
     same_devices = isinstance(cuda, list) and len(cuda) == len(before[3])
-    with RandomStream(0):  # so that a state that is refused halfway has no effect
+    with RandomStream(0):  # so that a state that fails halfway has no effect
         stream.state = (*general, cuda if same_devices else before[3])
         try:
             with stream:

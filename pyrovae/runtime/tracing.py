@@ -97,7 +97,7 @@ def _watched(function: Callable, *args: Any) -> Any:
 
 
 class _NumbersLeft(TorchFunctionMode):
-    """Stops tracing where numbers leave torch: what is computed from them would be a constant."""
+    """Mode that stops tracing where numbers leave torch: their results would be constants."""
 
     WAYS = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
 
@@ -108,7 +108,7 @@ class _NumbersLeft(TorchFunctionMode):
 
 
 class _NodeLimit(TorchDispatchMode):
-    """Stops tracing a graph that grows too large, before it has taken minutes."""
+    """Mode that stops tracing a graph that grows too large, before it takes minutes."""
 
     def __init__(self) -> None:
         super().__init__()

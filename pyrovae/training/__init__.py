@@ -151,7 +151,7 @@ def fit(
             `StateMismatchError` if the run began with different data, program or settings.
         KeyboardInterrupt: Ctrl-C, at the end of an update (of `accumulate_batches` batches); with
             run_dir, after a checkpoint.
-        WorkerLostError: another one of several processes (launched by torchrun) ended.
+        WorkerLostError: another process of the same run (launched by torchrun) ended.
 
     Example:
         >>> import pyrovae as pv
@@ -276,7 +276,7 @@ def _warn_of_collapse(loop: Loop, monitor: Monitor) -> None:
 
 
 def _engine(choice: str, losses: EagerLoss, loop: Loop) -> EagerLoss | TracedLoss:
-    """Return the loss of the chosen engine; the history notes it, and why another was refused."""
+    """Return the loss of the chosen engine; the history records it, and why another failed."""
     size = loop.data.batch_size
     if choice == "auto":
         num_steps = loop.plan.epochs * (loop.data.num_batches or math.inf)

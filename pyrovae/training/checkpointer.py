@@ -1,13 +1,13 @@
-"""What a run writes into its folder, and how it is resumed from there.
+"""Checkpoints and other files of a run, and resuming a run from them.
 
     run_dir/step-…/             checkpoints, by `runtime.run_folder.RunFolder`
     run_dir/history.csv         one line per epoch
     run_dir/model.safetensors   the finished model, for `pyrovae.load`
 
 A run is resumed only with the data and settings that it began with. Epochs, patience and the
-learning rate may change, which the history records; but not the epochs if the scheduler's length
-depends on them. On another machine, or with another number of threads or version of torch, the run
-continues with a warning that it may no longer be bit for bit the same.
+learning rate may change, which the history records; the epochs, however, only if the scheduler's
+length does not depend on them. On another machine, or with another number of threads or version of
+torch, the run continues with a warning that bitwise equality is not guaranteed.
 """
 
 import copy
@@ -46,11 +46,11 @@ ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of a function; it cha
 
 
 class Checkpointer:
-    """Writes checkpoints of a loop into a locked folder, and resumes it.
+    """Writer of a loop's checkpoints into a locked folder, which also resumes the loop.
 
     Args:
-        facts: of this call, from `facts_of`.
-        save_every: steps between checkpoints; None for ends of epochs at least 30 s apart.
+        facts: the facts of this call, from `facts_of`.
+        save_every: steps between checkpoints; None saves at ends of epochs at least 30 s apart.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Checkpointer:
     ):
         self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
         self.log = CSV(run.path / "history.csv")
-        self.saved_at, self.saved_place = time.monotonic(), (0, 0)
+        self.saved_at, self.saved_position = time.monotonic(), (0, 0)
         self.is_due = False  # whether to write a checkpoint as soon as no gradients are pending
 
     def resume(self, *, allow_data_change: bool) -> str | None:
@@ -74,7 +74,7 @@ class Checkpointer:
             no checkpoint.
 
         Raises:
-            ConfigError: no checkpoint could hold the state of the loop.
+            ConfigError: the state of the loop cannot be stored in a checkpoint.
             StateMismatchError: data, program, settings or engine differ from those of the run.
         """
         check_savable(self._state())  # except what an optimizer creates at its first update
@@ -91,7 +91,7 @@ class Checkpointer:
             self.loop.forget_best()
         history.changes += changes
         self._change_rate(state["facts"]["settings"]["learning_rate"])
-        self.saved_place = self._place
+        self.saved_position = self._position
         return engine
 
     def _engine(self, then: str, changes: list[str]) -> str:
@@ -123,7 +123,7 @@ class Checkpointer:
 
     def _compare(self, then: dict[str, Any], allow_data_change: bool, step: int) -> list[str]:
         now, changes = self.facts, self._compare_data(then, allow_data_change, step)
-        fix = "Give the run's own settings, or another run_dir."
+        fix = "Pass the settings that the run began with, or another run_dir."
         check_unchanged(then["program"], now["program"], name="the program", fix=fix)
         modules = then["modules"], now["modules"]
         if any(then["machine"].get(k) != now["machine"][k] for k in ("torch", "pyrovae")):
@@ -163,15 +163,15 @@ class Checkpointer:
         return []
 
     def _compare_schedule(self, then: Any, epochs: int) -> None:
-        """Refuse other epochs if the scheduler's state would restore a length made from them."""
+        """Reject different epochs if the scheduler's state would restore a length set by them."""
         scheduler = self.loop.scheduler
         check_unchanged(
             _lengths(then),
             _lengths(scheduler and scheduler.state_dict()),
             name="the scheduler's length",
-            fix="Its learning rates so far were those of the old length, so it cannot change now.\n"
-            f"Give epochs={epochs}, or begin a new run in another run_dir. There, "
-            "scheduler=partial(…, T_max=…) has its own length, and epochs may change.",
+            fix="The learning rates so far follow the old length, so it cannot change now.\n"
+            f"Pass epochs={epochs}, or begin a new run in another run_dir, where "
+            "scheduler=partial(…, T_max=…) has its own length, so that epochs may change.",
         )
 
     @contextmanager
@@ -194,14 +194,14 @@ class Checkpointer:
             raise
 
     def after_step(self, loop: Loop) -> None:
-        """Save every `save_every` steps, or at the next update after them."""
+        """Save every `save_every` steps, or at the next completed update."""
         if self.save_every and loop.steps.num_steps % self.save_every == 0:
             self.is_due = True
         if self.is_due:
             self.save()
 
     def after_epoch(self, loop: Loop, record: Epoch) -> None:
-        """Add a line to history.csv; save if that is due, or enough time has passed."""
+        """Add a line to history.csv; save if a checkpoint is due or enough time has passed."""
         if self.loop.group.is_first:
             self.log(loop.scored, record)
         if self.is_due or (not self.save_every and self._is_time()):
@@ -213,29 +213,29 @@ class Checkpointer:
 
     def save(self, *, is_diverged: bool = False) -> None:
         """Write a checkpoint, unless this state is already saved or gradients are pending."""
-        step, place = self.loop.steps.num_steps, self._place
+        step, position = self.loop.steps.num_steps, self._position
         if not is_diverged:
             if not self.loop.steps.is_between_updates:
                 return
             self.is_due = False
-            if place == self.saved_place:
+            if position == self.saved_position:
                 return
-        state = self._state()  # all processes make it together
+        state = self._state()  # collective: all processes take part
         if self.loop.group.is_first:
             self.run.save_step(step, state, is_diverged=is_diverged)
         if not is_diverged:
-            self.saved_at, self.saved_place = time.monotonic(), place
+            self.saved_at, self.saved_position = time.monotonic(), position
 
     def _state(self) -> dict[str, Any]:
         engine = self.loop.history.engine
         return {"loop": self.loop.state(), "facts": self.facts, "engine": engine}
 
     @property
-    def _place(self) -> tuple[int, int]:
+    def _position(self) -> tuple[int, int]:
         return self.loop.epoch, self.loop.steps.num_steps
 
     def finish(self) -> None:
-        """Write a last checkpoint, from which more epochs can follow, and the finished model."""
+        """Write the last checkpoint, which more epochs can continue, and the finished model."""
         self.save()
         self.loop.keep()
         if self.loop.group.is_first:
@@ -255,7 +255,7 @@ def _lengths(state: Any) -> dict[str, Any]:
 def facts_of(
     program: Any, plan: Any, objective: Any, data: Any, held_out: Any, group: Alone
 ) -> dict[str, dict[str, Any]]:
-    """Return what must be the same when a run is resumed, as flat records by name."""
+    """Return the facts that must agree when a run is resumed, as flat records by name."""
     # the first process evaluates its own validation data
     validation = group.broadcast_object(held_out.fingerprint() if held_out else None)
     size = sum(p.numel() for p in trainable(program))
@@ -280,10 +280,10 @@ def facts_of(
 
 
 def modules_of(program: nn.Module) -> dict[str, str]:
-    """Describe each module, by name: its class, and its settings if it shows them.
+    """Describe each module, by name: its class, and its settings if `extra_repr` shows them.
 
     Parts of the same shapes can be different densities. The settings are `extra_repr`; if that
-    depends on values of parameters or buffers, which training changes, only the class is used.
+    depends on the values of parameters or buffers, which training changes, only the class counts.
 
     Example:
         >>> modules_of(nn.Sequential(nn.Dropout(0.2)))
@@ -312,7 +312,7 @@ def _settings(module: nn.Module, bare: nn.Module | None) -> str:
     try:
         text = module.extra_repr()
         is_fixed = bare is not None and bare.extra_repr() == text
-    except Exception:  # it needs a value
+    except Exception:  # extra_repr needs a value
         return ""
     return f"({ADDRESS.sub('', text)})" if is_fixed else ""
 
@@ -322,7 +322,7 @@ def _classes(modules: dict[str, str]) -> dict[str, str]:
 
 
 def _objective_facts(objective: Any) -> dict[str, Any]:
-    """Return its class, its plain settings, and the values of its schedules at five points."""
+    """Return an objective's class, plain settings, and its schedules at five points."""
     plain = {k: v for k, v in vars(objective).items() if isinstance(v, bool | int | float | str)}
     plain.pop("progress", None)
     facts = {"objective": type(objective).__name__} | {

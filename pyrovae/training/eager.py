@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Settings that the loss of a batch depends on.
+    """Settings of the loss of a batch.
 
     Attributes:
         num_data: N; with global latents, a batch of B is scaled by N / B.
@@ -113,10 +113,10 @@ class EagerLoss:
             self.objective.loss_and_grads(model, guide, *batch)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.settings.divisor(size))
-        self.buffers.take_again()  # this batch has already updated the running statistics
+        self.buffers.update()  # this batch has already updated the running statistics
         with torch.no_grad(), self._precision():
             terms = terms_of(draw_traces(model, guide, *batch), size)
-        self.buffers.put_back()
+        self.buffers.restore()
         if self.settings.is_bfloat16:
             check_float32(terms)
         # the ELBO, because Pyro's own value need not be finite (TraceTailAdaptive_ELBO: inf)

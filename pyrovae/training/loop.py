@@ -31,17 +31,17 @@ from pyrovae.training.eager import loss_sums
 from pyrovae.training.plan import Plan
 from pyrovae.training.step import TrainingStep
 
-PLACE = ("epoch", "index", "epoch_stream", "epoch_generators")  # attributes of a loop
+POSITION = ("epoch", "index", "epoch_stream", "epoch_generators")  # attributes of `Loop`
 
 
 class Loop:
-    """The epochs of a run: steps on the training data, validation, and a record of each.
+    """Epochs of a run: steps on the training data, validation, and a record of each epoch.
 
-    The states of the generators of DataLoaders belong to the run.
+    The states of DataLoaders' generators are part of the state of the run.
 
     Attributes:
-        after_step: called with the loop between steps.
-        after_epoch: called with the loop and the epoch's record.
+        after_step: functions called with the loop after each step.
+        after_epoch: functions called with the loop and the record after each epoch.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Loop:
         return score
 
     def state(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on, for `runtime.state_tree.pack`."""
+        """Return everything that the rest of the run depends on, for `runtime.state_tree.pack`."""
         first_batch = None if self.data.preloaded else self.first_batch
         return {
             **{n: None if part is None else part.state_dict() for n, part in self._parts.items()},
@@ -197,7 +197,7 @@ class Loop:
             "ranks": self.group.all_gather_object(self._own),
             "order": self.order.state,
             "generators": self._generator_states(),
-            **{name: getattr(self, name) for name in PLACE},
+            **{name: getattr(self, name) for name in POSITION},
             "num_steps": self.steps.num_steps,
             "sizes": [(source.num_data, source.num_batches) for source in self._sources],
             "history": self.history.state(),
@@ -226,7 +226,7 @@ class Loop:
         if self.best and state["best"]:
             vars(self.best).update(state["best"])
         self._set_generators(state["generators"])
-        vars(self).update({name: state[name] for name in PLACE})
+        vars(self).update({name: state[name] for name in POSITION})
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
         for source, sizes in zip(self._sources, state["sizes"], strict=False):
@@ -241,7 +241,7 @@ class Loop:
 
     @property
     def _parts(self) -> dict[str, Any]:
-        """What has a state of its own, or None, by name."""
+        """The objects with a `state_dict`, or None, by name."""
         steps = self.steps
         parts = {"program": self.program, "optimizer": steps.optimizer}
         return parts | {"scheduler": self.scheduler, "averaged": steps.averaged}
@@ -252,12 +252,12 @@ class Loop:
 
     @property
     def _own(self) -> dict[str, Any]:
-        """The part of the state that each process has for itself."""
+        """The part of the state that differs between processes."""
         spikes = dict(vars(self.spikes))
         return {"stream": self.stream.state, "sums": self.sums, "spikes": spikes}
 
     def _own_of(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return this process's part of a state, which may be of more or fewer processes."""
+        """Return this process's part of a state that more or fewer processes may have saved."""
         rank = self.group.rank
         if rank >= len(ranks):
             return self._own
@@ -267,10 +267,10 @@ class Loop:
 
 
 class Best:
-    """Weights of the epoch with the highest validation ELBO, and the epochs since then.
+    """Weights of the epoch with the highest validation ELBO, and the number of epochs since.
 
-    NaN and −∞ are never the highest; until another value arrives, the last epoch's weights
-    are kept. Its attributes are its state.
+    NaN and −∞ never count as highest; until another value occurs, the last epoch's weights are
+    kept. The attributes are the state.
     """
 
     def __init__(self) -> None:
@@ -291,7 +291,7 @@ class Spikes:
     """Warning, given once, when a batch's loss jumps far out of the range of the last 50.
 
     The loss is that of the β = 1 ELBO, which changes with the weights only, so that schedules
-    of β cannot trigger it. Its attributes are its state.
+    of β cannot trigger it. The attributes are the state.
     """
 
     def __init__(self) -> None:

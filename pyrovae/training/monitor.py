@@ -36,7 +36,7 @@ NUM_GRADIENTS = 10  # draws per signal-to-noise ratio
 
 
 class Monitor:
-    """Records of a program on a few rows of its training data, which `select_rows` sets."""
+    """Monitor of a program on a few rows of its training data, set by `select_rows`."""
 
     def __init__(self, program: nn.Module, loss: EagerLoss, seed: int):
         self.program, self.loss, self.seed = program, loss, seed
@@ -77,7 +77,7 @@ class Monitor:
                 for _ in range(NUM_GRADIENTS):
                     self.loss(self.rows)
                     draws.append([p.grad.reshape(-1) for p in wanted if p.grad is not None])
-        buffers.put_back()
+        buffers.restore()
         for parameter in self.loss.parameters:
             parameter.grad = None
         if not draws[0]:

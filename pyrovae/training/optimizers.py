@@ -62,16 +62,16 @@ def _why_no_step(optimizer: Optimizer) -> str | None:
     """Return why an optimizer cannot step from the dense gradients of one batch; None if it can."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        return "needs a closure to reevaluate the loss, and fit evaluates a batch's loss once"
+        return "needs a closure to reevaluate the loss, but fit evaluates the loss once per step"
     if isinstance(optimizer, torch.optim.SparseAdam):
-        return "accepts only sparse gradients, and those of the loss are dense"
+        return "accepts only sparse gradients, but those of the loss are dense"
     return None
 
 
 def scheduler_of(
     choice: str | Callable[..., Any] | None, optimizer: Optimizer, epochs: int
 ) -> Any | None:
-    """Return the chosen learning-rate scheduler, or None; its length, if any, is the epochs.
+    """Return the chosen learning-rate scheduler, or None; its length, if it has one, is `epochs`.
 
     Raises:
         ConfigError: the name is unknown, or the constructor needs further arguments.
@@ -116,7 +116,7 @@ def _named(choice: Any, module: Any, bases: tuple[type, ...], what: str) -> Call
 
 
 def _has_free(make: Callable, name: str) -> bool:
-    """Whether a constructor has the argument, and no partial has set it."""
+    """Return whether a constructor has the argument and no partial has set it."""
     try:
         is_argument = name in inspect.signature(make).parameters
     except (TypeError, ValueError):

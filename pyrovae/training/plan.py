@@ -1,8 +1,8 @@
-"""The settings of `fit`, checked and as a flat record.
+"""The settings of `fit`, checked and stored as a flat record.
 
 Checkpoints store the record, and resuming compares it. Whether steps are traced, and whether the
 trace is compiled, depends on the model's size and the planned steps only (`engine_for`), never
-on timings, so that a resumed run computes as the first one did.
+on timings, so that a resumed run uses the same engine.
 """
 
 import math
@@ -21,7 +21,7 @@ EAGER, GRAPH, INDUCTOR = ENGINES
 COMPILE = ("auto", *ENGINES)
 PRECISIONS = ("float32", "bf16")
 MIN_STEPS = 300  # tracing costs about as much as this many steps save
-# seconds, from tests/benchmarks/training_speed.py: twice the cost of the compiler, and its saving
+# seconds, from tests/benchmarks/training_speed.py: twice the cost of the compiler, and its savings
 # per step: the overhead of small operations, and part of the time of matrix products
 COMPILER_COST = 20.0
 SAVED_OVERHEAD, SAVED_PER_MULTIPLICATION = 4e-4, 6e-12
@@ -29,7 +29,7 @@ SAVED_OVERHEAD, SAVED_PER_MULTIPLICATION = 4e-4, 6e-12
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings of a run, described at the arguments of `fit` with the same names."""
+    """Settings of a run; the arguments of `fit` with the same names describe them."""
 
     epochs: int
     batch_size: int
@@ -73,7 +73,7 @@ class Plan:
         """Return the learning rate after a fraction of the planned steps."""
         rate = self.learning_rate
         rate = rate(progress) if callable(rate) else rate
-        # a schedule may end at 0, a constant rate must be positive
+        # a schedule may end at 0, but a constant rate must be positive
         bound = {"least": 0.0} if callable(self.learning_rate) else {"above": 0.0}
         return real_number(rate, "learning_rate", **bound)
 

@@ -1,11 +1,11 @@
-"""The best prior for frozen networks.
+"""Fitting the best prior for frozen networks.
 
     max_ψ E_{q(z)}[log p_ψ(z)],    q(z) = (1/N) Σ_i q(z|x_i)
 
 With encoder and decoder fixed, this is the only part of the ELBO that depends on the prior, and
 maximizing it minimizes the marginal KL of the ELBO surgery, KL(q(z) ‖ p_ψ(z)). The prior is fitted
-as a density to draws of the aggregate posterior; the decoder never runs. The gain in ELBO is the
-loss that was due to the old prior.
+as a density to draws of the aggregate posterior; the decoder never runs. The gain in ELBO is what
+the old prior cost.
 
 References:
     ELBO surgery, Hoffman & Johnson, 2016,
@@ -65,7 +65,7 @@ def refit_prior(
     Args:
         vae: a trained `VAE`; not changed.
         x: (N, *event), the training data.
-        prior: `prior()` → p(z) over the same latents, the start of the fit; a copy of it is
+        prior: `prior()` → p(z) over the same latents, from which the fit starts; a copy of it is
             fitted. A `VampPrior` that shares the VAE's encoder learns its pseudo-inputs only.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -103,8 +103,8 @@ def refit_prior(
     old = vae
     vae, prior = copy.deepcopy((vae, prior))  # together, so that a shared encoder stays shared
     frozen = {id(p) for part in (vae.encoder, vae.decoder) for p in part.parameters()}
-    learnt = [p for p in prior.parameters() if id(p) not in frozen and p.requires_grad]
-    if not learnt:
+    learned = [p for p in prior.parameters() if id(p) not in frozen and p.requires_grad]
+    if not learned:
         raise ConfigError(
             f"refit_prior: this {type(prior).__name__} has no parameters of its own to fit.\n"
             "Pass a learnable prior, such as priors.GaussianMixture(latent_dim)."
@@ -154,7 +154,7 @@ class _PriorAlone(nn.Module):
 
 
 def _codes(vae: nn.Module, data: tuple, num_samples: int, seed: int) -> tuple[Tensor, ...]:
-    """Return draws of q(z|x), (S · N, D), and their covariates; all data of a draw together."""
+    """Return draws of q(z|x), (S · N, D), draw by draw, and their covariates."""
     source = validated(vae, *data)
     with diagnosing(vae, seed):
         z = over_draws(vae, source, read_latents, num_samples=num_samples, memory_budget=None)["z"]

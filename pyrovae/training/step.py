@@ -1,8 +1,9 @@
 """The training step: SVI over one optimizer, with a guard before each update.
 
-    draw the traces and take the objective's gradient of the mean loss per datum,
+    draw the traces, differentiate the objective's mean loss per datum,
     check that loss and gradients are finite, clip, update, average
 
+`SVI.step` runs it: SVI calls `_loss_and_grads` for the first two, then `_Update` for the rest.
 Several batches can share an update (`accumulate_batches`), and so can several processes:
 gradients are then accumulated as sums over data and divided by the number of data.
 """
@@ -74,11 +75,11 @@ class TrainingStep:
         The share may be empty if another process has data; `where` is for error messages.
         """
         self.where = f"{where}, rank {self.group.rank}" if self.group.size > 1 else where
-        self.buffers.take_again()
+        self.buffers.update()
         try:
             self.svi.step(batch)
         except Exception:
-            self.buffers.put_back()
+            self.buffers.restore()
             raise
         finally:
             # an interrupt between backward and step must not leak gradients into the next step
@@ -95,13 +96,13 @@ class TrainingStep:
                 raise
             # signaled in the all-reduce, so that all processes stop at the same update
             self.failure, self.outcome = self.failure or error, _empty_outcome()
-            self.buffers.put_back()
+            self.buffers.restore()
         if self.accumulated:
             self.accumulated.add(len(batch.x))
         return self.outcome.loss
 
     def _finite(self, batch: Batch) -> Outcome:
-        """Return a batch's checked outcome: zeros for the empty share of a small batch."""
+        """Return a batch's checked outcome, or zeros for the empty share of a small batch."""
         if not len(batch.x):
             return _empty_outcome()
         try:
@@ -141,13 +142,13 @@ class TrainingStep:
             self.averaged.update_parameters(self.program)
 
     def _raise_divergence(self) -> None:
-        """Raise in every process when the share of one of them has diverged."""
+        """Raise in every process if the share of any of them has diverged."""
         if self.failure:
             raise self.failure
         if self.group.diverged:
             raise DivergenceError(
                 f"the loss or gradient of rank {self.group.diverged[0]} is not finite at "
-                f"{self.where}; its own message says where.\nParameters are unchanged: the "
+                f"{self.where}; that rank reports where.\nParameters are unchanged: the "
                 "update was not made."
             )
 
@@ -191,7 +192,7 @@ class _Update(PyroOptim):
 class _AccumulatedGradients:
     """Gradients of several batches or processes, as sums over their data.
 
-    A parameter without a gradient in all of them keeps none, as after a single batch: for an
+    A parameter that has no gradient in any of them keeps none, as after a single batch: for an
     optimizer with weight decay or momentum, a gradient of zeros is not the same.
     """
 

@@ -2,7 +2,7 @@
 
 Pyro's handlers run only while the step is traced; afterwards it is replayed, random draws
 included, or compiled by the inductor. Both leave the same gradients in `.grad` as
-`eager.EagerLoss`. Programs whose Python no trace can repeat (control flow that depends on values,
+`eager.EagerLoss`. Programs that a trace cannot reproduce (control flow that depends on values,
 hooks, draws from NumPy, changing buffers or attributes) run eagerly, and `on_refusal` receives
 the reason.
 """
@@ -36,7 +36,7 @@ from pyrovae.training.eager import (
 )
 
 MAX_SHAPES = 4  # loaders whose batch shapes keep changing run eagerly
-REPAID = 150  # batches of a smaller size until tracing that size too pays off
+REPAID = 150  # batches of a smaller size until tracing that size also pays off
 
 
 class TracedLoss:
@@ -83,7 +83,7 @@ class TracedLoss:
         return Outcome(loss, total, sums, ElboTerms(*rest[:5], {}))
 
     def recheck_constants(self, *_: Any) -> None:
-        """Check before the next step whether a callback changed constants of the graphs."""
+        """Make the next step check whether a callback changed constants of the graphs."""
         self.is_stale = True
 
     def _refuse(self, reason: str | None) -> None:
@@ -112,7 +112,7 @@ class TracedLoss:
                 if change := self.constants.change():
                     raise TracingError(change)
             except TracingError as error:
-                copies.put_back()
+                copies.restore()
                 return self._refuse(str(error))
             is_compiled = self.is_compiled and len(batch.x) == self.full_size
             of = self._compiled(graph, batch) if is_compiled else self._replayed(graph, batch)
@@ -205,7 +205,7 @@ class _Graph(NamedTuple):
 
 
 def in_own_memory(gradients: Iterable[Tensor], inputs: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the gradients, copied if they share memory, like `backward`: clipping is in place.
+    """Yield the gradients, copied if they share memory, because clipping works in place.
 
     Example:
         >>> g = torch.ones(2)
@@ -223,7 +223,7 @@ def in_own_memory(gradients: Iterable[Tensor], inputs: Iterable[Tensor]) -> Iter
 
 
 def _refusal(program: nn.Module, objective: ELBO) -> str | None:
-    """Return why a program must not be traced: it would not fail, but be wrong."""
+    """Return why a trace of the program would be silently wrong; None if it would not be."""
     if not isinstance(objective, Objective):
         return f"{type(objective).__name__} is one of Pyro's own objectives"
     code = getattr(type(objective).surrogate, "__code__", None)

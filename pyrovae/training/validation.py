@@ -44,7 +44,7 @@ def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
     if not isinstance(objective, ELBO):
         raise ConfigError(
             f"objective is {_kind(objective)}, but it must be a pyro.infer.ELBO object.\n"
-            "Write for example objective=objectives.BetaELBO(0.5); None is the ELBO itself."
+            "Write, for example, objective=objectives.BetaELBO(0.5); None is the ELBO itself."
         )
     if type(objective).__name__.startswith("Jit"):
         raise ConfigError(
@@ -140,10 +140,10 @@ def warn_of_surprises(program: nn.Module, data: Any) -> None:
         x = data.preloaded.x
         is_constant = (x == x[:1]).all(0)
         if is_constant.any():
-            first = tuple(int(i) for i in is_constant.nonzero()[0])
+            first = ", ".join(str(int(i)) for i in is_constant.nonzero()[0])
             warn_caller(
-                f"column {first} of x is constant ({int(is_constant.sum()):,} in all): its learned "
-                "scale shrinks to the floor of 1e-5, which inflates log p(x). Drop it."
+                f"x[:, {first}] is constant ({int(is_constant.sum()):,} in all): its learned scale "
+                "shrinks to the floor of 1e-5, which inflates log p(x). Drop it."
             )
 
 

@@ -3,9 +3,9 @@
     python tests/benchmarks/iwae_evaluation.py --num-samples 5000 --num-data 10000
 
 The network is 784-300-300-40 and back, Bernoulli likelihood, float32, random weights and binary
-images (neither changes the time). Both run in this process, in turn, as often as
-`--repeats` says; printed are the medians, their ratio (to be ≤ 1.3) and the peak memory of
-the process (to be < 1.5 GB). The loop keeps no largest weights and no k̂.
+images (neither changes the time). Both run in this process, in turn, `--repeats` times; the
+script prints the medians, their ratio (target: ≤ 1.3) and the peak memory of the process
+(target: < 1.5 GB). The loop keeps no largest weights and no k̂.
 """
 
 import argparse

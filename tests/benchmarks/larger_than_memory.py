@@ -2,10 +2,9 @@
 
     python tests/benchmarks/larger_than_memory.py --gigabytes 20 --seconds 120
 
-`fit` looks at the whole file at the door, then trains on shuffled blocks spread over all of it, and
-is stopped by Ctrl-C after so many seconds of training. RssAnon is what the process itself holds,
-sampled ten times a second; pages of the file, which the system takes back when it needs them,
-are no part of it.
+`fit` validates the whole file, then trains on shuffled blocks spread over all of it, and is stopped
+by Ctrl-C after the given seconds of training. RssAnon is the process's own memory, sampled ten
+times a second; it does not include pages of the file, which the system reclaims when needed.
 """
 
 import argparse

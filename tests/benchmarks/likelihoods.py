@@ -1,4 +1,4 @@
-"""Do the richer likelihoods pay on the data that they are for?
+"""Do the richer likelihoods pay off on the data that they are meant for?
 
     python tests/benchmarks/likelihoods.py
 

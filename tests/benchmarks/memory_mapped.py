@@ -2,10 +2,10 @@
 
     python tests/benchmarks/memory_mapped.py --repeats 5
 
-Same numbers, network, seed and batches of 128. One run of each in turn; an epoch's seconds leave
-out the check at the door and the first epoch, and the fastest epoch of a run counts. CPU seconds
-stand beside those of the clock: on a warm cache nothing waits for a disk, and other work on the
-machine does not count. Smaller networks hide less of the reading.
+Same numbers, network, seed and batches of 128. The runs alternate; the seconds per epoch exclude
+the validation and the first epoch, and the fastest epoch of a run counts. CPU seconds are printed
+alongside wall-clock seconds: on a warm cache nothing waits for a disk, and CPU seconds exclude
+other work on the machine. Smaller networks hide less of the reading.
 """
 
 import argparse

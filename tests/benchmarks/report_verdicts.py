@@ -4,8 +4,8 @@
 
 Trains a good model and three broken ones (weight β of the KL, epochs) on scikit-learn's digits
 and on fixed binarized MNIST (needs PYROVAE_DATA, left out without it), examines each as
-`pyrovae report` does, and prints what the verdicts call a problem, beside the numbers that decide;
-then a row of their ranges. The verdicts are not told β. `pytest -m slow tests/test_report.py -k
+`pyrovae report` does, and prints the problems that the verdicts find, with the numbers that decide,
+then a row of their ranges. The verdicts do not know β. `pytest -m slow tests/test_report.py -k
 five_seeds` asserts the same of five seeds.
 """
 
@@ -30,25 +30,25 @@ class Setting(NamedTuple):
     Attributes:
         latent_dim: of all models.
         epochs: of all but the undertrained ones, which have 2.
-        over_regularised, collapsed: the β that does it; a code of few dimensions of 8 × 8 bits
+        over_regularized, collapsed: the β that does it; a code of few dimensions of 8 × 8 bits
             collapses where one of 28 × 28 is only over-regularized.
     """
 
     latent_dim: int
     epochs: int
-    over_regularised: float
+    over_regularized: float
     collapsed: float
 
     def recipe(self, condition: str) -> tuple[float, int]:
         """β and epochs."""
-        beta = {"over-regularized": self.over_regularised, "posterior collapse": self.collapsed}
+        beta = {"over-regularized": self.over_regularized, "posterior collapse": self.collapsed}
         return beta.get(condition, 1.0), 2 if condition == "undertrained" else self.epochs
 
 
 CONDITIONS = (GOOD, "posterior collapse", "over-regularized", "undertrained")
 SETTINGS = {
-    "digits": Setting(latent_dim=2, epochs=60, over_regularised=2, collapsed=20),
-    "binarized_mnist": Setting(latent_dim=10, epochs=40, over_regularised=4, collapsed=100),
+    "digits": Setting(latent_dim=2, epochs=60, over_regularized=2, collapsed=20),
+    "binarized_mnist": Setting(latent_dim=10, epochs=40, over_regularized=4, collapsed=100),
 }
 
 

@@ -1,11 +1,11 @@
-"""What a training step costs beside a hand-written loop and the plain Pyro recipe.
+"""Cost of a training step relative to a hand-written loop and the plain Pyro recipe.
 
     python tests/benchmarks/training_speed.py mnist --batch-size 64
     python tests/benchmarks/training_speed.py digits --batch-size 64
 
 All contenders train the same network by the same objective with Adam on preloaded random
-bits. They take turns, a round of steps each, in one process; printed are medians over the rounds
-in ms a step, and ratios to the hand-written loop. whole_fits.py times whole trainings.
+bits. They take turns, a round of steps each, in one process; the script prints medians over the
+rounds in ms per step, and ratios to the hand-written loop. whole_fits.py times whole training runs.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Whole trainings: `fit`, a hand-written loop, and the trainer of pythae 0.1.2.
+"""Whole training runs: `fit`, a hand-written loop, and the trainer of pythae 0.1.2.
 
     python -m venv /tmp/pythae && /tmp/pythae/bin/pip install torch==2.13.0 pythae==0.1.2
     python tests/benchmarks/whole_fits.py --epochs 4 --pythae /tmp/pythae/bin/python
 
 The same network (784-400-50-400-784), objective, Adam and 60 000 × 784 random bits for all. They
-take turns, a training in a process of its own each. Printed are medians over the rounds: seconds
-of the whole call (checks, recording or compiling, and a progress bar included; making the data and
-imports, torch's own of its compiler too, not), ms a step in the epochs after the first, both also
-as ratios to the hand-written loop, and the process's peak memory.
+take turns, each run in a separate process. The script prints medians over the rounds: seconds of
+the whole call (including checks, tracing or compiling, and a progress bar, but not making the data
+or importing, torch's compiler included), ms per step in the epochs after the first, both also as
+ratios to the hand-written loop, and the process's peak memory.
 """
 
 import argparse
@@ -129,7 +129,7 @@ ROLES = {
 
 
 def measured(role: str, python: str, options: argparse.Namespace) -> list[float]:
-    """Seconds, ms a step and peak MiB of one training in a process of its own."""
+    """Return seconds, ms per step and peak MiB of one training in a separate process."""
     command = [python, __file__, "--role", role, "--epochs", str(options.epochs)]
     command += ["--batch-size", str(options.batch_size)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
-"""What the regulariser is for: β = 0 against β = 1 on real digits with a 2-D latent space.
+"""The purpose of the regularizer: β = 0 against β = 1 on real digits with a 2-D latent space.
 
-Without the KL the encoder cheats: every datum gets a far-away region of its own. 100 digits
+Without the KL the encoder cheats: every datum gets its own far-away region. 100 digits
 are few enough that it can do so thoroughly within seconds.
 """
 

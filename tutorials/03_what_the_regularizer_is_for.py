@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 3 · What is the regulariser for?
+# # 3 · What is the regularizer for?
 #
 # The loss has two terms; put a weight on the second,
 #
@@ -22,10 +22,10 @@
 #   + \underbrace{\mathrm{KL}\big(q(z)\,\|\,p(z)\big)}_{\text{crowd against prior}}. $$
 #
 # The first part is information, which reconstruction needs. The second is pure loss: codes in
-# places where the prior never draws. Without a regulariser nothing keeps it small.
+# places where the prior never draws. Without a regularizer nothing keeps it small.
 #
 # Words from both sides: $p(z) = N(0, I)$ is the *prior*, $q(z|x)$ the *guide* or the encoder's
-# cloud, the first term *reconstruction* or *distortion*, the KL *regulariser* or *rate*; all in
+# cloud, the first term *reconstruction* or *distortion*, the KL *regularizer* or *rate*; all in
 # nats.
 
 # %%
@@ -76,12 +76,12 @@ for ax, (name, vae) in zip(axes, models.items(), strict=True):
     pv.plots.latent_scatter(q.mean, few_labels, scales=q.stddev, ax=ax, title=title)
     ax.add_patch(plt.Circle((0, 0), 2.45, fill=False, linestyle="--"))
     print(f"{name}: median width of a cloud, {q.stddev.median():.2g};", end=" ")
-    print(f"root mean square of the centres, {q.mean.square().mean().sqrt():.2f}")
+    print(f"root mean square of the centers, {q.mean.square().mean().sqrt():.2f}")
 fig.tight_layout()
 
 # %% [markdown]
 # The dashed circle holds 95 % of the prior in both pictures; mind the scales of the axes. Without
-# the regulariser the codes lie far outside, and each cloud has shrunk to nearly a point. To the
+# the regularizer the codes lie far outside, and each cloud has shrunk to nearly a point. To the
 # decoder the places of two clouds that do not touch are unrelated: nothing asks it to be smooth
 # between.
 #
@@ -191,10 +191,10 @@ for beta, d in found.items():
 # From left to right: at a high price the code says nothing and every image gets the average digit
 # (*collapse*); as the price falls the code says more and the distortion falls, steeply at first,
 # then hardly. Along a dashed line the ELBO is the same, and on the curve it is highest near
-# $\beta = 1$, since at $\beta = 1$ the ELBO itself is what was maximised. The evidence may be
+# $\beta = 1$, since at $\beta = 1$ the ELBO itself is what was maximized. The evidence may be
 # highest at another $\beta$ below it: the ELBO also charges for what the guide cannot fit.
 #
-# So the regulariser is not there to make a picture tidy. It is the half of the model that says
+# So the regularizer is not there to make a picture tidy. It is the half of the model that says
 # *which $z$ occur*, and without it $p(x) = \int p(x|z)\, p(z)\, dz$ is not modeled at all.
 #
 # ## What would make this wrong
@@ -224,7 +224,7 @@ for beta, d in found.items():
 # digits again, and the held-out evidence rises by a lot. It cannot touch $I_q$, which does not
 # contain the prior and stays at its ceiling, nor what training left behind: a decoder that knows a
 # hundred places and nothing between them, so the samples are those hundred digits again and the
-# held-out evidence stays far below that of $\beta = 1$ in the account above. A regulariser shapes
+# held-out evidence stays far below that of $\beta = 1$ in the account above. A regularizer shapes
 # encoder and decoder while they learn; a prior fitted afterwards only draws a map of the damage.
 
 # %%
