@@ -60,7 +60,7 @@ class History:
         >>> history[-1].elbo, history["kl"]
         (-2.0, [0.5])
         >>> history
-        History(1 epochs of 5: ELBO -2)
+        History(N = 5, epochs = 1: ELBO -2)
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -78,7 +78,7 @@ class History:
         if not self.epochs:
             return "History(0 epochs)"
         last = self.epochs[-1]
-        text = f"{len(self.epochs)} epochs of {self.num_data:,}: ELBO {last.elbo:.4g}"
+        text = f"N = {self.num_data:,}, epochs = {len(self.epochs)}: ELBO {last.elbo:.4g}"
         if last.validation_elbo is not None:
             text += f", held out {last.validation_elbo:.4g}, best epoch {self.best_epoch}"
         return f"History({text})"

@@ -278,6 +278,6 @@ for row, name in enumerate(("whole image", "upper half")):
     predicted = vae.decode(posterior.draws[0, :16, row]).mean
     title = f"p(x | z), z ~ p(z | {name})"
     pv.plots.images(predicted, columns=4, ax=axes[2 + row], title=title)
-axes[0].set(xlabel="latent dimension 1", ylabel="latent dimension 2", title="draws of p(z | seen)")
+axes[0].set(xlabel="latent dimension 0", ylabel="latent dimension 1", title="draws of p(z | seen)")
 axes[0].legend(markerscale=3)
 fig.tight_layout()

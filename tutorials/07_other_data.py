@@ -148,7 +148,7 @@ axes[1].set(xlabel="true concentration $r_j$", ylabel="learned")
 code = cells["NB without sizes"].encode(observed).mean
 shown = axes[2].scatter(*code.T, c=true_size[test].log(), s=8, cmap="viridis")
 fig.colorbar(shown, ax=axes[2], label="log of the true depth")
-axes[2].set(xlabel="latent dimension 1", ylabel="latent dimension 2", title="NB without sizes")
+axes[2].set(xlabel="latent dimension 0", ylabel="latent dimension 1", title="NB without sizes")
 fig.tight_layout()
 
 # %% [markdown]

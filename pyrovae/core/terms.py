@@ -60,6 +60,11 @@ class ElboTerms(NamedTuple):
         return self.log_likelihood - self.kl
 
     @property
+    def elbo(self) -> Tensor:
+        """(N,), the ELBO of each datum: the mean of log w over draws, in nats."""
+        return self.log_weights.mean(0)
+
+    @property
     def total_elbo(self) -> Tensor:
         """(S,), the ELBO of all N data and the global latents, in nats; higher is better."""
         return self.log_weights.sum(-1) + self.global_log_prior - self.global_log_guide
