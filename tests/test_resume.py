@@ -1093,7 +1093,7 @@ def test_clocks_that_jump_back(tmp_path, monkeypatch):
 SCRIPT = """
 import sys
 sys.path[:0] = {path!r}
-from tests.test_resume import fit, stopped
+from test_resume import fit, stopped
 stopped({folder!r}, 6)
 print(fit({folder!r}))
 """
@@ -1117,7 +1117,8 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_the_environment_does_not_change_the_run(name, tmp_path):
     env = {k: v for k, v in {**os.environ, **ENVIRONMENTS[name]}.items() if v is not None}
-    code = SCRIPT.format(path=[os.getcwd()], folder=str(tmp_path / "run"))
+    path = [os.getcwd(), os.path.dirname(__file__)]
+    code = SCRIPT.format(path=path, folder=str(tmp_path / "run"))
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, env=env, capture_output=True, text=True)
     assert ran.stdout.split() == [uninterrupted("plain")], ran.stderr[-2000:]
