@@ -10,32 +10,31 @@ data have no fingerprint, unless the Dataset has a method `fingerprint` that ret
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
     default_collate,
 )
 
-from pyrovae.checks import as_tensor
-from pyrovae.data.batch import ALL, COLUMNS, Batch
+from pyrovae.data.batch import ALL, Batch
+from pyrovae.data.loader_items import (
+    batch_of,
+    gives_the_same_again,
+    in_one_line,
+    in_order,
+    is_stream,
+    num_rows,
+)
 from pyrovae.data.source import Source, Validator
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.runtime.hashing import as_bytes, sha256
+from pyrovae.runtime.hashing import as_bytes
 from pyrovae.runtime.random_stream import RandomStream
-
-SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-NUM_READ_TWICE = 8
 
 
 class LoaderSource(Source):
@@ -74,7 +73,7 @@ class LoaderSource(Source):
     @classmethod
     def takes(cls, x: Any) -> bool:
         """Return whether x is a map-style Dataset, or a DataLoader over one."""
-        return isinstance(x, Dataset | DataLoader) and not _is_stream(x)
+        return isinstance(x, Dataset | DataLoader) and not is_stream(x)
 
     def _as_loader(self, x: Any, batch_size: int) -> DataLoader:
         if isinstance(x, DataLoader):
@@ -134,7 +133,7 @@ class LoaderSource(Source):
 
     def count(self) -> int:
         """Return N, the number of rows of the Dataset."""
-        return _num_rows(in_order(self.loader))
+        return num_rows(in_order(self.loader))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the type of the container, N, and each column's SHA-256 or None."""
@@ -186,7 +185,7 @@ class LoaderSource(Source):
 
     def _failure(self, number: int, error: Exception) -> DataError:
         return DataError(
-            f"the {self.name} failed to return batch {number}: {_in_one_line(error)}\n"
+            f"the {self.name} failed to return batch {number}: {in_one_line(error)}\n"
             "The error above this one says where; the parameters are as after the last step."
         )
 
@@ -243,7 +242,7 @@ class StreamSource(LoaderSource):
     @classmethod
     def takes(cls, x: Any) -> bool:
         """Return whether x is an IterableDataset, or another iterable without numbered rows."""
-        return _is_stream(x) or _is_iterable_of_batches(x)
+        return is_stream(x) or _is_iterable_of_batches(x)
 
     def _as_loader(self, x: Any, batch_size: int) -> DataLoader:
         if isinstance(x, DataLoader):
@@ -280,10 +279,6 @@ class _Batches(IterableDataset):
         return iter(self.batches)
 
 
-def _is_stream(x: Any) -> bool:
-    return isinstance(x.dataset if isinstance(x, DataLoader) else x, IterableDataset)
-
-
 def _is_iterable_of_batches(x: Any) -> bool:
     """Return whether x is an iterable, but not an array, a sequence, a set or a mapping."""
     holds_values = ("__array__", "__getitem__", "__dataframe__", "__contains__", "tocsr")
@@ -297,134 +292,3 @@ def _collate(items: Any) -> Any:
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-def in_order(loader: DataLoader) -> DataLoader:
-    """Return a loader of the same data in the Dataset's order, all rows once.
-
-    A subset's sampler keeps its rows. Streams have one order only.
-
-    Raises:
-        ConfigError: the loader has a custom sampler, whose rows are known only when drawn.
-
-    Example:
-        >>> import torch
-        >>> shuffled = DataLoader(torch.arange(4), batch_size=3, shuffle=True, drop_last=True)
-        >>> [batch.tolist() for batch in in_order(shuffled)]
-        [[0, 1, 2], [3]]
-    """
-    if _is_stream(loader):
-        return loader
-    batches, sampler = loader.batch_sampler, loader.sampler
-    if type(batches) not in (type(None), BatchSampler):
-        sampler = batches
-    rows = range(len(loader.dataset))
-    if isinstance(sampler, SubsetRandomSampler):
-        rows = sampler.indices
-    elif isinstance(sampler, Sequence):
-        rows = sampler
-    elif type(sampler) not in SEEDED:
-        raise ConfigError(
-            f"the DataLoader draws its rows with a {type(sampler).__name__}, so their order is "
-            "unknown, but the result has one row per datum.\nPass the Dataset itself, or a "
-            "DataLoader without a custom sampler."
-        )
-    return DataLoader(
-        loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=rows,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if loader.num_workers else None,
-    )
-
-
-def _num_rows(loader: DataLoader) -> int:
-    return len(loader.sampler)
-
-
-def batch_of(item: Any) -> Batch:
-    """Return an item of a loader as x, y and mask, not checked yet.
-
-    Raises:
-        DataError: item is a dict without x or with other keys, or a tuple of more than three.
-
-    Example:
-        >>> list(batch_of({"x": 1, "mask": 2}))
-        [1, None, 2]
-    """
-    if isinstance(item, Mapping):
-        if "x" in item and set(item) <= set(COLUMNS):
-            return Batch(**item)
-        raise DataError(
-            f"a batch is a dict with the keys {', '.join(map(repr, item))}, but a program takes "
-            "'x', and optionally 'y' and 'mask'.\nRename them in the Dataset."
-        )
-    parts = tuple(item) if isinstance(item, tuple | list) else (item,)
-    if not 1 <= len(parts) <= 3:
-        raise DataError(
-            f"a batch is a tuple of {len(parts)} values, but a program takes x, (x, y) or "
-            "(x, y, mask): the meaning of the others is unknown.\nDrop them in the Dataset."
-        )
-    return Batch(*parts)
-
-
-def gives_the_same_again(loader: DataLoader) -> bool:
-    """Return whether another pass with the same seed would probably yield the same numbers.
-
-    The order must come from one of torch's samplers or a sequence, and rows read twice must agree.
-
-    Example:
-        >>> import torch
-        >>> gives_the_same_again(DataLoader(torch.eye(3), shuffle=True))
-        True
-    """
-    batches = loader.batch_sampler
-    sampler = loader.sampler if batches is None else getattr(batches, "sampler", None)
-    if type(batches) not in (type(None), BatchSampler):
-        return False
-    if not isinstance(sampler, Sequence) and type(sampler) not in SEEDED:
-        return False
-    return _reads_equal(loader, _some_rows(loader, sampler))
-
-
-def _some_rows(loader: DataLoader, sampler: Any) -> list[Any]:
-    """Return some of the rows that the sampler may draw, evenly spaced."""
-    rows = sampler if isinstance(sampler, Sequence) else getattr(sampler, "indices", None)
-    rows = range(len(loader.dataset)) if rows is None else rows
-    last, number = len(rows) - 1, min(NUM_READ_TWICE, len(rows))
-    return [rows[last * i // max(1, number - 1)] for i in range(number)]
-
-
-def _reads_equal(loader: DataLoader, rows: list[Any]) -> bool:
-    """Return whether rows that are read twice in one pass, by one worker, are equal."""
-    has_workers = loader.num_workers > 0
-    again = DataLoader(
-        loader.dataset,
-        batch_size=None if loader.batch_sampler is None else len(rows),
-        sampler=[*rows, *rows],
-        collate_fn=loader.collate_fn,
-        num_workers=int(has_workers),
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if has_workers else None,
-    )
-    try:
-        with RandomStream(0):
-            found = [_hashes(item) for item in again]
-    except Exception:  # a Dataset may support its own order only: nothing is known then
-        return False
-    half = len(found) // 2
-    return found[:half] == found[half:]
-
-
-def _hashes(item: Any) -> list[str]:
-    return [sha256(as_tensor(column, "x")) for column in batch_of(item).columns.values()]
-
-
-def _in_one_line(error: Exception) -> str:
-    """Return the type and text of an error; for workers, the last line of the traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[-1] if lines else ""
-    kind = type(error).__name__
-    return line[:300] if line.startswith(kind) else f"{kind}: {line[:300]}"
