@@ -18,13 +18,13 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks import whole_number
 from pyrovae.contract import validated
 from pyrovae.core.conditional import given_globals
+from pyrovae.core.draws import diagnosing
 from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import AIS
@@ -33,8 +33,6 @@ from pyrovae.evidence.importance import IWAE
 from pyrovae.evidence.quadrature import Grid
 from pyrovae.evidence.record import Evidence, over_globals
 from pyrovae.evidence.sandwich import Sandwich, bdmc
-from pyrovae.handlers import evaluation
-from pyrovae.runtime.random_stream import RandomStream
 
 __all__ = [
     "AIS",
@@ -113,7 +111,7 @@ def log_evidence(
     estimate = method_of(method, options)
     num_globals = whole_number(num_globals, "num_globals", 2)
     data = validated(program, x, y, mask)
-    with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
+    with diagnosing(program, seed):
         data, rows = _subset(data, num_data)
         programs = given_globals(program, data, num_globals)
         parts = [estimate(one, data, memory_budget=memory_budget) for one in programs]

@@ -15,20 +15,18 @@ References:
 import math
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks import whole_number
 from pyrovae.contract.covariates import as_covariates
 from pyrovae.contract.validator import validated
+from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import Unconstrained, joint_of
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import AIS, backward, forward, pilot, rows_at_a_time, summed
-from pyrovae.handlers import evaluation
 from pyrovae.networks import given
-from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import is_plain_vae
 
 
@@ -113,7 +111,7 @@ def bdmc(
             f"{type(vae).__name__}.\nWrite log_evidence(…, method='ais') for its lower bound."
         )
     y = as_covariates(y, n, vae)
-    with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
+    with diagnosing(vae, seed):
         z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
         x = vae.decoder(z, *given(y, vae.decoder)).sample()
         bounds, start = [], 0

@@ -9,16 +9,14 @@ split until that is below 0.2 % of the posterior's variance.
 import math
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks import whole_number
 from pyrovae.contract import validated
+from pyrovae.core.draws import diagnosing
 from pyrovae.evidence.quadrature import Cells, Settled, refined, settled_cells
-from pyrovae.handlers import evaluation
 from pyrovae.posterior.record import Posterior
-from pyrovae.runtime.random_stream import RandomStream
 
 FINE = 0.15  # h in units of the posterior's standard deviation: h²/12 = 0.19 % of its variance
 MAX_CUTS = 3
@@ -59,7 +57,7 @@ def grid(
     num_samples = whole_number(num_samples, "num_samples", 1)
     data = validated(vae, x, y, mask)
     found = {}
-    with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
+    with diagnosing(vae, seed):
         for settled in settled_cells(vae, data):
             members = settled.is_settled.nonzero()[:, 0].tolist()
             for i, member in enumerate(members):

@@ -10,13 +10,13 @@ z = T(u) (`core.joint.Unconstrained`).
 import math
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks import whole_number
 from pyrovae.contract import validated
 from pyrovae.core.conditional import given_globals
+from pyrovae.core.draws import diagnosing
 from pyrovae.core.hamiltonian import (
     STYLES,
     Kernel,
@@ -29,10 +29,8 @@ from pyrovae.core.hamiltonian import (
 from pyrovae.core.joint import Unconstrained, flat, joint_of
 from pyrovae.data import Source
 from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
-from pyrovae.handlers import evaluation
 from pyrovae.posterior.convergence import bulk_ess, split_r_hat
 from pyrovae.posterior.record import Posterior, joined, shares_of
-from pyrovae.runtime.random_stream import RandomStream
 
 GAIN_POWER = 0.6  # the gain of the stochastic approximation decreases as t^-0.6
 
@@ -95,7 +93,7 @@ def hmc(
     num_warmup = whole_number(num_warmup, "num_warmup", 0)
     num_globals = min(num_samples, whole_number(num_globals, "num_globals", 1))
     data = validated(program, x, y, mask)
-    with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
+    with diagnosing(program, seed):
         programs = given_globals(program, data, num_globals)
         counts = zip(programs, shares_of(num_samples, len(programs)), strict=True)
         how = (num_chains, num_warmup, num_leapfrog, memory_budget)

@@ -13,19 +13,18 @@ import inspect
 import math
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 from torch.nn.functional import normalize
 
-from pyrovae.checks import real_number, seed_number, whole_number
+from pyrovae.checks import real_number, whole_number
 from pyrovae.contract import validated
+from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import VAEJoint
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
-from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import is_plain_vae
 
@@ -111,7 +110,7 @@ def refine(
             "posterior.sir and posterior.hmc take any program."
         )
     data = validated(vae, x, y, mask)
-    with RandomStream(seed_number(seed)), evaluation(vae), pyro.validation_enabled(False):
+    with diagnosing(vae, seed):
         chunks = rows_at_a_time(vae, data, num_samples, memory_budget)
         pieces = [VAEJoint(vae, rows) for rows in chunks]
         moved = [_optimized(joint, num_steps, learning_rate, num_samples) for joint in pieces]

@@ -9,21 +9,19 @@ with w = p(x, z) / q(z|x). The draws are only as good as the guide: where pareto
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks import whole_number
 from pyrovae.contract import validated
 from pyrovae.core.chunking import chunked
 from pyrovae.core.conditional import given_globals
+from pyrovae.core.draws import diagnosing
 from pyrovae.core.importance import weighted_chunks
 from pyrovae.core.joint import flat, joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.data import Batch, Source
-from pyrovae.handlers import evaluation
 from pyrovae.posterior.record import Posterior, joined, shares_of
-from pyrovae.runtime.random_stream import RandomStream
 
 
 def sir(
@@ -79,7 +77,7 @@ def sir(
     num_globals = min(num_samples, whole_number(num_globals, "num_globals", 1))
     data = validated(program, x, y, mask)
     options = {"memory_budget": memory_budget, "what": "proposals"}
-    with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
+    with diagnosing(program, seed):
         programs = given_globals(program, data, num_globals)
         shares = shares_of(num_samples, len(programs))
         counts = zip(programs, shares, shares_of(num_proposals, len(programs)), strict=True)
