@@ -86,6 +86,25 @@ class Indexed(nn.Module):
             pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
 
 
+class IndexedGuide(Indexed):
+    """Two sites; the guide of the second reads the first as z[:, 0], right for one draw only."""
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            u = pyro.sample("u", dist.Normal(0.5 * z[..., 0], 1.0))
+            mean = torch.cat([z, u[..., None]], -1)
+            pyro.sample("x", dist.Normal(mean, NOISE).to_event(1), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x)):
+            loc = 0.7 * x[:, :2] + 0.1 * self.encoder(x)
+            z = pyro.sample("z", dist.Normal(loc, 0.6).to_event(1))
+            pyro.sample("u", dist.Normal(0.7 * x[:, 2] + 0.1 * z[:, 0], 0.6))
+
+
 class Nested(nn.Module):
     """A plate "time" inside a datum, left of the plate "data": x (B, T), one z for each."""
 
@@ -167,6 +186,9 @@ PROGRAMS = {
     "AutoDelta": Row(lambda: Factors(AutoDelta)),
     "counts dimensions from the left": Row(
         Indexed, _sum_of(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+    ),
+    "a guide that counts from the left": Row(
+        IndexedGuide, _sum_of(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 1.0]]))
     ),
     "nested plate": Row(Nested, _sum_of(torch.eye(3))),
     "nested plate, at once": Row(Panel, _sum_of(torch.eye(3))),

@@ -78,10 +78,15 @@ def _is_same(program: nn.Module, rows: Batch) -> bool:
     except (ValueError, RuntimeError, IndexError):
         return False
     layouts = layouts_of(*traces)
+    # a guide with auxiliary sites has no density at given latents
+    has_density = all(name in at_once.latents for name, _ in traces.guide.iter_stochastic_nodes())
     for draw in range(NUM_DRAWS):
-        latents = {name: value[draw : draw + 1] for name, value in at_once.latents.items()}
-        one = terms_of(draw_traces(model, guide_at(latents, layouts), *rows), num_data)
-        pairs = zip(one[:2], at_once[:2], strict=True)
+        given = guide_at({n: v[draw : draw + 1] for n, v in at_once.latents.items()}, layouts)
+        one = terms_of(draw_traces(model, given, *rows), num_data)
+        pairs = [(one.log_prior, at_once.log_prior), (one.log_likelihood, at_once.log_likelihood)]
+        if has_density:
+            of_guide = terms_of(draw_traces(guide, given, *rows), num_data)
+            pairs.append((of_guide.log_prior, at_once.log_guide))
         if not all(torch.allclose(a[0], b[draw], rtol=1e-3, atol=1e-3) for a, b in pairs):
             return False
     return True
