@@ -234,3 +234,14 @@ def test_particles_are_left_of_all_plates():
         traces = draw_traces(program.model, program.guide, x, num_samples=2)
     assert traces.guide.nodes["z"]["value"].shape == (2, 3, 4)
     assert terms_of(traces, 4).latents["z"].shape == (2, 4, 3)
+
+
+def test_a_program_that_asserts_the_shape_of_its_latents():
+    class Strict(PROGRAMS["counts dimensions from the left"].make):
+        def model(self, x, y=None, mask=None):
+            with pyro.poutine.trace() as tracer:
+                super().model(x)
+            assert tracer.trace.nodes["z"]["value"].shape == (len(x), 2)
+
+    found = pv.log_evidence(Strict(), data(3), num_samples=50)
+    assert found.log_px.isfinite().all()
