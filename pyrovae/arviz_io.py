@@ -37,11 +37,10 @@ from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.draws import concat, diagnosing, guide_terms
 from pyrovae.core.joint import joint_of
-from pyrovae.core.layout import layouts_of
+from pyrovae.core.layout import Layout
 from pyrovae.core.pareto import pareto_k
-from pyrovae.core.replay import guide_at, latent_sites, shared_latents
+from pyrovae.core.replay import guide_at, latent_layouts, shared_latents
 from pyrovae.core.replicates import replicated
-from pyrovae.core.terms import draw_traces
 from pyrovae.data import Batch, Labels
 from pyrovae.data.batch import NO_LABELS
 from pyrovae.errors import ConfigError, DataError
@@ -128,14 +127,14 @@ def to_arviz(
             program, *batch, num_samples=num_samples, seed=seed, **options
         ).draws
     with diagnosing(program, seed):
-        sites = latent_sites(program, batch)
+        layouts = latent_layouts(program, batch)
     with diagnosing(program, seed):
         of_guide = _guide_draws(program, batch, num_samples)
         found = of_guide if draws is None else _scored(program, batch, draws)
-    groups = _scored_groups(found, _log_weights(of_guide)[0], shared_latents(sites))
+    groups = _scored_groups(found, _log_weights(of_guide)[0], shared_latents(layouts))
     if predictive:
         with diagnosing(program, seed):
-            groups |= _predictive_groups(program, batch, found, sites)
+            groups |= _predictive_groups(program, batch, found, layouts)
     groups |= _data_groups(batch, _labels(labels, batch.num_data))
     attributes = _attributes(
         program=type(program).__name__,
@@ -348,13 +347,12 @@ def _of_draws(arrays: Arrays, shared: Collection[str] = ()) -> Variables:
 
 
 def _predictive_groups(
-    program: nn.Module, batch: Batch, found: Arrays, sites: dict
+    program: nn.Module, batch: Batch, found: Arrays, layouts: dict[str, Layout]
 ) -> dict[str, Variables]:
     """Draw prior, prior_predictive and posterior_predictive, (C, S) each."""
     shape = found["log_prior"].shape[:2]
     posterior = {name: value.flatten(0, 1) for name, value in _latents(found).items()}
-    shared = shared_latents(sites)
-    layouts = layouts_of(*draw_traces(program.model, program.guide, *batch.head()))
+    shared = shared_latents(layouts)
 
     def at(latents: Arrays) -> Arrays:
         def guide_for(draws: slice) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from programs import NOISE, PROGRAMS, Nested, Panel, data
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyrovae as pv
@@ -245,3 +246,14 @@ def test_a_program_that_asserts_the_shape_of_its_latents():
 
     found = pv.log_evidence(Strict(), data(3), num_samples=50)
     assert found.log_px.isfinite().all()
+
+
+def test_an_autoguide_of_globals_does_not_excuse_a_point_in_the_plate():
+    class Pointed(PROGRAMS["AutoNormal"].make().__class__):
+        def guide(self, x, y=None, mask=None):
+            self.auto(x)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Delta(self.encoder(x)).to_event(1))
+
+    with pytest.raises(ConfigError, match="is a point, but the prior"):
+        pv.elbo_terms(Pointed(AutoNormal), data())

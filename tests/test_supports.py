@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import pyrovae as pv
+from pyrovae.contract.densities import coordinate_of
 from pyrovae.densities.supports import Wrap, support_of, transform_onto
 from pyrovae.errors import ConfigError
 
@@ -83,6 +84,11 @@ def test_the_circle_in_words_and_maps():
     z = torch.tensor([3.0, -3.0, 0.5])
     assert torch.allclose(Wrap()(z + 2 * math.pi), z, atol=1e-6)
     assert support_of(circular().prior()).check(z[:, None]).all()
+    angle = dist.VonMises(torch.zeros(1), 1.0)
+    for wrapped in (angle.mask(True).expand([3, 1]), angle.expand([3, 1]).mask(True).to_event(1)):
+        assert "Circle" in repr(coordinate_of(support_of(wrapped)))
+    stretched = dist.TransformedDistribution(angle, [dist.transforms.AffineTransform(0.0, 2.0)])
+    assert "Circle" not in repr(support_of(stretched))
     vae = circular()
     normal = Part(lambda x: dist.Normal(x[:, :1], 1.0).to_event(1))
     with pytest.raises(ConfigError, match="lives on the circle, but the encoder"):

@@ -51,10 +51,11 @@ def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> N
     with RandomStream(0), torch.no_grad(), pyro.validation_enabled(False):
         for name, site in guide_trace.iter_stochastic_nodes():
             check_density(site["fn"], f"the encoder's q({name}|x)")
-        has_auxiliary = bool(auxiliary_sites(guide_trace))
+        # a point there may be the image of a draw
+        is_image = any(is_local(guide_trace.nodes[name]) for name in auxiliary_sites(guide_trace))
         for name, site in model_trace.iter_stochastic_nodes():
             check_density(site["fn"], f"the prior p({name})")
-            if is_local(site) and not has_auxiliary:
+            if is_local(site) and not is_image:
                 check_spread(site["fn"], guide_trace.nodes[name]["fn"], name)
             check_supports(site["fn"], guide_trace.nodes[name]["fn"], name)
         for name in model_trace.observation_nodes:

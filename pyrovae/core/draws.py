@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.chunking import chunked
-from pyrovae.core.replay import latent_sites, shared_latents
+from pyrovae.core.replay import latent_layouts, shared_latents
 from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
 from pyrovae.core.vectorized import Way, terms_at, way_of
 from pyrovae.data import Batch, Source
@@ -184,16 +184,16 @@ def guide_terms(program: nn.Module, data: Source | Batch, num_samples: int) -> E
     They are computed in chunks, unless data share latents, whose draws must be the same for all.
     """
     with RandomStream(0):  # so that this trace does not change the draws
-        sites = latent_sites(program, data)
-    if shared_latents(sites):
+        layouts = latent_layouts(program, data)
+    if shared_latents(layouts):
         batch = data.whole()
-        how = {"way": way_of(program, batch), "layouts": {}}
+        how = {"way": way_of(program, batch), "layouts": layouts}
         return terms_at(program.model, program.guide, batch, num_samples, **how)
     options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
     found = over_draws(program, data, _read_all, **options)
     zeros = found["log_prior"].new_zeros(num_samples)
     arrays = [found[name] for name in ElboTerms._fields[:3]]
-    return ElboTerms(*arrays, zeros, zeros, {name: found[f"latent {name}"] for name in sites})
+    return ElboTerms(*arrays, zeros, zeros, {name: found[f"latent {name}"] for name in layouts})
 
 
 def _read_all(traces: Traces, num_data: int) -> Arrays:

@@ -6,8 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.contract.sites import is_local
-from pyrovae.core.layout import Layout
+from pyrovae.core.layout import Layout, layouts_of
 from pyrovae.core.terms import draw_traces
 from pyrovae.data import Batch, Source
 
@@ -18,15 +17,16 @@ def nothing(*batch: Tensor | None) -> None:
     """Sample nothing: a guide without sites, with which the model draws its latents."""
 
 
-def latent_sites(program: nn.Module, data: Source | Batch) -> dict[str, dict]:
-    """Return the model's latent sites in its order, traced on the first datum."""
-    trace = draw_traces(program.model, program.guide, *data.head()).model
-    return dict(trace.iter_stochastic_nodes())
+def latent_layouts(program: nn.Module, data: Source | Batch) -> dict[str, Layout]:
+    """Return the layouts of the model's latents in its order, traced on the first datum."""
+    traces = draw_traces(program.model, program.guide, *data.head())
+    layouts = layouts_of(*traces)
+    return {name: layouts[name] for name, _ in traces.model.iter_stochastic_nodes()}
 
 
-def shared_latents(sites: Mapping[str, dict]) -> list[str]:
+def shared_latents(layouts: Mapping[str, Layout]) -> list[str]:
     """Return the names of the latents outside the plate "data"."""
-    return [name for name, site in sites.items() if not is_local(site)]
+    return [name for name, layout in layouts.items() if layout.data is None]
 
 
 def guide_at(latents: Arrays, layouts: Mapping[str, Layout]) -> Callable[..., None]:

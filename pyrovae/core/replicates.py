@@ -10,7 +10,7 @@ from torch import nn
 
 from pyrovae.core.chunking import budget_of, bytes_per_draw, sizes
 from pyrovae.core.layout import layouts_of
-from pyrovae.core.replay import Arrays, latent_sites, nothing
+from pyrovae.core.replay import Arrays, latent_layouts, nothing
 from pyrovae.core.terms import draw_traces
 from pyrovae.core.vectorized import Way, way_of
 from pyrovae.data import Batch, Source
@@ -35,9 +35,8 @@ def replicated(
     """
     model, batch = poutine.uncondition(program.model), data.whole()
     one = batch.head()
-    layouts = layouts_of(*draw_traces(program.model, program.guide, *one))
-    names = (*latent_sites(program, batch), "x")
-    nesting = max(layout.nesting for layout in layouts.values())
+    latents = latent_layouts(program, batch)
+    nesting = max((layout.nesting for layout in latents.values()), default=1)
     chunk = 1
     if way_of(program, batch) is Way.AT_ONCE:
         cost = bytes_per_draw(lambda size: draw_traces(model, nothing, *one, num_samples=size))
@@ -46,5 +45,6 @@ def replicated(
     for size in sizes(num_samples, chunk):
         guide = guide_for(slice(start, start + size))
         trace = draw_traces(model, guide, *batch, num_samples=size, nesting=nesting).model
-        yield {name: layouts[name].canonical(trace.nodes[name]["value"]) for name in names}
+        layouts = layouts_of(trace)
+        yield {n: layouts[n].canonical(trace.nodes[n]["value"]) for n in (*latents, "x")}
         start += size

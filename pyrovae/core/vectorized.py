@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyrovae.contract.requirements import state_of
 from pyrovae.core.layout import Layout, layouts_of
-from pyrovae.core.replay import guide_at, latent_sites, shared_latents
+from pyrovae.core.replay import guide_at, latent_layouts, shared_latents
 from pyrovae.core.terms import ElboTerms, draw_traces, terms_of
 from pyrovae.data import Batch
 from pyrovae.runtime.random_stream import RandomStream
@@ -66,7 +66,7 @@ def way_of(program: nn.Module, batch: Batch) -> Way:
 def _way(program: nn.Module, rows: Batch) -> Way:
     if _is_same(program, rows):
         return Way.AT_ONCE
-    is_shared = shared_latents(latent_sites(program, rows))
+    is_shared = shared_latents(latent_layouts(program, rows))
     return Way.ONE_BY_ONE if is_shared else Way.AS_ROWS
 
 

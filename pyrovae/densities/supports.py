@@ -7,6 +7,7 @@ point. Its density is over z in [−π, π), which u ∈ ℝ covers by z = wrap(
 import math
 
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import (
     AffineTransform,
@@ -89,12 +90,9 @@ def support_of(density: Distribution) -> constraints.Constraint | None:
         base = support_of(density.base_dist)
         num_dims = density.reinterpreted_batch_ndims
         return None if base is None else constraints.independent(base, num_dims)
-    inner = density
-    while not isinstance(inner, VonMises) and isinstance(
-        getattr(inner, "base_dist", None), VonMises
-    ):
-        inner = inner.base_dist
-    if isinstance(inner, VonMises):
+    if isinstance(density, ExpandedDistribution | MaskedDistribution):
+        return support_of(density.base_dist)
+    if isinstance(density, VonMises):
         return circle
     if isinstance(density, TransformedDistribution):
         return _image(support_of(density.base_dist), density)

@@ -77,7 +77,7 @@ def pareto_k(
     """Estimate k̂ of each datum's importance weights, and which data the guide fails on.
 
     Args:
-        program: any program without global latents.
+        program: any program.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -90,7 +90,7 @@ def pareto_k(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the program has global latents; fewer than 21 draws.
+        ConfigError: fewer than 21 draws.
         MemoryError: one draw of one datum does not fit memory_budget.
 
     References:

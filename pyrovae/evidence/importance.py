@@ -25,7 +25,7 @@ from pyrovae.runtime.memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class IWAE:
-    """Importance sampling from the guide, for any program without global latents.
+    """Importance sampling from the guide, for any program, given its global latents.
 
     Args:
         num_samples: K, draws per datum.
