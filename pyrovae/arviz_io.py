@@ -1,13 +1,14 @@
 """Export to ArviZ: draws of prior, posterior and predictives as named arrays.
 
     group                  variables (dimensions)
-    posterior              z (chain, draw, datum, latent); other sites …_dim_0, …
-    posterior_predictive   x (chain, draw, datum, x_dim_0, …)
+    posterior              z (chain, draw, datum, latent); other sites …_dim_0, …; with predictive
+                           groups also c ~ p(c|x, z) for discrete latents that are summed out
+    posterior_predictive   x (chain, draw, datum, x_dim_0, …), and other observed sites
     prior                  z (chain, draw, datum, latent): a draw of the latents of each datum
     prior_predictive       x: replicated data sets
     observed_data          x (datum, x_dim_0, …), NaN where masked
     constant_data          label, y, mask (datum, …), if given
-    log_likelihood         x (chain, draw, datum), log p(x|z), nats
+    log_likelihood         x (chain, draw, datum), log p(x|z), nats, for each observed site
     log_prior              z (chain, draw, datum), log p(z), nats
     sample_stats           log_guide, log_weight (chain, draw, datum), nats;
                            pareto_k, elbo (datum) of the guide, from as many draws
@@ -35,12 +36,11 @@ from torch import Tensor, nn
 from pyrovae import _version
 from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
 from pyrovae.contract import validated
-from pyrovae.core.draws import concat, diagnosing, guide_terms
+from pyrovae.core.draws import LATENT, OBSERVED, concat, diagnosing, guide_terms, named
 from pyrovae.core.joint import joint_of
-from pyrovae.core.layout import Layout
 from pyrovae.core.pareto import pareto_k
-from pyrovae.core.replay import guide_at, latent_layouts, shared_latents
-from pyrovae.core.replicates import replicated
+from pyrovae.core.replay import Sites, guide_at, sites_of
+from pyrovae.core.replicates import observed_data, replicated
 from pyrovae.data import Batch, Labels
 from pyrovae.data.batch import NO_LABELS
 from pyrovae.errors import ConfigError, DataError
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ROWS = 256
-LATENT = "latent "  # prefix of latent sites' names among the arrays of a set of draws
 Arrays = dict[str, Tensor]
 Variables = dict[str, tuple[tuple[str, ...], Any]]  # name → leading dimensions, array
 
@@ -127,15 +126,19 @@ def to_arviz(
             program, *batch, num_samples=num_samples, seed=seed, **options
         ).draws
     with diagnosing(program, seed):
-        layouts = latent_layouts(program, batch)
+        sites = sites_of(program, batch)
     with diagnosing(program, seed):
         of_guide = _guide_draws(program, batch, num_samples)
         found = of_guide if draws is None else _scored(program, batch, draws)
-    groups = _scored_groups(found, _log_weights(of_guide)[0], shared_latents(layouts))
+    groups = _scored_groups(found, _log_weights(of_guide)[0], sites.shared)
     if predictive:
         with diagnosing(program, seed):
-            groups |= _predictive_groups(program, batch, found, layouts)
-    groups |= _data_groups(batch, _labels(labels, batch.num_data))
+            drawn = _predictive_groups(program, batch, found, sites)
+        groups["posterior"] |= drawn.pop("posterior")
+        groups |= drawn
+    with diagnosing(program, seed):
+        observed = observed_data(program, batch, sites)
+    groups |= _data_groups(batch, observed, _labels(labels, batch.num_data))
     attributes = _attributes(
         program=type(program).__name__,
         spec=str(getattr(program, "spec", "")),
@@ -249,16 +252,19 @@ def predictive_to_arviz(
             "all sites.\nPass the samples of a single Predictive."
         )
     arrays = _of_draws({name: value[None] for name, value in samples.items()}, shared)
-    if "x" in samples and _is_one_data_set(samples["x"], x):
-        warn_caller(_NOT_PREDICTIVE)
-        del arrays["x"]
-    latents = {name: value for name, value in arrays.items() if name != "x"}
+    data = None if x is None else Batch(x).map_named(as_tensor)
+    observed = {"x": None} if data is None else {n: site.x for n, site in data.sites.items()}
+    is_data = [n for n, x in observed.items() if n in samples and _is_one_data_set(samples[n], x)]
+    if is_data:
+        warn_caller(_NOT_PREDICTIVE.replace("x", is_data[0], 1))
+        arrays = {name: value for name, value in arrays.items() if name not in is_data}
+    latents = {name: value for name, value in arrays.items() if name not in observed}
     groups: dict[str, Variables] = {group: latents} if latents else {}
-    if "x" in arrays:
-        groups[f"{group}_predictive"] = {"x": arrays["x"]}
-    if x is not None:
-        x = as_tensor(x, "x")
-        groups |= _data_groups(Batch(x), _labels(labels, len(x)))
+    if len(latents) < len(arrays):
+        replicates = {name: value for name, value in arrays.items() if name in observed}
+        groups[f"{group}_predictive"] = replicates
+    if data:
+        groups |= _data_groups(data, observed, _labels(labels, data.num_data))
     return _container(groups, _attributes(posterior="Predictive"))
 
 
@@ -269,11 +275,11 @@ _NOT_PREDICTIVE = (
 )
 
 
-def _is_one_data_set(draws: Tensor, x: Any) -> bool:
+def _is_one_data_set(draws: Tensor, x: Tensor | None) -> bool:
     """Return whether (S, N, *event) is S copies of one data set; for S = 1, of x."""
     if len(draws) > 1:
         return bool((draws == draws[:1]).all())
-    return x is not None and torch.equal(draws[0], as_tensor(x, "x").to(draws))
+    return x is not None and torch.equal(draws[0], x.to(draws))
 
 
 def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
@@ -281,6 +287,7 @@ def _guide_draws(program: nn.Module, batch: Batch, num_samples: int) -> Arrays:
     terms = guide_terms(program, batch, num_samples)
     found = {name: getattr(terms, name) for name in terms._fields[:3]}
     found |= {LATENT + name: value for name, value in terms.latents.items()}
+    found |= {OBSERVED + name: value for name, value in terms.log_likelihoods.items()}
     return {name: value[None] for name, value in found.items()}
 
 
@@ -293,8 +300,9 @@ def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
         z = _by_site(draws[:, :, start:stop].flatten(0, 1), joint.draw_prior(1))
         log_prior, log_likelihood = joint.terms(z)
         terms = {"log_prior": log_prior, "log_likelihood": log_likelihood}
-        latents = {LATENT + name: value for name, value in z.items()}
-        parts.append(terms | {"log_guide": joint.log_guide(z)} | latents)
+        terms |= {LATENT + name: value for name, value in z.items()}
+        terms |= {OBSERVED + name: v for name, v in joint.log_likelihoods(z).items()}
+        parts.append(terms | {"log_guide": joint.log_guide(z)})
         start = stop
     shape = (num_chains, num_samples)
     return {name: v.unflatten(0, shape) for name, v in concat(parts, 1).items()}
@@ -316,7 +324,7 @@ def _scored_groups(
 
     With shared latents there are no weights per datum: they weight all data together.
     """
-    latents = _latents(found)
+    latents = named(found, LATENT)
     local = [name for name in latents if name not in shared]
     of_latents = local[0] if len(local) == 1 else "latents"
     weights = {}
@@ -327,7 +335,7 @@ def _scored_groups(
         }
     return {
         "posterior": _of_draws(latents, shared),
-        "log_likelihood": _of_draws({"x": found["log_likelihood"]}),
+        "log_likelihood": _of_draws(named(found, OBSERVED)),
         "log_prior": _of_draws({of_latents: found["log_prior"]}),
         "sample_stats": {
             "log_guide": (DRAWS, found["log_guide"]),
@@ -347,40 +355,39 @@ def _of_draws(arrays: Arrays, shared: Collection[str] = ()) -> Variables:
 
 
 def _predictive_groups(
-    program: nn.Module, batch: Batch, found: Arrays, layouts: dict[str, Layout]
+    program: nn.Module, batch: Batch, found: Arrays, sites: Sites
 ) -> dict[str, Variables]:
-    """Draw prior, prior_predictive and posterior_predictive, (C, S) each."""
+    """Draw prior, prior_predictive and posterior_predictive, (C, S) each, and p(c|x, z)."""
     shape = found["log_prior"].shape[:2]
-    posterior = {name: value.flatten(0, 1) for name, value in _latents(found).items()}
-    shared = shared_latents(layouts)
+    posterior = {name: value.flatten(0, 1) for name, value in named(found, LATENT).items()}
 
-    def at(latents: Arrays) -> Arrays:
-        def guide_for(draws: slice) -> Any:
-            return guide_at({n: v[draws] for n, v in latents.items()}, layouts)
+    def at_draws(draws: slice) -> Any:
+        return guide_at({n: v[draws] for n, v in posterior.items()}, sites.layouts)
 
+    def replicates(guide_for: Any) -> Arrays:
         options = {"num_samples": shape.numel(), "memory_budget": None}
         chunks = list(replicated(program, batch, guide_for, **options))
         return {name: v.unflatten(0, shape) for name, v in concat(chunks, 0).items()}
 
-    prior, replicates = at({}), at(posterior)
+    prior, given_x = replicates(None), replicates(at_draws)
+
+    def of(arrays: Arrays, names: Collection[str]) -> Variables:
+        return _of_draws({name: arrays[name] for name in names}, sites.shared)
+
     return {
-        "posterior_predictive": _of_draws({"x": replicates["x"]}),
-        "prior": _of_draws({name: prior[name] for name in posterior}, shared),
-        "prior_predictive": _of_draws({"x": prior["x"]}),
+        "posterior_predictive": of(given_x, sites.observed),
+        "prior": of(prior, (*sites.latents, *sites.summed)),
+        "prior_predictive": of(prior, sites.observed),
+        "posterior": of(given_x, sites.summed),
     }
 
 
-def _latents(found: Arrays) -> Arrays:
-    return {n.removeprefix(LATENT): v for n, v in found.items() if n.startswith(LATENT)}
-
-
-def _data_groups(batch: Batch, labels: np.ndarray | None) -> dict[str, Variables]:
-    x, y, mask = batch
-    constant = {"label": labels, "y": y, "mask": mask}
-    constant = {name: (DATA, value) for name, value in constant.items() if value is not None}
-    seen = x if mask is None else torch.where(mask, x, torch.nan)
-    groups: dict[str, Variables] = {"observed_data": {"x": (DATA, seen)}}
-    return groups | ({"constant_data": constant} if constant else {})
+def _data_groups(batch: Batch, observed: Arrays, labels: np.ndarray | None) -> dict[str, Variables]:
+    columns = {n.replace(".", "_"): c for n, c in batch.columns.items() if n[0] != "x"}
+    constant = {"label": labels} if labels is not None else {}
+    constant = {name: (DATA, value) for name, value in (constant | columns).items()}
+    seen = {name: (DATA, value) for name, value in observed.items()}
+    return {"observed_data": seen} | ({"constant_data": constant} if constant else {})
 
 
 def _labels(labels: Any, num_data: int) -> np.ndarray | None:

@@ -25,6 +25,7 @@ from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_numb
 from pyrovae.contract.covariates import as_covariates, like_parameters
 from pyrovae.contract.parts import check_parts
 from pyrovae.contract.validator import validated
+from pyrovae.data.batch import spread
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.networks import Given, given
@@ -343,6 +344,11 @@ def fill(
 
     Masking a log-density is not enough: the gradient of a NaN times zero is NaN.
 
+    Args:
+        x: (B, *event).
+        mask: of x's shape, or (B,) for whole data; true where x is observed.
+        support: of x, or of one number in it.
+
     Example:
         >>> fill(torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]]))
         tensor([[1., 0.]])
@@ -352,20 +358,22 @@ def fill(
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     inside = (c for c in (0.0, 1.0, 0.5) if bool(support.check(torch.tensor(c))))
-    return torch.where(mask, x, next(inside, 0.0))
+    return torch.where(spread(mask, x), x, next(inside, 0.0))
 
 
 def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribution:
     """Return p(x_observed | z), the density without the log-factors of unobserved cells.
 
-    The mask is applied inside the Independent, per cell; around the site it would
-    broadcast against the batch.
+    A mask of cells is applied inside the Independent; around the site it would broadcast against
+    the batch. A mask (B,) leaves out whole data, of any likelihood.
 
     Raises:
-        ConfigError: p_x does not factorize over the cells of its event.
+        ConfigError: cells are masked, but p_x does not factorize over the cells of its event.
     """
     if mask is None:
         return p_x
+    if mask.dim() == 1:
+        return p_x.mask(mask)
     base = p_x.base_dist if isinstance(p_x, dist.Independent) else p_x
     if base.event_shape:
         raise ConfigError(

@@ -1,20 +1,23 @@
-"""Programs of many kinds, each a linear-Gaussian model with x ~ N(0, C) given its globals.
+"""Programs of many kinds, each a linear-Gaussian model: x ~ N(0, C) or a mixture, given globals.
 
-A row has a program, the data's event shape, and C, the covariance of one datum's numbers; None
-where a global latent makes the data dependent. `tests/test_any_program.py` runs every method on
-every row.
+A row has a program and C, the covariance of one datum's three numbers; None where a global latent
+makes the data dependent. `tests/test_any_program.py` runs every method on every row.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
+from pyrovae.vae import fill, observed_only
+
+MOVES = torch.tensor([[0.9, 0.1], [0.2, 0.8]])  # of the states of `Switching`, from the first
 NUM_STEPS, FLOW, NOISE = 3, 0.8, 0.6  # a chain: z_t = FLOW z_{t-1} + N(0, 1), x_t = z_t + noise
 
 
@@ -166,38 +169,191 @@ class Chain(nn.Module):
                 pyro.sample(f"z_{t}", dist.Normal(loc[:, t], 0.6))
 
 
+class Mixture(nn.Module):
+    """A class c, which the guide leaves out, moves z ~ N(CENTERS[c], 1); x = z + noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(3, 3)
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(WEIGHTS.to(x)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(CENTERS.to(x)[c], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x)):
+            loc = 0.8 * x + 0.1 * self.encoder(x)
+            pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
+
+
+class Switching(nn.Module):
+    """A hidden Markov chain of two states, summed out, switches the sign: x_t = ±z + noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(3, 1)
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        like = x["x_0"]
+        with pyro.plate("data", len(like)):
+            z = pyro.sample("z", dist.Normal(like.new_zeros(()), 1.0))
+            state = 0
+            for t in pyro.markov(range(NUM_STEPS)):
+                state = pyro.sample(
+                    f"s_{t}",
+                    dist.Categorical(MOVES.to(like)[state]),
+                    infer={"enumerate": "parallel"},
+                )
+                sign = 1.0 - 2.0 * state.to(like.dtype)
+                pyro.sample(f"x_{t}", dist.Normal(sign * z, NOISE), obs=x[f"x_{t}"])
+
+    def guide(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        rows = torch.stack(list(x.values()), -1)
+        with pyro.plate("data", len(rows)):
+            pyro.sample("z", dist.Normal(0.1 * self.encoder(rows).squeeze(-1), 1.0))
+
+
+class Observations(nn.Module):
+    """x (B, T) observed in a plate "time", left of the plate "data"; one z for all times."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.3))
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("time", NUM_STEPS, dim=-2):
+                pyro.sample("x", dist.Normal(z.unsqueeze(-2), NOISE), obs=x.T)
+
+    def guide(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.weight * x.sum(-1), 0.5))
+
+
+class TwoSites(nn.Module):
+    """Two observed sites, x = {"a": (B, 2), "b": (B,)}: a = z + noise, b = z_0 + z_1 + noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(3, 2)
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        mask = mask or {}
+        a, b = x["a"], x["b"]
+        with pyro.plate("data", len(a)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(a), 1.0).to_event(1))
+            p_a = observed_only(dist.Normal(z, NOISE).to_event(1), mask.get("a"))
+            pyro.sample("a", p_a, obs=fill(a, mask.get("a")))
+            p_b = observed_only(dist.Normal(z.sum(-1), NOISE), mask.get("b"))
+            pyro.sample("b", p_b, obs=fill(b, mask.get("b")))
+
+    def guide(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        mask = mask or {}
+        a, b = (fill(x[name], mask.get(name)) for name in ("a", "b"))
+        with pyro.plate("data", len(a)):
+            loc = 0.5 * a + 0.1 * self.encoder(torch.cat([a, b[:, None]], -1))
+            pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
+
+
 class Row(NamedTuple):
-    """A program of data (N, D), and the covariance (D, D) of a datum, None with globals."""
+    """A program of data (N, 3).
+
+    Attributes:
+        make: its constructor.
+        covariance: C, (3, 3), of the mixture components of a datum; None with globals.
+        weights, centers: of the components, (K,) and (K, 3); one at 0 by default.
+        as_data: the program's x from the (N, 3) numbers.
+        signal: latents (S, N, D) → the (S, N, 3) means of the numbers.
+        elbo: Pyro's objective for the program.
+    """
 
     make: Callable[[], nn.Module]
     covariance: Tensor | None = None
+    weights: Tensor = torch.ones(1)
+    centers: Tensor = torch.zeros(1, 3)
+    as_data: Callable[[Tensor], Any] = lambda x: x
+    signal: Callable[[Tensor], Tensor] = lambda z: z
+    elbo: Callable[[], ELBO] = Trace_ELBO
+
+    def components(self, x: Tensor) -> Tensor:
+        """log π_k + log N(x; m_k, C), (N, K)."""
+        p_x = dist.MultivariateNormal(self.centers.to(x), self.covariance.to(x))
+        return self.weights.to(x).log() + p_x.log_prob(x[:, None])
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log p(x), (N,)."""
+        return self.components(x).logsumexp(-1)
+
+    def posterior_signal(self, x: Tensor) -> Tensor:
+        """E[x − noise | x] = Σ_k p(k|x) (m_k + (C − σ²I) C⁻¹ (x − m_k)), (N, 3)."""
+        covariance, centers = self.covariance.to(x), self.centers.to(x)
+        shrink = torch.linalg.solve(covariance, covariance - NOISE**2 * torch.eye(3).to(x))
+        means = centers + (x[:, None] - centers) @ shrink
+        return (self.components(x).softmax(-1)[..., None] * means).sum(1)
 
 
 def _sum_of(loadings: Tensor) -> Tensor:
     return loadings.double() @ loadings.double().T + NOISE**2 * torch.eye(3, dtype=torch.float64)
 
 
+def _with_sum(z: Tensor) -> Tensor:
+    return torch.cat([z, z.sum(-1, keepdim=True)], -1)
+
+
 _CHAIN = torch.tensor([[FLOW ** max(i - j, 0) * (i >= j) for j in range(3)] for i in range(3)])
+_SUM = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+WEIGHTS = torch.tensor([0.2, 0.5, 0.3])
+CENTERS = torch.tensor([[2.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [0.0, -1.0, 2.0]])
 
 PROGRAMS = {
     "global in a plate": Row(Plated),
     "AutoNormal": Row(lambda: Factors(AutoNormal)),
     "AutoMultivariateNormal": Row(lambda: Factors(AutoMultivariateNormal)),
     "AutoDelta": Row(lambda: Factors(AutoDelta)),
-    "counts dimensions from the left": Row(
-        Indexed, _sum_of(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
-    ),
+    "counts dimensions from the left": Row(Indexed, _sum_of(_SUM), signal=_with_sum),
     "a guide that counts from the left": Row(
         IndexedGuide, _sum_of(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 1.0]]))
     ),
     "nested plate": Row(Nested, _sum_of(torch.eye(3))),
     "nested plate, at once": Row(Panel, _sum_of(torch.eye(3))),
     "chain of sites": Row(Chain, _sum_of(_CHAIN)),
+    "class summed out": Row(
+        Mixture,
+        _sum_of(torch.eye(3)),
+        WEIGHTS,
+        CENTERS,
+        elbo=lambda: TraceEnum_ELBO(max_plate_nesting=1),
+    ),
+    "data in a nested plate": Row(
+        Observations, _sum_of(torch.ones(3, 1)), signal=lambda z: z.expand(*z.shape[:-1], 3)
+    ),
+    "two observed sites": Row(
+        TwoSites,
+        _sum_of(_SUM),
+        as_data=lambda x: {"a": x[:, :2], "b": x[:, 2]},
+        signal=_with_sum,
+    ),
 }
 
 
-def data(num_data: int = 20) -> Tensor:
-    """Return the data of every program, (N, 3)."""
+def numbers(num_data: int = 20) -> Tensor:
+    """Return the numbers of all programs, (N, 3)."""
     return torch.randn(num_data, 3, generator=torch.Generator().manual_seed(1)).to(
         torch.get_default_dtype()
     )
+
+
+def data(name: str, num_data: int = 20) -> Any:
+    """Return the data of a program."""
+    return PROGRAMS[name].as_data(numbers(num_data))

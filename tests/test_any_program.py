@@ -1,19 +1,32 @@
 """Every method on every kind of program: every program that SVI trains can be evaluated."""
 
+import itertools
 import math
 
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
-from programs import NOISE, PROGRAMS, Nested, Panel, data
-from pyro.infer import Trace_ELBO
+from programs import (
+    CENTERS,
+    MOVES,
+    NOISE,
+    PROGRAMS,
+    WEIGHTS,
+    Nested,
+    Panel,
+    Switching,
+    data,
+    numbers,
+)
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 import pyrovae as pv
 from pyrovae.core.terms import draw_traces, terms_of
-from pyrovae.errors import ConfigError
+from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import own_store
 
 every_program = pytest.mark.parametrize("name", PROGRAMS)
@@ -25,14 +38,20 @@ def made(name):
     return PROGRAMS[name].make()
 
 
+def log_classes(z):
+    """log p(c, z) of the program with a class that is summed out, (…, 3)."""
+    p_z = dist.Normal(CENTERS.to(z), 1.0).to_event(1)
+    return WEIGHTS.to(z).log() + p_z.log_prob(z[..., None, :])
+
+
 @every_program
 def test_loss_and_gradients_are_those_of_plain_svi(name, float64):
     """On the same draws, to 1e-10: SVI with either objective takes the same steps."""
-    program, x = made(name), data()
+    program, x = made(name), data(name)
     found = []
     with own_store():
         program.guide(x)  # AutoGuides make their parameters at the first call
-        for objective in (Trace_ELBO(), pv.objectives.TraceELBO()):
+        for objective in (PROGRAMS[name].elbo(), pv.objectives.TraceELBO()):
             program.zero_grad()
             torch.manual_seed(5)
             loss = objective.loss_and_grads(program.model, program.guide, x)
@@ -46,7 +65,7 @@ def test_loss_and_gradients_are_those_of_plain_svi(name, float64):
 @every_program
 def test_terms_are_the_log_densities_at_the_draws(name, float64):
     """S draws at once: each draw's terms are those of the same latents in a separate trace."""
-    program, x = made(name), data(4)
+    program, x = made(name), data(name, 4)
     terms = pv.elbo_terms(program, x, num_samples=5)
     assert terms.log_weights.shape == (5, 4)
     assert terms.global_log_prior.shape == terms.total_elbo.shape == (5,)
@@ -54,21 +73,30 @@ def test_terms_are_the_log_densities_at_the_draws(name, float64):
         values = {n: v[draw] for n, v in terms.latents.items()}
         if isinstance(program, Nested):
             values["z"] = values["z"].T  # (N, T) to the plates' order (T, N)
+        if name == "class summed out":
+            joint = log_classes(values["z"])
+            likelihood = dist.Normal(values["z"], NOISE).log_prob(x).sum(-1)
+            assert torch.allclose(terms.log_prior[draw], joint.logsumexp(-1))
+            assert torch.allclose(terms.log_likelihood[draw], likelihood)
+            continue
         with own_store(), torch.no_grad():
             conditioned = pyro.condition(program.model, data=values)
             trace = pyro.poutine.trace(conditioned).get_trace(x)
             trace.compute_log_prob()
         sums = {n: s["log_prob"].sum() for n, s in trace.nodes.items() if "log_prob" in s}
-        log_prior = sum(v for n, v in sums.items() if n not in ("x", "w"))
+        observed = set(terms.log_likelihoods)
+        log_prior = sum(v for n, v in sums.items() if n not in {"w", *observed})
         assert terms.log_prior[draw].sum() == pytest.approx(float(log_prior), rel=1e-10)
-        assert terms.log_likelihood[draw].sum() == pytest.approx(float(sums["x"]), rel=1e-10)
+        for site, log_prob in terms.log_likelihoods.items():
+            assert log_prob[draw].sum() == pytest.approx(float(sums[site]), rel=1e-10)
+        assert torch.allclose(terms.log_likelihood, sum(terms.log_likelihoods.values()))
         global_ = float(sums.get("w", torch.zeros(())))
         assert float(terms.global_log_prior[draw]) == pytest.approx(global_, rel=1e-10)
 
 
 @every_program
 def test_fit_trains_saves_and_resumes(name, tmp_path):
-    x = data()
+    x = data(name)
     settings = {"epochs": 4, "batch_size": 8, "seed": 0, "progress": False}
     whole = pv.fit(made(name), x, **settings)
     pv.fit(made(name), x, run_dir=tmp_path, **settings | {"epochs": 2})
@@ -83,21 +111,127 @@ def test_fit_trains_saves_and_resumes(name, tmp_path):
     assert torch.equal(*(pv.elbo_terms(p, x).log_weights for p in (program, again)))
 
 
+def test_a_markov_chain_is_summed_out(float64):
+    """log p(x) of a switching sign: a Gaussian for each of the 8 paths."""
+    program, x = Switching(), numbers(5)
+    signs, log_path = [], []
+    for path in itertools.product((0, 1), repeat=3):
+        moves = itertools.pairwise((0, *path))
+        log_path.append(sum(MOVES.double()[a, b].log() for a, b in moves))
+        signs.append(1.0 - 2.0 * torch.tensor(path))
+    signs = torch.stack(signs)
+    covariance = signs[:, :, None] * signs[:, None] + NOISE**2 * torch.eye(3)
+    p_x = dist.MultivariateNormal(torch.zeros(3), covariance)
+    exact = (torch.stack(log_path) + p_x.log_prob(x[:, None])).logsumexp(-1)
+    found = pv.log_evidence(program, {f"x_{t}": x[:, t] for t in range(3)}, num_samples=4000)
+    assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
+    assert found.std_error.max() < 0.1
+
+
+def test_a_class_is_drawn_from_its_posterior(float64):
+    """ArviZ holds c ~ p(c|z), and replicates come from that class."""
+    program, x = made("class summed out"), numbers(4)
+    tree = pv.to_arviz(program, x, num_samples=2000)
+    z, c = (torch.as_tensor(tree.posterior[site].values[0]) for site in ("z", "c"))
+    exact = log_classes(z)
+    share = torch.nn.functional.one_hot(c, 3).double().mean(0)
+    error = 5 * 0.5 / math.sqrt(2000)
+    assert ((share - exact.softmax(-1).mean(0)).abs() < error).all()
+    prior = torch.as_tensor(tree.prior["c"].values).flatten()
+    assert ((torch.bincount(prior) / len(prior) - WEIGHTS).abs() < error).all()
+
+
+def test_a_missing_site_is_left_out(float64):
+    """log p(x) with b missing in some data is that of a alone there."""
+    program, x = made("two observed sites"), data("two observed sites", 8)
+    mask = {"b": torch.arange(8) % 2 == 0}
+    x["b"] = torch.where(mask["b"], x["b"], torch.nan)
+    found = pv.log_evidence(program, x, mask=mask, num_samples=4000)
+    of_both = PROGRAMS["two observed sites"].log_density(numbers(8))
+    of_a = dist.Normal(0.0, math.sqrt(1 + NOISE**2)).log_prob(x["a"]).sum(-1)
+    exact = torch.where(mask["b"], of_both, of_a)
+    assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
+    terms = pv.elbo_terms(program, x, mask=mask)
+    assert (terms.log_likelihoods["b"][0, ~mask["b"]] == 0).all()
+    observed = pv.to_arviz(program, x, mask=mask, num_samples=3).observed_data["b"]
+    assert (observed.isnull().values == ~mask["b"].numpy()).all()
+    alone = pv.elbo_terms(program, x, mask={"b": torch.zeros(8, dtype=torch.bool)})
+    assert (alone.log_likelihoods["b"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda x: x | {"c": x["b"]}, "has no observed site 'c'"),
+        (lambda x: x | {"b": x["b"][:3]}, r"different numbers of rows, \{'a': 20, 'b': 3\}"),
+        (lambda x: x | {"b": x["b"] * torch.nan}, r"in x\['b'\]: x\[0\] = nan"),
+    ],
+)
+def test_sites_that_do_not_fit_are_refused(change, match):
+    with pytest.raises((DataError, ConfigError), match=match):
+        pv.fit(made("two observed sites"), change(data("two observed sites")), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "match"),
+    [
+        ({"c": torch.ones(20)}, "mask has the keys 'c'"),
+        (torch.ones(20) > 0, "mask is not a dict"),
+        ({"b": torch.ones(3)}, r"in x\['b'\]: mask has shape \(3,\)"),
+        ({"a": torch.zeros(20), "b": torch.zeros(20)}, "false everywhere"),
+    ],
+)
+def test_masks_of_sites_that_do_not_fit_are_refused(mask, match):
+    with pytest.raises(DataError, match=match):
+        pv.fit(made("two observed sites"), data("two observed sites"), mask=mask, epochs=1)
+
+
+def test_a_vae_takes_one_array():
+    with pytest.raises(DataError, match="a VAE observes one array"):
+        pv.fit(pv.build((3,), latent_dim=1), data("two observed sites"))
+
+
+def test_a_dict_of_any_containers(float64):
+    """Arrays, memory-mapped or sparse, and Datasets of dicts: the same evidence."""
+    program, x = made("two observed sites"), data("two observed sites")
+    rows = [{name: column[i] for name, column in x.items()} for i in range(20)]
+    others = [
+        {"a": x["a"].numpy(), "b": x["b"].tolist()},
+        {"a": scipy.sparse.csr_array(x["a"].numpy()), "b": x["b"]},
+        _Rows(rows),
+        DataLoader(_Rows(rows), batch_size=7),
+    ]
+    expected = pv.log_evidence(program, x, num_samples=10)
+    for other in others:
+        assert torch.equal(pv.log_evidence(program, other, num_samples=10).log_px, expected.log_px)
+
+
+class _Rows(Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
 @pytest.mark.parametrize("name", LOCAL)
 @pytest.mark.parametrize("method", ["iwae", "ais"])
 def test_evidence_is_the_closed_form(name, method, float64):
-    """log N(x; 0, C), within five standard errors."""
-    program, x = made(name), data(6)
+    """log N(x; 0, C), or of the mixture, within five standard errors."""
+    program, x = made(name), data(name, 6)
     options = {"num_samples": 4000} if method == "iwae" else {"num_temperatures": 80}
     found = pv.log_evidence(program, x, method=method, **options)
-    exact = dist.MultivariateNormal(torch.zeros(3), PROGRAMS[name].covariance).log_prob(x)
+    exact = PROGRAMS[name].log_density(numbers(6))
     assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
     assert found.std_error.max() < 0.2
 
 
 def test_evidence_with_globals_is_its_mean_over_them(float64):
     """E_q(w)[log N(x; w, (1 + σ²) I)] in closed form; its error is the spread over w."""
-    program, x = made("global in a plate"), data(5)
+    program, x = made("global in a plate"), numbers(5)
     found = pv.log_evidence(program, x, num_samples=1000, num_globals=60)
     loc, variance = program.loc.detach(), 1 + NOISE**2
     exact = dist.Normal(loc, math.sqrt(variance)).to_event(1).log_prob(x)
@@ -111,7 +245,7 @@ def test_evidence_with_globals_is_its_mean_over_them(float64):
 @pytest.mark.parametrize("method", ["sir", "hmc"])
 def test_posterior_with_globals_mixes_over_them(method, float64):
     """z|x, w ~ N((x − w)/(1 + σ²), σ²/(1 + σ²)), mixed over w ~ q(w)."""
-    program, x = made("global in a plate"), data(3)
+    program, x = made("global in a plate"), numbers(3)
     num_globals, num_samples = {"sir": (30, 900), "hmc": (5, 100)}[method]
     options = {"sir": {"num_proposals": 60_000}, "hmc": {"num_warmup": 40}}[method]
     how = {"num_samples": num_samples, "num_globals": num_globals} | options
@@ -125,7 +259,7 @@ def test_posterior_with_globals_mixes_over_them(method, float64):
 
 @every_program
 def test_reliability_of_every_program(name):
-    found = pv.diagnostics.pareto_k(made(name), data(4))
+    found = pv.diagnostics.pareto_k(made(name), data(name, 4))
     assert found.pareto_k.shape == (4,)
     assert not found.pareto_k.isnan().any()
 
@@ -133,35 +267,39 @@ def test_reliability_of_every_program(name):
 @pytest.mark.parametrize("name", LOCAL)
 @pytest.mark.parametrize("method", ["sir", "hmc"])
 def test_posterior_draws_have_the_exact_mean_of_the_signal(name, method, float64):
-    """E[x − noise | x] = (C − σ²I) C⁻¹ x, within six standard errors of the draws."""
-    program, x = made(name), data(3)
+    """E[x − noise | x] in closed form, within six standard errors of the draws."""
+    program, x, row = made(name), data(name, 3), PROGRAMS[name]
     options = {"sir": {"num_proposals": 20_000}, "hmc": {"num_samples": 150, "num_warmup": 60}}[
         method
     ]
     found = getattr(pv.posterior, method)(program, x, **options)
-    draws = found.draws.flatten(0, 1)  # (S, N, D)
-    if name == "counts dimensions from the left":
-        draws = torch.cat([draws, draws.sum(-1, keepdim=True)], -1)
-    covariance = PROGRAMS[name].covariance
-    mean = x @ torch.linalg.solve(covariance, covariance - 0.36 * torch.eye(3))
+    draws = row.signal(found.draws.flatten(0, 1))  # (S, N, 3)
     error = draws.std(0) / math.sqrt(100)  # an effective sample size that both exceed
-    assert ((draws.mean(0) - mean).abs() < 6 * error).all()
+    assert ((draws.mean(0) - row.posterior_signal(numbers(3))).abs() < 6 * error).all()
 
 
 @every_program
 def test_every_diagnostic_runs(name):
     """Diagnostics, checks and ArviZ of every program: right shapes, finite numbers."""
-    program, x = made(name), data()
+    program, x = made(name), data(name)
     pv.fit(program, x, epochs=1, batch_size=10, seed=0, progress=False)
     decomposed = pv.diagnostics.decompose_elbo(program, x)
     assert decomposed.elbo.isfinite().all()
     assert pv.diagnostics.active_units(program, x).variance.isfinite().all()
-    assert pv.diagnostics.prior_check(program, x, statistic=torch.std, num_samples=20)
-    assert pv.diagnostics.posterior_check(program, x, statistic=torch.std, num_samples=20)
+    checks = {"statistic": _spread_of, "num_samples": 20}
+    assert pv.diagnostics.prior_check(program, x, **checks)
+    assert pv.diagnostics.posterior_check(program, x, **checks)
     tree = pv.to_arviz(program, x, num_samples=7)
     for site, value in pv.elbo_terms(program, x, num_samples=7).latents.items():
         assert tree["posterior"][site].shape == (1, *value.shape)
-    assert tree["posterior_predictive"]["x"].shape == (1, 7, *x.shape)
+    for site, value in (x if isinstance(x, dict) else {"x": x}).items():
+        assert tree["posterior_predictive"][site].shape == (1, 7, *value.shape)
+        assert tree["observed_data"][site].shape == value.shape
+        assert tree["log_likelihood"][site].shape == (1, 7, len(value))
+
+
+def _spread_of(x):
+    return (x["a"] if isinstance(x, dict) else x).std()
 
 
 class Point(nn.Module):
@@ -230,7 +368,7 @@ def test_a_narrow_guide_is_not_a_point():
 
 
 def test_particles_are_left_of_all_plates():
-    program, x = Panel(), data(4)
+    program, x = Panel(), numbers(4)
     with own_store():
         traces = draw_traces(program.model, program.guide, x, num_samples=2)
     assert traces.guide.nodes["z"]["value"].shape == (2, 3, 4)
@@ -244,7 +382,7 @@ def test_a_program_that_asserts_the_shape_of_its_latents():
                 super().model(x)
             assert tracer.trace.nodes["z"]["value"].shape == (len(x), 2)
 
-    found = pv.log_evidence(Strict(), data(3), num_samples=50)
+    found = pv.log_evidence(Strict(), numbers(3), num_samples=50)
     assert found.log_px.isfinite().all()
 
 
@@ -256,4 +394,4 @@ def test_an_autoguide_of_globals_does_not_excuse_a_point_in_the_plate():
                 pyro.sample("z", dist.Delta(self.encoder(x)).to_event(1))
 
     with pytest.raises(ConfigError, match="is a point, but the prior"):
-        pv.elbo_terms(Pointed(AutoNormal), data())
+        pv.elbo_terms(Pointed(AutoNormal), numbers())

@@ -55,6 +55,8 @@ def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> N
         is_image = any(is_local(guide_trace.nodes[name]) for name in auxiliary_sites(guide_trace))
         for name, site in model_trace.iter_stochastic_nodes():
             check_density(site["fn"], f"the prior p({name})")
+            if name not in guide_trace:  # summed out
+                continue
             if is_local(site) and not is_image:
                 check_spread(site["fn"], guide_trace.nodes[name]["fn"], name)
             check_supports(site["fn"], guide_trace.nodes[name]["fn"], name)

@@ -13,6 +13,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -22,8 +23,10 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyrovae.contract.densities import plate_errors_explained
-from pyrovae.contract.sites import auxiliary_sites, is_local, observed_site
+from pyrovae.contract.layout import layout_of, nesting_of
+from pyrovae.contract.sites import auxiliary_sites, is_data, is_local, is_marked, observed_site
 from pyrovae.data import Batch
+from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
@@ -74,28 +77,39 @@ def first_look(program: nn.Module, rows: Batch) -> tuple[poutine.Trace, poutine.
     return traces
 
 
-def check_mask_is_seen(program: nn.Module, rows: Batch, model_trace: poutine.Trace) -> None:
+def check_mask_is_seen(
+    program: nn.Module, rows: Batch, name: str, model_trace: poutine.Trace
+) -> None:
     """Raise ConfigError if log p(x|z) of a custom program is the same without the mask.
 
     Args:
         program: one without `check_parts`, which would give a clearer error.
         rows: two copies of a datum with a hidden cell, x in the dtype of the parameters.
+        name: the observed site with that cell.
         model_trace: of the model on two data.
     """
-    x, y, seen = rows
-    with quietly(program):  # hidden cells may be NaN: a draw is in the support
-        x = torch.where(seen.to(x.device), x, model_trace.nodes["x"]["fn"].sample())
+    nesting = nesting_of(model_trace)
+    layouts = {n: layout_of(model_trace.nodes[n], nesting) for n in rows.sites}
+    with quietly(program):  # hidden cells may be NaN: draws are in the support
+        draws = {n: model_trace.nodes[n]["fn"].sample() for n in rows.sites}
+    draws = {n: layouts[n].canonical(draw)[0] for n, draw in draws.items()}
+    filled = {
+        n: site.x if site.mask is None else torch.where(site.mask, site.x, draws[n])
+        for n, site in rows.sites.items()
+    }
     log_prob = []
-    for mask in (seen, torch.ones_like(seen)):
-        site = observed_site(trace_once(program, x, y, mask)[0])
-        counted = torch.as_tensor(True if site["mask"] is None else site["mask"], device=x.device)
-        log_prob.append(torch.where(counted, site["fn"].log_prob(site["value"]), 0.0))
+    for mask in (rows.mask, Batch(rows.mask).map(torch.ones_like).x):
+        batch = replace(rows, x=filled if is_by_site(rows.x) else filled["x"], mask=mask)
+        site = observed_site(trace_once(program, *batch)[0], name)
+        counted = torch.as_tensor(True if site["mask"] is None else site["mask"])
+        found = site["fn"].log_prob(site["value"])
+        log_prob.append(torch.where(counted.to(found.device), found, 0.0))
     if torch.equal(*log_prob):
         raise ConfigError(
             f"mask was given, but the model of this {type(program).__name__} does not use it: log "
-            "p(x|z) is the same without it, and hidden cells would count as data.\n"
-            "From pyrovae.vae, write pyro.sample('x', observed_only(p_x, mask), obs=fill(x, mask, "
-            "p_x.support)), and give the encoder fill(x, mask)."
+            f"p({name}|z) is the same without it, and hidden cells would count as data.\n"
+            f"From pyrovae.vae, write pyro.sample({name!r}, observed_only(p_x, mask), obs=fill(x, "
+            "mask, p_x.support)), and give the encoder fill(x, mask)."
         )
 
 
@@ -120,9 +134,16 @@ def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Non
     for name in {**model_sites, **guide_sites}:
         if name in auxiliary:
             continue
+        if name in model_sites and name not in guide_sites and is_marked(model_sites[name]):
+            check_sum(name, model_sites[name])
+            continue
         if name not in model_sites or name not in guide_sites:
             where = "model" if name in model_sites else "guide"
-            raise ConfigError(f"the latent {name!r} is in the {where} only; SVI needs it in both.")
+            raise ConfigError(
+                f"the latent {name!r} is in the {where} only; SVI needs it in both.\n"
+                "A discrete latent is summed out, and needs no guide, if it is marked: "
+                f"pyro.sample({name!r}, …, infer={{'enumerate': 'parallel'}})."
+            )
         p, q = model_sites[name]["fn"].event_shape, guide_sites[name]["fn"].event_shape
         if p != q:
             advice = "Give prior and encoder the same latent_dim."
@@ -134,16 +155,31 @@ def check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Non
             )
 
 
+def check_sum(name: str, site: dict) -> None:
+    """Raise ConfigError if the sum over a discrete latent is not one per datum."""
+    if not is_local(site):
+        raise ConfigError(
+            f"the latent {name!r} is marked for enumeration outside the plate 'data': all data "
+            "share it, so the sum over its values has one term for all data together.\n"
+            "Put it inside `with pyro.plate('data', len(x)):`, or draw it in the guide."
+        )
+
+
 def check_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     """Raise ConfigError unless x is in the plate "data" and p and q use the same plates."""
-    if not is_local(observed_site(model_trace)):
-        raise ConfigError(
-            "the site 'x' is not inside a plate 'data', so its rows are not independent data: "
-            "log p(x|z) per datum is undefined.\n"
-            "Put the sites of a datum inside `with pyro.plate('data', len(x)):`, in the guide too."
-        )
+    for name in model_trace.observation_nodes:
+        site = model_trace.nodes[name]
+        if is_data(site) and not is_local(site):
+            raise ConfigError(
+                f"the site {name!r} is not inside a plate 'data', so its rows are not independent "
+                f"data: log p({name}|z) per datum is undefined.\n"
+                "Put the sites of a datum inside `with pyro.plate('data', len(x)):`, in the guide "
+                "too."
+            )
     for name, p in model_trace.iter_stochastic_nodes():
-        q = guide_trace.nodes[name]
+        q = guide_trace.nodes.get(name)
+        if q is None:  # summed out
+            continue
         if is_local(p) != is_local(q):
             inside, outside = ("model", "guide") if is_local(p) else ("guide", "model")
             raise ConfigError(

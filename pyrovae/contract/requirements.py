@@ -1,7 +1,7 @@
 """Requirements of a program on its data, cached until a part is swapped or edited."""
 
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
@@ -11,25 +11,33 @@ from torch.nn.modules.batchnorm import _NormBase
 from pyrovae.densities.supports import support_of
 
 
-class Requirements:
-    """Requirements of a program on its data.
+class Requirement(NamedTuple):
+    """Requirement of an observed site on its data.
 
     Attributes:
         density: p(x|z) of two data, without a mask.
         support: the support of one element of x, if it is the same for every datum; else None.
+    """
+
+    density: Distribution
+    support: constraints.Constraint | None
+
+
+class Requirements:
+    """Requirements of a program on its data.
+
+    Attributes:
+        sites: observed site → its requirement.
         state: the state of the program when it was inspected (`state_of`).
         references: weak references to the objects whose ids are in the state: while all are
             alive, no id has been reused.
     """
 
-    def __init__(self, density: Distribution, state: tuple, objects: list):
-        self.density, self.state = density, state
+    def __init__(self, densities: dict[str, Distribution], state: tuple, objects: list):
+        self.sites = {n: Requirement(d, _support_for_all(d)) for n, d in densities.items()}
+        self.state = state
         # strong references would keep the program alive
         self.references = [_weak(thing) for thing in objects]
-        support = support_of(density)
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        self.support = support if support is not None and is_one_for_all(support) else None
 
     def is_of(self, state: tuple) -> bool:
         """Return whether a program in this state is the one that was inspected."""
@@ -37,8 +45,15 @@ class Requirements:
 
     def remember(self, program: nn.Module, kind: Hashable) -> None:
         """Cache the requirements, unless they hold for some data only."""
-        if self.support is not None:
+        if all(site.support is not None for site in self.sites.values()):
             _KNOWN.setdefault(program, {})[kind] = self
+
+
+def _support_for_all(density: Distribution) -> constraints.Constraint | None:
+    support = support_of(density)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support if support is not None and is_one_for_all(support) else None
 
 
 def _weak(thing: Any) -> ref | None:

@@ -7,6 +7,7 @@ Values are never changed, only cast to the dtype and device of the parameters.
 """
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,11 +34,18 @@ from pyrovae.contract.covariates import (
     sees_covariates,
 )
 from pyrovae.contract.densities import check_densities
+from pyrovae.contract.layout import nesting_of
+from pyrovae.contract.plated import density_of_data
 from pyrovae.contract.program import check_mask_is_seen, check_signatures, first_look
-from pyrovae.contract.requirements import Requirements, is_one_for_all, known, state_of
-from pyrovae.contract.sites import observed_site
+from pyrovae.contract.requirements import (
+    Requirement,
+    Requirements,
+    is_one_for_all,
+    known,
+    state_of,
+)
+from pyrovae.contract.sites import check_sites, observed_site, of_site
 from pyrovae.data import Batch, Source, open_source
-from pyrovae.data.batch import COLUMNS
 from pyrovae.densities.supports import support_of
 from pyrovae.errors import DataError
 
@@ -114,44 +122,60 @@ class Validator:
             check_is_seen(self.program)
         self._look(batch)
         if self.traces:
-            check_event_shape(batch.x, self.requirements.density.event_shape)
+            for name, site in batch.sites.items():
+                with of_site(batch, name):
+                    check_event_shape(site.x, self.requirements.sites[name].density.event_shape)
 
     def _check_columns(self, batch: Batch, *, is_whole: bool) -> None:
-        x, y, mask = batch
-        check_num_rows(x)
-        if mask is not None and (isinstance(mask, Tensor) or mask.shape != x.shape):
-            check_mask(mask, x.shape, is_whole=is_whole)
-        if y is not None:
-            check_num_covariates(y, len(x))
-            check_finite(y, name="y")
+        check_sites(self.program, batch)
+        masks = [site.mask for site in batch.sites.values()]
+        if len(masks) > 1:  # a whole site may be missing, but not all of them
+            is_whole = is_whole and not any(mask is None or bool(mask.any()) for mask in masks)
+        for name, (x, _, mask) in batch.sites.items():
+            with of_site(batch, name):
+                check_num_rows(x)
+                if mask is not None and (isinstance(mask, Tensor) or mask.shape != x.shape):
+                    check_mask(mask, x.shape, is_whole=is_whole)
+        if batch.y is not None:
+            check_num_covariates(batch.y, batch.num_data)
+            check_finite(batch.y, name="y")
 
     def check(self, batch: Batch, *, first_row: int = 0) -> None:
         """Raise DataError unless every observed value is in the support of p(x|z)."""
-        x, y, mask = batch
+        for name, site in batch.sites.items():
+            with of_site(batch, name):
+                self._check_site(site, self.requirements.sites[name])
+        y = batch.y
+        for module in () if y is None else knowing_parts(self.program):
+            try:
+                module.check_data(*list(self.cast(replace(batch, mask=None)))[:2])
+            except DataError as error:
+                if not first_row:
+                    raise
+                last_row = first_row + batch.num_data - 1
+                where = f"in rows {first_row:,} to {last_row:,}, numbered from 0: "
+                raise DataError(where + str(error)) from None
+
+    def _check_site(self, site: Batch, required: Requirement) -> None:
+        x, _, mask = site
         mask = mask.bool() if isinstance(mask, Tensor) else mask
-        density = self.requirements.density
-        support = self.requirements.support
+        density, support = required
         is_fine = mask is None and support is not None
         if not (is_fine and is_clearly_fine(x, density.event_shape, support, self.like.dtype)):
             check_values(x, density, mask)
             check_precision(x, self.like.dtype, mask, p_x=density)
-        for module in () if y is None else knowing_parts(self.program):
-            try:
-                module.check_data(*list(self.cast(Batch(x, y)))[:2])
-            except DataError as error:
-                if not first_row:
-                    raise
-                where = f"in rows {first_row:,} to {first_row + len(x) - 1:,}, numbered from 0: "
-                raise DataError(where + str(error)) from None
 
     def cast(self, batch: Batch) -> Batch:
         """Return x and floats of y in the dtype, and all on the device, of the parameters."""
         device, dtype = self.like.device, self.like.dtype
-        x, y, mask = batch
-        if y is not None:
-            y = y.to(device, dtype if y.is_floating_point() else y.dtype)
-        mask = None if mask is None else mask.to(device, torch.bool)
-        return Batch(x.to(device, dtype), y, mask, batch.labels)
+
+        def cast(array: Tensor, name: str) -> Tensor:
+            if name.startswith("mask"):
+                return array.to(device, torch.bool)
+            is_float = name.startswith("x") or array.is_floating_point()
+            return array.to(device, dtype if is_float else array.dtype)
+
+        return batch.map_named(cast)
 
     def end(self) -> None:
         """Check the densities of the program, after the values: NaN may come from x."""
@@ -163,14 +187,12 @@ class Validator:
 
     def one_of_many(self, batch: Batch) -> Batch:
         """Check and cast a batch of a loader, the first one as `begin` does."""
-        x, y, mask = batch
         if not sees_covariates(self.program):
-            check_is_not_mask(y, x)
-            y = None  # class labels that come with each image of a Dataset
-        given = zip(COLUMNS, (x, y, mask), strict=True)
-        batch = Batch(*(None if array is None else as_tensor(array, name) for name, array in given))
+            check_is_not_mask(batch.y, batch.x)
+            batch = replace(batch, y=None)  # class labels that come with each image of a Dataset
+        batch = batch.map_named(as_tensor)
         self._check_columns(batch, is_whole=False)
-        kind = (None if batch.y is None else tuple(batch.y.shape[1:]), mask is not None)
+        kind = (None if batch.y is None else tuple(batch.y.shape[1:]), batch.mask is not None)
         if self.requirements is None:
             self._look(batch)
             self.kind = kind
@@ -182,7 +204,9 @@ class Validator:
 
     def key(self, batch: Batch) -> Hashable | None:
         """Return a key of all that `check` depends on besides the values; None if unknown."""
-        density = self.requirements.density
+        if list(self.requirements.sites) != ["x"]:
+            return None
+        density = self.requirements.sites["x"].density
         support = innermost(density.support)
         knows_y = batch.y is not None and bool(knowing_parts(self.program))
         if knows_y or not is_one_for_all(support) or not _has_finite_ends(density):
@@ -194,7 +218,7 @@ class Validator:
 
     def allows_stored(self, values: Any, *, has_y: bool) -> bool:
         """Return whether these values are allowed in every cell of x."""
-        density = self.requirements.density
+        density = self.requirements.sites["x"].density
         support = innermost(density.support)
         knows_y = has_y and bool(knowing_parts(self.program))
         if knows_y or not is_one_for_all(support) or has_edges(support):
@@ -209,7 +233,7 @@ class Validator:
 
     def _look(self, batch: Batch) -> None:
         """Use the cached requirements, or inspect the program."""
-        columns = (None if c is None else (c.shape[1:], c.dtype) for c in batch)
+        columns = ((name, c.shape[1:], c.dtype) for name, c in batch.columns.items())
         self.memory = (self.program.training, self.like, *columns)
         state, objects = state_of(self.program)
         self.requirements = known(self.program, self.memory, state)
@@ -219,21 +243,24 @@ class Validator:
         self.traces = first_look(self.program, self.cast(_first_rows(batch)))
         if batch.mask is not None and not hasattr(self.program, "check_parts"):
             self._check_mask_is_seen(batch)
-        density = observed_site(self.traces[0])["fn"]
-        self.requirements = Requirements(density, state, objects)
+        nesting = nesting_of(*self.traces)
+        sites = {name: observed_site(self.traces[0], name) for name in batch.sites}
+        densities = {name: density_of_data(site, nesting) for name, site in sites.items()}
+        self.requirements = Requirements(densities, state, objects)
 
     def _check_mask_is_seen(self, batch: Batch) -> None:
-        row = _first_hidden(batch.mask)
-        if row is None:
-            self.memory = None  # not cached: another mask may hide a cell
-        else:
-            twice = self.cast(batch.rows(torch.tensor([row, row])))
-            check_mask_is_seen(self.program, twice, self.traces[0])
+        for name, site in batch.sites.items():
+            row = None if site.mask is None else _first_hidden(site.mask)
+            if row is not None:
+                twice = self.cast(batch.rows(torch.tensor([row, row])))
+                check_mask_is_seen(self.program, twice, name, self.traces[0])
+            elif site.mask is not None:
+                self.memory = None  # not cached: another mask may hide a cell
 
 
 def _first_rows(batch: Batch) -> Batch:
     """Return the first two rows; a single row is repeated."""
-    if len(batch.x) >= 2:
+    if batch.num_data >= 2:
         return batch.rows(slice(0, 2))
     return batch.rows(torch.zeros(2, dtype=torch.long))
 
@@ -242,7 +269,7 @@ def _first_hidden(mask: Any) -> int | None:
     """Return the first row of a mask, in memory or not, that hides a cell."""
     start = 0
     for part in Batch(mask).read(READ_AT_A_TIME):
-        hidden = (~part.x.bool()).flatten(1).any(1).nonzero()
+        hidden = (~part.x.bool()).reshape(part.num_data, -1).any(1).nonzero()
         if len(hidden):
             return start + int(hidden[0])
         start += part.num_data
@@ -281,5 +308,6 @@ def is_discrete(program: nn.Module, x: Any, y: Any = None, mask: Any = None) -> 
     source = open_source(x, y, mask)
     source.watch(validator)
     source.head()  # the first batch of a loader is validated only when it is read
-    support = support_of(validator.requirements.density)
-    return None if support is None else bool(support.is_discrete)
+    supports = [support_of(site.density) for site in validator.requirements.sites.values()]
+    known = {None if support is None else bool(support.is_discrete) for support in supports}
+    return known.pop() if len(known) == 1 else None

@@ -3,9 +3,9 @@
 terms       log p(z), log p(x|z), log q(z|x) per draw and datum: the one primitive
 joint       a program at fixed data, as functions of its latents
 draws       numbers from the traces of all draws of all data, within a byte budget
-layout      the dimensions of a traced site: draws, data, other plates, event
 vectorized  many draws in the fastest way that gives the right numbers
-replay      a program at given latents
+marginal    discrete latents that the guide leaves out, summed out
+replay      the sites of a program, and a program at given latents
 replicates  replicates of the data
 conditional a program given its global latents
 chunking    the number of draws and data computed at a time

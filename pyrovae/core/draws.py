@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.chunking import chunked
-from pyrovae.core.replay import latent_layouts, shared_latents
+from pyrovae.core.replay import sites_of
 from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
 from pyrovae.core.vectorized import Way, terms_at, way_of
 from pyrovae.data import Batch, Source
@@ -29,6 +29,7 @@ from pyrovae.vae import is_plain_vae
 
 Arrays = dict[str, Tensor]
 Reading = Callable[[Traces, int], Arrays]
+LATENT, OBSERVED = "latent ", "log_likelihood "  # prefixes of sites
 
 
 @contextmanager
@@ -148,7 +149,7 @@ def elbo_terms(
 ) -> ElboTerms:
     """Return the terms of the ELBO at draws z ~ q(z|x), in eval mode and without gradients.
 
-    Discrete sites are drawn, not enumerated.
+    Discrete sites are drawn as the guide does; those that it leaves out are summed out.
 
     Args:
         program: a module with `.model` and `.guide` over one plate "data".
@@ -184,20 +185,26 @@ def guide_terms(program: nn.Module, data: Source | Batch, num_samples: int) -> E
     They are computed in chunks, unless data share latents, whose draws must be the same for all.
     """
     with RandomStream(0):  # so that this trace does not change the draws
-        layouts = latent_layouts(program, data)
-    if shared_latents(layouts):
+        sites = sites_of(program, data)
+    if sites.shared:
         batch = data.whole()
-        how = {"way": way_of(program, batch), "layouts": layouts}
+        how = {"way": way_of(program, batch), "layouts": sites.layouts}
         return terms_at(program.model, program.guide, batch, num_samples, **how)
     options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
-    found = over_draws(program, data, _read_all, **options)
+    found = over_draws(program, data, read_all, **options)
     zeros = found["log_prior"].new_zeros(num_samples)
     arrays = [found[name] for name in ElboTerms._fields[:3]]
-    return ElboTerms(*arrays, zeros, zeros, {name: found[f"latent {name}"] for name in layouts})
+    return ElboTerms(*arrays, zeros, zeros, named(found, LATENT), named(found, OBSERVED))
 
 
-def _read_all(traces: Traces, num_data: int) -> Arrays:
-    """Return the three terms in the dtype of the program, and the latents by site."""
+def read_all(traces: Traces, num_data: int) -> Arrays:
+    """Return the three terms in the dtype of the program, and by site latents and log p(x|z)."""
     terms = terms_of(traces, num_data)
-    latents = {f"latent {name}": value for name, value in terms.latents.items()}
-    return {name: getattr(terms, name) for name in terms._fields[:3]} | latents
+    latents = {LATENT + name: value for name, value in terms.latents.items()}
+    of_data = {OBSERVED + name: value for name, value in terms.log_likelihoods.items()}
+    return {name: getattr(terms, name) for name in terms._fields[:3]} | latents | of_data
+
+
+def named(arrays: Arrays, prefix: str) -> Arrays:
+    """Return the arrays with this prefix, by site."""
+    return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}

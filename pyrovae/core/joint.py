@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.core.layout import layouts_of
+from pyrovae.contract.layout import layouts_of
+from pyrovae.core.marginal import drawn
 from pyrovae.core.replay import nothing
 from pyrovae.core.terms import ElboTerms, draw_traces, is_local
 from pyrovae.core.vectorized import terms_at, way_of
@@ -62,6 +63,10 @@ class VAEJoint:
         p_x = self.decoder(z["z"], *given(y, self.decoder))
         return self.prior.log_prob(z["z"]), log_likelihood(p_x, x, mask)
 
+    def log_likelihoods(self, z: Latents) -> Latents:
+        """Return log p of each observed site at z, (S, N)."""
+        return {"x": self.terms(z)[1]}
+
     def log_guide(self, z: Latents) -> Tensor:
         return self.guide.log_prob(z["z"])
 
@@ -101,15 +106,19 @@ class ProgramJoint:
         terms = self._replayed(self.program.model, z)
         return terms.log_prior, terms.log_likelihood
 
+    def log_likelihoods(self, z: Latents) -> Latents:
+        return dict(self._replayed(self.program.model, z).log_likelihoods)
+
     def log_guide(self, z: Latents) -> Tensor:
         return self._replayed(self.program.guide, z).log_prior
 
     def draw_prior(self, num_samples: int) -> Latents:
-        return self._terms(self.program.model, nothing, num_samples).latents
+        latents = self._terms(drawn(self.program.model), nothing, num_samples).latents
+        return {name: latents[name] for name in self.supports}
 
     def draw_guide(self, num_samples: int) -> Latents:
-        drawn = self._terms(self.program.guide, nothing, num_samples).latents
-        return {name: drawn[name] for name in self.supports}
+        latents = self._terms(self.program.guide, nothing, num_samples).latents
+        return {name: latents[name] for name in self.supports}
 
     def weighted_draws(self, num_samples: int) -> tuple[Latents, Tensor]:
         terms = self._terms(self.program.model, self.program.guide, num_samples)

@@ -1,50 +1,92 @@
 """Replicates of the data.
 
-x^rep ~ p(x|z) at z ~ q(z|x), at z ~ p(z), or at latents from elsewhere
+x^rep ~ p(x|z) at z ~ q(z|x), at z ~ p(z), or at latents from elsewhere. Discrete latents that are
+summed out are drawn from p(c|x, z), or from the prior like z.
 """
 
 from collections.abc import Callable, Iterator
 
+import torch
 from pyro import poutine
-from torch import nn
+from torch import Tensor, nn
 
+from pyrovae.contract.layout import layouts_of
 from pyrovae.core.chunking import budget_of, bytes_per_draw, sizes
-from pyrovae.core.layout import layouts_of
-from pyrovae.core.replay import Arrays, latent_layouts, nothing
-from pyrovae.core.terms import draw_traces
+from pyrovae.core.marginal import drawn
+from pyrovae.core.replay import Arrays, Sites, guide_at, nothing, sites_of
+from pyrovae.core.terms import draw_traces, posterior_trace
 from pyrovae.core.vectorized import Way, way_of
 from pyrovae.data import Batch, Source
+
+ROWS = 256
 
 
 def replicated(
     program: nn.Module,
     data: Source | Batch,
-    guide_for: Callable[[slice], Callable],
+    guide_for: Callable[[slice], Callable] | None = None,
     *,
     num_samples: int,
     memory_budget: int | None,
 ) -> Iterator[Arrays]:
-    """Yield replicates of the whole data, "x" and the latents, in chunks (s, N, …).
+    """Yield replicates of the whole data, its observed sites and latents, in chunks (s, N, …).
 
     Args:
         program: any program, inside `diagnosing`.
         data: validated; only the shape of x matters, unless the guide reads x.
-        guide_for: a slice of the S draws → the guide that fixes their latents.
+        guide_for: a slice of the S draws → the guide that fixes their latents; None draws them
+            from the prior.
         num_samples: S, the total number of replicates.
         memory_budget: bytes for one chunk; at least one replicate is made at a time.
     """
-    model, batch = poutine.uncondition(program.model), data.whole()
-    one = batch.head()
-    latents = latent_layouts(program, batch)
-    nesting = max((layout.nesting for layout in latents.values()), default=1)
+    model, batch = drawn(poutine.uncondition(program.model)), data.whole()
+    one, sites = batch.head(), sites_of(program, batch)
     chunk = 1
     if way_of(program, batch) is Way.AT_ONCE:
         cost = bytes_per_draw(lambda size: draw_traces(model, nothing, *one, num_samples=size))
         chunk = max(1, budget_of(memory_budget, batch.device).num_bytes // (cost * batch.num_data))
     start = 0
     for size in sizes(num_samples, chunk):
-        guide = guide_for(slice(start, start + size))
-        trace = draw_traces(model, guide, *batch, num_samples=size, nesting=nesting).model
+        guide = guide_for(slice(start, start + size)) if guide_for else nothing
+        how = {"num_samples": size, "nesting": sites.nesting}
+        if guide_for and sites.summed:
+            guide = _with_summed(program, guide, batch, sites, **how)
+        trace = draw_traces(model, guide, *batch, **how).model
         layouts = layouts_of(trace)
-        yield {n: layouts[n].canonical(trace.nodes[n]["value"]) for n in (*latents, "x")}
+        names = [*sites.latents, *sites.summed, *sites.observed]
+        yield {n: layouts[n].canonical(trace.nodes[n]["value"]) for n in names}
         start += size
+
+
+def _with_summed(
+    program: nn.Module, guide: Callable, batch: Batch, sites: Sites, **how: int
+) -> Callable:
+    """Return a guide that fixes one draw of this guide, and c ~ p(c|x, z)."""
+    trace = posterior_trace(program.model, guide, *batch, **how)
+    names = [*sites.latents, *sites.summed]
+    latents = {n: sites.layouts[n].canonical(trace.nodes[n]["value"]) for n in names}
+    return guide_at(latents, sites.layouts)
+
+
+def observed_data(program: nn.Module, data: Source | Batch, sites: Sites) -> Arrays:
+    """Return the data of each observed site, (N, *plates, *event), NaN where masked."""
+    parts = []
+    for rows in data.read(ROWS):
+        trace = draw_traces(drawn(program.model), program.guide, *rows).model
+        nodes = {name: trace.nodes[name] for name in sites.observed}
+        parts.append({n: sites.layouts[n].canonical(_seen(site))[0] for n, site in nodes.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _seen(site: dict) -> Tensor:
+    """Return the value of an observed site, NaN where it is masked."""
+    density, masks = site["fn"], [site["mask"]]
+    while hasattr(density, "base_dist"):
+        masks.append(getattr(density, "_mask", None))
+        density = density.base_dist
+    value = site["value"]
+    for mask in masks:
+        if isinstance(mask, Tensor):
+            mask = mask.reshape(*mask.shape, *[1] * (value.dim() - mask.dim()))
+            value = torch.where(mask, value, torch.nan)
+    return value

@@ -13,7 +13,9 @@ last. Handlers that scale a plate (minibatches) have no effect here: callers tha
 scale multiply outside the log-sum-exp.
 """
 
+from collections.abc import Mapping
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyro
@@ -22,11 +24,10 @@ from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from pyrovae.contract.sites import is_local
-from pyrovae.core.layout import PARTICLES, Layout, layouts_of, nesting_of
+from pyrovae.contract.layout import PARTICLES, Layout, layouts_of, nesting_of
+from pyrovae.contract.sites import is_data, is_local
+from pyrovae.core.marginal import MAX_NESTING, Enumerated, discrete_draws, sum_out
 from pyrovae.errors import ConfigError
-
-MAX_NESTING = 8  # largest number of nested plates of a program
 
 
 class ElboTerms(NamedTuple):
@@ -40,6 +41,8 @@ class ElboTerms(NamedTuple):
         global_log_guide: (S,), log q of the same latents.
         latents: site name → its draws, (S, N, *plates, *event), with the sizes of plates other
             than "data", or (S, *plates, *event) for a global one.
+        log_likelihoods: observed site → (S, N), log p of that site given the latents; with discrete
+            latents that are summed out, given the observed sites before it as well.
     """
 
     log_prior: Tensor
@@ -48,6 +51,7 @@ class ElboTerms(NamedTuple):
     global_log_prior: Tensor
     global_log_guide: Tensor
     latents: dict[str, Tensor]
+    log_likelihoods: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def kl(self) -> Tensor:
@@ -91,16 +95,16 @@ def draw_traces(
     The plate is left of all plates of the program, at dim −2 where "data" is the only one: sites
     get shape (S, B, *event), or (B, …) for a single draw. Gradients flow, also through the draws
     unless `detach`; surrounding handlers apply. `nesting` is the number of dimensions of the
-    program's plates where it is known; it is found otherwise.
+    program's plates where it is known; it is found otherwise. Discrete sites that are marked for
+    enumeration, and that the guide leaves out, are summed out of the model (`marginal`).
     """
     if num_samples == 1:
-        found = get_importance_trace("flat", MAX_NESTING, model, guide, args, kwargs, detach)
-        return Traces(*found)
+        return _importance_traces(model, guide, args, kwargs, detach)
     dim = -nesting - 1
     while True:
         both = [_with_particles(program, num_samples, dim) for program in (model, guide)]
         try:
-            found = Traces(*get_importance_trace("flat", -dim, *both, args, kwargs, detach))
+            found = _importance_traces(*both, args, kwargs, detach)
         except ValueError as error:
             if "collide" not in str(error) or dim <= -MAX_NESTING:
                 raise
@@ -110,6 +114,28 @@ def draw_traces(
         if nesting < -dim:
             return found
         dim = -nesting - 1
+
+
+def _importance_traces(model: Any, guide: Any, args: Any, kwargs: Any, detach: bool) -> Traces:
+    with Enumerated() as enumerated:
+        model = enumerated.of_model(model)
+        found = get_importance_trace("flat", MAX_NESTING, model, guide, args, kwargs, detach)
+    traces = Traces(*found)
+    sum_out(traces.model)
+    return traces
+
+
+def posterior_trace(
+    model: Any, guide: Any, *args: Any, num_samples: int, nesting: int
+) -> poutine.Trace:
+    """Return a trace of the model at z ~ q(z|x) and c ~ p(c|x, z), c being summed out elsewhere.
+
+    Arguments as for `draw_traces`.
+    """
+    guide_trace = draw_traces(model, guide, *args, num_samples=num_samples, nesting=nesting).guide
+    if num_samples > 1:
+        model = _with_particles(model, num_samples, -nesting - 1)
+    return discrete_draws(model, guide_trace, args)
 
 
 def _with_particles(program: Any, num_samples: int, dim: int) -> Any:
@@ -137,13 +163,16 @@ def terms_of(traces: Traces, num_data: int) -> ElboTerms:
     layouts = layouts_of(*traces)
     split = partial(_local_and_global, layouts=layouts, num_data=num_data, device=device)
     log_prior, global_log_prior = split(model_latents)
-    log_likelihood, _ = split(observed)
+    of_sites = {n: split({n: s})[0] for n, s in observed.items() if is_local(s)}
+    log_likelihood = reduce(torch.add, of_sites.values()) if of_sites else split({})[0]
     log_guide, global_log_guide = split(guide_latents)
     arrays = (log_prior, log_likelihood, log_guide, global_log_prior, global_log_guide)
     num_samples = max(len(a) for a in arrays)
     expanded = [a.expand(num_samples, *a.shape[1:]) for a in arrays]
     latents = {n: layouts[n].canonical(s["value"]) for n, s in model_latents.items()}
-    return ElboTerms(*expanded, latents)
+    of_data = {n: v for n, v in of_sites.items() if is_data(observed[n])}
+    of_data = {n: v.expand(num_samples, *v.shape[1:]) for n, v in of_data.items()}
+    return ElboTerms(*expanded, latents, of_data)
 
 
 def _sites(trace: poutine.Trace):

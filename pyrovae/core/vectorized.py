@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from pyrovae.contract.layout import Layout, layouts_of
 from pyrovae.contract.requirements import state_of
-from pyrovae.core.layout import Layout, layouts_of
-from pyrovae.core.replay import guide_at, latent_layouts, shared_latents
+from pyrovae.core.replay import guide_at, sites_of
 from pyrovae.core.terms import ElboTerms, draw_traces, terms_of
 from pyrovae.data import Batch
 from pyrovae.runtime.random_stream import RandomStream
@@ -66,8 +66,7 @@ def way_of(program: nn.Module, batch: Batch) -> Way:
 def _way(program: nn.Module, rows: Batch) -> Way:
     if _is_same(program, rows):
         return Way.AT_ONCE
-    is_shared = shared_latents(latent_layouts(program, rows))
-    return Way.ONE_BY_ONE if is_shared else Way.AS_ROWS
+    return Way.ONE_BY_ONE if sites_of(program, rows).shared else Way.AS_ROWS
 
 
 def _is_same(program: nn.Module, rows: Batch) -> bool:
@@ -126,7 +125,8 @@ def terms_at(
         shape = (num_samples, batch.num_data)
         rows = [term[0].unflatten(0, shape) for term in found[:3]]
         shared = [term.expand(num_samples) for term in found[3:5]]
-        return ElboTerms(*rows, *shared, {n: v[0].unflatten(0, shape) for n, v in found[5].items()})
+        sites = ({n: v[0].unflatten(0, shape) for n, v in named.items()} for named in found[5:])
+        return ElboTerms(*rows, *shared, *sites)
     each = range(num_samples)
     of = [guide if callable(guide) else {n: v[s : s + 1] for n, v in guide.items()} for s in each]
     return joined([drawn(one, batch, 1) for one in of])
@@ -134,5 +134,6 @@ def terms_at(
 
 def joined(parts: list[ElboTerms]) -> ElboTerms:
     """Concatenate terms along the draws."""
-    latents = {n: torch.cat([part.latents[n] for part in parts]) for n in parts[0].latents}
-    return ElboTerms(*map(torch.cat, zip(*(part[:5] for part in parts), strict=True)), latents)
+    arrays = map(torch.cat, zip(*(part[:5] for part in parts), strict=True))
+    sites = ({n: torch.cat([part[i][n] for part in parts]) for n in parts[0][i]} for i in (5, 6))
+    return ElboTerms(*arrays, *sites)

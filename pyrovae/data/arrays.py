@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pyrovae.checks import as_labels, as_tensor
-from pyrovae.data.batch import ALL, COLUMNS, Batch, Labels
+from pyrovae.data.batch import ALL, Batch, Labels, arrays_of, is_by_site
 from pyrovae.data.source import Source, Validator
 from pyrovae.runtime.hashing import sha256
 
@@ -30,11 +30,10 @@ class ArraySource(Source):
     """
 
     def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
-        given = zip((x, y, mask), COLUMNS, strict=True)
-        arrays = [None if array is None else as_tensor(array, name) for array, name in given]
-        self.labels = Labels(*as_labels(x))
-        self.dtypes = {n: a.dtype for n, a in zip(COLUMNS, arrays, strict=True) if a is not None}
-        self.preloaded = Batch(*arrays, self.labels)
+        rows, columns = as_labels(arrays_of(x)[0])
+        self.labels = Labels(rows, None if is_by_site(x) else columns)
+        self.preloaded = Batch(x, y, mask, self.labels).map_named(as_tensor)
+        self.dtypes = {name: array.dtype for name, array in self.preloaded.columns.items()}
         self.batch_size = batch_size
 
     @classmethod
@@ -62,7 +61,7 @@ class ArraySource(Source):
     @property
     def device(self) -> torch.device:
         """The device of the data."""
-        return self.preloaded.x.device
+        return self.preloaded.device
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """Start one pass over the data, in an order drawn from the global generator."""

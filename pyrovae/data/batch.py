@@ -1,10 +1,11 @@
 """`Batch`, the carrier of data: the arguments (x, y, mask) of a program, for some rows.
 
 A batch unpacks into these three: `program.model(*batch)`. The names of rows and columns of a data
-frame travel with it.
+frame travel with it. Where a program observes several sites, x is a dict of their arrays, and mask
+a dict with an array for each site that has missing values.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class Batch:
     """The arguments of a program: x (B, *event), y (B, …) or None, mask of x's shape or None.
 
     Attributes:
-        x, y, mask: tensors, or before validation possibly rows read on demand (`data.rows`).
+        x, y, mask: tensors, or before validation possibly rows read on demand (`data.rows`); x and
+            mask may be dicts of them, by observed site.
         labels: names of rows and columns.
 
     Example:
@@ -57,17 +59,40 @@ class Batch:
     @property
     def num_data(self) -> int:
         """B, the number of rows."""
-        return len(self.x)
+        return num_rows(self.x)
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The arrays among x, y and mask that are present, by name."""
-        return {n: c for n, c in zip(COLUMNS, self, strict=True) if c is not None}
+        """The arrays of x, y and mask that are present; "x.site" for each site of a dict."""
+        columns = {}
+        for name, column in zip(COLUMNS, self, strict=True):
+            if is_by_site(column):
+                columns |= {f"{name}.{site}": array for site, array in column.items()}
+            elif column is not None:
+                columns[name] = column
+        return columns
+
+    @property
+    def sites(self) -> dict[str, "Batch"]:
+        """The data of each observed site, without y: "x" unless x is a dict."""
+        if not is_by_site(self.x):
+            return {"x": Batch(self.x, None, self.mask, self.labels)}
+        masks = self.mask or {}
+        return {n: Batch(x, None, spread(masks.get(n), x)) for n, x in self.x.items()}
+
+    def with_columns(self, columns: Mapping[str, Any]) -> "Batch":
+        """Return the batch with other arrays in its `columns`."""
+        arrays = iter(columns.values())
+        return self.map(lambda _: next(arrays))
 
     def map(self, function: Callable[[Any], Any]) -> "Batch":
         """Return the batch with a function applied to each array that is present."""
-        arrays = (None if array is None else function(array) for array in self)
-        return Batch(*arrays, self.labels)
+        return Batch(*(_map(function, column) for column in self), self.labels)
+
+    def map_named(self, function: Callable[[Any, str], Any]) -> "Batch":
+        """Return the batch with function(array, name) of each; site a of x is named x['a']."""
+        names = (_shown(name) for name in self.columns)
+        return self.map(lambda array: function(array, next(names)))
 
     def rows(self, index: Any) -> "Batch":
         """Return the rows selected by a slice or a tensor of indices.
@@ -108,7 +133,7 @@ class Batch:
     @property
     def device(self) -> torch.device:
         """The device of x."""
-        return self.x.device
+        return next(iter(self.columns.values())).device
 
     def share(self, share: slice) -> "Batch":
         """Return the rows of one process, contiguous."""
@@ -133,11 +158,56 @@ def concat(batches: list[Batch]) -> Batch:
     first = batches[0]
     if len(batches) == 1:
         return first
-    arrays = {n: torch.cat([getattr(b, n) for b in batches]) for n in first.columns}
+    columns = [batch.columns for batch in batches]
     labels = first.labels
     if labels.rows is not None:
         labels = labels._replace(rows=np.concatenate([b.labels.rows for b in batches]))
-    return replace(first, labels=labels, **arrays)
+    arrays = {name: torch.cat([each[name] for each in columns]) for name in columns[0]}
+    return replace(first.with_columns(arrays), labels=labels)
+
+
+def is_by_site(column: Any) -> bool:
+    """Return whether a column is a dict of arrays; scipy's dok format is a dict as well."""
+    return isinstance(column, Mapping) and not hasattr(column, "tocsr")
+
+
+def arrays_of(x: Any) -> list[Any]:
+    """Return the arrays of a dict, or x itself."""
+    return list(x.values()) if is_by_site(x) else [x]
+
+
+def num_rows(x: Any) -> int:
+    """Return the number of rows of an array, or of the first array of a dict.
+
+    Example:
+        >>> num_rows({"image": torch.zeros(3, 2), "text": torch.zeros(3, 5)})
+        3
+    """
+    return len(arrays_of(x)[0])
+
+
+def spread(mask: Any, x: Any) -> Any:
+    """Return a mask of whole data, (N,), in x's shape; others unchanged.
+
+    Example:
+        >>> spread(torch.tensor([True, False]), torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    is_by_datum = isinstance(mask, Tensor) and mask.shape == x.shape[:1]
+    if not is_by_datum or x.dim() == 1:
+        return mask
+    return mask.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+
+
+def _shown(name: str) -> str:
+    column, _, site = name.partition(".")
+    return f"{column}[{site!r}]" if site else column
+
+
+def _map(function: Callable[[Any], Any], column: Any) -> Any:
+    if is_by_site(column):
+        return {site: function(array) for site, array in column.items()}
+    return None if column is None else function(column)
 
 
 def _device(array: Any) -> Any:

@@ -88,6 +88,8 @@ def batch_of(item: Any) -> Batch:
         [1, None, 2]
     """
     if isinstance(item, Mapping):
+        if "x" not in item and not set(item) & set(COLUMNS):
+            return Batch(dict(item))
         if "x" in item and set(item) <= set(COLUMNS):
             return Batch(**item)
         raise DataError(

@@ -55,7 +55,7 @@ class LoaderSource(Source):
     Example:
         >>> import torch
         >>> source = LoaderSource(DataLoader(torch.eye(3, 2), batch_size=2), batch_size=9)
-        >>> [len(batch.x) for batch in source.read(3)]
+        >>> [batch.num_data for batch in source.read(3)]
         [3]
     """
 
@@ -108,7 +108,7 @@ class LoaderSource(Source):
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """Start one pass of the loader; skipped batches are read but not checked."""
         items = self._items(self.loader)
-        skipped = [len(batch_of(item).x) for _, item in zip(range(skip), items, strict=False)]
+        skipped = [batch_of(item).num_data for _, item in zip(range(skip), items, strict=False)]
         return (b.share(share) for b in self._checked(items, len(skipped), sum(skipped)))
 
     def _in_order(self) -> Iterator[Batch]:
@@ -158,8 +158,8 @@ class LoaderSource(Source):
                 batch = self.validator.one_of_many(batch) if self.validator else batch
             except (DataError, ConfigError) as error:
                 raise type(error)(f"{error}\n(In batch {number} of the {self.name}.)") from None
-            num_batches, num_data = number, num_data + len(batch.x)
-            self.batch_size = max(self.batch_size, len(batch.x))
+            num_batches, num_data = number, num_data + batch.num_data
+            self.batch_size = max(self.batch_size, batch.num_data)
             yield batch
         if is_counted or not num_data:
             self._end(num_batches, num_data)
@@ -224,7 +224,7 @@ class StreamSource(LoaderSource):
         ...         return iter(torch.eye(3, 2))
         >>> source = StreamSource(DataLoader(Stream(), batch_size=2), batch_size=2)
         >>> before = source.num_data
-        >>> before, sum(len(batch.x) for batch in source.epoch(shuffle=False)), source.num_data
+        >>> before, sum(batch.num_data for batch in source.epoch(shuffle=False)), source.num_data
         (None, 3, 3)
     """
 

@@ -148,4 +148,4 @@ class Source:
     @property
     def device(self) -> torch.device:
         """The device of the batches."""
-        return self.head().x.device
+        return self.head().device

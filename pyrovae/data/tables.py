@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.checks import check_mask
-from pyrovae.data.batch import ALL, COLUMNS, Batch
+from pyrovae.data.batch import ALL, Batch, arrays_of
 from pyrovae.data.orders import BlockOrder
 from pyrovae.data.rows import MappedRows, Rows, SparseRows, as_rows, mapped_file
 from pyrovae.data.source import Source, Validator
@@ -42,9 +42,7 @@ class TableSource(Source):
     """
 
     def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
-        given = (x, y, mask)
-        rows = [None if c is None else as_rows(c, n) for c, n in zip(given, COLUMNS, strict=True)]
-        self.table = Batch(*rows)
+        self.table = Batch(x, y, mask).map_named(as_rows)
         self.batch_size, self.digests = batch_size, {}
         self.cast: Callable[[Batch], Batch] = lambda batch: batch
 
@@ -73,27 +71,30 @@ class TableSource(Source):
     def _pass(self, validator: Validator) -> tuple[tuple[str, str], ...]:
         columns = self.table.columns
         files = {n: hashlib.sha256() for n, c in columns.items() if isinstance(c, MappedRows)}
-        step = max(1, NUMBERS_AT_A_TIME // max(1, self.table.x.shape[1:].numel()))
+        sites = self.table.sites.values()
+        size = sum(site.x.shape[1:].numel() for site in sites)
+        step = max(1, NUMBERS_AT_A_TIME // max(1, size))
         is_any_observed = self.table.mask is None
         for start in range(0, self.num_data, step):
             rows = self.table.rows(slice(start, min(start + step, self.num_data)))
             for name, digest in files.items():
                 digest.update(as_bytes(rows.columns[name]))
             self._check(validator, rows, start)
-            is_any_observed = is_any_observed or bool(rows.mask.any())
+            masks = (site.mask for site in rows.sites.values())
+            is_any_observed = is_any_observed or any(m is None or bool(m.any()) for m in masks)
         if not is_any_observed:
-            check_mask(self.table.mask, self.table.x.shape)
+            for site in self.table.sites.values():
+                if site.mask is not None:
+                    check_mask(site.mask, site.x.shape)
         return tuple((name, digest.hexdigest()) for name, digest in files.items())
 
     def _check(self, validator: Validator, rows: Batch, start: int) -> None:
         try:
-            if rows.mask is not None:
-                check_mask(rows.mask, rows.x.shape, is_whole=False)
+            _check_masks(rows)
             validator.check(rows, first_row=start)
         except DataError:
             # the same checks of all data, so that the message counts over all of them
-            if self.table.mask is not None:
-                check_mask(self.table.mask, self.table.x.shape, is_whole=False)
+            _check_masks(self.table)
             validator.check(Batch(self.table.x, None, self.table.mask))
             raise
 
@@ -169,7 +170,7 @@ class SparseSource(TableSource):
     @classmethod
     def takes(cls, x: Any) -> bool:
         """Return whether x is a scipy sparse container, which has the method `tocsr`."""
-        return hasattr(x, "tocsr")
+        return any(hasattr(array, "tocsr") for array in arrays_of(x))
 
 
 class MappedSource(TableSource):
@@ -202,7 +203,7 @@ class MappedSource(TableSource):
     @classmethod
     def takes(cls, x: Any) -> bool:
         """Return whether x is a `numpy.memmap`, or an array over one."""
-        return mapped_file(x) is not None and np.ndim(x) > 0
+        return any(mapped_file(a) is not None and np.ndim(a) > 0 for a in arrays_of(x))
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """Start one pass over the data, each datum once, in an order of blocks and windows."""
@@ -224,7 +225,7 @@ class MappedSource(TableSource):
                 for index in order.permutation(number)[skipped:].split(self.batch_size):
                     if len(index):
                         rows = {n: w.index_select(0, index[share]) for n, w in windows.items()}
-                        yield self.cast(Batch(**rows))
+                        yield self.cast(self.table.with_columns(rows))
         finally:
             self.spare = windows
 
@@ -243,6 +244,12 @@ class MappedSource(TableSource):
                 else:
                     windows[name][start:stop] = column[run]
             start = stop
+
+
+def _check_masks(batch: Batch) -> None:
+    for site in batch.sites.values():
+        if site.mask is not None:
+            check_mask(site.mask, site.x.shape, is_whole=False)
 
 
 def _digest(column: Tensor | Rows) -> str:

@@ -20,8 +20,8 @@ from torch.distributions import (
 )
 
 from pyrovae.contract.densities import coordinate_of
+from pyrovae.contract.layout import layouts_of
 from pyrovae.core.draws import Arrays, local_latents
-from pyrovae.core.layout import layouts_of
 from pyrovae.core.terms import Traces
 from pyrovae.densities.discrete import BernoulliVector
 from pyrovae.densities.supports import Circle, support_of

@@ -18,7 +18,8 @@ References:
     Posterior predictive p-values, Meng, 1994, https://doi.org/10.1214/aos/1176325622
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
 from pyrovae.contract import validated
-from pyrovae.core.draws import diagnosing
-from pyrovae.core.replay import nothing
+from pyrovae.core.draws import Arrays, diagnosing
 from pyrovae.core.replicates import replicated
+from pyrovae.data import Batch
+from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
 
 Statistic = Callable[[Tensor], Any]
@@ -133,14 +135,14 @@ def posterior_check(
 def _check(program, data, statistic, from_prior, num_samples, seed, memory_budget):
     num_samples = whole_number(num_samples, "num_samples", 2)
     batch = validated(program, *data).whole()
-    observed = _value(statistic, _seen(batch.x, batch.mask))
+    observed = _value(statistic, _seen(batch))
     options = {"num_samples": num_samples, "memory_budget": memory_budget}
-    guide = nothing if from_prior else program.guide
+    guide_for = None if from_prior else lambda _: program.guide
     with diagnosing(program, seed):
         values = [
-            _value(statistic, _seen(one, batch.mask), observed.shape)
-            for chunk in replicated(program, batch, lambda _: guide, **options)
-            for one in chunk["x"]
+            _value(statistic, _seen(replicate), observed.shape)
+            for chunk in replicated(program, batch, guide_for, **options)
+            for replicate in _replicates(chunk, batch)
         ]
     found = torch.stack(values)
     above, ties = (found > observed).sum(0), (found == observed).sum(0)
@@ -148,8 +150,20 @@ def _check(program, data, statistic, from_prior, num_samples, seed, memory_budge
     return PredictiveCheck(observed, found, p_value.double())
 
 
-def _seen(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else torch.where(mask, x, torch.nan)
+def _replicates(chunk: Arrays, batch: Batch) -> Iterator[Batch]:
+    """Yield the batch with the x of each replicate."""
+    for draw in range(len(chunk[next(iter(batch.sites))])):
+        x = {name: chunk[name][draw] for name in batch.sites}
+        yield replace(batch, x=x if is_by_site(batch.x) else x["x"])
+
+
+def _seen(batch: Batch) -> Any:
+    """Return x, or the dict of its sites, with NaN where masked."""
+    found = {
+        name: x if mask is None else torch.where(mask, x, torch.nan)
+        for name, (x, _, mask) in batch.sites.items()
+    }
+    return found if is_by_site(batch.x) else found["x"]
 
 
 def _value(statistic: Statistic, x: Tensor, shape: torch.Size | None = None) -> Tensor:

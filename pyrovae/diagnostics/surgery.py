@@ -212,7 +212,7 @@ def _log_sum_of_others(
     """Return log Σ_{j ≠ i} q(z_m|x_j) for the draws z_m of datum i = row[m], (M,) float64."""
 
     def log_guide(rows: Batch) -> Tensor:
-        size = len(rows.x)
+        size = rows.num_data
         at = {n: v[:, None].expand(len(v), size, *v.shape[1:]) for n, v in z.items()}
         return joint_of(program, rows).log_guide(at).double()  # (M, n)
 
@@ -221,7 +221,7 @@ def _log_sum_of_others(
     total = torch.full_like(row, -math.inf, dtype=torch.float64)
     start = 0
     for rows in data.read(max(1, budget // cost)):
-        column = torch.arange(start, start + len(rows.x), device=row.device)
+        column = torch.arange(start, start + rows.num_data, device=row.device)
         others = log_guide(rows).masked_fill(row[:, None] == column, -math.inf)
-        total, start = torch.logaddexp(total, others.logsumexp(1)), start + len(rows.x)
+        total, start = torch.logaddexp(total, others.logsumexp(1)), start + rows.num_data
     return total

@@ -173,7 +173,7 @@ def _settling(vae: nn.Module, space: Space, batch: Batch) -> Iterator[tuple[Cell
     q_z = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder))
     found = space.transform.inv(q_z.sample((16,)))
     cells = _first_cells(vae, space, batch, found)
-    log_px = _log_sum(cells, len(batch.x))
+    log_px = _log_sum(cells, batch.num_data)
     is_open = torch.ones_like(log_px, dtype=torch.bool)
     moved = torch.full_like(log_px, math.inf)
     for _ in range(MAX_LEVELS):
@@ -181,7 +181,7 @@ def _settling(vae: nn.Module, space: Space, batch: Batch) -> Iterator[tuple[Cell
         if (cells.log_joint > log_px[cells.datum] - NEGLIGIBLE).sum() * 3**space.dim > MAX_CELLS:
             break
         cells = refined(vae, space, batch, cells, log_px, is_open)
-        after = torch.where(is_open, _log_sum(cells, len(batch.x)), log_px)
+        after = torch.where(is_open, _log_sum(cells, batch.num_data), log_px)
         moved, log_px = (after - log_px).abs(), after
         is_settled = is_open & (moved <= TOLERANCE)
         if is_settled.any():
@@ -205,12 +205,12 @@ def _first_cells(vae: nn.Module, space: Space, batch: Batch, found: Tensor) -> C
     at_found = log_joint(vae, space, batch, found)  # (16, N)
     while True:
         cells = _regular(vae, space, batch, found, reach)
-        log_px = _log_sum(cells, len(batch.x))
+        log_px = _log_sum(cells, batch.num_data)
         is_rim = cells.center.abs().amax(-1) > 0.8 * reach
         rim = cells._replace(log_joint=cells.log_joint.masked_fill(~is_rim, -math.inf))
         matters = at_found > log_px - NEGLIGIBLE
         needed = 1.5 * float((found.abs().amax(-1) * matters).max())
-        if (_log_sum(rim, len(batch.x)) - log_px).max() < math.log(1e-7) and needed <= reach:
+        if (_log_sum(rim, batch.num_data) - log_px).max() < math.log(1e-7) and needed <= reach:
             return cells
         reach = max(1.5 * reach, needed)
 
@@ -221,7 +221,7 @@ def _regular(vae: nn.Module, space: Space, batch: Batch, found: Tensor, reach: f
     axis = torch.arange(CELLS[dim], dtype=torch.float64, device=batch.x.device)
     axis = (axis + 0.5) * width - reach
     u = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)  # (G, D)
-    num_data = len(batch.x)
+    num_data = batch.num_data
     size = max(1, NUMBERS_AT_A_TIME // batch.x.numel())
     values = [log_joint(vae, space, batch, part[:, None]) for part in u.split(size)]
     center = u[:, None].expand(-1, num_data, -1).reshape(-1, dim)

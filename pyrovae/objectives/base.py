@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrovae.checks import whole_number
 from pyrovae.core.terms import Traces, draw_traces, is_local
+from pyrovae.data.batch import num_rows
 from pyrovae.errors import ConfigError
 
 
@@ -91,7 +92,7 @@ class Objective(ELBO):
         """Return the loss in nats, (), with gradients; later arguments go to the program."""
         traces = self.traces(model, guide, *args, **kwargs)
         self.check(traces)
-        return self.surrogate(traces, len(args[0]))
+        return self.surrogate(traces, num_rows(args[0]))
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss in nats, (), without gradients."""

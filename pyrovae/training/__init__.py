@@ -91,11 +91,14 @@ def fit(
     Args:
         program: a `VAE`, or any module with Pyro's `model(x, y=None, mask=None)` and a `guide`
             with the same arguments, a plate "data" over the rows of x, and an observed site "x"
-            in the model.
+            in the model. Discrete latents of the model that are marked with
+            infer={"enumerate": "parallel"} and that the guide leaves out are summed out.
         x: (N, *event) as a tensor, array, memory-mapped array, scipy.sparse matrix or data frame;
-            or a torch Dataset or DataLoader of x, (x, y) or (x, y, mask).
+            a dict of them by observed site, for a program with several; or a torch Dataset or
+            DataLoader of x, (x, y) or (x, y, mask).
         y: (N, …), covariates for the parts wrapped in `networks.Given`.
-        mask: of x's shape, true where x is observed.
+        mask: of x's shape, true where x is observed; with a dict x, a dict of masks of the sites
+            with missing values, each also (N,) for data without that site.
         validation: held-out data: x, (x, y) or (x, y, mask), a Dataset or a DataLoader. Its
             ELBO is recorded after each epoch, and the weights of the best epoch are kept.
         objective: any `pyro.infer.ELBO` except the torch.jit ones; by default
@@ -267,7 +270,7 @@ def _record(monitor: Monitor, every: int, loop: Loop) -> None:
 def _warn_of_collapse(loop: Loop, monitor: Monitor) -> None:
     """Record the collapsed latent dimensions, and warn of them after at least 500 steps."""
     rows = loop.data.preloaded or loop.first_batch
-    if rows is None or len(rows.x) < 2:
+    if rows is None or rows.num_data < 2:
         return
     monitor.select_rows(rows)
     loop.history.collapse = found = monitor.collapse()

@@ -97,7 +97,7 @@ class EagerLoss:
 
     def differentiable(self, batch: Batch) -> tuple[Tensor, ElboTerms]:
         """Return loss and terms with gradients, for an objective of pyrovae."""
-        size, settings = len(batch.x), self.settings
+        size, settings = batch.num_data, self.settings
         with settings.scaled(size), self._precision():
             traces = self.objective.traces(self.program.model, self.program.guide, *batch)
             self.objective.check(traces)
@@ -108,7 +108,7 @@ class EagerLoss:
         return loss, terms
 
     def _of_pyro(self, batch: Batch) -> Outcome:
-        model, guide, size = self.program.model, self.program.guide, len(batch.x)
+        model, guide, size = self.program.model, self.program.guide, batch.num_data
         with self.settings.scaled(size), self._precision():
             self.objective.loss_and_grads(model, guide, *batch)
         gradients = [p.grad for p in self.parameters if p.grad is not None]

@@ -118,7 +118,7 @@ class Loop:
                 sums = self.steps.take(batch, where).cpu()
             self.sums += sums
             self.index += 1
-            self.spikes.update(sums, len(batch.x), where)
+            self.spikes.update(sums, batch.num_data, where)
             for hook in self.after_step:
                 hook(self)
         self.steps.flush()
@@ -328,7 +328,7 @@ def evaluate(program: nn.Module, data: Any, seed: int) -> tuple[float, float, fl
     with RandomStream(seed), evaluation(program), pyro.validation_enabled(False):
         for batch in data.epoch(shuffle=False):
             traces = draw_traces(program.model, program.guide, *batch)
-            sums += loss_sums(terms_of(traces, len(batch.x)), math.inf).cpu()
+            sums += loss_sums(terms_of(traces, batch.num_data), math.inf).cpu()
     return per_datum(sums, data.num_data)
 
 

@@ -44,7 +44,7 @@ class Monitor:
 
     def select_rows(self, batch: Batch) -> None:
         """Select at most 500 evenly spaced rows of a batch, or of all data."""
-        size, num_rows = len(batch.x), min(len(batch.x), NUM_ROWS)
+        size, num_rows = batch.num_data, min(batch.num_data, NUM_ROWS)
         index = torch.arange(num_rows) * (size - 1) // max(num_rows - 1, 1)
         self.rows = batch.rows(index)
 

@@ -98,12 +98,12 @@ class TrainingStep:
             self.failure, self.outcome = self.failure or error, _empty_outcome()
             self.buffers.restore()
         if self.accumulated:
-            self.accumulated.add(len(batch.x))
+            self.accumulated.add(batch.num_data)
         return self.outcome.loss
 
     def _finite(self, batch: Batch) -> Outcome:
         """Return a batch's checked outcome, or zeros for the empty share of a small batch."""
-        if not len(batch.x):
+        if not batch.num_data:
             return _empty_outcome()
         try:
             outcome = self.loss(batch)

@@ -98,8 +98,8 @@ class TracedLoss:
         return [*self.trainable, *self.others, *weights, *batch.columns.values()]
 
     def _graph(self, batch: Batch) -> "_Graph | None":
-        key = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
-        if key not in self.graphs and self._is_worthwhile(key, len(batch.x)):
+        key = tuple((name, t.shape, t.dtype) for name, t in batch.columns.items())
+        if key not in self.graphs and self._is_worthwhile(key, batch.num_data):
             has_gradient: list[bool] = []
             function = partial(self._flat, batch, has_gradient)
             program = self.eager.program
@@ -114,7 +114,7 @@ class TracedLoss:
             except TracingError as error:
                 copies.restore()
                 return self._refuse(str(error))
-            is_compiled = self.is_compiled and len(batch.x) == self.full_size
+            is_compiled = self.is_compiled and batch.num_data == self.full_size
             of = self._compiled(graph, batch) if is_compiled else self._replayed(graph, batch)
             self.graphs[key] = _Graph(of, has_gradient)
         return self.graphs.get(key)
@@ -130,7 +130,8 @@ class TracedLoss:
             return simplified(graph, *self._inputs(batch)).forward
 
     def _compiled(self, graph: GraphModule, batch: Batch) -> Callable:
-        inputs, compiler = self._inputs(batch), _by_cuda_graphs if batch.x.is_cuda else _by_inductor
+        inputs = self._inputs(batch)
+        compiler = _by_cuda_graphs if batch.device.type == "cuda" else _by_inductor
         try:
             with RandomStream(0), torch.no_grad():
                 compiled = compiler(copy.deepcopy(graph), inputs)

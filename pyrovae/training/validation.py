@@ -136,8 +136,8 @@ def warn_of_surprises(program: nn.Module, data: Any) -> None:
         warn_caller("the decoder has no trainable parameters: p(x|z) will not change")
     heads = () if decoder is None else decoder.modules()
     learns_scale = any(getattr(head, "learns_scale_per_cell", False) for head in heads)
-    if learns_scale and data.preloaded is not None and data.num_data > 1:
-        x = data.preloaded.x
+    x = None if data.preloaded is None else data.preloaded.x
+    if learns_scale and isinstance(x, torch.Tensor) and data.num_data > 1:
         is_constant = (x == x[:1]).all(0)
         if is_constant.any():
             first = ", ".join(str(int(i)) for i in is_constant.nonzero()[0])
