@@ -33,13 +33,13 @@ class LearnsScale(Protocol):
 
 
 class ChecksData(Protocol):
-    """A part whose covariates y must satisfy more than having one row per datum.
+    """A part whose covariates y must satisfy more than having one row per datum, or a program.
 
-    Used by: contract, for every batch.
+    Used by: contract, for every batch; without y, only that of the program.
     """
 
     def check_data(self, x: Tensor, y: Tensor | None) -> None:
-        """Raise a DataError that names the row, unless y fits x, (N, *event)."""
+        """Raise a DataError that names the row, unless x, (N, *event), and y are right."""
 
 
 class StartsFromData(Protocol):

@@ -108,6 +108,8 @@ GUIDES = {
     "Laplace": Part(lambda: guides.Laplace(2), reach=9),
     "StudentT": Part(lambda: guides.StudentT(2), reach=60),
     "StudentT, learned df": Part(lambda: guides.StudentT(2, learn_df=True), reach=60),
+    "Dirichlet": Part(lambda: guides.Dirichlet(2), "pair", 40),
+    "LogisticNormal": Part(lambda: guides.LogisticNormal(2), "pair", 40),
     "FlowGuide, coupling": Part(lambda: guides.FlowGuide(2, num_context=2, flow=SMALL_COUPLING)),
     "FlowGuide, autoregressive": Part(
         lambda: guides.FlowGuide(2, num_context=2, flow=SMALL_AUTOREGRESSIVE)

@@ -15,9 +15,12 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
-from pyrovae.vae import fill, observed_only
+from pyrovae import priors, programs
 
 MOVES = torch.tensor([[0.9, 0.1], [0.2, 0.8]])  # of the states of `Switching`, from the first
+WEIGHTS = torch.tensor([0.2, 0.5, 0.3])
+CENTERS = torch.tensor([[2.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [0.0, -1.0, 2.0]])
+LOADINGS = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.0, -1.0]])
 NUM_STEPS, FLOW, NOISE = 3, 0.8, 0.6  # a chain: z_t = FLOW z_{t-1} + N(0, 1), x_t = z_t + noise
 
 
@@ -143,53 +146,6 @@ class Panel(Nested):
             pyro.sample("x", dist.Normal(mean, NOISE).to_event(1), obs=x)
 
 
-class Chain(nn.Module):
-    """A state-space model with a site for each time, z_0 … z_{T-1}."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Linear(NUM_STEPS, NUM_STEPS)
-
-    def model(self, x, y=None, mask=None):
-        pyro.module("program", self)
-        with pyro.plate("data", len(x)):
-            z = x.new_zeros(())
-            states = []
-            for t in range(NUM_STEPS):
-                z = pyro.sample(f"z_{t}", dist.Normal(FLOW * z, 1.0))
-                states.append(z)
-            mean = torch.stack(torch.broadcast_tensors(*states), -1)
-            pyro.sample("x", dist.Normal(mean, NOISE).to_event(1), obs=x)
-
-    def guide(self, x, y=None, mask=None):
-        pyro.module("program", self)
-        loc = 0.6 * x + 0.1 * self.encoder(x)
-        with pyro.plate("data", len(x)):
-            for t in range(NUM_STEPS):
-                pyro.sample(f"z_{t}", dist.Normal(loc[:, t], 0.6))
-
-
-class Mixture(nn.Module):
-    """A class c, which the guide leaves out, moves z ~ N(CENTERS[c], 1); x = z + noise."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Linear(3, 3)
-
-    def model(self, x, y=None, mask=None):
-        pyro.module("program", self)
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(WEIGHTS.to(x)), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(CENTERS.to(x)[c], 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=x)
-
-    def guide(self, x, y=None, mask=None):
-        pyro.module("program", self)
-        with pyro.plate("data", len(x)):
-            loc = 0.8 * x + 0.1 * self.encoder(x)
-            pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
-
-
 class Switching(nn.Module):
     """A hidden Markov chain of two states, summed out, switches the sign: x_t = ±z + noise."""
 
@@ -239,31 +195,72 @@ class Observations(nn.Module):
             pyro.sample("z", dist.Normal(self.weight * x.sum(-1), 0.5))
 
 
-class TwoSites(nn.Module):
-    """Two observed sites, x = {"a": (B, 2), "b": (B,)}: a = z + noise, b = z_0 + z_1 + noise."""
+class Affine(nn.Module):
+    """A part that is normal around A v + b, of one argument v (…, F): layer, decoder or head.
 
-    def __init__(self):
+    The noise is that of x by default.
+    """
+
+    def __init__(self, weight: Tensor, bias: float = 0.0, scale: float = NOISE):
         super().__init__()
-        self.encoder = nn.Linear(3, 2)
+        weight = weight.to(torch.get_default_dtype(), copy=True)
+        self.weight, self.bias = (
+            nn.Parameter(weight),
+            nn.Parameter(torch.full((len(weight),), bias)),
+        )
+        self.scale = scale
 
-    def model(self, x, y=None, mask=None):
-        pyro.module("program", self)
-        mask = mask or {}
-        a, b = x["a"], x["b"]
-        with pyro.plate("data", len(a)):
-            z = pyro.sample("z", dist.Normal(torch.zeros_like(a), 1.0).to_event(1))
-            p_a = observed_only(dist.Normal(z, NOISE).to_event(1), mask.get("a"))
-            pyro.sample("a", p_a, obs=fill(a, mask.get("a")))
-            p_b = observed_only(dist.Normal(z.sum(-1), NOISE), mask.get("b"))
-            pyro.sample("b", p_b, obs=fill(b, mask.get("b")))
+    def forward(self, value: Tensor) -> dist.Distribution:
+        return dist.Normal(value @ self.weight.T + self.bias, self.scale).to_event(1)
 
-    def guide(self, x, y=None, mask=None):
-        pyro.module("program", self)
-        mask = mask or {}
-        a, b = (fill(x[name], mask.get(name)) for name in ("a", "b"))
-        with pyro.plate("data", len(a)):
-            loc = 0.5 * a + 0.1 * self.encoder(torch.cat([a, b[:, None]], -1))
-            pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
+
+class Memoryless(nn.Module):
+    """A recurrent network whose output is its input."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return x, None
+
+
+def ladder() -> nn.Module:
+    """z_0 = LOADINGS z_1 + N(0, 1), x = z_0 + noise."""
+    return programs.LadderVAE(
+        priors.StandardNormal(2),
+        [Affine(LOADINGS, scale=1.0)],
+        [nn.Identity(), nn.Identity()],
+        [Affine(torch.eye(3), 0.1), Affine(0.3 * LOADINGS.T, scale=0.8)],
+        Affine(torch.eye(3)),
+    )
+
+
+def mixture() -> nn.Module:
+    """z ~ N(CENTERS[c], 1), x = z + noise; the class c is summed out."""
+    components = programs.NormalOfClass(3, 3)
+    components.loc.data = CENTERS.to(components.loc, copy=True)
+    classes = priors.Fixed(dist.Categorical, probs=WEIGHTS.to(torch.get_default_dtype()))
+    encoder = Affine(0.8 * torch.eye(3), 0.1, 0.7)
+    return programs.MixtureVAE(classes, components, encoder, Affine(torch.eye(3)))
+
+
+def multimodal(experts: nn.Module | None = None) -> nn.Module:
+    """x = {"a": z + noise, "b": z_0 + z_1 + noise}, (B, 2) and (B, 1)."""
+    return programs.MultimodalVAE(
+        priors.StandardNormal(2),
+        {"a": Affine(torch.eye(2)), "b": Affine(torch.full((2, 1), 0.5))},
+        {"a": Affine(torch.eye(2)), "b": Affine(torch.ones(1, 2))},
+        experts,
+    )
+
+
+def markov() -> nn.Module:
+    """A chain, z_t = FLOW z_{t−1} + N(0, 1), x_t = z_t + noise; x is (B, 3, 1)."""
+    return programs.DeepMarkovModel(
+        priors.StandardNormal(1),
+        Affine(torch.tensor([[FLOW]]), scale=1.0),
+        Affine(torch.ones(1, 1)),
+        Memoryless(),
+        Affine(torch.tensor([[0.2, 0.7]]), scale=0.6),
+        latent_dim=1,
+    )
 
 
 class Row(NamedTuple):
@@ -313,9 +310,6 @@ def _with_sum(z: Tensor) -> Tensor:
 
 _CHAIN = torch.tensor([[FLOW ** max(i - j, 0) * (i >= j) for j in range(3)] for i in range(3)])
 _SUM = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-WEIGHTS = torch.tensor([0.2, 0.5, 0.3])
-CENTERS = torch.tensor([[2.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [0.0, -1.0, 2.0]])
-
 PROGRAMS = {
     "global in a plate": Row(Plated),
     "AutoNormal": Row(lambda: Factors(AutoNormal)),
@@ -327,23 +321,26 @@ PROGRAMS = {
     ),
     "nested plate": Row(Nested, _sum_of(torch.eye(3))),
     "nested plate, at once": Row(Panel, _sum_of(torch.eye(3))),
-    "chain of sites": Row(Chain, _sum_of(_CHAIN)),
-    "class summed out": Row(
-        Mixture,
+    "data in a nested plate": Row(
+        Observations, _sum_of(torch.ones(3, 1)), signal=lambda z: z.expand(*z.shape[:-1], 3)
+    ),
+    "LadderVAE": Row(
+        ladder, _sum_of(torch.cat([LOADINGS, torch.eye(3)], 1)), signal=lambda z: z[..., 2:]
+    ),
+    "MixtureVAE": Row(
+        mixture,
         _sum_of(torch.eye(3)),
         WEIGHTS,
         CENTERS,
         elbo=lambda: TraceEnum_ELBO(max_plate_nesting=1),
     ),
-    "data in a nested plate": Row(
-        Observations, _sum_of(torch.ones(3, 1)), signal=lambda z: z.expand(*z.shape[:-1], 3)
-    ),
-    "two observed sites": Row(
-        TwoSites,
+    "MultimodalVAE": Row(
+        multimodal,
         _sum_of(_SUM),
-        as_data=lambda x: {"a": x[:, :2], "b": x[:, 2]},
+        as_data=lambda x: {"a": x[:, :2], "b": x[:, 2:]},
         signal=_with_sum,
     ),
+    "DeepMarkovModel": Row(markov, _sum_of(_CHAIN), as_data=lambda x: x[..., None]),
 }
 
 

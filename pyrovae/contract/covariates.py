@@ -56,9 +56,10 @@ def check_num_covariates(y: Any, num_data: int) -> None:
         )
 
 
-def knowing_parts(program: nn.Module) -> list[nn.Module]:
-    """Return the modules that check their covariates by `check_data`."""
-    return [module for module in program.modules() if hasattr(module, "check_data")]
+def checking_parts(program: nn.Module, *, has_y: bool) -> list[nn.Module]:
+    """Return the modules that check their data by `check_data`; without y, only the program."""
+    modules = program.modules() if has_y else (program,)
+    return [module for module in modules if hasattr(module, "check_data")]
 
 
 def sees_covariates(program: nn.Module) -> bool:

@@ -29,7 +29,7 @@ from pyrovae.contract.covariates import (
     check_is_seen,
     check_num_covariates,
     check_num_rows,
-    knowing_parts,
+    checking_parts,
     like_of,
     sees_covariates,
 )
@@ -145,10 +145,16 @@ class Validator:
         for name, site in batch.sites.items():
             with of_site(batch, name):
                 self._check_site(site, self.requirements.sites[name])
-        y = batch.y
-        for module in () if y is None else knowing_parts(self.program):
+        self._check_by_parts(batch, first_row)
+
+    def _check_by_parts(self, batch: Batch, first_row: int = 0) -> None:
+        modules = checking_parts(self.program, has_y=batch.y is not None)
+        if not modules or not isinstance(batch.x, Tensor):
+            return
+        x, y, _ = self.cast(replace(batch, mask=None))
+        for module in modules:
             try:
-                module.check_data(*list(self.cast(replace(batch, mask=None)))[:2])
+                module.check_data(x, y)
             except DataError as error:
                 if not first_row:
                     raise
@@ -208,8 +214,9 @@ class Validator:
             return None
         density = self.requirements.sites["x"].density
         support = innermost(density.support)
-        knows_y = batch.y is not None and bool(knowing_parts(self.program))
-        if knows_y or not is_one_for_all(support) or not _has_finite_ends(density):
+        if checking_parts(self.program, has_y=batch.y is not None):
+            return None
+        if not is_one_for_all(support) or not _has_finite_ends(density):
             return None
         kinds = [type(support), type(elementwise(density))]
         names = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
@@ -220,8 +227,8 @@ class Validator:
         """Return whether these values are allowed in every cell of x."""
         density = self.requirements.sites["x"].density
         support = innermost(density.support)
-        knows_y = has_y and bool(knowing_parts(self.program))
-        if knows_y or not is_one_for_all(support) or has_edges(support):
+        is_checked = bool(checking_parts(self.program, has_y=has_y))
+        if is_checked or not is_one_for_all(support) or has_edges(support):
             return False
         try:
             part = as_tensor(values)
@@ -240,7 +247,10 @@ class Validator:
         if self.requirements:
             return
         check_signatures(self.program)
-        self.traces = first_look(self.program, self.cast(_first_rows(batch)))
+        rows = _first_rows(batch)
+        if hasattr(self.program, "check_data"):
+            self._check_by_parts(rows)
+        self.traces = first_look(self.program, self.cast(rows))
         if batch.mask is not None and not hasattr(self.program, "check_parts"):
             self._check_mask_is_seen(batch)
         nesting = nesting_of(*self.traces)

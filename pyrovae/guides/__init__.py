@@ -10,9 +10,11 @@ softplus + 1e-5, so that features of ±1e6 stay finite.
 from pyrovae.guides.bernoulli import Bernoulli
 from pyrovae.guides.categorical import Categorical
 from pyrovae.guides.diagonal_normal import DiagonalNormal
+from pyrovae.guides.dirichlet import Dirichlet
 from pyrovae.guides.flow_guide import FlowGuide
 from pyrovae.guides.full_normal import FullNormal
 from pyrovae.guides.laplace import Laplace
+from pyrovae.guides.logistic_normal import LogisticNormal
 from pyrovae.guides.low_rank_normal import LowRankNormal
 from pyrovae.guides.power_spherical import PowerSpherical
 from pyrovae.guides.relaxed_bernoulli import RelaxedBernoulli
@@ -23,9 +25,11 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "DiagonalNormal",
+    "Dirichlet",
     "FlowGuide",
     "FullNormal",
     "Laplace",
+    "LogisticNormal",
     "LowRankNormal",
     "PowerSpherical",
     "RelaxedBernoulli",
