@@ -42,7 +42,8 @@ class Part(NamedTuple):
     space: "real" (quadrature over [−reach, reach]^D, D ≤ 2), "counts" (all x with `reach` values
     0, 1, … an entry), "levels" (likewise, scaled to [0, 1]), "binary", "one-hot" (all blocks of
     `reach` numbers), "unit" (quadrature over [0, 1]^D), "logit" (likewise, even in the logits,
-    |logit| ≤ reach), "pair" (likewise, for (z, 1 − z)) or "sphere" (quadrature over the circle).
+    |logit| ≤ reach), "pair" (likewise, for (z, 1 − z)), "simplex" (the same, as one vector rather
+    than a block) or "sphere" (quadrature over the circle).
     """
 
     make: Callable[[], nn.Module]
@@ -90,6 +91,9 @@ PRIORS = {
     "FlowPrior, coupling": Part(lambda: priors.FlowPrior(2, flow=SMALL_COUPLING)),
     "FlowPrior, autoregressive": Part(lambda: priors.FlowPrior(2, flow=SMALL_AUTOREGRESSIVE)),
     "FlowPrior, spline": Part(lambda: priors.FlowPrior(2, flow=SMALL_SPLINE), reach=9, points=501),
+    "Fixed: Dirichlet": Part(
+        lambda: priors.Fixed(dist.Dirichlet, concentration=torch.tensor([0.7, 1.5])), "simplex", 40
+    ),
     "HypersphericalUniform": Part(lambda: priors.HypersphericalUniform(2), "sphere"),
     "Bernoulli": Part(lambda: priors.Bernoulli(3, 0.3), "binary"),
     "Bernoulli, learned": Part(lambda: priors.Bernoulli(3, 0.3, learn_probs=True), "binary"),
@@ -108,8 +112,8 @@ GUIDES = {
     "Laplace": Part(lambda: guides.Laplace(2), reach=9),
     "StudentT": Part(lambda: guides.StudentT(2), reach=60),
     "StudentT, learned df": Part(lambda: guides.StudentT(2, learn_df=True), reach=60),
-    "Dirichlet": Part(lambda: guides.Dirichlet(2), "pair", 40),
-    "LogisticNormal": Part(lambda: guides.LogisticNormal(2), "pair", 40),
+    "Dirichlet": Part(lambda: guides.Dirichlet(2), "simplex", 40),
+    "LogisticNormal": Part(lambda: guides.LogisticNormal(2), "simplex", 40),
     "FlowGuide, coupling": Part(lambda: guides.FlowGuide(2, num_context=2, flow=SMALL_COUPLING)),
     "FlowGuide, autoregressive": Part(
         lambda: guides.FlowGuide(2, num_context=2, flow=SMALL_AUTOREGRESSIVE)

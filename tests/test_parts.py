@@ -46,7 +46,7 @@ def points(part: Part, event_shape: torch.Size) -> tuple[torch.Tensor, float]:
         codes = torch.eye(int(part.reach)).unbind()
         blocks = itertools.product(codes, repeat=size // int(part.reach))
         return torch.stack([torch.cat(z) for z in blocks]), 0.0
-    if part.space in ("logit", "pair"):
+    if part.space in ("logit", "pair", "simplex"):
         y, log_volume = grid(part.reach, 1601, size if part.space == "logit" else 1)
         log_volume = log_volume + (logsigmoid(y) + logsigmoid(-y)).sum(-1)
         return (y if part.space == "logit" else torch.cat([y, -y], -1)).sigmoid(), log_volume
