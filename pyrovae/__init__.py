@@ -28,7 +28,12 @@ if TYPE_CHECKING:
         priors,
         programs,
     )
-    from pyrovae.arviz_io import history_to_arviz, predictive_to_arviz, to_arviz
+    from pyrovae.arviz_io import (
+        comparison_to_arviz,
+        history_to_arviz,
+        predictive_to_arviz,
+        to_arviz,
+    )
     from pyrovae.builder import build
     from pyrovae.core.draws import elbo_terms
     from pyrovae.evidence import log_evidence
@@ -44,6 +49,7 @@ __all__ = [
     "VAE",
     "History",
     "build",
+    "comparison_to_arviz",
     "datasets",
     "diagnostics",
     "elbo_terms",
@@ -77,6 +83,7 @@ _HOME = {
     "elbo_terms": "core.draws",
     "fit": "training",
     "impute": "posterior.imputation",
+    "comparison_to_arviz": "arviz_io",
     "history_to_arviz": "arviz_io",
     "load": "model_file",
     "log_evidence": "evidence",

@@ -23,6 +23,7 @@ information; `az.psens` over many data at once, whose weights degenerate (select
 use `diagnostics.prior_sensitivity`).
 """
 
+import math
 import warnings
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
@@ -37,12 +38,13 @@ from pyrovae import _version
 from pyrovae.checks import as_tensor, seed_number, warn_caller, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.draws import LATENT, OBSERVED, concat, diagnosing, guide_terms, named
-from pyrovae.core.joint import joint_of
+from pyrovae.core.joint import by_site, joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.core.replay import Sites, guide_at, sites_of
 from pyrovae.core.replicates import observed_data, replicated
 from pyrovae.data import Batch, Labels
 from pyrovae.data.batch import NO_LABELS
+from pyrovae.diagnostics.comparison import Comparison
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
 from pyrovae.posterior import METHODS
@@ -200,6 +202,43 @@ def _columns(records: list[dict[str, Any]], time: str) -> tuple[dict[str, Any], 
     return variables, {time: [record[time] for record in records]}
 
 
+def comparison_to_arviz(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison of models as the argument of `az.compare`: name → ELPDData.
+
+    ArviZ's slot of leave-one-out scores holds the held-out log p(x) of each datum, in nats. It
+    exponentiates them to stack, which underflows below −700: `Comparison.stacking_weights` does
+    not.
+
+    Args:
+        comparison: as returned by `diagnostics.compare_priors`.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> models = {p: pv.build((2,), latent_dim=1, prior=p) for p in ("StandardNormal",)}
+        >>> found = pv.diagnostics.compare_priors(models, torch.eye(2), num_samples=100)
+        >>> list(comparison_to_arviz(found))
+        ['StandardNormal']
+    """
+    return {name: _elpd(log_px) for name, log_px in comparison.log_px.items()}
+
+
+def _elpd(log_px: Tensor) -> Any:
+    import xarray as xr
+
+    num_data = len(log_px)
+    total, error = log_px.sum().item(), math.sqrt(num_data) * log_px.std().item()
+    each = xr.DataArray(log_px.cpu().numpy(), dims="datum")
+    if has_datatree():
+        from arviz_stats.utils import ELPDData
+
+        numbers = {"n_samples": 1, "n_data_points": num_data, "scale": "log", "warning": False}
+        return ELPDData("loo", total, error, math.nan, **numbers, good_k=0.7, elpd_i=each)
+    from arviz.stats.stats_utils import ELPDData
+
+    names = ["elpd_loo", "se", "p_loo", "n_samples", "n_data_points", "warning", "loo_i", "scale"]
+    return ELPDData([total, error, math.nan, 1, num_data, False, each, "log"], index=names)
+
+
 def predictive_to_arviz(
     samples: Mapping[str, Tensor],
     x: Any = None,
@@ -297,7 +336,7 @@ def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
     parts, start = [], 0
     for rows in batch.read(ROWS):
         joint, stop = joint_of(program, rows), start + rows.num_data
-        z = _by_site(draws[:, :, start:stop].flatten(0, 1), joint.draw_prior(1))
+        z = by_site(draws[:, :, start:stop].flatten(0, 1), joint.draw_prior(1))
         log_prior, log_likelihood = joint.terms(z)
         terms = {"log_prior": log_prior, "log_likelihood": log_likelihood}
         terms |= {LATENT + name: value for name, value in z.items()}
@@ -306,15 +345,6 @@ def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
         start = stop
     shape = (num_chains, num_samples)
     return {name: v.unflatten(0, shape) for name, v in concat(parts, 1).items()}
-
-
-def _by_site(flat: Tensor, like: Arrays) -> Arrays:
-    """Split (S, n, D) into sites, each (S, n, *event) in its dtype (integers for labels)."""
-    parts = flat.split([value[0, 0].numel() for value in like.values()], -1)
-    return {
-        name: part.reshape(*flat.shape[:2], *value.shape[2:]).to(value.dtype)
-        for (name, value), part in zip(like.items(), parts, strict=True)
-    }
 
 
 def _scored_groups(

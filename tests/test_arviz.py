@@ -480,3 +480,19 @@ class TestPredictive:
             predictive_to_arviz({})
         with pytest.raises(DataError, match="different numbers of draws"):
             predictive_to_arviz({"z": torch.zeros(2, 3), "x": torch.zeros(4, 3)})
+
+
+def test_a_comparison_is_what_arviz_compares():
+    """The same order, differences and stacking weights as our own."""
+    az = pytest.importorskip("arviz_stats" if arviz_io.has_datatree() else "arviz")
+    generator = torch.Generator().manual_seed(0)
+    log_px = {name: torch.randn(200, generator=generator).double() - 1 for name in ("a", "b", "c")}
+    log_px["a"][:50] += 3
+    found = pv.diagnostics.comparison.Comparison((), log_px)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = az.compare(pv.comparison_to_arviz(found), method="stacking")
+    elpd = table["elpd" if "elpd" in table else "elpd_loo"]
+    for name, values in log_px.items():
+        assert elpd[name] == pytest.approx(float(values.sum()))
+        assert table["weight"][name] == pytest.approx(found.stacking_weights()[name], abs=0.02)

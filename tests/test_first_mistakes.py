@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import bits, semi_supervised
+from helpers import bits, with_global_latents
 from pyro.infer import JitTrace_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
@@ -152,9 +152,9 @@ MISTAKES = {
         lambda: pv.fit(build(), X, objective=JitTrace_ELBO()),
         r"JitTrace_ELBO, which torch\.jit traces for one batch size",
     ),
-    "imputation by a program": (
-        lambda: pv.impute(semi_supervised(6), X, mask=X > 0),
-        "impute decodes draws of z, but this is a SemiSupervisedVAE",
+    "imputation with a global latent": (
+        lambda: pv.impute(with_global_latents(), bits(), mask=bits() > 0),
+        "impute draws the latents of each datum, but all data share 'w'",
     ),
     "a label that is NaN": (
         lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X, Y * torch.nan),

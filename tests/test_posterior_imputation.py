@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import LinearGaussian
+from programs import NOISE, PROGRAMS, data, numbers
 from torch import nn
 
 import pyrovae as pv
@@ -81,3 +82,32 @@ def test_it_asks_for_a_mask():
     vae = pv.build((3,), seed=0)
     with pytest.raises(ConfigError, match="which cells of x are missing"):
         pv.impute(vae, torch.ones(2, 3), mask=None)
+
+
+def test_a_program_imputes_each_site(float64):
+    """The missing site b given a: the Gaussian of the joint normal, within six errors."""
+    program, x = PROGRAMS["MultimodalVAE"].make(), data("MultimodalVAE", 5)
+    mask = {"b": torch.tensor([True, False, False, False, True])}
+    found = pv.impute(program, x, mask=mask, num_samples=500, num_proposals=20_000)
+    covariance = PROGRAMS["MultimodalVAE"].covariance
+    weight = torch.linalg.solve(covariance[:2, :2], covariance[:2, 2])
+    mean = (x["a"] @ weight)[~mask["b"], None]
+    variance = covariance[2, 2] - covariance[2, :2] @ weight
+    drawn = found.draws["b"][:, ~mask["b"]]
+    error = (variance / 250).sqrt()  # of draws that repeat each other
+    assert ((drawn.mean(0) - mean).abs() < 6 * error).all()
+    assert ((found.mean["b"][~mask["b"]] - mean).abs() < 6 * error).all()
+    assert ((drawn.var(0) / variance).log().abs() < 6 * math.sqrt(2 / 250)).all()
+    assert torch.equal(found.draws["a"], x["a"].expand(500, 5, 2))
+    assert torch.equal(found.mean["b"][mask["b"]], x["b"][mask["b"]])
+
+
+def test_a_class_that_is_summed_out_is_drawn_for_the_missing_cells(float64):
+    """x_2 given x_0, x_1 in a mixture of normals: mean over the classes, given what is seen."""
+    program, x, row = PROGRAMS["MixtureVAE"].make(), numbers(4), PROGRAMS["MixtureVAE"]
+    mask = torch.tensor([True, True, False]).expand(4, 3)
+    found = pv.impute(program, x, mask=mask, num_samples=1000, num_proposals=20_000)
+    p_seen = dist.Normal(row.centers[:, :2].double(), math.sqrt(1 + NOISE**2)).to_event(1)
+    weights = (row.weights.double().log() + p_seen.log_prob(x[:, None, :2])).softmax(-1)
+    mean = weights @ row.centers[:, 2].double()
+    assert ((found.mean[:, 2] - mean).abs() < 6 * found.draws[..., 2].std(0) / math.sqrt(400)).all()

@@ -18,11 +18,19 @@ def normal_evidence(x, covariance):
     return dist.MultivariateNormal(torch.zeros(len(covariance)), covariance).log_prob(x)
 
 
+class Narrow(programs.ProductOfExperts):
+    """A guide of four fifths the width of the product."""
+
+    def forward(self, *args):
+        q = super().forward(*args).base_dist
+        return dist.Normal(q.loc, 0.8 * q.scale).to_event(1)
+
+
 class TestMultimodal:
-    def exact(self):
+    def exact(self, experts=None):
         """Two views of z, x_m = z + noise, whose encoders are the likelihoods: q = p(z|x)."""
         parts = {name: Affine(torch.eye(2)) for name in ("a", "b")}
-        return programs.MultimodalVAE(priors.StandardNormal(2), parts, parts)
+        return programs.MultimodalVAE(priors.StandardNormal(2), parts, parts, experts)
 
     def test_the_product_of_experts_is_the_posterior_for_every_subset(self, float64):
         """All weights are p(x_observed) then, without noise."""
@@ -49,6 +57,30 @@ class TestMultimodal:
         exact = PROGRAMS["MultimodalVAE"].log_density(numbers(5))
         assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
         assert found.std_error.max() < 0.2
+
+    def test_calibration_tells_the_posterior_from_a_guide_of_four_fifths_its_width(self):
+        x = {"a": torch.zeros(1, 2), "b": torch.zeros(1, 2)}
+        right = pv.diagnostics.calibration(self.exact(), 2000, like=x)
+        assert right.ranks.shape == (2000, 2)
+        assert right.is_calibrated.all()
+        assert right.p_value.min() > 1e-3
+        narrow = pv.diagnostics.calibration(self.exact(Narrow()), 2000, like=x)
+        assert not narrow.is_calibrated.any()
+        assert (narrow.expected_coverage < narrow.coverage_levels).all()
+
+    def test_simulated_data_bound_the_evidence_from_both_sides(self, float64):
+        """The bounds enclose the closed form of log p of the simulated data."""
+        like = PROGRAMS["MultimodalVAE"].as_data(numbers(2))
+        found = pv.evidence.bdmc(multimodal(), 30, like=like, num_temperatures=60)
+        x = torch.cat([found.x["a"], found.x["b"]], -1)
+        exact = PROGRAMS["MultimodalVAE"].log_density(x)
+        for side in (exact - found.lower, found.upper - exact):
+            assert side.mean() > -3 * side.std() / math.sqrt(30)
+        assert -3 * found.gap_std_error < found.gap < 0.5
+
+    def test_simulation_needs_the_shape_of_the_data(self):
+        with pytest.raises(ConfigError, match="like=x"):
+            pv.diagnostics.calibration(self.exact(), 10)
 
     def test_encoders_and_decoders_must_have_the_same_names(self):
         part = Affine(torch.eye(2))

@@ -7,6 +7,7 @@ vectorized  many draws in the fastest way that gives the right numbers
 marginal    discrete latents that the guide leaves out, summed out
 replay      the sites of a program, and a program at given latents
 replicates  replicates of the data
+simulation  data from the model, with their latents
 conditional a program given its global latents
 chunking    the number of draws and data computed at a time
 importance  importance weights, drawn in chunks

@@ -210,6 +210,21 @@ def flat(latents: Latents) -> Tensor:
     return torch.cat([value.reshape(*value.shape[:2], -1) for value in latents.values()], -1)
 
 
+def by_site(flat: Tensor, like: Latents) -> Latents:
+    """Split (S, n, D) into sites as in `like`, each (S, n, *event) in its dtype.
+
+    Example:
+        >>> like = {"a": torch.ones(1, 3), "b": torch.ones(1, 3, 2, 2)}
+        >>> by_site(torch.zeros(4, 3, 5), like)["b"].shape
+        torch.Size([4, 3, 2, 2])
+    """
+    parts = flat.split([value[0, 0].numel() for value in like.values()], -1)
+    return {
+        name: part.reshape(*flat.shape[:2], *value.shape[2:]).to(value.dtype)
+        for (name, value), part in zip(like.items(), parts, strict=True)
+    }
+
+
 def _transform(name: str, support: Any, method: str) -> Any:
     try:
         return transform_onto(support)

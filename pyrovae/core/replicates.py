@@ -21,6 +21,11 @@ from pyrovae.data import Batch, Source
 ROWS = 256
 
 
+def value_of(site: dict) -> Tensor:
+    """Return the value of a traced site."""
+    return site["value"]
+
+
 def replicated(
     program: nn.Module,
     data: Source | Batch,
@@ -28,6 +33,7 @@ def replicated(
     *,
     num_samples: int,
     memory_budget: int | None,
+    of: Callable[[dict], Tensor] = value_of,
 ) -> Iterator[Arrays]:
     """Yield replicates of the whole data, its observed sites and latents, in chunks (s, N, …).
 
@@ -38,6 +44,7 @@ def replicated(
             from the prior.
         num_samples: S, the total number of replicates.
         memory_budget: bytes for one chunk; at least one replicate is made at a time.
+        of: what to read of an observed site, its value by default.
     """
     model, batch = drawn(poutine.uncondition(program.model)), data.whole()
     one, sites = batch.head(), sites_of(program, batch)
@@ -53,8 +60,9 @@ def replicated(
             guide = _with_summed(program, guide, batch, sites, **how)
         trace = draw_traces(model, guide, *batch, **how).model
         layouts = layouts_of(trace)
-        names = [*sites.latents, *sites.summed, *sites.observed]
-        yield {n: layouts[n].canonical(trace.nodes[n]["value"]) for n in names}
+        found = {n: trace.nodes[n]["value"] for n in (*sites.latents, *sites.summed)}
+        found |= {n: of(trace.nodes[n]) for n in sites.observed}
+        yield {name: layouts[name].canonical(value) for name, value in found.items()}
         start += size
 
 

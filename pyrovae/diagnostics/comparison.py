@@ -12,9 +12,11 @@ Unlike leave-one-out cross-validation of log p(x_i|z_i), whose z_i was inferred 
 evidence of held-out data is a fair score of a whole VAE.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pyrovae.contract.covariates import sees_covariates
@@ -80,6 +82,33 @@ class Comparison(NamedTuple):
                 if is_estimate:
                     columns.setdefault(f"{name}_std_error", []).append(value.std_error)
         return columns
+
+    def stacking_weights(self, num_steps: int = 1000) -> dict[str, float]:
+        """Return the weights of the mixture of all models that predicts x best, name → weight.
+
+        w* = argmax Σ_i log Σ_k w_k p_k(x_i) over the simplex, by expectation-maximization, which
+        never decreases it. Unlike posterior probabilities, the weights do not concentrate on one
+        model of several that predict different data well.
+
+        Args:
+            num_steps: steps of expectation-maximization.
+
+        References:
+            Using stacking to average Bayesian predictive distributions, Yao, Vehtari, Simpson &
+            Gelman, 2018, https://doi.org/10.1214/17-BA1091
+
+        Example:
+            >>> log_px = {"a": torch.tensor([0.0, -9.0]), "b": torch.tensor([-9.0, 0.0])}
+            >>> weights = Comparison((), log_px).stacking_weights()
+            >>> round(weights["a"], 4), round(weights["b"], 4)
+            (0.5, 0.5)
+        """
+        log_px = torch.stack(list(self.log_px.values()), -1).double()  # (N, K)
+        log_weights = torch.full_like(log_px[0], -math.log(log_px.shape[1]))
+        for _ in range(num_steps):
+            shares = (log_px + log_weights).log_softmax(-1)
+            log_weights = shares.logsumexp(0) - math.log(len(log_px))
+        return dict(zip(self.log_px, log_weights.exp().tolist(), strict=True))
 
     def __str__(self) -> str:
         lines = [f"{'':20} {'log p(x)':>18} {'difference':>18}  MI      KL(q(z)|p)  distortion"]

@@ -10,8 +10,9 @@ posterior on data *from the model*; no VAE passes it at every sample size.
 Ranks of log q(z|x) instead of z_d give the coverage of highest-density regions: a 90 % region
 should contain z* in 90 % of the simulations (expected coverage).
 
-Symbols: n simulations, D latent dimensions, L draws each. Left out: data with missing cells,
-programs other than a `VAE`.
+Symbols: n simulations, D dimensions of the local latents, L draws each. With global latents w, the
+check is that of q(z|x, w) at draws w ~ q(w), for data simulated at the same w. Left out: data with
+missing cells.
 
 References:
     Validating Bayesian Inference Algorithms with Simulation-Based Calibration, Talts et al.,
@@ -29,13 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
-from pyrovae.contract.covariates import as_covariates
 from pyrovae.core.chunking import budget_of, sizes
-from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae
-from pyrovae.core.joint import VAEJoint
+from pyrovae.core.draws import Arrays, concat, diagnosing
+from pyrovae.core.joint import flat, joint_of
+from pyrovae.core.simulation import simulated
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
-from pyrovae.networks import given
 
 NUM_NULL = 1000  # simulated sets of uniform ranks for the band
 NUMBERS_AT_A_TIME = 2**20
@@ -91,13 +91,15 @@ class Calibration(NamedTuple):
 
 
 def calibration(
-    vae: nn.Module,
+    program: nn.Module,
     n: int = 1000,
     y: Any = None,
     *,
+    like: Any = None,
     num_draws: int = 99,
     num_bins: int = 20,
     level: float = 0.95,
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Calibration:
@@ -107,12 +109,15 @@ def calibration(
     of 5 ranks.
 
     Args:
-        vae: a `VAE`.
+        program: a `VAE` or another program.
         n: number of simulations.
         y: (n, …), covariates.
+        like: data of the program, whose rows give the shape of the simulated ones; only a `VAE`
+            needs none.
         num_draws: L, draws of q(z|x) per simulation.
         num_bins: bins of the χ² test; must divide L + 1.
         level: probability of the simultaneous ECDF band, in (0, 1).
+        num_globals: draws of the global latents, if there are any.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes for the draws of one chunk of the simulations.
 
@@ -120,7 +125,7 @@ def calibration(
         Calibration.
 
     Raises:
-        ConfigError: not a `VAE`, a setting out of range, or bins that do not divide
+        ConfigError: like is missing, a setting is out of range, or the bins do not divide
             L + 1 ranks.
 
     References:
@@ -141,16 +146,9 @@ def calibration(
             "have L + 1 ranks, which must fill the bins evenly, and a level lies in (0, 1).\n"
             "Write for example num_draws=99, num_bins=20, level=0.95."
         )
-    refuse_unless_vae(vae, "calibration")
-    y = as_covariates(y, n, vae)
-    with diagnosing(vae, seed):
-        z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
-        x = vae.decoder(z, *given(y, vae.decoder)).sample()
-        budget = budget_of(memory_budget, x.device).num_bytes
-        rows = max(1, budget // (16 * num_draws * max(1, z[0].numel())))
-        pieces = zip(Batch(x, y).read(rows), z.split(rows), strict=True)
-        found = concat([_ranks(VAEJoint(vae, piece), at, num_draws) for piece, at in pieces], 0)
-        found = {name: ranks.cpu() for name, ranks in found.items()}
+    with diagnosing(program, seed):
+        parts = simulated(program, n, y, like, num_globals=num_globals)
+        found = concat([_ranks(*part, num_draws, memory_budget) for part in parts], 0)
         band = _band(n, num_draws, level)
     ranks, density_ranks = found["ranks"], found["density_ranks"]
     both = torch.cat([ranks, density_ranks[:, None]], 1)
@@ -176,14 +174,23 @@ def calibration(
     )
 
 
-def _ranks(joint: VAEJoint, z: Tensor, num_draws: int) -> dict[str, Tensor]:
-    """Return ranks (n, D) and density_ranks (n,) of the true z (n, D) among L draws."""
-    draws = joint.draw_guide(num_draws)["z"]
-    density = joint.guide.log_prob(draws)
-    return {
-        "ranks": _rank(draws.flatten(2), z.flatten(1)),
-        "density_ranks": _rank(-density, -joint.guide.log_prob(z)),
-    }
+def _ranks(
+    program: nn.Module, data: Batch, latents: Arrays, num_draws: int, memory_budget: int | None
+) -> Arrays:
+    """Return ranks (n, D) and density_ranks (n,) of the true latents among L draws."""
+    size = sum(max(1, z[0].numel()) for z in latents.values())
+    budget = budget_of(memory_budget, data.device).num_bytes
+    rows = max(1, budget // (16 * num_draws * size))
+    found, start = [], 0
+    for piece in data.read(rows):
+        stop = start + piece.num_data
+        truth = {name: z[None, start:stop] for name, z in latents.items()}
+        joint, start = joint_of(program, piece), stop
+        draws = joint.draw_guide(num_draws)
+        density, true_density = joint.log_guide(draws), joint.log_guide(truth)[0]
+        ranks = _rank(flat(draws), flat(truth)[0])
+        found.append({"ranks": ranks, "density_ranks": _rank(-density, -true_density)})
+    return {name: ranks.cpu() for name, ranks in concat(found, 0).items()}
 
 
 def _rank(draws: Tensor, value: Tensor) -> Tensor:

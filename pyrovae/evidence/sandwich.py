@@ -19,23 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
-from pyrovae.contract.covariates import as_covariates
 from pyrovae.contract.validator import validated
 from pyrovae.core.draws import diagnosing
-from pyrovae.core.joint import Unconstrained, joint_of
-from pyrovae.data import Batch
-from pyrovae.errors import ConfigError
+from pyrovae.core.joint import Latents, Unconstrained, flat, joint_of
+from pyrovae.core.simulation import simulated
+from pyrovae.data import Batch, concat
 from pyrovae.evidence.annealing import AIS, backward, forward, pilot, rows_at_a_time, summed
-from pyrovae.networks import given
-from pyrovae.vae import is_plain_vae
 
 
 class Sandwich(NamedTuple):
     """Lower and upper bounds on log p(x) of simulated data, in nats.
 
     Attributes:
-        x: (n, *event), the simulated data.
-        z: (n, D), the latents that generated them: exact draws of p(z|x).
+        x: (n, *event), the simulated data, or a dict of them by observed site.
+        z: (n, D), the latents that generated them, concatenated: exact draws of p(z|x).
         lower: (n,) float64, log (1/S) Σ w of forward chains: ≤ log p(x) in expectation.
         upper: (n,) float64, −log (1/S) Σ 1/w of backward chains: ≥ log p(x) in expectation.
     """
@@ -57,14 +54,16 @@ class Sandwich(NamedTuple):
 
 
 def bdmc(
-    vae: nn.Module,
+    program: nn.Module,
     n: int,
     y: Any = None,
     *,
+    like: Any = None,
     num_samples: int = 16,
     num_temperatures: int = 1000,
     num_leapfrog: int = 5,
     start: str = "prior",
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> Sandwich:
@@ -76,13 +75,16 @@ def bdmc(
     data. For real data, which the model may explain worse, it is only indicative.
 
     Args:
-        vae: a `VAE` whose latent maps from the real line.
+        program: a program whose local latents map from the real line.
         n: number of data to simulate.
         y: (n, …), covariates.
+        like: data of the program, whose rows give the shape of the simulated ones; only a `VAE`
+            needs none.
         num_samples: S, chains per direction and datum.
         num_temperatures: T, steps from f_0 to the posterior.
         num_leapfrog: L, leapfrog steps per transition.
         start: f_0, "prior" or "guide".
+        num_globals: draws of global latents w, at which data are simulated and bounded.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes for the chains of one chunk of data, as in `log_evidence`.
 
@@ -90,8 +92,8 @@ def bdmc(
         Sandwich, arrays over the n data.
 
     Raises:
-        ConfigError: vae is not a `VAE`, its latent does not map from the real line, or a setting
-            is invalid.
+        ConfigError: like is missing, a latent does not map from the real line, or a setting is
+            invalid.
 
     References:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani
@@ -105,27 +107,26 @@ def bdmc(
         True
     """
     n, how = whole_number(n, "n", 1), AIS(num_samples, num_temperatures, num_leapfrog, start)
-    if not is_plain_vae(vae):
-        raise ConfigError(
-            f"bdmc simulates z ~ p(z), x ~ p(x|z) from the parts of a VAE, but this is a "
-            f"{type(vae).__name__}.\nWrite log_evidence(…, method='ais') for its lower bound."
-        )
-    y = as_covariates(y, n, vae)
-    with diagnosing(vae, seed):
-        z = vae.prior(*given(y, vae.prior)).expand((n,)).sample()
-        x = vae.decoder(z, *given(y, vae.decoder)).sample()
-        bounds, start = [], 0
-        for rows in rows_at_a_time(vae, validated(vae, x, y), how.num_samples, memory_budget):
-            stop = start + rows.num_data
-            bounds.append(_bounds(vae, rows, z[start:stop], how))
-            start = stop
-    return Sandwich(x, z, *(torch.cat(side) for side in zip(*bounds, strict=True)))
+    data, codes, bounds = [], [], []
+    with diagnosing(program, seed):
+        for part, simulations, latents in simulated(program, n, y, like, num_globals=num_globals):
+            data.append(simulations)
+            codes.append(flat({name: z[None] for name, z in latents.items()})[0])
+            start = 0
+            checked = validated(part, simulations.x, simulations.y)
+            for rows in rows_at_a_time(part, checked, how.num_samples, memory_budget):
+                stop = start + rows.num_data
+                truth = {name: z[None, start:stop] for name, z in latents.items()}
+                bounds.append(_bounds(part, rows, truth, how))
+                start = stop
+    sides = (torch.cat(side) for side in zip(*bounds, strict=True))
+    return Sandwich(concat(data).x, torch.cat(codes), *sides)
 
 
-def _bounds(vae: nn.Module, batch: Batch, z: Tensor, how: AIS) -> tuple:
-    density = Unconstrained(joint_of(vae, batch), method="bdmc")
+def _bounds(program: nn.Module, batch: Batch, latents: Latents, how: AIS) -> tuple:
+    density = Unconstrained(joint_of(program, batch), method="bdmc")
     kernels = pilot(density, how)
     lower = summed(forward(density, kernels, how)).log_px
-    u = density.coordinates({"z": z[None]}).expand(how.num_samples, -1, -1)
+    u = density.coordinates(latents).expand(how.num_samples, -1, -1)
     upper = -summed(-backward(density, kernels, how, u)).log_px
     return lower, upper

@@ -6,6 +6,7 @@ z is drawn by sampling-importance-resampling (`posterior.sir`). The guide at x_o
 the proposal, so a poor guide shows in the effective sample size, not silently in the draws.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,12 @@ from torch import Tensor, nn
 
 from pyrovae.checks import seed_number
 from pyrovae.contract import validated
+from pyrovae.core.draws import concat, diagnosing
+from pyrovae.core.joint import by_site, joint_of
+from pyrovae.core.replay import Arrays, guide_at, sites_of
+from pyrovae.core.replicates import replicated, value_of
+from pyrovae.data import Batch
+from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.posterior import sir
@@ -21,7 +28,7 @@ from pyrovae.vae import is_plain_vae
 
 
 class Imputation(NamedTuple):
-    """Draws of complete data, in the units of x.
+    """Draws of complete data, in the units of x; with a dict x, dicts by observed site.
 
     Attributes:
         draws: (S, N, *event); observed cells hold x itself, missing ones a draw of p(x_m|x_o).
@@ -37,7 +44,7 @@ class Imputation(NamedTuple):
 
 
 def impute(
-    vae: nn.Module,
+    program: nn.Module,
     x: Any,
     y: Any = None,
     mask: Any = None,
@@ -49,10 +56,10 @@ def impute(
     """Draw x_missing from p(x_missing | x_observed), by SIR from the guide.
 
     Args:
-        vae: a `VAE` whose likelihood factorizes over the cells of x.
+        program: a `VAE` or another program without global latents, which uses the mask.
         x: (N, *event); the values of missing cells do not matter.
         y: (N, …), covariates.
-        mask: of x's shape, true where x is observed.
+        mask: of x's shape, true where x is observed; with a dict x, a dict of masks.
         num_samples: S, draws per datum.
         num_proposals: K, draws of the guide to resample from; take K ≥ 10 S.
         seed: random seed; None uses a fresh one.
@@ -62,8 +69,8 @@ def impute(
 
     Raises:
         DataError: x or mask does not fit the program.
-        ConfigError: vae is not a `VAE`, mask is None, the likelihood does not factorize, or a
-            setting is invalid.
+        ConfigError: mask is None, the likelihood does not factorize or has no mean, the program
+            has global latents, or a setting is invalid.
 
     References:
         MIWAE, Mattei & Frellsen, 2019, https://arxiv.org/abs/1812.02633
@@ -76,23 +83,63 @@ def impute(
         >>> found.draws.shape, bool((found.draws[..., :2] == 1).all())
         (torch.Size([5, 2, 3]), True)
     """
-    if not is_plain_vae(vae):
-        raise ConfigError(
-            f"impute decodes draws of z, but this is a {type(vae).__name__}, which may have other "
-            "latents than z.\nPass a VAE, or decode draws of posterior.sir yourself."
-        )
     seed = seed_number(seed)
     settings = {"num_samples": num_samples, "num_proposals": num_proposals, "seed": seed}
-    x, y, mask = validated(vae, x, y, mask).whole()
-    if mask is None:
+    batch = validated(program, x, y, mask).whole()
+    if batch.mask is None:
         raise ConfigError(
             "mask = None, but impute needs to know which cells of x are missing.\n"
             "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
         )
-    posterior = sir(vae, x, y, mask, **settings)
-    z = posterior.draws[0].to(x)  # (S, N, D)
-    with RandomStream(seed), evaluation(vae):
-        p_x = vae.decode(z, y)
-        draws = torch.where(mask, x, p_x.sample())
-        mean = torch.where(mask, x, p_x.mean.mean(0))
+    _check_is_local(program, batch)
+    posterior = sir(program, *batch, **settings)
+    decoded = _by_decoder if is_plain_vae(program) else _by_replicates
+    replicates, means = decoded(program, batch, posterior.draws[0], seed)
+    draws, mean = {}, {}
+    for name, (values, _, seen) in batch.sites.items():
+        observed = torch.tensor(True) if seen is None else seen
+        draws[name] = torch.where(observed, values, replicates[name])
+        mean[name] = torch.where(observed, values, means[name].mean(0))
+    if not is_by_site(batch.x):
+        draws, mean = draws["x"], mean["x"]
     return Imputation(draws, mean, posterior.ess, posterior.pareto_k)
+
+
+def _check_is_local(program: nn.Module, batch: Batch) -> None:
+    """Raise ConfigError if data share a latent."""
+    if is_plain_vae(program):
+        return
+    with diagnosing(program, 0):
+        shared = sites_of(program, batch).shared
+    if shared:
+        raise ConfigError(
+            f"impute draws the latents of each datum, but all data share {shared[0]!r}, whose "
+            "draws would have to be the same for all.\nFix it at one value, the mean of its guide, "
+            f"say: pyro.condition(program.model, data={{{shared[0]!r}: …}})."
+        )
+
+
+def _by_decoder(vae: nn.Module, batch: Batch, draws: Tensor, seed: int) -> tuple[Arrays, Arrays]:
+    """Return draws of x and E[x|z], (S, N, *event), at draws of z (S, N, D)."""
+    with RandomStream(seed), evaluation(vae):
+        p_x = vae.decode(draws.to(batch.x), batch.y)
+        return {"x": p_x.sample()}, {"x": p_x.mean}
+
+
+def _by_replicates(
+    program: nn.Module, batch: Batch, draws: Tensor, seed: int
+) -> tuple[Arrays, Arrays]:
+    """Return the same by observed site, at draws of all local latents, concatenated."""
+    with diagnosing(program, seed):
+        sites = sites_of(program, batch)
+        z = by_site(draws, joint_of(program, batch).draw_prior(1))
+
+    def guide_for(part: slice) -> Any:
+        return guide_at({name: value[part] for name, value in z.items()}, sites.layouts)
+
+    def read(of: Callable[[dict], Tensor]) -> Arrays:
+        with diagnosing(program, seed):  # the same draws each time
+            how = {"num_samples": len(draws), "memory_budget": None, "of": of}
+            return concat(list(replicated(program, batch, guide_for, **how)), 0)
+
+    return read(value_of), read(lambda site: site["fn"].mean)
