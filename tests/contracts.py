@@ -256,7 +256,7 @@ CONTAINERS = {
 # name → the kind of latent that it takes, and options that cost little
 EVIDENCE_METHODS = {
     "iwae": ("continuous", {"num_samples": 2000}),
-    "ais": ("continuous", {"num_samples": 32, "num_temperatures": 50}),
+    "ais": ("continuous", {"num_samples": 64, "num_temperatures": 20}),
     "grid": ("continuous", {}),
     "enumerate": ("discrete", {}),
 }
@@ -264,5 +264,5 @@ EVIDENCE_METHODS = {
 POSTERIOR_METHODS = {
     "grid": {"num_samples": 500},
     "sir": {"num_samples": 500, "num_proposals": 5000},
-    "hmc": {"num_samples": 200, "num_warmup": 100},
+    "hmc": {"num_samples": 60, "num_warmup": 45, "num_chains": 16},
 }
