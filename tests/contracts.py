@@ -48,7 +48,7 @@ class Part(NamedTuple):
     make: Callable[[], nn.Module]
     space: str = "real"
     reach: float = 12.0
-    points: int = 801  # of the quadrature, along an axis
+    points: int = 401  # of the quadrature, along an axis
 
 
 def _laplace(b):
@@ -105,7 +105,7 @@ GUIDES = {
     "DiagonalNormal": Part(lambda: guides.DiagonalNormal(2)),
     "FullNormal": Part(lambda: guides.FullNormal(2)),
     "LowRankNormal": Part(lambda: guides.LowRankNormal(2, rank=1)),
-    "Laplace": Part(lambda: guides.Laplace(2), reach=9),
+    "Laplace": Part(lambda: guides.Laplace(2), reach=9, points=801),
     "StudentT": Part(lambda: guides.StudentT(2), reach=60),
     "StudentT, learned df": Part(lambda: guides.StudentT(2, learn_df=True), reach=60),
     "FlowGuide, coupling": Part(lambda: guides.FlowGuide(2, num_context=2, flow=SMALL_COUPLING)),
