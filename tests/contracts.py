@@ -49,7 +49,7 @@ class Part(NamedTuple):
     make: Callable[[], nn.Module]
     space: str = "real"
     reach: float = 12.0
-    points: int = 801  # of the quadrature, along an axis
+    points: int = 401  # of the quadrature, along an axis
 
 
 def _laplace(b):
@@ -109,7 +109,7 @@ GUIDES = {
     "DiagonalNormal": Part(lambda: guides.DiagonalNormal(2)),
     "FullNormal": Part(lambda: guides.FullNormal(2)),
     "LowRankNormal": Part(lambda: guides.LowRankNormal(2, rank=1)),
-    "Laplace": Part(lambda: guides.Laplace(2), reach=9),
+    "Laplace": Part(lambda: guides.Laplace(2), reach=9, points=801),
     "StudentT": Part(lambda: guides.StudentT(2), reach=60),
     "StudentT, learned df": Part(lambda: guides.StudentT(2, learn_df=True), reach=60),
     "Dirichlet": Part(lambda: guides.Dirichlet(2), "simplex", 40),
@@ -262,7 +262,7 @@ CONTAINERS = {
 # name → the kind of latent that it takes, and options that cost little
 EVIDENCE_METHODS = {
     "iwae": ("continuous", {"num_samples": 2000}),
-    "ais": ("continuous", {"num_samples": 32, "num_temperatures": 50}),
+    "ais": ("continuous", {"num_samples": 64, "num_temperatures": 20}),
     "grid": ("continuous", {}),
     "enumerate": ("discrete", {}),
 }
@@ -270,5 +270,5 @@ EVIDENCE_METHODS = {
 POSTERIOR_METHODS = {
     "grid": {"num_samples": 500},
     "sir": {"num_samples": 500, "num_proposals": 5000},
-    "hmc": {"num_samples": 200, "num_warmup": 100},
+    "hmc": {"num_samples": 60, "num_warmup": 45, "num_chains": 16},
 }

@@ -128,7 +128,7 @@ class TestGroups:
 
     @pytest.mark.parametrize(
         ("posterior", "chains", "options"),
-        [("sir", 1, {"num_proposals": 500}), ("hmc", 4, {"num_warmup": 50})],
+        [("sir", 1, {"num_proposals": 500}), ("hmc", 4, {"num_warmup": 6})],
     )
     def test_other_posteriors(self, posterior, chains, options):
         data = exported(posterior=posterior, predictive=False, **options)
@@ -220,7 +220,7 @@ class TestNumbers:
 
     @pytest.mark.parametrize("posterior", ["guide", "sir", "hmc"])
     def test_densities_belong_to_the_draws(self, posterior):
-        options = {"num_warmup": 20} if posterior == "hmc" else {}
+        options = {"num_warmup": 6} if posterior == "hmc" else {}
         truth, x, data = self.exported(
             posterior=posterior, num_samples=20, predictive=False, **options
         )
@@ -234,7 +234,7 @@ class TestNumbers:
 
     @pytest.mark.parametrize("posterior", ["sir", "hmc"])
     def test_chains_are_those_of_the_posterior_package(self, posterior):
-        options = {"num_samples": 20} | ({"num_warmup": 20} if posterior == "hmc" else {})
+        options = {"num_samples": 20} | ({"num_warmup": 6} if posterior == "hmc" else {})
         truth, x, data = self.exported(posterior=posterior, predictive=False, **options)
         exact = getattr(pv.posterior, posterior)(truth.vae(ExactEncoder(truth)), x, **options).draws
         np.testing.assert_array_equal(data["posterior"]["z"], exact)
@@ -244,10 +244,9 @@ class TestNumbers:
         v = torch.linalg.solve(truth.m, truth.weight.T)
         wide = AffineEncoder(v, truth.mean, torch.tensor([0.5, 0.5]))
         exact = truth.posterior(truth.sample(1)).variance[0]
-        for posterior, options in (("sir", {}), ("hmc", {"num_warmup": 100})):
-            _, _, data = self.exported(
-                wide, posterior=posterior, num_samples=300, predictive=False, **options
-            )
+        chains = {"num_samples": 75, "num_chains": 16, "num_warmup": 60}
+        for posterior, options in (("sir", {"num_samples": 300}), ("hmc", chains)):
+            _, _, data = self.exported(wide, posterior=posterior, predictive=False, **options)
             found = torch.from_numpy(data["posterior"]["z"].values).flatten(0, 1).var(0).mean(0)
             # 20 data × 300 draws of ESS > 1/3: relative error of a variance √(2/2000) = 3 %
             torch.testing.assert_close(found, exact, rtol=0.16, atol=0)
@@ -285,7 +284,7 @@ class TestCallsBeforeOne:
         assert "z[3, 1]" in table.index
 
     def test_summary_of_chains_has_r_hat(self, az):
-        data = exported(posterior="hmc", num_warmup=100, predictive=False)
+        data = exported(posterior="hmc", num_warmup=40, predictive=False)
         assert (az.summary(data)["r_hat"] < 1.2).all()
 
     def test_plot_ppc(self, az):

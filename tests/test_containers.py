@@ -2,9 +2,12 @@
 
 The tables cross: a container is a line in `CONTAINERS` (tests/contracts.py), a function one in
 `FUNCTIONS` here. Results are equal to the bit, because all containers are read in the same chunks.
+By default every function gets a container of each way of reading, and every container goes to a
+function of each way of asking; `pytest -m slow` runs the other pairs.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -25,13 +28,18 @@ def counts():
     return torch.poisson(3 * torch.rand(N, D, generator=generator), generator=generator)
 
 
-def model(**options):
-    return pv.build((D,), latent_dim=2, hidden=(5,), likelihood="Poisson", seed=0, **options)
+def model(latent_dim=2):
+    return pv.build((D,), latent_dim=latent_dim, hidden=(5,), likelihood="Poisson", seed=0)
 
 
 def trained(vae, x):
     pv.fit(vae, x, epochs=1, batch_size=5, seed=1)
     return list(vae.parameters())
+
+
+def line():
+    """Return a model with one latent dimension, whose grid has few points."""
+    return model(latent_dim=1)
 
 
 def with_global_draws(function):
@@ -53,10 +61,10 @@ FUNCTIONS = {
     "log_evidence, ais": lambda vae, x: pv.log_evidence(
         vae, x, method="ais", num_samples=2, num_temperatures=3, memory_budget=2**16
     ),
-    "log_evidence, grid": lambda vae, x: pv.log_evidence(vae, x, method="grid"),
-    "posterior.grid": lambda vae, x: pv.posterior.grid(vae, x, num_samples=3),
+    "log_evidence, grid": lambda vae, x: pv.log_evidence(line(), x, method="grid"),
+    "posterior.grid": lambda vae, x: pv.posterior.grid(line(), x, num_samples=3),
     "posterior.sir": lambda vae, x: pv.posterior.sir(vae, x, num_samples=3, num_proposals=30),
-    "posterior.hmc": lambda vae, x: pv.posterior.hmc(vae, x, num_samples=12, num_warmup=2),
+    "posterior.hmc": lambda vae, x: pv.posterior.hmc(vae, x, num_samples=2, num_warmup=1),
     "posterior.refine": lambda vae, x: pv.posterior.refine(vae, x, num_steps=2)[1:],
     "decompose_elbo": lambda vae, x: pv.diagnostics.decompose_elbo(vae, x, num_aggregate=9),
     "active_units": lambda vae, x: pv.diagnostics.active_units(vae, x),
@@ -84,6 +92,22 @@ FUNCTIONS = {
 }
 
 
+# a container of each way of reading: converted at once, mapped, sparse, a table, by index, by batch
+READ = {
+    *("list", "npy, memory-mapped", "csr matrix", "pandas"),
+    *("Dataset", "DataLoader, shuffled", "stream", "iterable of batches"),
+}
+# a function of each way of asking: all rows, chunks, chosen rows, names, batches of an epoch
+ASK = {"loss", "log_evidence, iwae", "log_evidence, subset", "to_arviz", "refit_prior"}
+
+
+def pairs():
+    for function, container in itertools.product(FUNCTIONS, CONTAINERS):
+        is_quick = container in READ or function in ASK
+        marks = () if is_quick else pytest.mark.slow
+        yield pytest.param(function, container, marks=marks, id=f"{function}-{container}")
+
+
 def arrays_of(found):
     """Return all arrays and numbers of a result, in order."""
     if isinstance(found, torch.Tensor):
@@ -109,8 +133,7 @@ def dense():
     return of
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(("function", "container"), list(pairs()))
 def test_a_result_equals_that_of_the_dense_tensor(function, container, dense, tmp_path):
     found = arrays_of(FUNCTIONS[function](model(), CONTAINERS[container](tmp_path, counts())))
     for ours, expected in zip(found, dense(function), strict=True):

@@ -62,7 +62,7 @@ class TestParetoK:
     @pytest.mark.parametrize(
         ("method", "options"),
         [
-            ("hmc", {"num_warmup": 200, "num_samples": 250, "num_chains": 16}),
+            ("hmc", {"num_warmup": 60, "num_samples": 80, "num_chains": 32}),
             ("refine", {"num_steps": 150, "num_samples": 1000}),
         ],
     )
@@ -362,8 +362,8 @@ class TestSensitivity:
     def test_shapes_under_a_small_memory_budget(self):
         truth = LinearGaussian()
         found = diagnostics.prior_sensitivity(
-            truth.vae(ExactEncoder(truth)), truth.sample(20), num_samples=50, memory_budget=2000
+            truth.vae(ExactEncoder(truth)), truth.sample(6), num_samples=20, memory_budget=2000
         )
-        assert found.prior.shape == found.likelihood.shape == (20, 2)
+        assert found.prior.shape == found.likelihood.shape == (6, 2)
         with pytest.raises(ConfigError, match="delta"):
             diagnostics.prior_sensitivity(truth.vae(ExactEncoder(truth)), truth.sample(2), delta=0)

@@ -47,7 +47,7 @@ def points(part: Part, event_shape: torch.Size) -> tuple[torch.Tensor, float]:
         blocks = itertools.product(codes, repeat=size // int(part.reach))
         return torch.stack([torch.cat(z) for z in blocks]), 0.0
     if part.space in ("logit", "pair", "simplex"):
-        y, log_volume = grid(part.reach, 1601, size if part.space == "logit" else 1)
+        y, log_volume = grid(part.reach, 801, size if part.space == "logit" else 1)
         log_volume = log_volume + (logsigmoid(y) + logsigmoid(-y)).sum(-1)
         return (y if part.space == "logit" else torch.cat([y, -y], -1)).sigmoid(), log_volume
     if part.space == "sphere":

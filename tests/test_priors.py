@@ -366,7 +366,7 @@ def test_learned_flow_fits_two_modes(float64):
         dist.Categorical(torch.ones(2)),
         dist.Normal(torch.tensor([[-2.0], [2.0]]), 0.3).to_event(1),
     )
-    z = truth.sample((1000,))
+    z = truth.sample((500,))
     prior = priors.FlowPrior(1)
     optimizer = torch.optim.Adam(prior.parameters(), 5e-2)
     for _ in range(200):

@@ -25,7 +25,7 @@ def trained(digits) -> dict[int, pv.VAE]:
     for beta in (0, 1):
         vaes[beta] = pv.build((8, 8), latent_dim=2, hidden=(100, 100), seed=0)
         objective = pv.objectives.BetaELBO(float(beta))
-        settings = {"epochs": 450, "batch_size": 100, "learning_rate": 1e-2}
+        settings = {"epochs": 300, "batch_size": 100, "learning_rate": 1e-2}
         pv.fit(vaes[beta], digits.train, objective=objective, **settings)
     return vaes
 
@@ -66,8 +66,8 @@ def test_without_it_codes_of_one_digit_lie_many_widths_apart(trained, digits):
 
 
 def test_without_it_the_exact_evidence_falls_by_more_than_50_nats(trained, digits):
-    """log p(x) of 12 random test digits on the grid: the prior's samples land between the codes."""
-    chosen = torch.randperm(360, generator=torch.Generator().manual_seed(0))[:12]
+    """log p(x) of 6 random test digits on the grid: the prior's samples land between the codes."""
+    chosen = torch.randperm(360, generator=torch.Generator().manual_seed(0))[:6]
     log_px = {
         beta: pv.log_evidence(vae, digits.test[chosen], method="grid").log_px.mean().item()
         for beta, vae in trained.items()

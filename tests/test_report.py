@@ -50,7 +50,7 @@ def judged(data, beta, epochs, *, seed, num_steps, **options):
     training = Training(beta, **options)
     vae = pv.build(x.shape[1:], latent_dim=2, hidden=(100,), data=x, seed=seed)
     objective = None if beta == 1 else pv.objectives.BetaELBO(beta)
-    pv.fit(vae, x, objective=objective, epochs=epochs, seed=seed, **options)
+    pv.fit(vae, x, objective=objective, epochs=epochs, seed=seed, compile="graph", **options)
     sizes = {"num_samples": 100, "num_steps": num_steps, "thorough": False}
     return named(examine(vae, x, test=x_test, training=training, **sizes))  # without β
 

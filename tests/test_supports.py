@@ -16,6 +16,7 @@ from pyrovae.contract.densities import coordinate_of
 from pyrovae.densities.supports import Wrap, support_of, transform_onto
 from pyrovae.errors import ConfigError
 
+AIS = {"num_samples": 64, "num_temperatures": 50}
 X_ON_CIRCLE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.1], [-1.0, -1.0]])
 
 
@@ -60,7 +61,7 @@ def on_the_circle(vae, x, power=0):
 def test_evidence_on_the_circle(method, float64):
     """Within five standard errors of quadrature; the grid within 1e-5 (an edge at ±π)."""
     vae, x = circular(), X_ON_CIRCLE.double()
-    options = {"iwae": {"num_samples": 20_000}, "ais": {"num_temperatures": 200}, "grid": {}}
+    options = {"iwae": {"num_samples": 20_000}, "ais": AIS, "grid": {}}
     found = pv.log_evidence(vae, x, method=method, **options[method])
     error = (found.log_px - on_the_circle(vae, x)).abs()
     assert (error < 5 * found.std_error + 1e-5).all()
@@ -71,7 +72,10 @@ def test_evidence_on_the_circle(method, float64):
 def test_posterior_on_the_circle(method, float64):
     """Draws stay on the circle, with the mean and the second moment of quadrature."""
     vae, x = circular(), X_ON_CIRCLE.double()
-    options = {"hmc": {"num_samples": 300, "num_warmup": 100}, "grid": {"num_samples": 2000}}
+    options = {
+        "hmc": {"num_samples": 80, "num_warmup": 60, "num_chains": 16},
+        "grid": {"num_samples": 2000},
+    }
     draws = getattr(pv.posterior, method)(vae, x, **options[method]).draws.flatten(0, 1)
     assert draws.abs().max() <= math.pi
     for power in (1, 2):
@@ -145,7 +149,7 @@ def test_a_grid_on_the_simplex_is_exact():
     exact = dist.DirichletMultinomial(torch.tensor([1.5, 2.0, 3.0]), 4).log_prob(x).double()
     vae = pv.VAE(prior, encoder, decoder)
     assert torch.allclose(pv.log_evidence(vae, x, method="grid").log_px, exact, atol=1e-5)
-    found = pv.log_evidence(vae, x, method="ais", num_temperatures=80)
+    found = pv.log_evidence(vae, x, method="ais", **AIS)
     assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
 
 
@@ -161,9 +165,9 @@ def test_an_elementwise_mixture_is_on_the_real_line():
     x, base = (torch.rand(3, 6) > 0.5).float(), pv.build(6, latent_dim=1, seed=0)
     vae = pv.VAE(prior, base.encoder, base.decoder)
     exact = pv.log_evidence(vae, x, method="grid").log_px
-    found = pv.log_evidence(vae, x, method="ais", num_temperatures=100)
+    found = pv.log_evidence(vae, x, method="ais", **AIS)
     assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
-    draws = pv.posterior.hmc(vae, x, num_samples=20, num_warmup=20).draws
+    draws = pv.posterior.hmc(vae, x, num_samples=20, num_warmup=9).draws
     assert draws.shape == (4, 20, 3, 1)
     assert draws.isfinite().all()
 

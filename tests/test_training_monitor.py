@@ -146,7 +146,7 @@ def test_signal_to_noise_is_the_known_one(monkeypatch):
 
     Its mean is 2 m − x̄ and its standard deviation 2 s / √N, with log q's own part canceled.
     """
-    num_gradients, mean, scale = 2000, 0.8, 1.5
+    num_gradients, mean, scale = 800, 0.8, 1.5
     monkeypatch.setattr(monitor, "NUM_GRADIENTS", num_gradients)
     x = torch.randn(30, 1, generator=torch.Generator().manual_seed(3))
     vae = pv.VAE(pv.priors.StandardNormal(1), Shifted(mean, scale), Unit())
