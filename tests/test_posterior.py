@@ -27,9 +27,11 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae import posterior
+from pyrovae.core.hamiltonian import Kernel, Style, point_at, transition
 from pyrovae.errors import ConfigError
 from pyrovae.posterior.chains import least_ess
 from pyrovae.posterior.convergence import bulk_ess, split_r_hat
+from pyrovae.posterior.warmup import num_needed, scale_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -68,6 +70,27 @@ def test_draws_have_the_exact_moments(sampler):
     assert found.draws.shape[2:] == (4, 2)
     # negative control: sd × 0.8
     assert scores(found, exact.mean, 0.64 * covariance)[1].abs().max() > 8
+
+
+def test_hmc_adapts_to_correlations():
+    """Ten latents with correlations: exact moments, and a third of the draws count.
+
+    |z| < 5 for 20 means and 110 covariances. With a diagonal scale a twentieth of them does.
+    """
+    truth = LinearGaussian(num_features=12, latent_dim=10)
+    x = truth.sample(2)
+    exact = truth.posterior(x)
+    covariance = exact.covariance_matrix.expand(2, 10, 10)
+    deviation = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    correlation = covariance / (deviation[:, None] * deviation[:, :, None])
+    assert torch.linalg.cond(correlation).min() > 30
+    found = posterior.hmc(
+        truth.vae(wide_guide(truth)), x, num_samples=120, num_warmup=120, num_chains=8
+    )
+    z_mean, z_covariance = scores(found, exact.mean, covariance)
+    assert z_mean.abs().max() < 5
+    assert z_covariance.abs().max() < 5
+    assert found.ess.min() > 8 * 120 / 3
 
 
 class Digits(NamedTuple):
@@ -432,6 +455,44 @@ def test_r_hat_and_ess_of_known_chains():
     assert split_r_hat(stuck).isinf().all()
     assert bulk_ess(stuck) < 5
     assert {f(white).dtype for f in (split_r_hat, bulk_ess)} == {torch.float64}
+
+
+def test_too_large_a_step_is_a_divergence():
+    """Leapfrog steps of more than 2 standard deviations diverge, for that datum only."""
+
+    def normal(u):
+        return -0.5 * (u**2).sum(-1), torch.zeros(u.shape[:-1])
+
+    styles = Style(torch.tensor([9, 9, 1]), torch.tensor([1.0, 1.0, 0.0]))
+    steps = torch.tensor([0.5, 4.0, 400.0])  # the last one is a random walk
+    kernel = Kernel(1.0, steps, torch.ones(3, 2), 9, styles)
+    _, info = transition(normal, point_at(normal, torch.randn(5, 3, 2)), kernel)
+    assert info.is_divergent.all(0).tolist() == [False, True, False]
+    assert info.is_divergent.any(0).tolist() == [False, True, False]
+    assert (info.acceptance[:, 1:] < 0.2).all()
+
+
+def test_warm_up_learns_the_covariance():
+    """Within 5 standard errors √((C_ij² + C_ii C_jj)/S), and 10 prior draws of no correlation."""
+    truth = LinearGaussian().posterior(torch.zeros(3, 5))
+    draws = truth.sample((4000,)).unflatten(0, (1000, 4))
+    scale = scale_of(draws, torch.ones(3, 2))
+    found, exact = scale @ scale.mT, truth.covariance_matrix.expand(3, 2, 2)
+    variance = exact.diagonal(dim1=1, dim2=2)
+    error = ((exact**2 + variance[:, None] * variance[:, :, None]) / 4000).sqrt()
+    assert ((found - exact).abs() < 5 * error + 10 / 4000).all()
+    assert not found.allclose(torch.diag_embed(variance), rtol=0.2)  # negative control
+    stuck = scale_of(torch.zeros(20, 1, 3, 2), torch.ones(3, 2))
+    assert torch.linalg.cholesky_ex(stuck @ stuck.mT).info.eq(0).all()
+
+
+def test_warm_up_lowers_the_number_of_steps_to_what_data_need():
+    """All 10 at a correlation of 0.9 from draw to draw; without any, the length of a path."""
+    path = some_chains("slow", 1000).transpose(0, 1)[:, :, :1, None]  # (T, C, 1, 1)
+    white = some_chains("white", 1000).transpose(0, 1)[:, :, :1, None]
+    assert num_needed(white, torch.ones(1), 10) <= 2
+    assert num_needed(white, torch.full((1,), 4), 10) == 4
+    assert num_needed(path, torch.ones(1), 10) == 10
 
 
 class Kinked(nn.Module):
