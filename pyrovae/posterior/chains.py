@@ -13,17 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import whole_number
+from pyrovae.checks import warn_caller, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import diagnosing
-from pyrovae.core.hamiltonian import Kernel, Point, transition
+from pyrovae.core.hamiltonian import Info, Kernel, Point, transition
 from pyrovae.core.joint import Unconstrained, flat, joint_of
 from pyrovae.data import Source
 from pyrovae.evidence.annealing import rows_at_a_time
-from pyrovae.posterior.convergence import bulk_ess, split_r_hat
-from pyrovae.posterior.record import Posterior, joined, shares_of
+from pyrovae.posterior.convergence import bulk_ess, e_bfmi, split_r_hat
+from pyrovae.posterior.record import Posterior, SampleStats, concat_stats, joined, shares_of
 from pyrovae.posterior.warmup import warmed_up
+
+MAX_DIVERGING = 0.001  # share of a datum's draws
+MIN_E_BFMI = 0.3  # Betancourt (2016)
+MIN_ENERGIES = 100  # draws per chain below which E-BFMI is too noisy to warn
 
 
 def hmc(
@@ -42,7 +46,8 @@ def hmc(
 ) -> Posterior:
     """Draw from p(z|x) by batched Hamiltonian Monte Carlo, started from the guide.
 
-    Check `r_hat` (above 1.01: not mixed) and `ess` before using the draws. Modes in which no
+    Check `r_hat` (above 1.01: not mixed) and `ess` before using the draws; `stats` and `e_bfmi`
+    tell how the sampler fared. Modes in which no
     chain starts may be missed. With global latents w they are from ∫ p(z|x, w) q(w) dw, an equal
     share at each draw of w, with a warm-up of its own.
 
@@ -62,7 +67,11 @@ def hmc(
             in addition to the draws that are kept.
 
     Returns:
-        Posterior, draws (C, S, N, D), with r_hat and ess.
+        Posterior, draws (C, S, N, D), with r_hat, ess, e_bfmi and stats.
+
+    Warns:
+        UserWarning: more than 0.1 % of a datum's draws diverged, or its E-BFMI, averaged over
+            chains of at least 100 draws, is below 0.3.
 
     Raises:
         DataError: x does not fit the program.
@@ -72,6 +81,8 @@ def hmc(
 
     References:
         MCMC using Hamiltonian dynamics, Neal, 2011, https://arxiv.org/abs/1206.1901
+        Diagnosing Suboptimal Cotangent Disintegrations in Hamiltonian Monte Carlo, Betancourt,
+        2016, https://arxiv.org/abs/1604.00695
 
     Example:
         >>> import pyrovae as pv
@@ -89,7 +100,9 @@ def hmc(
         programs = given_globals(program, data, num_globals)
         counts = zip(programs, shares_of(num_samples, len(programs)), strict=True)
         how = (num_chains, num_warmup, num_leapfrog, memory_budget)
-        return joined([_hmc(one, data, num, *how) for one, num in counts])
+        found = joined([_hmc(one, data, num, *how) for one, num in counts])
+    warn_of_trouble(found)
+    return found
 
 
 def _hmc(
@@ -101,14 +114,17 @@ def _hmc(
     num_leapfrog: int,
     memory_budget: int | None,
 ) -> Posterior:
-    parts = []
+    draws, stats = [], []
     for rows in rows_at_a_time(program, data, num_chains, memory_budget):
         density = Unconstrained(joint_of(program, rows), method="posterior.hmc")
         point, kernel = warmed_up(density, num_chains, num_warmup, num_leapfrog)
-        parts.append(_drawn(density, point, kernel, num_samples))
-    draws = torch.cat(parts, 2)
+        drawn = _drawn(density, point, kernel, num_samples)
+        draws.append(drawn[0])
+        stats.append(drawn[1])
+    draws, stats = torch.cat(draws, 2), concat_stats(stats, 2)
     ess, r_hat = least_ess(draws), split_r_hat(draws).amax(-1)
-    return Posterior(draws, ess, r_hat, torch.full_like(ess, math.nan))
+    nan = torch.full_like(ess, math.nan)
+    return Posterior(draws, ess, r_hat, nan, stats, e_bfmi(stats.energy))
 
 
 def least_ess(draws: Tensor) -> Tensor:
@@ -120,10 +136,39 @@ def least_ess(draws: Tensor) -> Tensor:
     return torch.minimum(bulk_ess(draws), bulk_ess(spread_of)).amin(-1)
 
 
-def _drawn(density: Unconstrained, point: Point, kernel: Kernel, num: int) -> Tensor:
-    """Return draws, (C, S, n, D)."""
-    draws = []
+def _drawn(
+    density: Unconstrained, point: Point, kernel: Kernel, num: int
+) -> tuple[Tensor, SampleStats]:
+    """Return draws, (C, S, n, D), and what the kernel did for each."""
+    draws, infos = [], []
     for _ in range(num):
-        point, _ = transition(density.terms, point, kernel)
+        point, info = transition(density.terms, point, kernel)
         draws.append(flat(density.latents(point.position)))
-    return torch.stack(draws, 1)
+        infos.append(info)
+    found = Info(*(torch.stack(values, 1) for values in zip(*infos, strict=True)))
+    return torch.stack(draws, 1), SampleStats(
+        acceptance_rate=found.acceptance,
+        diverging=found.is_divergent,
+        step_size=kernel.step_size.expand_as(found.energy),
+        energy=found.energy,
+        n_steps=torch.full_like(found.energy, kernel.num_leapfrog, dtype=torch.int32),
+    )
+
+
+def warn_of_trouble(found: Posterior) -> None:
+    """Warn where many paths diverge, or energies mix slowly."""
+    num_data = len(found.ess)
+    is_divergent = found.stats.diverging.double().mean((0, 1)) > MAX_DIVERGING
+    is_slow = (found.e_bfmi.mean(0) < MIN_E_BFMI) & (found.draws.shape[1] >= MIN_ENERGIES)
+    if is_divergent.any():
+        warn_caller(
+            f"more than {MAX_DIVERGING:.1%} of the draws diverged for {int(is_divergent.sum())} of "
+            f"{num_data} data: the draws may miss regions where p(z|x) is sharply curved.\n"
+            "Use more num_warmup, or reparameterize the program; see stats.diverging."
+        )
+    if is_slow.any():
+        warn_caller(
+            f"E-BFMI is below {MIN_E_BFMI} for {int(is_slow.sum())} of {num_data} data: the "
+            "chains explore the tails of p(z|x) slowly.\n"
+            "Use more num_samples, or reparameterize the program; see e_bfmi."
+        )
