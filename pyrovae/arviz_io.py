@@ -12,7 +12,9 @@
     log_prior              z (chain, draw, datum), log p(z), nats
     sample_stats           log_guide, log_weight (chain, draw, datum), nats;
                            pareto_k, elbo (datum) of the guide, from as many draws
-                           (without log_weight and pareto_k if data share a latent)
+                           (without log_weight and pareto_k if data share a latent);
+                           of "hmc" also acceptance_rate, diverging, step_size, energy, n_steps
+                           (chain, draw, datum)
 
 The container is an `arviz.InferenceData` for arviz < 1 and an `xarray.DataTree` since arviz 1, with
 the same datasets. This is the only file that imports arviz and xarray, and only when called.
@@ -121,18 +123,19 @@ def to_arviz(
         )
     num_samples, seed = whole_number(num_samples, "num_samples", 1), seed_number(seed)
     batch = validated(program, x, y, mask).whole()
-    if posterior == "guide":
-        draws = None
-    else:
-        draws = METHODS[posterior](
-            program, *batch, num_samples=num_samples, seed=seed, **options
-        ).draws
+    draws = stats = None
+    if posterior != "guide":
+        how = {"num_samples": num_samples, "seed": seed} | options
+        drawn = METHODS[posterior](program, *batch, **how)
+        draws, stats = drawn.draws, drawn.stats
     with diagnosing(program, seed):
         sites = sites_of(program, batch)
     with diagnosing(program, seed):
         of_guide = _guide_draws(program, batch, num_samples)
         found = of_guide if draws is None else _scored(program, batch, draws)
     groups = _scored_groups(found, _log_weights(of_guide)[0], sites.shared)
+    if stats is not None:
+        groups["sample_stats"] |= _of_draws(stats._asdict())
     if predictive:
         with diagnosing(program, seed):
             drawn = _predictive_groups(program, batch, found, sites)

@@ -138,6 +138,21 @@ class TestGroups:
         for name in ("pareto_k", "elbo"):
             xr.testing.assert_identical(data["sample_stats"][name], guide["sample_stats"][name])
 
+    def test_statistics_of_hmc_are_those_of_its_draws(self, az):
+        data = exported(posterior="hmc", num_warmup=30, predictive=False)
+        stats = data["sample_stats"]
+        for name in ("acceptance_rate", "diverging", "step_size", "energy", "n_steps"):
+            assert stats[name].dims == ("chain", "draw", "datum")
+            assert stats[name].shape == (4, NUM_SAMPLES, NUM_DATA)
+        assert stats["diverging"].dtype == bool
+        # H exceeds −log p(x, z), here without a change of coordinates, by |r|²/2 of two momenta
+        kinetic = stats["energy"] + data["log_likelihood"]["x"] + data["log_prior"]["z"]
+        assert (kinetic >= -1e-3).all()
+        assert float(kinetic.mean()) == pytest.approx(1.0, abs=0.1)
+        ours = pv.posterior.e_bfmi(torch.tensor(stats["energy"].values))
+        np.testing.assert_allclose(az.bfmi(data.sel(datum=5)), ours[:, 5], rtol=0.02)
+        assert "energy" not in exported(predictive=False)["sample_stats"]
+
     def test_mask_covariates_and_images(self):
         vae = pv.build((3, 3), latent_dim=2, seed=0)
         x, mask = torch.rand(5, 3, 3).round(), torch.rand(5, 3, 3) > 0.3

@@ -377,8 +377,13 @@ def test_sandwich():
     assert both.z.shape == (100, 2)
 
 
+# leapfrog steps of a path, drift; in the last row they differ between data
+STYLES = {"one": [], "paths of 2": [(2, 1)], "random walks": [(1, 0)], "both": [(2, 1), (1, 0)]}
+
+
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("factor", [1.0, 0.8])
-def test_hamiltonian_kernel_by_gewekes_joint_test(factor):
+def test_hamiltonian_kernel_by_gewekes_joint_test(factor, style):
     """z ~ p(z), x ~ p(x|z), then 10 × [z ~ K(·|x), x ~ p(x|z)] leaves (z, x) jointly as it was.
 
     60 000 independent pairs, z ~ N(0, 1), x|z ~ N(0.8 z, 1); moments within 5 standard errors.
@@ -391,6 +396,9 @@ def test_hamiltonian_kernel_by_gewekes_joint_test(factor):
     kernel = hamiltonian.Kernel(
         1.0, torch.full((num_data,), 0.9), torch.full((num_data, 1), precision**-0.5), 3
     )
+    if STYLES[style]:
+        of_data = torch.tensor(STYLES[style]).repeat(num_data, 1)[:num_data]
+        kernel = kernel._replace(scale=kernel.scale[..., None], style=hamiltonian.Style(*of_data.T))
     rates = []
     for _ in range(10):
 
@@ -399,12 +407,10 @@ def test_hamiltonian_kernel_by_gewekes_joint_test(factor):
             total = -0.5 * precision * ((u - loc) / factor) ** 2
             return 0.3 * total[..., 0], 0.7 * total[..., 0]
 
-        point, acceptance = hamiltonian.transition(
-            density, hamiltonian.point_at(density, z), kernel
-        )
+        point, info = hamiltonian.transition(density, hamiltonian.point_at(density, z), kernel)
         z = point.position
         x = w * z + sigma * torch.randn(1, num_data, 1)
-        rates.append(acceptance.mean().item())
+        rates.append(info.acceptance.mean().item())
     assert 0.5 < min(rates) < 0.999  # steps so large that rejection matters
     exact = {"z": (z, 0.0), "z²": (z**2, 1.0), "zx": (z * x, w), "x²": (x**2, w**2 + sigma**2)}
     scores = {

@@ -27,9 +27,11 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae import posterior
+from pyrovae.core.hamiltonian import Kernel, Style, point_at, transition
 from pyrovae.errors import ConfigError
-from pyrovae.posterior.chains import least_ess
-from pyrovae.posterior.convergence import bulk_ess, split_r_hat
+from pyrovae.posterior.chains import least_ess, warn_of_trouble
+from pyrovae.posterior.convergence import bulk_ess, e_bfmi, split_r_hat
+from pyrovae.posterior.warmup import num_needed, scale_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -70,6 +72,27 @@ def test_draws_have_the_exact_moments(sampler):
     assert found.draws.shape[2:] == (4, 2)
     # negative control: sd × 0.8
     assert scores(found, exact.mean, 0.64 * covariance)[1].abs().max() > 8
+
+
+def test_hmc_adapts_to_correlations():
+    """Ten latents with correlations: exact moments, and a third of the draws count.
+
+    |z| < 5 for 20 means and 110 covariances. With a diagonal scale a twentieth of them does.
+    """
+    truth = LinearGaussian(num_features=12, latent_dim=10)
+    x = truth.sample(2)
+    exact = truth.posterior(x)
+    covariance = exact.covariance_matrix.expand(2, 10, 10)
+    deviation = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    correlation = covariance / (deviation[:, None] * deviation[:, :, None])
+    assert torch.linalg.cond(correlation).min() > 30
+    found = posterior.hmc(
+        truth.vae(wide_guide(truth)), x, num_samples=120, num_warmup=120, num_chains=8
+    )
+    z_mean, z_covariance = scores(found, exact.mean, covariance)
+    assert z_mean.abs().max() < 5
+    assert z_covariance.abs().max() < 5
+    assert found.ess.min() > 8 * 120 / 3
 
 
 class Digits(NamedTuple):
@@ -200,6 +223,64 @@ def test_shapes_and_diagnostics():
     assert chains.draws.shape == (3, 12, 3, 2)
     assert chains.pareto_k.isnan().all()
     assert not chains.draws.requires_grad
+
+
+def test_statistics_of_the_sampler():
+    """E[H] = −log p(x) + entropy of p(z|x) + D/2, for a Gaussian: Var H = D; |z| < 5."""
+    truth = LinearGaussian()
+    vae, x = truth.vae(wide_guide(truth)), truth.sample(3)
+    assert posterior.sir(vae, x, num_samples=7, num_proposals=50).stats is None
+    found = posterior.hmc(vae, x, num_samples=100, num_warmup=40)
+    stats = found.stats
+    assert {value.shape for value in stats} == {(4, 100, 3)}
+    assert ((stats.acceptance_rate > 0) & (stats.acceptance_rate <= 1)).all()
+    assert ((stats.acceptance_rate.mean((0, 1)) - 0.7).abs() < 0.25).all()
+    assert not stats.diverging.any()
+    assert (stats.step_size == stats.step_size[0, 0]).all()
+    assert (stats.step_size[0, 0] > 0).all()
+    assert ((stats.n_steps >= 1) & (stats.n_steps <= 5)).all()
+    exact = truth.posterior(x).entropy() - truth.log_evidence(x) + 2 / 2
+    error = math.sqrt(2) / bulk_ess(stats.energy).sqrt()
+    assert ((stats.energy.mean((0, 1)) - exact).abs() < 5 * error).all()
+    assert torch.equal(found.e_bfmi, e_bfmi(stats.energy))
+    assert (found.e_bfmi > 0.5).all()
+
+
+class Funnel(nn.Module):
+    """v ~ N(0, 3²), w|v ~ N(0, e^v) five times (Neal, 2003); x says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+
+    def model(self, x, y=None, mask=None):
+        with pyro.plate("data", len(x), dim=-1):
+            v = pyro.sample("v", dist.Normal(0.0 * x, 3.0 * self.one).to_event(1))
+            scale = (v / 2).exp().expand(*v.shape[:-1], 5)
+            pyro.sample("w", dist.Normal(0.0, scale).to_event(1))
+            pyro.sample("x", dist.Normal(0.0, self.one).expand(x.shape).to_event(1), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("v", dist.Normal(0.0 * x, self.one).to_event(1))
+            pyro.sample("w", dist.Normal(x.new_zeros(len(x), 5), self.one).to_event(1))
+
+
+def test_hmc_warns_of_divergences():
+    """In the neck of a funnel steps are too large."""
+    with pytest.warns(UserWarning, match=r"of the draws diverged for \d of 4 data"):
+        found = posterior.hmc(Funnel(), torch.zeros(4, 1), num_samples=80, num_warmup=20)
+    assert 0 < found.stats.diverging.double().mean() < 0.2
+
+
+def test_hmc_warns_of_slow_energies():
+    truth = LinearGaussian()
+    vae, x = truth.vae(wide_guide(truth)), truth.sample(3)
+    found = posterior.hmc(vae, x, num_samples=100, num_warmup=20, num_chains=2)
+    slow = found._replace(e_bfmi=torch.tensor([[0.2, 1.0, 0.2], [0.3, 1.0, 0.5]]))
+    with pytest.warns(UserWarning, match=r"E-BFMI is below 0.3 for 1 of 3 data"):
+        warn_of_trouble(slow)
+    warn_of_trouble(slow._replace(draws=found.draws[:, :50]))  # too few energies to tell
 
 
 def test_sir_says_when_the_guide_is_too_narrow():
@@ -432,6 +513,74 @@ def test_r_hat_and_ess_of_known_chains():
     assert split_r_hat(stuck).isinf().all()
     assert bulk_ess(stuck) < 5
     assert {f(white).dtype for f in (split_r_hat, bulk_ess)} == {torch.float64}
+
+
+def test_e_bfmi_of_known_energies():
+    """AR(1) of coefficient φ: E (E_t − E_{t−1})² / Var E = 2 (1 − φ), 4 chains of 1000."""
+    for kind, coefficient in (("white", 0.0), ("slow", 0.9)):
+        found = e_bfmi(some_chains(kind, 1000))
+        assert found.shape == (4, 3)
+        # Var of the ratio is at most 4 (1 + φ)/(1 − φ)/1000 of its square
+        exact = 2 * (1 - coefficient)
+        error = exact * math.sqrt(4 * (1 + coefficient) / (1 - coefficient) / 1000)
+        assert ((found - exact).abs() < 4 * error).all()
+    assert e_bfmi(some_chains("white", 9)[:, :9]).isnan().all()
+
+
+def test_e_bfmi_of_exact_trajectories():
+    """A D-dimensional Gaussian: momenta renew D/2 of the energy's variance D, twice: 1."""
+
+    def normal(u):
+        return -0.5 * (u**2).sum(-1), torch.zeros(u.shape[:-1])
+
+    num_data, dim = 50, 20
+    kernel = Kernel(1.0, torch.full((num_data,), 0.2), torch.ones(num_data, dim), 8)
+    point, energies = point_at(normal, torch.randn(4, num_data, dim)), []
+    for _ in range(300):
+        point, info = transition(normal, point, kernel)
+        energies.append(info.energy)
+    assert not info.is_divergent.any()
+    found = e_bfmi(torch.stack(energies, 1))
+    # 200 chains of sd about √(2/300) each
+    assert found.mean().item() == pytest.approx(1.0, abs=5 * math.sqrt(2 / 300 / 200))
+
+
+def test_too_large_a_step_is_a_divergence():
+    """Leapfrog steps of more than 2 standard deviations diverge, for that datum only."""
+
+    def normal(u):
+        return -0.5 * (u**2).sum(-1), torch.zeros(u.shape[:-1])
+
+    styles = Style(torch.tensor([9, 9, 1]), torch.tensor([1.0, 1.0, 0.0]))
+    steps = torch.tensor([0.5, 4.0, 400.0])  # the last one is a random walk
+    kernel = Kernel(1.0, steps, torch.ones(3, 2), 9, styles)
+    _, info = transition(normal, point_at(normal, torch.randn(5, 3, 2)), kernel)
+    assert info.is_divergent.all(0).tolist() == [False, True, False]
+    assert info.is_divergent.any(0).tolist() == [False, True, False]
+    assert (info.acceptance[:, 1:] < 0.2).all()
+
+
+def test_warm_up_learns_the_covariance():
+    """Within 5 standard errors √((C_ij² + C_ii C_jj)/S), and 10 prior draws of no correlation."""
+    truth = LinearGaussian().posterior(torch.zeros(3, 5))
+    draws = truth.sample((4000,)).unflatten(0, (1000, 4))
+    scale = scale_of(draws, torch.ones(3, 2))
+    found, exact = scale @ scale.mT, truth.covariance_matrix.expand(3, 2, 2)
+    variance = exact.diagonal(dim1=1, dim2=2)
+    error = ((exact**2 + variance[:, None] * variance[:, :, None]) / 4000).sqrt()
+    assert ((found - exact).abs() < 5 * error + 10 / 4000).all()
+    assert not found.allclose(torch.diag_embed(variance), rtol=0.2)  # negative control
+    stuck = scale_of(torch.zeros(20, 1, 3, 2), torch.ones(3, 2))
+    assert torch.linalg.cholesky_ex(stuck @ stuck.mT).info.eq(0).all()
+
+
+def test_warm_up_lowers_the_number_of_steps_to_what_data_need():
+    """All 10 at a correlation of 0.9 from draw to draw; without any, the length of a path."""
+    path = some_chains("slow", 1000).transpose(0, 1)[:, :, :1, None]  # (T, C, 1, 1)
+    white = some_chains("white", 1000).transpose(0, 1)[:, :, :1, None]
+    assert num_needed(white, torch.ones(1), 10) <= 2
+    assert num_needed(white, torch.full((1,), 4), 10) == 4
+    assert num_needed(path, torch.ones(1), 10) == 10
 
 
 class Kinked(nn.Module):

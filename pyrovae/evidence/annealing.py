@@ -197,10 +197,10 @@ def pilot(density: Unconstrained, how: AIS) -> Kernels:
         kernel = Kernel(
             betas[t].item(), step, path_scale(*scales, betas[t].item()), how.num_leapfrog
         )
-        point, acceptance = transition(
+        point, info = transition(
             tempered(density, how), point_at(tempered(density, how), u, kernel.beta), kernel
         )
-        u, step = point.position, adapted(step, acceptance, how.num_leapfrog, PILOT_GAIN)
+        u, step = point.position, adapted(step, info.acceptance, how.num_leapfrog, PILOT_GAIN)
         steps.append(step)
     every = _stretched(steps, how.num_temperatures - 1)
     return Kernels(sigmoidal(how.num_temperatures), every, *scales, how.num_leapfrog)

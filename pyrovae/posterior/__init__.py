@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from pyrovae.posterior.cells import grid
 from pyrovae.posterior.chains import hmc
-from pyrovae.posterior.convergence import bulk_ess, split_r_hat
-from pyrovae.posterior.record import Posterior
+from pyrovae.posterior.convergence import bulk_ess, e_bfmi, split_r_hat
+from pyrovae.posterior.record import Posterior, SampleStats
 from pyrovae.posterior.refinement import Refined, refine
 from pyrovae.posterior.resampling import sir
 
@@ -22,7 +22,9 @@ __all__ = [
     "METHODS",
     "Posterior",
     "Refined",
+    "SampleStats",
     "bulk_ess",
+    "e_bfmi",
     "grid",
     "hmc",
     "refine",

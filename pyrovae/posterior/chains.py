@@ -1,38 +1,33 @@
 """Draws of p(z|x) by Hamiltonian Monte Carlo, with separate chains and step sizes per datum.
 
-Chains start from the guide. Warm-up adapts scales and step sizes, first with the guide's
-standard deviations as scales, then with those of the chains, and chooses for each datum between
-long Hamiltonian paths, Langevin moves and random walks; afterwards all is frozen, and the kernel
-leaves p(z|x) exactly invariant. Moves are made in coordinates u on the real line,
-z = T(u) (`core.joint.Unconstrained`).
+Chains start from the guide. The warm-up adapts a mass matrix, a step size and a path length for
+each datum, and chooses between Hamiltonian paths, Langevin moves and random walks
+(`posterior.warmup` has the rules); afterwards all is frozen, and the kernel leaves p(z|x) exactly
+invariant. Moves are made in coordinates u on the real line, z = T(u)
+(`core.joint.Unconstrained`).
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import whole_number
+from pyrovae.checks import warn_caller, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import diagnosing
-from pyrovae.core.hamiltonian import (
-    STYLES,
-    Kernel,
-    Point,
-    Style,
-    adapted,
-    point_at,
-    styled_transition,
-)
+from pyrovae.core.hamiltonian import Info, Kernel, Point, transition
 from pyrovae.core.joint import Unconstrained, flat, joint_of
 from pyrovae.data import Source
-from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
-from pyrovae.posterior.convergence import bulk_ess, split_r_hat
-from pyrovae.posterior.record import Posterior, joined, shares_of
+from pyrovae.evidence.annealing import rows_at_a_time
+from pyrovae.posterior.convergence import bulk_ess, e_bfmi, split_r_hat
+from pyrovae.posterior.record import Posterior, SampleStats, concat_stats, joined, shares_of
+from pyrovae.posterior.warmup import warmed_up
 
-GAIN_POWER = 0.6  # the gain of the stochastic approximation decreases as t^-0.6
+MAX_DIVERGING = 0.001  # share of a datum's draws
+MIN_E_BFMI = 0.3  # Betancourt (2016)
+MIN_ENERGIES = 100  # draws per chain below which E-BFMI is too noisy to warn
 
 
 def hmc(
@@ -51,7 +46,8 @@ def hmc(
 ) -> Posterior:
     """Draw from p(z|x) by batched Hamiltonian Monte Carlo, started from the guide.
 
-    Check `r_hat` (above 1.01: not mixed) and `ess` before using the draws. Modes in which no
+    Check `r_hat` (above 1.01: not mixed) and `ess` before using the draws; `stats` and `e_bfmi`
+    tell how the sampler fared. Modes in which no
     chain starts may be missed. With global latents w they are from ∫ p(z|x, w) q(w) dw, an equal
     share at each draw of w, with a warm-up of its own.
 
@@ -63,14 +59,19 @@ def hmc(
         num_samples: S, draws kept per chain.
         num_warmup: transitions before these, discarded.
         num_chains: C, chains per datum.
-        num_leapfrog: L, leapfrog steps per transition.
+        num_leapfrog: L, leapfrog steps per transition at most; the warm-up lowers it if all data
+            mix with fewer.
         num_globals: draws of w ~ q(w), at most S.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes for moving the chains of one chunk of data, as in `log_evidence`,
             in addition to the draws that are kept.
 
     Returns:
-        Posterior, draws (C, S, N, D), with r_hat and ess.
+        Posterior, draws (C, S, N, D), with r_hat, ess, e_bfmi and stats.
+
+    Warns:
+        UserWarning: more than 0.1 % of a datum's draws diverged, or its E-BFMI, averaged over
+            chains of at least 100 draws, is below 0.3.
 
     Raises:
         DataError: x does not fit the program.
@@ -80,6 +81,8 @@ def hmc(
 
     References:
         MCMC using Hamiltonian dynamics, Neal, 2011, https://arxiv.org/abs/1206.1901
+        Diagnosing Suboptimal Cotangent Disintegrations in Hamiltonian Monte Carlo, Betancourt,
+        2016, https://arxiv.org/abs/1604.00695
 
     Example:
         >>> import pyrovae as pv
@@ -97,7 +100,9 @@ def hmc(
         programs = given_globals(program, data, num_globals)
         counts = zip(programs, shares_of(num_samples, len(programs)), strict=True)
         how = (num_chains, num_warmup, num_leapfrog, memory_budget)
-        return joined([_hmc(one, data, num, *how) for one, num in counts])
+        found = joined([_hmc(one, data, num, *how) for one, num in counts])
+    warn_of_trouble(found)
+    return found
 
 
 def _hmc(
@@ -109,14 +114,17 @@ def _hmc(
     num_leapfrog: int,
     memory_budget: int | None,
 ) -> Posterior:
-    parts = []
+    draws, stats = [], []
     for rows in rows_at_a_time(program, data, num_chains, memory_budget):
         density = Unconstrained(joint_of(program, rows), method="posterior.hmc")
-        chains = warmed_up(density, num_chains, num_warmup, num_leapfrog)
-        parts.append(_drawn(density, chains, num_samples))
-    draws = torch.cat(parts, 2)
+        point, kernel = warmed_up(density, num_chains, num_warmup, num_leapfrog)
+        drawn = _drawn(density, point, kernel, num_samples)
+        draws.append(drawn[0])
+        stats.append(drawn[1])
+    draws, stats = torch.cat(draws, 2), concat_stats(stats, 2)
     ess, r_hat = least_ess(draws), split_r_hat(draws).amax(-1)
-    return Posterior(draws, ess, r_hat, torch.full_like(ess, math.nan))
+    nan = torch.full_like(ess, math.nan)
+    return Posterior(draws, ess, r_hat, nan, stats, e_bfmi(stats.energy))
 
 
 def least_ess(draws: Tensor) -> Tensor:
@@ -128,108 +136,39 @@ def least_ess(draws: Tensor) -> Tensor:
     return torch.minimum(bulk_ess(draws), bulk_ess(spread_of)).amin(-1)
 
 
-class Chains(NamedTuple):
-    """Chains of all data, with their kernels.
-
-    Attributes:
-        point: the current state.
-        kernel: step sizes and scales.
-        style: how each datum moves.
-    """
-
-    point: Point
-    kernel: Kernel
-    style: Style
-
-
-def warmed_up(
-    density: Unconstrained, num_chains: int, num_warmup: int, num_leapfrog: int
-) -> Chains:
-    """Return chains near the posterior, adapted, each datum in the style that moves it farthest.
-
-    Every style is tried for a third of the transitions; the best one adapts for as many as all
-    three again. Styles are compared by the mean squared jump of a transition, which costs the same
-    in each: in units of the standard deviation over all, in the dimension where it is least.
-    """
-    num_trial = num_warmup // 3
-    tried = [_tried(density, num_chains, num_trial, num_leapfrog, style) for style in STYLES]
-    if not num_trial:
-        return tried[0][0]
-    visited = torch.stack([torch.stack(path) for _, path in tried])  # (styles, T, C, n, D)
-    unit = visited.flatten(0, 2).std(0).clamp(min=1e-12)
-    jumps = (visited.diff(dim=1) / unit).square().mean((1, 2)).amin(-1)  # (styles, n)
-    best = jumps.argmax(0)
-    chains = _chosen(best, [chains for chains, _ in tried])
-    return _warmed_up(density, chains, num_warmup)[0]
-
-
-def _chosen(best: Tensor, tried: list[Chains]) -> Chains:
-    """Return for each datum what its best style has."""
-
-    def pick(values: list[Tensor], dim: int) -> Tensor:
-        chosen = [values[int(b)].select(dim, i) for i, b in enumerate(best)]
-        return torch.stack(chosen, dim)
-
-    point = Point(*(pick(list(v), 1) for v in zip(*(c.point for c in tried), strict=True)))
-    style = Style(*(pick(list(v), 0) for v in zip(*(c.style for c in tried), strict=True)))
-    kernel = tried[0].kernel._replace(
-        step_size=pick([c.kernel.step_size for c in tried], 0),
-        scale=pick([c.kernel.scale for c in tried], 0),
-    )
-    return Chains(point, kernel, style)
-
-
-def _tried(
-    density: Unconstrained, num_chains: int, num_trial: int, num_leapfrog: int, style: tuple
-) -> tuple[Chains, list[Tensor]]:
-    """Return chains from the guide that were adapted in one style, and where they went."""
-    u = density.draw_guide(num_chains)
-    scale = spread(density.draw_guide(SCALE_DRAWS))
-    step = torch.full_like(u[0, :, 0], 0.5 * math.pi / num_leapfrog)
-    is_short, drift, target = style
-    style = Style(
-        torch.full_like(step, is_short, dtype=torch.bool),
-        torch.full_like(step, drift),
-        torch.full_like(step, target),
-    )
-    chains = Chains(point_at(density.terms, u), Kernel(1.0, step, scale, num_leapfrog), style)
-    return _warmed_up(density, chains, num_trial)
-
-
-def _warmed_up(
-    density: Unconstrained, chains: Chains, num_warmup: int
-) -> tuple[Chains, list[Tensor]]:
-    """Adapt scales in the first half and step sizes throughout; return the second half's path."""
-    half = num_warmup // 2
-    chains, visited = _adapting(density, chains, half)
-    if len(visited) >= SCALE_DRAWS:
-        seen = torch.stack(visited[len(visited) // 2 :]).flatten(0, 1)
-        chains = chains._replace(kernel=chains.kernel._replace(scale=spread(seen)))
-    return _adapting(density, chains, num_warmup - half)
-
-
-def _adapting(density: Unconstrained, chains: Chains, num: int) -> tuple[Chains, list[Tensor]]:
-    """Make `num` transitions with an adaptive step size, which ends at the mean of log ε."""
-    point, kernel, style = chains
-    visited, log_steps = [], []
-    # a path is one step where every step is accepted on its own
-    lengths = torch.where(style.is_short, 1, kernel.num_leapfrog)
-    for t in range(num):
-        point, acceptance = styled_transition(density.terms, point, kernel, style)
-        gain = (t + 1) ** -GAIN_POWER
-        step = adapted(kernel.step_size, acceptance, lengths, gain, style.target)
-        kernel = kernel._replace(step_size=step)
-        visited.append(point.position)
-        log_steps.append(step.log())
-    if num:
-        kernel = kernel._replace(step_size=torch.stack(log_steps[num // 2 :]).mean(0).exp())
-    return Chains(point, kernel, style), visited
-
-
-def _drawn(density: Unconstrained, chains: Chains, num_samples: int) -> Tensor:
-    """Return draws, (C, S, n, D)."""
-    draws, point = [], chains.point
-    for _ in range(num_samples):
-        point, _ = styled_transition(density.terms, point, chains.kernel, chains.style)
+def _drawn(
+    density: Unconstrained, point: Point, kernel: Kernel, num: int
+) -> tuple[Tensor, SampleStats]:
+    """Return draws, (C, S, n, D), and what the kernel did for each."""
+    draws, infos = [], []
+    for _ in range(num):
+        point, info = transition(density.terms, point, kernel)
         draws.append(flat(density.latents(point.position)))
-    return torch.stack(draws, 1)
+        infos.append(info)
+    found = Info(*(torch.stack(values, 1) for values in zip(*infos, strict=True)))
+    return torch.stack(draws, 1), SampleStats(
+        acceptance_rate=found.acceptance,
+        diverging=found.is_divergent,
+        step_size=kernel.step_size.expand_as(found.energy),
+        energy=found.energy,
+        n_steps=torch.full_like(found.energy, kernel.num_leapfrog, dtype=torch.int32),
+    )
+
+
+def warn_of_trouble(found: Posterior) -> None:
+    """Warn where many paths diverge, or energies mix slowly."""
+    num_data = len(found.ess)
+    is_divergent = found.stats.diverging.double().mean((0, 1)) > MAX_DIVERGING
+    is_slow = (found.e_bfmi.mean(0) < MIN_E_BFMI) & (found.draws.shape[1] >= MIN_ENERGIES)
+    if is_divergent.any():
+        warn_caller(
+            f"more than {MAX_DIVERGING:.1%} of the draws diverged for {int(is_divergent.sum())} of "
+            f"{num_data} data: the draws may miss regions where p(z|x) is sharply curved.\n"
+            "Use more num_warmup, or reparameterize the program; see stats.diverging."
+        )
+    if is_slow.any():
+        warn_caller(
+            f"E-BFMI is below {MIN_E_BFMI} for {int(is_slow.sum())} of {num_data} data: the "
+            "chains explore the tails of p(z|x) slowly.\n"
+            "Use more num_samples, or reparameterize the program; see e_bfmi."
+        )

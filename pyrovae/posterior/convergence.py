@@ -1,4 +1,4 @@
-"""Convergence of Markov chains, per datum: rank-normalized split R̂ and bulk ESS.
+"""Convergence of Markov chains, per datum: rank-normalized split R̂, bulk ESS and E-BFMI.
 
 Draws θ (C, S, …): each chain is split in half, so that a drift within a chain shows as a
 difference between two; draws become normal scores Φ⁻¹((rank − 3/8) / (n + 1/4)). With W the
@@ -67,6 +67,33 @@ def bulk_ess(draws: Tensor) -> Tensor:
     if draws.shape[1] < MIN_DRAWS:
         return draws.new_full(draws.shape[2:], torch.nan, dtype=torch.float64)
     return _ess(_normal_scores(_split(draws.double())))
+
+
+def e_bfmi(energy: Tensor) -> Tensor:
+    """Return the energy Bayesian fraction of missing information of each chain, without unit.
+
+    Σ_t (E_t − E_{t−1})² / Σ_t (E_t − Ē)²: about 1 or more if a new momentum changes the energy as
+    much as the posterior varies; below 0.3 chains explore the tails too slowly.
+
+    Args:
+        energy: (C, S, *rest), the Hamiltonian at each draw, nats.
+
+    Returns:
+        (C, *rest), float64; NaN for fewer than 10 draws, or where all energies are equal.
+
+    References:
+        Diagnosing Suboptimal Cotangent Disintegrations in Hamiltonian Monte Carlo, Betancourt,
+        2016, https://arxiv.org/abs/1604.00695
+
+    Example:
+        >>> e_bfmi(torch.tensor([[0.0, 1.0] * 5]))
+        tensor([3.6000], dtype=torch.float64)
+    """
+    if energy.shape[1] < MIN_DRAWS:
+        return energy.new_full((len(energy), *energy.shape[2:]), torch.nan, dtype=torch.float64)
+    energy = energy.double()
+    centered = energy - energy.mean(1, keepdim=True)
+    return energy.diff(dim=1).square().sum(1) / centered.square().sum(1)
 
 
 def _split(draws: Tensor) -> Tensor:
