@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from contracts import OBJECTIVES
+from programs import NOISE, PROGRAMS, Affine, numbers
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
@@ -20,6 +21,7 @@ import pyrovae.core.terms
 from pyrovae import objectives
 from pyrovae.core.terms import terms_of
 from pyrovae.errors import ConfigError
+from pyrovae.handlers import own_store
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -167,6 +169,56 @@ def test_path_derivatives_vanish_at_the_exact_posterior(objective):
     assert gradients(vae, loss)[:2].abs().max() < 1e-10
     other = objectives.TraceELBO().differentiable_loss(vae.model, vae.guide, X.expand(3, 1))
     assert gradients(vae, other)[:2].abs().max() > 1e-3  # the plain gradient does not vanish
+
+
+def exact_ladder():
+    """z_1 ~ N(0, I), z_0 = z_1 + N(0, I), x = z_0 + noise, with the posterior for a guide."""
+    variance = 1 + NOISE**2
+    return pv.programs.LadderVAE(
+        pv.priors.StandardNormal(2),
+        [Affine(torch.eye(2), scale=1.0)],
+        [nn.Identity(), nn.Identity()],
+        [
+            Affine(torch.eye(2)),
+            Affine(torch.eye(2) / (1 + variance), scale=math.sqrt(variance / (1 + variance))),
+        ],
+        Affine(torch.eye(2)),
+    )
+
+
+@pytest.mark.parametrize("objective", [objectives.STL(), objectives.DReG(4)])
+def test_path_derivatives_of_several_latents_vanish_at_the_exact_posterior(objective, float64):
+    program, x = exact_ladder(), torch.randn(6, 2)
+    of_guide = [p for head in program.heads for p in head.parameters()]
+    with own_store():
+        for one, is_zero in ((objective, True), (objectives.TraceELBO(), False)):
+            loss = one.differentiable_loss(program.model, program.guide, x)
+            found = torch.autograd.grad(loss, of_guide)
+            assert (max(g.abs().max() for g in found) < 1e-10) == is_zero
+
+
+@pytest.mark.parametrize("name", ["LadderVAE", "MixtureVAE", "DeepMarkovModel", "nested plate"])
+def test_path_derivatives_of_any_program_are_unbiased(name, float64):
+    """The mean gradients of STL are those of the ELBO's own, in every parameter."""
+    torch.manual_seed(0)
+    program, x = PROGRAMS[name].make(), PROGRAMS[name].as_data(numbers(2).repeat(200, 1))
+    parameters = list(program.parameters())
+
+    def gradient(objective):
+        loss = objective.differentiable_loss(program.model, program.guide, x)
+        grads = torch.autograd.grad(
+            loss / 400, parameters, materialize_grads=True, allow_unused=True
+        )
+        return torch.cat([g.flatten() for g in grads])
+
+    with own_store():
+        stl, plain = (
+            torch.stack([gradient(o) for _ in range(60)])
+            for o in (objectives.STL(), objectives.TraceELBO())
+        )
+    error = ((stl.var(0) + plain.var(0)) / 60).sqrt() + 1e-9
+    z = (stl.mean(0) - plain.mean(0)) / error
+    assert z.abs().max() < 6  # dozens of coordinates, 59 degrees of freedom each
 
 
 def test_path_derivative_of_a_flow_guide_is_unbiased():

@@ -8,10 +8,15 @@
 Everything is per datum; the data scale multiplies outside the log-sum-exp.
 """
 
+from typing import Any, NamedTuple
+
 import torch
+from pyro import poutine
+from pyro.poutine.replay_messenger import ReplayMessenger
 from torch import Tensor
 
 from pyrovae.checks import real_number, whole_number
+from pyrovae.contract.layout import layouts_of
 from pyrovae.core.draws import log_mean_exp
 from pyrovae.core.terms import Traces, terms_of
 from pyrovae.errors import ConfigError
@@ -82,7 +87,47 @@ class Renyi(Objective):
         return -scaled_total(log_mean_exp(power * log_w) / power, traces)
 
 
-class STL(Objective):
+class PathTraces(NamedTuple):
+    """Traces at copies of the latents, which are leaves of the gradient, and the draws themselves.
+
+    Attributes:
+        model, guide: at the copies.
+        drawn: the guide's trace, whose latents depend on its parameters.
+    """
+
+    model: poutine.Trace
+    guide: poutine.Trace
+    drawn: poutine.Trace
+
+
+class PathObjective(Objective):
+    """Base class of objectives whose guide gradient goes through the latents only."""
+
+    needs_reparameterized = True
+    needs_local_latents = True
+
+    def traces(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Traces | PathTraces:
+        """Draw the traces; with several latents, trace again at copies of them."""
+        traces = super().traces(model, guide, *args, **kwargs)
+        latents = list(traces.guide.iter_stochastic_nodes())
+        if len(latents) == 1 or not any(site["value"].requires_grad for _, site in latents):
+            return traces
+        copies = traces.guide.copy()
+        for name, site in latents:
+            leaf = site["value"].detach().requires_grad_()
+            copies.nodes[name] = {**site, "value": leaf}
+        # around both, so that the plate of the particles still expands the densities
+        with ReplayMessenger(trace=copies):
+            at = super().traces(model, guide, *args, **kwargs)
+        return PathTraces(*at, traces.guide)
+
+    def surrogate(self, traces: Traces | PathTraces, num_data: int) -> Tensor:
+        if isinstance(traces, PathTraces):
+            return _path_derivative_loss_at(traces, num_data)
+        return _path_derivative_loss(traces, num_data)
+
+
+class STL(PathObjective):
     """Negative ELBO, −Σ_i ELBO_i, with the guide gradient through z only ("sticking the landing").
 
     ∂/∂φ log w is taken along z(φ) and not along the parameters of log q, whose term has mean 0.
@@ -90,7 +135,7 @@ class STL(Objective):
     log-sum-exp this would be biased; use `DReG` instead.
 
     Raises:
-        ConfigError: the guide is not reparameterized, or has several latents or global ones.
+        ConfigError: the guide is not reparameterized, or the program has global latents.
 
     References:
         Sticking the Landing, Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194
@@ -100,9 +145,6 @@ class STL(Objective):
         1
     """
 
-    needs_reparameterized = True
-    needs_local_latents = True
-
     def __init__(self, num_particles: int = 1):
         if num_particles != 1:
             raise ConfigError(
@@ -111,11 +153,8 @@ class STL(Objective):
             )
         super().__init__(1)
 
-    def surrogate(self, traces: Traces, num_data: int) -> Tensor:
-        return _path_derivative_loss(traces, num_data)
 
-
-class DReG(Objective):
+class DReG(PathObjective):
     """IWAE loss, −Σ_i log (1/K) Σ_k w_ik, with a doubly reparameterized guide gradient.
 
     ∂/∂φ = Σ_k w̃_k² (∂ log w_k / ∂z_k) (∂z_k / ∂φ) with w̃ = w / Σ w: unbiased, and its
@@ -125,7 +164,7 @@ class DReG(Objective):
         num_particles: K, draws per datum.
 
     Raises:
-        ConfigError: the guide is not reparameterized, or has several latents or global ones.
+        ConfigError: the guide is not reparameterized, or the program has global latents.
 
     References:
         Doubly Reparameterized Gradient Estimators, Tucker et al., 2019,
@@ -136,14 +175,8 @@ class DReG(Objective):
         8
     """
 
-    needs_reparameterized = True
-    needs_local_latents = True
-
     def __init__(self, num_particles: int):
         super().__init__(num_particles)
-
-    def surrogate(self, traces: Traces, num_data: int) -> Tensor:
-        return _path_derivative_loss(traces, num_data)
 
 
 class WakeSleep(Objective):
@@ -188,7 +221,8 @@ def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
     The first is the model's, the second the guide's. log p(x, z) depends on φ through z as
     well; this path is replaced by the correct one.
     """
-    site, terms = _only_latent(traces), terms_of(traces, num_data)
+    terms = terms_of(traces, num_data)
+    (site,) = (site for _, site in traces.guide.iter_stochastic_nodes())
     z, q_z = site["value"], site["fn"]
     log_joint = terms.log_prior + terms.log_likelihood
     value = -log_mean_exp(terms.log_weights)
@@ -207,11 +241,32 @@ def _path_derivative_loss(traces: Traces, num_data: int) -> Tensor:
     return scaled_total(with_gradient_of(value, surrogate), traces)
 
 
-def _only_latent(traces: Traces) -> dict:
-    latents = [site for _, site in traces.guide.iter_stochastic_nodes()]
-    if len(latents) != 1:
-        raise ConfigError(
-            f"STL and DReG need a guide with exactly one latent, but it has {len(latents)}.\n"
-            "Use objectives.TraceELBO() or objectives.IWAE(num_particles=K)."
+def _path_derivative_loss_at(traces: PathTraces, num_data: int) -> Tensor:
+    """Return the same loss for several latents, which may depend on each other.
+
+    At the copies each density depends on the latents directly only, so that the sum over latents of
+    (∂ log w/∂z_l)(∂z_l/∂φ) counts every path once: ∂z_l/∂φ includes those through other latents.
+    """
+    terms, layouts = terms_of(traces, num_data), layouts_of(*traces)
+    log_joint = terms.log_prior + terms.log_likelihood
+    names = [name for name, _ in traces.guide.iter_stochastic_nodes()]
+    copies = [traces.guide.nodes[name]["value"] for name in names]
+    how = {"retain_graph": True, "materialize_grads": True}
+    d_log_w = [
+        joint - guide
+        for joint, guide in zip(
+            torch.autograd.grad(log_joint.sum(), copies, **how),
+            torch.autograd.grad(terms.log_guide.sum(), copies, **how),
+            strict=True,
         )
-    return latents[0]
+    ]
+    weights = terms.log_weights.detach().softmax(0)  # (K, N)
+    surrogate = (weights * log_joint).sum(0)
+    for name, gradient in zip(names, d_log_w, strict=True):
+        z, along = (
+            layouts[name].canonical(t).reshape(*weights.shape, -1)
+            for t in (traces.drawn.nodes[name]["value"], gradient)
+        )
+        surrogate = surrogate + (weights[..., None] ** 2 * along.detach() * z).sum((0, -1))
+    value = -log_mean_exp(terms.log_weights)
+    return scaled_total(with_gradient_of(value, -surrogate), traces)
