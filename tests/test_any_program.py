@@ -400,3 +400,25 @@ def test_an_autoguide_of_globals_does_not_excuse_a_point_in_the_plate():
 
     with pytest.raises(ConfigError, match="is a point, but the prior"):
         pv.elbo_terms(Pointed(AutoNormal), numbers())
+
+
+@pytest.mark.parametrize("objective", [pv.objectives.IWAE(3), pv.objectives.EnumELBO(3)])
+def test_particles_are_refused_where_they_would_change_the_numbers(objective):
+    """z[:, 0] would be the first draw."""
+    program, x = made("counts dimensions from the left"), numbers()
+    before = program.encoder.weight.clone()
+    with pytest.raises(ConfigError, match=r"num_particles=3[\s\S]*fails, or gives other numbers"):
+        pv.fit(program, x, objective=objective, epochs=1)
+    assert torch.equal(program.encoder.weight, before)
+    if isinstance(objective, pv.objectives.IWAE):
+        pv.fit(made("LadderVAE"), x, objective=objective, epochs=1)
+
+
+def test_a_sum_over_classes_is_that_of_enum_elbo(float64):
+    program, x = made("MixtureVAE"), numbers()
+    losses = []
+    with own_store():
+        for objective in (pv.objectives.EnumELBO(), pv.objectives.TraceELBO()):
+            torch.manual_seed(5)
+            losses.append(float(objective.loss(program.model, program.guide, x)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)

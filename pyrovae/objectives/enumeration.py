@@ -15,11 +15,15 @@ from typing import Any
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyrovae.checks import whole_number
+from pyrovae.core.marginal import is_enumerated
 from pyrovae.errors import ConfigError
 
 
 class EnumELBO(TraceEnum_ELBO):
     """Negative ELBO, −Σ_i ELBO_i, summed exactly over discrete latents; lower is better.
+
+    It sums over the discrete latents of the guide. Those that the model marks and the guide leaves
+    out are summed out by every objective.
 
     If all latents are discrete, value and gradient have no Monte-Carlo noise. A vector of D
     Bernoulli latents has 2^D joint values, L blocks of K categories have K^L; at most 4,096.
@@ -58,13 +62,15 @@ class EnumELBO(TraceEnum_ELBO):
 
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator:
         for traces in super()._get_traces(model, config_enumerate(guide), args, kwargs):
-            check_enumerated(traces[1])
+            check_enumerated(*traces)
             yield traces
 
 
-def check_enumerated(guide_trace: Any) -> None:
-    """Raise ConfigError unless a latent of the guide was enumerated."""
+def check_enumerated(model_trace: Any, guide_trace: Any) -> None:
+    """Raise ConfigError unless a latent was enumerated."""
     sites = list(guide_trace.iter_stochastic_nodes())
+    if any(is_enumerated(site) for _, site in model_trace.iter_stochastic_nodes()):
+        return
     if any(site["infer"].get("_enumerate_dim") is not None for _, site in sites):
         return
     kinds = ", ".join(f"{name} ~ {type(site['fn']).__name__}" for name, site in sites)

@@ -17,10 +17,12 @@ from pyrovae.checks import warn_caller, whole_number
 from pyrovae.contract import validated
 from pyrovae.contract.program import trace_once
 from pyrovae.contract.sites import is_local
+from pyrovae.core.draws import diagnosing
 from pyrovae.core.terms import bound_on
+from pyrovae.core.vectorized import Way, way_of
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
-from pyrovae.objectives import TraceELBO
+from pyrovae.objectives import EnumELBO, Objective, TraceELBO
 from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.training.eager import Settings, trainable
 from pyrovae.training.monitor import check_monitorable
@@ -89,9 +91,24 @@ def loss_settings(
             "the program has latents outside the plate 'data', whose minibatch scale N / B needs "
             "the number of data, but this stream has no length.\nPass a map-style Dataset."
         )
+    if isinstance(objective, Objective | EnumELBO) and objective.num_particles > 1:
+        check_particles(program, objective, batch)
     if is_monitored:
         check_monitorable(program, batch)
     return Settings(data.num_data or 1, has_globals, plan.precision == "bf16")
+
+
+def check_particles(program: nn.Module, objective: ELBO, batch: Any) -> None:
+    """Raise ConfigError unless several draws can be computed at once."""
+    with diagnosing(program, 0):
+        is_at_once = way_of(program, batch) is Way.AT_ONCE
+    if not is_at_once:
+        raise ConfigError(
+            f"{type(objective).__name__}(num_particles={objective.num_particles}) adds a dimension "
+            f"of draws on the left; with it this {type(program).__name__} fails, or gives other "
+            "numbers than draw by draw, because it counts dimensions from the left, say.\n"
+            "Count them from the right, z[..., 0] for z[:, 0], or take one particle."
+        )
 
 
 def run_folder(run_dir: Any, *, resume: bool, save_every: int | None) -> RunFolder | None:
