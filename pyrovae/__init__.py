@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyrovae.history import History
     from pyrovae.model_file import load, save
     from pyrovae.posterior.imputation import impute
+    from pyrovae.report.writing import write_report
     from pyrovae.training import fit
     from pyrovae.training.refit import refit_prior
     from pyrovae.vae import VAE
@@ -74,6 +75,7 @@ __all__ = [
     "refit_prior",
     "save",
     "to_arviz",
+    "write_report",
 ]
 
 _HOME = {
@@ -83,6 +85,7 @@ _HOME = {
     "elbo_terms": "core.draws",
     "fit": "training",
     "impute": "posterior.imputation",
+    "write_report": "report.writing",
     "comparison_to_arviz": "arviz_io",
     "history_to_arviz": "arviz_io",
     "load": "model_file",

@@ -680,6 +680,16 @@ class TestReport:
         assert "data:image/png;base64," in html
         assert "already exists" in fails("report", "normal")
 
+    def test_of_a_run_dir_that_fit_wrote(self, runs):
+        x = (torch.rand(40, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+        np.save("binary.npy", x.numpy())
+        vae = pv.build((4,), latent_dim=1, seed=0)
+        pv.fit(vae, x, epochs=2, run_dir="of_fit", progress=False)
+        assert "Name held-out data: --data FILE" in fails("report", "of_fit")
+        result = pyrovae("report", "of_fit", "--data", "binary.npy", "--num-samples", 30)
+        assert result.exit_code == 0, result.output
+        assert "2 epochs" in Path("of_fit", "report.html").read_text(encoding="utf-8")
+
 
 class TestRefusesRuns:
     """Every bad argument of the commands on runs: a message, exit code 2, no file."""

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import unchanged
+from programs import PROGRAMS, data
 from torch import nn
 
 import pyrovae as pv
@@ -24,7 +25,7 @@ from pyrovae.report.card import data_hashes, read_card
 from pyrovae.report.encoder import kl_weight
 from pyrovae.report.figures import pictures, worst_data
 from pyrovae.report.findings import Continued, Training, continued, examine
-from pyrovae.report.page import render
+from pyrovae.report.page import of_card, render
 from pyrovae.report.verdicts import problems, verdicts
 from tests.benchmarks.report_verdicts import CONDITIONS, GOOD, SETTINGS, examined, load, named
 
@@ -278,8 +279,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def html(model, found):
     drawn = pictures(model, found, history=COLUMNS)
-    options = {"judged": verdicts(found), "pictures": drawn, "folder": "runs/it's"}
-    return render(CARD, model, found=found, **options)
+    options = {"judged": verdicts(found), "pictures": drawn}
+    return render(of_card(CARD, "runs/it's"), model, found=found, **options)
 
 
 @pytest.fixture(scope="module")
@@ -327,9 +328,9 @@ class TestPage:
         found = examine(vae, x, test=x, num_samples=50, num_steps=2, thorough=False)
         drawn = pictures(vae, found, history=COLUMNS)
         assert drawn["failures"] == []
-        options = {"judged": verdicts(found, beta=2), "pictures": drawn, "folder": "r"}
+        options = {"judged": verdicts(found, beta=2), "pictures": drawn}
         card = CARD | {"settings": CARD["settings"] | {"beta": 2}}
-        assert "β = 2" in render(card, vae, found=found, **options)
+        assert "β = 2" in render(of_card(card, "r"), vae, found=found, **options)
 
     def test_says_whose_evidence_it_is(self, html):
         """Relaxed latents bound the evidence of the relaxed model, not that of the discrete one."""
@@ -339,7 +340,7 @@ class TestPage:
         x = torch.eye(4).repeat(20, 1)
         found = examine(vae, x, test=x, num_samples=50, num_steps=2, thorough=False)
         options = {"judged": verdicts(found), "pictures": {s: [] for s in SECTIONS}}
-        page = Page(render(CARD, vae, found=found, folder="r", **options))
+        page = Page(render(of_card(CARD, "r"), vae, found=found, **options))
         assert page.text.count("log p(x) of the relaxed model") == 2
 
 
@@ -401,3 +402,44 @@ class TestCard:
     def test_a_hash_sees_shape_and_dtype(self, other):
         one, two = (data_hashes(x, None, x)["train"] for x in (torch.zeros(2, 3), other))
         assert one != two
+
+
+class TestAnyProgram:
+    """A page about a program of any kind, from Python."""
+
+    @pytest.mark.parametrize("name", ["global in a plate", "MixtureVAE", "MultimodalVAE"])
+    def test_a_page_says_what_applies(self, name, tmp_path):
+        program, x = PROGRAMS[name].make(), data(name, 40)
+        history = pv.fit(program, x, epochs=2, progress=False)
+        path = tmp_path / "page.html"
+        found = pv.write_report(
+            program, x, path, train=x, history=history, num_samples=30, labels=torch.arange(40) % 2
+        )
+        page = Page(path.read_text())
+        assert page.open == []
+        assert type(program).__name__ in page.text
+        assert "2 epochs on 40 training data" in page.text
+        by_name = {verdict.name: verdict for verdict in found}
+        assert by_name["over-regularized"].status == "unknown"
+        assert by_name["undertrained"].status != "unknown"
+        assert by_name["calibration"].number
+        for verdict in found:
+            assert verdict.meaning in page.text
+
+    def test_without_training_data_and_history(self, model, tmp_path):
+        path = tmp_path / "page.html"
+        found = pv.write_report(model, bumps(60, 9), path, num_samples=30)
+        status = {verdict.name: verdict.status for verdict in found}
+        assert status["undertrained"] == status["overfitting"] == "unknown"
+        assert "the training data were not given" in Page(path.read_text()).text
+
+    @pytest.mark.parametrize(
+        ("path", "match"),
+        [("page.txt", r"end in \.html"), ("no/page.html", "not a folder"), ("old.html", "exists")],
+    )
+    def test_a_path_is_checked_first(self, model, path, match, tmp_path):
+        (tmp_path / "old.html").write_text("kept")
+        with pytest.raises(ConfigError, match=match):
+            pv.write_report(model, bumps(60, 9), tmp_path / path)
+        assert (tmp_path / "old.html").read_text() == "kept"
+        assert len(list(tmp_path.iterdir())) == 1

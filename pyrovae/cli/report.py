@@ -11,6 +11,7 @@ import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, new_file, out_path, path_of, say_json
 from pyrovae.cli.options import DataOption, ForceOption, RunFolder, SamplesOption, SeedOption
 from pyrovae.cli.runs import Run, open_run
+from pyrovae.errors import ConfigError
 
 SYMBOLS = {"fine": "ok", "look": "look", "problem": "PROBLEM", "unknown": "?"}
 
@@ -41,16 +42,23 @@ def report_command(
     prior misfit, and calibration. All use at most 1000 random rows each of the
     training and the held-out data.
 
+    The run_dir of pyrovae.fit has no summary.json: name held-out data by --data.
+    Other models than those of pyrovae.build: call pyrovae.write_report in Python.
+
     \b
     Example:
       pyrovae report runs/mnist
+      pyrovae report runs/of_fit --data held_out.npy
     """
     with errors_as_exit_codes():
         target = out_path(out or folder / "report.html", (".html", ".htm"))
-        run = open_run(folder, data=data)
-        with new_file(target, force=force) as path:
-            judged, page = written(run, num_samples=num_samples, seed=seed)
-            path.write_text(page, encoding="utf-8")
+        if is_run_of_fit(folder):
+            judged = of_run_dir(folder, data, target, num_samples, seed, force=force)
+        else:
+            run = open_run(folder, data=data)
+            with new_file(target, force=force) as path:
+                judged, page = written(run, num_samples=num_samples, seed=seed)
+                path.write_text(page, encoding="utf-8")
         if as_json:
             verdicts = [verdict._asdict() for verdict in judged]
             say_json({"run": str(folder), "report": str(target), "verdicts": verdicts})
@@ -58,11 +66,36 @@ def report_command(
             show(judged, target)
 
 
+def is_run_of_fit(folder: Path) -> bool:
+    """Return whether a folder is the finished run_dir of `pyrovae.fit`, without a card."""
+    from pyrovae.report.card import CARD, MODEL
+
+    return (folder / MODEL).is_file() and not (folder / CARD).is_file()
+
+
+def of_run_dir(
+    folder: Path, data: str | None, target: Path, num_samples: int, seed: int, *, force: bool
+) -> tuple[Any, ...]:
+    """Write the page about the run_dir of `pyrovae.fit`, and return the verdicts."""
+    from pyrovae.report.card import MODEL
+
+    if data is None:
+        raise ConfigError(
+            f"{folder} was written by pyrovae.fit, which keeps no data, so there is nothing to "
+            "judge the model on.\nName held-out data: --data FILE."
+        )
+    vae = pv.load(folder / MODEL)
+    log = folder / "history.csv"
+    history = pv.History.from_csv(log) if log.is_file() else None
+    how = {"num_samples": num_samples, "seed": seed, "overwrite": force}
+    return pv.write_report(vae, pv.datasets.from_file(data), target, history=history, **how)
+
+
 def written(run: Run, *, num_samples: int, seed: int) -> tuple[tuple[Any, ...], str]:
     """Return the verdicts on a run, and its page."""
     from pyrovae.report.figures import pictures
     from pyrovae.report.findings import Training, examine
-    from pyrovae.report.page import render
+    from pyrovae.report.page import of_card, render
     from pyrovae.report.verdicts import verdicts
 
     vae, card, data = run.vae, run.card, run.data
@@ -74,11 +107,9 @@ def written(run: Run, *, num_samples: int, seed: int) -> tuple[tuple[Any, ...], 
     labels = None if data.test_labels is None else data.test_labels[found.rows]
     drawn = pictures(vae, found, history=history, labels=labels, seed=seed)
     now = f"{datetime.now():%Y-%m-%d %H:%M}"
-    about = {
-        "folder": str(run.folder),
-        "footer": f"pyrovae {pv.__version__}, {now}; diagnostics with seed {seed}.",
-    }
-    return judged, render(card, vae, found=found, judged=judged, pictures=drawn, **about)
+    footer = f"pyrovae {pv.__version__}, {now}; diagnostics with seed {seed}."
+    how = {"found": found, "judged": judged, "pictures": drawn, "footer": footer}
+    return judged, render(of_card(card, str(run.folder)), vae, **how)
 
 
 def show(judged: tuple[Any, ...], target: Path) -> None:

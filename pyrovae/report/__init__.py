@@ -6,6 +6,7 @@
     verdicts    readings of the numbers, each a named condition with number, error and advice
     graph, figures    plots
     page        HTML from all of these and `template.html`
+    writing     `write_report`, the whole of it for any program
 
 Only `findings` and `figures` use the model; `verdicts` is a pure function of the numbers.
 """

@@ -20,7 +20,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyrovae.contract import validated
@@ -29,17 +29,28 @@ from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import VAEJoint
 from pyrovae.densities.supports import support_of
 from pyrovae.diagnostics import Estimate
+from pyrovae.vae import is_plain_vae
 
 ROWS = 500  # data at a time
 
 
-def kl_weight(vae: Any, x: Any, *, num_samples: int = 10, seed: int = 0) -> Estimate:
+def kl_weight(
+    vae: nn.Module,
+    x: Any,
+    y: Any = None,
+    mask: Any = None,
+    *,
+    num_samples: int = 10,
+    seed: int = 0,
+) -> Estimate:
     """Estimate β̂ on training data x, unitless, with its error over data.
 
-    NaN if the latents are not in ℝ^D (scaled about their mean, they would leave a sphere), or if
-    b cannot be distinguished from 0 (collapse).
+    NaN for other programs than a `VAE`, if the latents are not in ℝ^D (scaled about their mean,
+    they would leave a sphere), or if b cannot be distinguished from 0 (collapse).
     """
-    data, parts = validated(vae, x), []
+    if not is_plain_vae(vae):
+        return Estimate(math.nan, math.nan)
+    data, parts = validated(vae, x, y, mask), []
     with diagnosing(vae, seed):
         for rows in data.read(ROWS):
             found = _slopes(VAEJoint(vae, rows), num_samples)

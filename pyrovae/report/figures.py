@@ -5,14 +5,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
+from torch import Tensor, nn
 
 from pyrovae import plots
+from pyrovae.core.draws import over_draws, read_latents
+from pyrovae.data import Batch
 from pyrovae.diagnostics import Reliability
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
+from pyrovae.networks import given
 from pyrovae.report.findings import Findings
 from pyrovae.report.graph import as_png, model_graph
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.vae import is_plain_vae
 
 NUM_WORST = 20
 NUM_CODES = 1000
@@ -28,50 +33,81 @@ class Picture(NamedTuple):
 
 
 def pictures(
-    vae: Any, found: Findings, *, history: dict[str, list], labels: Any = None, seed: int = 0
+    program: nn.Module,
+    found: Findings,
+    *,
+    history: Any,
+    labels: Any = None,
+    seed: int = 0,
 ) -> dict[str, list[Picture]]:
     """Draw the pictures of each section: "model", "training", "data", "belief", "failures".
 
-    `history` holds columns by name, as `pyrovae.History`; `labels` (n,) are those of `found.x`.
+    `history` is a `pyrovae.History`, a dict of its columns, or None; `labels` (n,) are those of
+    `found.data`.
     """
-    png, drawer = model_graph(vae, found.x)
-    what = "a latent z and an observed x for each datum, inside the plate data; z points to x"
-    curve = Picture(
+    with RandomStream(seed), evaluation(program):
+        return {
+            "model": _of_model(program, found),
+            "training": [] if history is None else [_of_training(history)],
+            "data": _of_data(program, found, labels),
+            "belief": _of_belief(found),
+            "failures": _of_failures(program, found),
+        }
+
+
+def _of_model(program: nn.Module, found: Findings) -> list[Picture]:
+    png, drawer = model_graph(program, found.data)
+    what = "its latents and observed sites, inside their plates"
+    if is_plain_vae(program):
+        what = "a latent z and an observed x for each datum, inside the plate data; z points to x"
+    return [Picture(png, f"Graph of the model: {what}.", f"Drawn by {drawer}.")] if png else []
+
+
+def _of_training(history: Any) -> Picture:
+    return Picture(
         as_png(plots.training_curve(history)),
         "Training curves: ELBO, reconstruction and KL by epoch.",
         "Nats per datum, by epoch; each panel has its own scale.",
         is_wide=True,
     )
-    with RandomStream(seed), evaluation(vae):
-        return {
-            "model": [Picture(png, f"Graph of the model: {what}.", f"Drawn by {drawer}.")],
-            "training": [curve],
-            "data": _of_data(vae, found, labels),
-            "belief": _of_belief(found),
-            "failures": _of_failures(vae, found),
-        }
 
 
-def _of_data(vae: Any, found: Findings, labels: Any) -> list[Picture]:
-    q = vae.encode(found.x[:NUM_CODES])
-    try:
-        mean, scales = q.mean, q.variance.sqrt()
-    except NotImplementedError:  # a flow
-        mean, scales = q.sample((100,)).mean(0), None
+def _of_data(program: nn.Module, found: Findings, labels: Any) -> list[Picture]:
+    some = found.data.head(NUM_CODES)
+    mean, scales = _codes(program, some)
     labels = None if labels is None else labels[:NUM_CODES]
     chosen = _made(
         partial(plots.latent_scatter, mean, labels, scales=scales),
         "Codes of held-out data in the latent plane.",
         "Means of q(z|x) for held-out data; ellipses show q(z|x) for some of them.",
     )
-    if found.x.dim() == 3:
-        samples = vae.decode(vae.prior().expand([64]).sample()).mean
+    if _are_images(program, found):
+        y = None if found.data.y is None else found.data.y[:64]
+        p_z = program.prior(*given(y, program.prior))
+        samples = program.decode(p_z.expand([64 if y is None else len(y)]).sample(), y).mean
         chosen += _made(
             partial(plots.images, samples),
             "A grid of 64 samples from the model.",
             "Samples: E[x|z] at draws z ~ p(z).",
         )
     return chosen
+
+
+def _codes(program: nn.Module, data: Batch) -> tuple[Tensor, Tensor | None]:
+    """Return mean and standard deviation of the local latents under the guide, (n, D)."""
+    if is_plain_vae(program):
+        q = program.encode(*data)
+        try:
+            return q.mean, q.variance.sqrt()
+        except NotImplementedError:  # a flow
+            return q.sample((100,)).mean(0), None
+    how = {"num_samples": 100, "memory_budget": None}
+    z = over_draws(program, data, read_latents, **how)["z"]  # (S, n, D)
+    return z.mean(0), z.std(0)
+
+
+def _are_images(program: nn.Module, found: Findings) -> bool:
+    return is_plain_vae(program) and found.data.x.dim() == 3
 
 
 def _of_belief(found: Findings) -> list[Picture]:
@@ -103,13 +139,13 @@ def _of_belief(found: Findings) -> list[Picture]:
     return chosen
 
 
-def _of_failures(vae: Any, found: Findings) -> list[Picture]:
-    if found.x.dim() != 3:
+def _of_failures(program: nn.Module, found: Findings) -> list[Picture]:
+    if not _are_images(program, found):
         return []
-    worst = found.evidence.log_px.argsort()[:NUM_WORST]
-    x = found.x[worst]
+    x, y, mask = found.data.rows(found.evidence.log_px.argsort()[:NUM_WORST].to(found.data.device))
+    again = program.decode(program.encode(x, y, mask).sample(), y).mean
     return _made(
-        partial(plots.reconstructions, x, vae.decode(vae.encode(x).sample()).mean),
+        partial(plots.reconstructions, x, again),
         f"The {len(x)} held-out images with the lowest log p(x), and their reconstructions.",
         "The held-out data with the lowest log p(x), worst first, each above E[x|z] at a draw "
         "z ~ q(z|x).",

@@ -12,23 +12,31 @@ import pyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
-from torch import Tensor
+from torch import nn
 
+from pyrovae.data import Batch
 from pyrovae.handlers import evaluation
 from pyrovae.plots.style import own_axes
+from pyrovae.vae import is_plain_vae
 
 LINE = {"color": "black", "linewidth": 1.4}
 
 
-def model_graph(vae: Any, x: Tensor) -> tuple[bytes, str]:
-    """Draw the graph as a PNG; return it and the library used: "graphviz" or "matplotlib"."""
+def model_graph(program: nn.Module, data: Batch) -> tuple[bytes, str]:
+    """Draw the graph as a PNG; return it and the library used: "graphviz" or "matplotlib".
+
+    Without graphviz, other programs than a `VAE` have no picture, and the PNG is empty.
+    """
     if shutil.which("dot"):
         # the Python package graphviz is optional, and a `dot` without plugins fails
-        with suppress(ImportError, OSError, RuntimeError), evaluation(vae):
-            graph = pyro.render_model(vae.model, (x[:2],), render_distributions=True)
+        with suppress(ImportError, OSError, RuntimeError), evaluation(program):
+            batch = tuple(data.head(2))
+            graph = pyro.render_model(program.model, batch, render_distributions=True)
             graph.graph_attr["dpi"] = "144"
             return graph.pipe(format="png"), "graphviz"
-    return as_png(draw_graph(vae).figure, dpi=144), "matplotlib"
+    if not is_plain_vae(program):
+        return b"", "matplotlib"
+    return as_png(draw_graph(program).figure, dpi=144), "matplotlib"
 
 
 def as_png(figure: Figure, *, dpi: int = 130) -> bytes:

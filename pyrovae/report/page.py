@@ -6,55 +6,113 @@ Pictures are data URIs and the style is inline: no script, no font, no network.
 import base64
 import re
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
+from torch import nn
 
 from pyrovae.contract.program import trace_once
 from pyrovae.core.terms import bound_on
+from pyrovae.diagnostics import Decomposition
+from pyrovae.history import History
 from pyrovae.report import TERMS
 from pyrovae.report.figures import Picture, worst_data
 from pyrovae.report.findings import Findings
 from pyrovae.report.verdicts import Verdict, problems
+from pyrovae.vae import is_plain_vae
 
+NUM_DRAWS = 10  # of `decompose_elbo`
 MARKS = {"fine": "✓ fine", "look": "! worth a look", "problem": "✗ problem", "unknown": "? unknown"}
 
 
+class About(NamedTuple):
+    """What a page says about a run besides the findings.
+
+    Attributes:
+        title: of the page.
+        training: how the model was trained, in sentences.
+        terms: (training, held out) → name in `TERMS` → value and std_error.
+        num_samples: draws of z per datum behind the terms.
+        facts: what the numbers depend on, name → value.
+        beta: weight of the KL in training.
+        network: of a built model, in words.
+        commands: that reproduce and check the run, if there are any.
+    """
+
+    title: str
+    training: str
+    terms: tuple[dict[str, Any] | None, dict[str, Any]]
+    num_samples: int
+    facts: dict[str, str]
+    beta: float = 1.0
+    network: str = ""
+    commands: tuple[str, ...] = ()
+
+
+def of_card(card: dict[str, Any], folder: str) -> About:
+    """Return what the card of a run says; `folder` is for the command that checks it."""
+    return About(
+        title=f"VAE on {card['data']}",
+        training=_training(card),
+        terms=(card["training"], card["held_out"]),
+        num_samples=card["num_samples"],
+        facts=_facts(card),
+        beta=card["settings"]["beta"],
+        network=_network(card["spec"]),
+        commands=(card["command"], f"pyrovae verify {folder}"),
+    )
+
+
+def of_findings(
+    program: nn.Module, found: Findings, history: History | None, *, facts: dict[str, str]
+) -> About:
+    """Return what is known of a program without a card."""
+    trained = "How the model was trained is not recorded here: pass history=."
+    if history is not None:
+        data = f" on {history.num_data:,} training data" if history.num_data else ""
+        trained = f"{len(history)} epochs{data}."
+    sides = (found.training, found.held_out)
+    return About(
+        title=f"{type(program).__name__}",
+        training=f"{trained} Held out: {found.data.num_data:,} data points.",
+        terms=tuple(None if side is None else _means(side) for side in sides),
+        num_samples=NUM_DRAWS,
+        facts=facts,
+    )
+
+
+def _means(found: Decomposition) -> dict[str, Any]:
+    return {name: getattr(found, f"mean_{name}")._asdict() for name in TERMS}
+
+
 def render(
-    card: dict[str, Any],
-    vae: Any,
+    about: About,
+    program: nn.Module,
     *,
     found: Findings,
     judged: tuple[Verdict, ...],
     pictures: dict[str, list[Picture]],
-    folder: str,
     footer: str = "",
 ) -> str:
-    """Return the page as HTML; `pictures` by section, `folder` for the command that checks it."""
+    """Return the page as HTML; `pictures` by section."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"data_uri": _data_uri, "minus": _with_minus}
     source = files("pyrovae.report").joinpath("template.html").read_text(encoding="utf-8")
     template = environment.from_string(source)
-    of_what = bound_on(*trace_once(vae, found.x[:1])).removeprefix("log p(x)")
+    of_what = bound_on(*trace_once(program, *found.data.head())).removeprefix("log p(x)")
     return template.render(
-        title=f"VAE on {card['data']}",
+        about=about,
+        is_vae=is_plain_vae(program),
         summary=_summary(found, judged, of_what),
         of_what=of_what,
-        beta=card["settings"]["beta"],
-        parts=_parts(vae),
-        spec_text=_network(card["spec"]),
-        terms=_terms(card),
-        num_samples=card["num_samples"],
-        training_text=_training(card),
+        parts=_parts(program),
+        terms=_terms(about),
         verdicts=judged,
         marks=MARKS,
         belief_text=_belief(found),
         failure_text=_failures(found),
         worst=worst_data(found),
         pictures=pictures,
-        command=card["command"],
-        folder=folder,
-        facts=_facts(card),
         footer=footer,
     )
 
@@ -83,11 +141,14 @@ def _summary(found: Findings, judged: tuple[Verdict, ...], of_what: str) -> str:
     return " ".join(filter(None, sentences))
 
 
-def _parts(vae: Any) -> list[dict[str, Any]]:
-    parts = {"prior p(z)": vae.prior, "encoder q(z|x)": vae.encoder, "decoder p(x|z)": vae.decoder}
+ROLES = {"prior": "prior p(z)", "encoder": "encoder q(z|x)", "decoder": "decoder p(x|z)"}
+
+
+def _parts(program: nn.Module) -> list[dict[str, Any]]:
     rows = []
-    for role, part in parts.items():
-        density = type(part if part is vae.prior else list(part.children())[-1])
+    for name, part in program.named_children():
+        role = ROLES.get(name, name) if is_plain_vae(program) else name
+        density = type(list(part.children())[-1] if isinstance(part, nn.Sequential) else part)
         meaning = (density.__doc__ or "").strip().partition("\n")[0]
         size = sum(p.numel() for p in part.parameters())
         row = {"role": role, "name": density.__name__, "meaning": meaning, "num_parameters": size}
@@ -102,13 +163,14 @@ def _network(spec: dict[str, Any]) -> str:
     return f"{name} with hidden widths {widths}, reversed for decoding; z has length {length}"
 
 
-def _terms(card: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for key, name in TERMS.items():
-        numbers = (card[part][key] for part in ("training", "held_out"))
-        texts = [f"{n['value']:.2f} ± {n['std_error']:.2f}" for n in numbers]
-        rows.append({"name": name, "numbers": texts})
-    return rows
+def _terms(about: About) -> list[dict[str, Any]]:
+    def text(side: dict[str, Any] | None, key: str) -> str:
+        return "–" if side is None else f"{side[key]['value']:.2f} ± {side[key]['std_error']:.2f}"
+
+    return [
+        {"name": name, "numbers": [text(side, key) for side in about.terms]}
+        for key, name in TERMS.items()
+    ]
 
 
 def _training(card: dict[str, Any]) -> str:
@@ -125,19 +187,21 @@ def _training(card: dict[str, Any]) -> str:
 
 
 def _belief(found: Findings) -> str:
+    total = found.data.num_data
     return (
-        f"Each diagnostic comes with the number that decides it, from {len(found.x):,} held-out "
-        "data points, ± one standard error. A problem exceeds its threshold by three of them."
+        f"Each diagnostic comes with the number that decides it, from {total:,} held-out data "
+        "points, ± one standard error. A problem exceeds its threshold by three of them."
     )
 
 
 def _failures(found: Findings) -> str:
     failed = int((found.evidence.pareto_k > found.pareto_threshold).sum())
+    total, threshold = found.data.num_data, found.pareto_threshold
     if not failed:
         return "Their log p(x) can be trusted: k̂ is below its threshold for all data."
     return (
-        f"For {failed:,} of {len(found.x):,} data points k̂ is above {found.pareto_threshold:.2f}: "
-        "their log p(x) is too low, and its error cannot be trusted."
+        f"For {failed:,} of {total:,} data points k̂ is above {threshold:.2f}: their log p(x) is "
+        "too low, and its error cannot be trusted."
     )
 
 

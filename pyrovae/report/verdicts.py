@@ -63,7 +63,10 @@ def undertrained(found: Findings) -> Verdict:
     """Judge whether more training would still gain much on held-out data."""
     name, more = "undertrained", found.continued
     if more is None:
-        return Verdict(name, "unknown", "", "A copy of the model could not be trained further.")
+        meaning = "A copy of the model could not be trained further."
+        if found.training is None:
+            meaning = "Not judged: the training data were not given."
+        return Verdict(name, "unknown", "", meaning)
     gain = more.gain
     number = f"{gain.value:+.2f} ± {gain.std_error:.2f} nats per datum in {more.num_steps} steps"
     excess = gain.value - UNDERTRAINED * more.spread
@@ -79,7 +82,10 @@ def undertrained(found: Findings) -> Verdict:
 
 def posterior_collapse(found: Findings) -> Verdict:
     """Judge whether the decoder ignores z."""
-    name, idle, total = "posterior collapse", found.collapse.collapsed, len(found.collapse.names)
+    name = "posterior collapse"
+    if found.collapse is None:
+        return Verdict(name, "unknown", "", "The program has no latent of a single datum.")
+    idle, total = found.collapse.collapsed, len(found.collapse.names)
     rate = found.held_out.mean_kl
     number = f"{len(idle)} of {total} latent dimensions inactive; KL {_with_error(rate)} nats"
     if _is_empty(found):
@@ -100,7 +106,7 @@ def over_regularized(found: Findings, *, beta: float | None = None) -> Verdict:
     name, weight = "over-regularized", found.kl_weight
     note = "" if beta is None or beta == 1 else f" The card says that β was {beta:g}."
     if math.isnan(weight.value) or _is_empty(found):
-        meaning = "Not defined if z is inactive or discrete." + note
+        meaning = "Defined for a VAE with active latents on the real line." + note
         return Verdict(name, "unknown", "β of the encoder: not defined", meaning)
     number = f"β of the encoder = {_with_error(weight)}; the ELBO has 1"
     if weight.value - NUM_ERRORS * weight.std_error > OVER_REGULARIZED:
@@ -120,11 +126,14 @@ def _is_empty(found: Findings) -> bool:
     """Return whether z carries no information about x."""
     rate = found.held_out.mean_kl
     is_silent = rate.value + NUM_ERRORS * rate.std_error < COLLAPSED
-    return is_silent or bool(found.collapse.is_collapsed.all())
+    return is_silent or (found.collapse is not None and bool(found.collapse.is_collapsed.all()))
 
 
 def overfitting(found: Findings) -> Verdict:
     """Judge whether the ELBO of training data is far above that of held-out data."""
+    if found.training is None:
+        meaning = "Not judged: the training data were not given."
+        return Verdict("overfitting", "unknown", "", meaning)
     name, ours, theirs = "overfitting", found.training.mean_elbo, found.held_out.mean_elbo
     gap, error = ours.value - theirs.value, math.hypot(ours.std_error, theirs.std_error)
     number = f"{gap:+.2f} ± {error:.2f} nats of training over held-out ELBO"
@@ -157,7 +166,7 @@ def encoder_coverage(found: Findings) -> Verdict:
 def inference_gap(found: Findings) -> Verdict:
     """Judge how far the ELBO is below log p(x), and whether family or encoder is the cause."""
     if found.gaps is None:
-        meaning = "Not measured: this guide cannot be refined for each datum."
+        meaning = "Not measured: only the guide of a VAE with declared parameters can be refined."
         return Verdict("inference gap", "unknown", "", meaning)
     total = found.gaps.mean_total
     number = (
