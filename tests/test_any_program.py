@@ -88,15 +88,11 @@ def test_fit_trains_saves_and_resumes(name, tmp_path):
 def test_evidence_is_the_closed_form(name, method, float64):
     """log N(x; 0, C), within five standard errors."""
     program, x = made(name), data(6)
-    options = (
-        {"num_samples": 4000}
-        if method == "iwae"
-        else {
-            "num_samples": 64,
-            "num_temperatures": 40,
-        }
-    )
-    found = pv.log_evidence(program, x, method=method, **options)
+    options = {
+        "iwae": {"num_samples": 4000},
+        "ais": {"num_samples": 64, "num_temperatures": 40, "num_leapfrog": 3},
+    }
+    found = pv.log_evidence(program, x, method=method, **options[method])
     exact = dist.MultivariateNormal(torch.zeros(3), PROGRAMS[name].covariance).log_prob(x)
     assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
     assert found.std_error.max() < 0.2
@@ -120,7 +116,7 @@ def test_posterior_with_globals_mixes_over_them(method, float64):
     """z|x, w ~ N((x − w)/(1 + σ²), σ²/(1 + σ²)), mixed over w ~ q(w)."""
     program, x = made("global in a plate"), data(3)
     num_globals, num_samples = {"sir": (30, 900), "hmc": (5, 50)}[method]
-    options = {"sir": {"num_proposals": 60_000}, "hmc": {"num_warmup": 24, "num_chains": 8}}[method]
+    options = {"sir": {"num_proposals": 60_000}, "hmc": {"num_warmup": 15, "num_chains": 8}}[method]
     how = {"num_samples": num_samples, "num_globals": num_globals} | options
     draws = getattr(pv.posterior, method)(program, x, **how).draws
     assert draws.shape[1:] == (num_samples, 3, 3)
@@ -144,7 +140,7 @@ def test_posterior_draws_have_the_exact_mean_of_the_signal(name, method, float64
     program, x = made(name), data(3)
     options = {
         "sir": {"num_proposals": 20_000},
-        "hmc": {"num_samples": 40, "num_warmup": 30, "num_chains": 16},
+        "hmc": {"num_samples": 40, "num_warmup": 30, "num_chains": 16, "num_leapfrog": 3},
     }
     found = getattr(pv.posterior, method)(program, x, **options[method])
     assert found.ess.min() > 100
