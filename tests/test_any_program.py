@@ -224,9 +224,9 @@ def test_evidence_is_the_closed_form(name, method, float64):
     program, x = made(name), data(name, 6)
     options = {
         "iwae": {"num_samples": 4000},
-        "ais": {"num_samples": 64, "num_temperatures": 40},
-    }[method]
-    found = pv.log_evidence(program, x, method=method, **options)
+        "ais": {"num_samples": 64, "num_temperatures": 40, "num_leapfrog": 3},
+    }
+    found = pv.log_evidence(program, x, method=method, **options[method])
     exact = PROGRAMS[name].log_density(numbers(6))
     assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
     assert found.std_error.max() < 0.2
@@ -250,7 +250,7 @@ def test_posterior_with_globals_mixes_over_them(method, float64):
     """z|x, w ~ N((x − w)/(1 + σ²), σ²/(1 + σ²)), mixed over w ~ q(w)."""
     program, x = made("global in a plate"), numbers(3)
     num_globals, num_samples = {"sir": (30, 900), "hmc": (5, 50)}[method]
-    options = {"sir": {"num_proposals": 60_000}, "hmc": {"num_warmup": 24, "num_chains": 8}}[method]
+    options = {"sir": {"num_proposals": 60_000}, "hmc": {"num_warmup": 15, "num_chains": 8}}[method]
     how = {"num_samples": num_samples, "num_globals": num_globals} | options
     draws = getattr(pv.posterior, method)(program, x, **how).draws
     assert draws.shape[1:] == (num_samples, 3, 3)
@@ -274,9 +274,9 @@ def test_posterior_draws_have_the_exact_mean_of_the_signal(name, method, float64
     program, x, row = made(name), data(name, 3), PROGRAMS[name]
     options = {
         "sir": {"num_proposals": 20_000},
-        "hmc": {"num_samples": 40, "num_warmup": 30, "num_chains": 16},
-    }[method]
-    found = getattr(pv.posterior, method)(program, x, **options)
+        "hmc": {"num_samples": 40, "num_warmup": 30, "num_chains": 16, "num_leapfrog": 3},
+    }
+    found = getattr(pv.posterior, method)(program, x, **options[method])
     assert found.ess.min() > 100
     draws = row.signal(found.draws.flatten(0, 1))  # (S, N, 3)
     error = draws.std(0) / math.sqrt(100)  # the least effective sample size

@@ -41,7 +41,6 @@ pytestmark = pytest.mark.usefixtures("float64")
 # ---- every estimator against the linear-Gaussian model
 
 
-@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
     "settings",
     [
@@ -51,10 +50,10 @@ pytestmark = pytest.mark.usefixtures("float64")
     ],
     ids=["iwae", "ais", "ais from the guide"],
 )
-def test_estimate_is_within_its_stated_error(settings, seed):
+def test_estimate_is_within_its_stated_error(settings):
     truth = LinearGaussian()
-    x = truth.sample(8)
-    found = pv.log_evidence(truth.vae(wide_guide(truth)), x, seed=seed, **settings)
+    x = truth.sample(40)
+    found = pv.log_evidence(truth.vae(wide_guide(truth)), x, **settings)
     z = (found.log_px - truth.log_evidence(x)) / found.std_error
     # 120 numbers in all: a normal z exceeds 4.5 once in 1200 runs of them
     assert z.abs().max() < 4.5
@@ -523,7 +522,7 @@ def test_global_latents_that_nothing_depends_on_change_nothing():
     x = torch.ones(2, 3)
     exact = pv.log_evidence(vae, x, method="grid").log_px
     for options in ({"method": "iwae"}, {"method": "ais", "num_temperatures": 20}):
-        found = pv.log_evidence(program, x, num_globals=3, **options)
+        found = pv.log_evidence(program, x, num_globals=2, **options)
         assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
 
 

@@ -40,9 +40,9 @@ SAMPLERS = {
     "sir": lambda vae, x, **more: posterior.sir(
         vae, x, num_samples=4000, num_proposals=40_000, **more
     ),
-    # as many draws as 4 chains of 1000, for a fifth of the steps
+    # as many draws as 4 chains of 1000, for a seventh of the steps
     "hmc": lambda vae, x, **more: posterior.hmc(
-        vae, x, num_samples=100, num_chains=40, num_warmup=130, **more
+        vae, x, num_samples=100, num_chains=40, num_warmup=60, **more
     ),
 }
 
