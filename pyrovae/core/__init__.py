@@ -6,6 +6,7 @@ draws       numbers from the traces of all draws of all data, within a byte budg
 layout      the dimensions of a traced site: draws, data, other plates, event
 vectorized  many draws in the fastest way that gives the right numbers
 replay      a program at given latents
+repeated    the same, without handlers once it is called often
 replicates  replicates of the data
 conditional a program given its global latents
 chunking    the number of draws and data computed at a time
