@@ -25,7 +25,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import pyrovae as pv
+from pyrovae.core.draws import diagnosing
+from pyrovae.core.joint import ProgramJoint
+from pyrovae.core.repeated import CALLS_BEFORE_TRACING
 from pyrovae.core.terms import draw_traces, terms_of
+from pyrovae.data import Batch, open_source
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import own_store
 
@@ -230,6 +234,68 @@ def test_evidence_is_the_closed_form(name, method, float64):
     exact = PROGRAMS[name].log_density(numbers(6))
     assert ((found.log_px - exact).abs() < 5 * found.std_error + 1e-3).all()
     assert found.std_error.max() < 0.2
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_repeated_terms_are_those_of_the_handlers(name, float64):
+    """The same numbers and gradients from the graph as from the first calls."""
+    program, batch = made(name), open_source(data(name, 4)).whole()
+    with diagnosing(program, 0):
+        joint = ProgramJoint(program, batch)
+        z = {n: v.requires_grad_() for n, v in joint.draw_prior(3).items()}
+
+        def terms_and_gradients():
+            with torch.enable_grad():
+                found = joint.terms(z)
+                return [*found, *torch.autograd.grad(sum(t.sum() for t in found), [*z.values()])]
+
+        first = terms_and_gradients()
+        for _ in range(CALLS_BEFORE_TRACING):
+            last = terms_and_gradients()
+        assert len(joint.terms.graphs) == 1
+        for one, other in zip(first, last, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        # other latents, other numbers, not contiguous
+        z = {n: (2 * v).transpose(0, 1).contiguous().transpose(0, 1) for n, v in z.items()}
+        eager = joint._terms_of_model(z)
+        assert not torch.allclose(eager[1], first[1])
+        for one, other in zip(joint.terms(z), eager, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+class Branching(nn.Module):
+    """Python decides by the value of a latent, or counts calls: no graph can repeat that."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.encoder = nn.Linear(3, 3)
+        self.kind, self.num_calls = kind, 0
+
+    def model(self, x, y=None, mask=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            self.num_calls += self.kind == "counts"
+            sign = 1.0 if self.kind == "counts" or z.sum() > 0 else -1.0
+            pyro.sample("x", dist.Normal(sign * z, NOISE).to_event(1), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("kind", ["branches", "counts", "hooks"])
+def test_programs_that_a_graph_cannot_repeat_keep_their_handlers(kind):
+    program, x = Branching(kind), numbers(4)
+    if kind == "hooks":
+        program.encoder.register_forward_hook(lambda *_: None)
+    with diagnosing(program, 0):
+        joint = ProgramJoint(program, Batch(x))
+        for _ in range(CALLS_BEFORE_TRACING + 2):
+            z = joint.draw_prior(2)
+            found = joint.terms(z)
+            for one, other in zip(found, joint._terms_of_model(z), strict=True):
+                assert torch.equal(one, other)
+    assert joint.terms.is_refused
 
 
 def test_evidence_with_globals_is_its_mean_over_them(float64):

@@ -6,6 +6,7 @@ draws       numbers from the traces of all draws of all data, within a byte budg
 vectorized  many draws in the fastest way that gives the right numbers
 marginal    discrete latents that the guide leaves out, summed out
 replay      the sites of a program, and a program at given latents
+repeated    the same, without handlers once it is called often
 replicates  replicates of the data
 simulation  data from the model, with their latents
 conditional a program given its global latents

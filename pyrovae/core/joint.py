@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pyrovae.contract.layout import layouts_of
 from pyrovae.core.marginal import drawn
+from pyrovae.core.repeated import Repeated
 from pyrovae.core.replay import nothing
 from pyrovae.core.terms import ElboTerms, draw_traces, is_local
 from pyrovae.core.vectorized import terms_at, way_of
@@ -85,7 +86,10 @@ class VAEJoint:
 
 
 class ProgramJoint:
-    """The same functions of any program with one plate "data", computed from traces."""
+    """The same functions of any program with one plate "data", computed from traces.
+
+    `terms` no longer runs Pyro's handlers once it is called often (`core.repeated`).
+    """
 
     def __init__(self, program: nn.Module, batch: Batch):
         self.program, self.batch = program, batch
@@ -101,8 +105,9 @@ class ProgramJoint:
         self.supports = {n: support_of(s["fn"]) or s["fn"].support for n, s in sites.items()}
         self.layouts = layouts_of(*traces)
         self.way = way_of(program, batch)
+        self.terms = Repeated(self._terms_of_model, program)
 
-    def terms(self, z: Latents) -> tuple[Tensor, Tensor]:
+    def _terms_of_model(self, z: Latents) -> tuple[Tensor, Tensor]:
         terms = self._replayed(self.program.model, z)
         return terms.log_prior, terms.log_likelihood
 

@@ -31,6 +31,23 @@ KNOWN = (*NUMBERS, *ARRAYS, *CONTAINERS)
 TORCHS_OWN = frozenset(vars(nn.Module())) - {"training"}
 
 
+def hooks_within(program: nn.Module) -> str | None:
+    """Say which hooks a graph would not run; None for none.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> _ = layer.register_forward_hook(print)
+        >>> hooks_within(layer)
+        'one of its modules has hooks, which run as Python at each step'
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name, None) for module in program.modules() for name in hooks):
+        return "one of its modules has hooks, which run as Python at each step"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in program.parameters()):
+        return "one of its parameters has hooks, which run as Python at each step"
+    return None
+
+
 class Constants:
     """The attributes of a program and its submodules at the time of construction.
 

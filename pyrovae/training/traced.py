@@ -23,7 +23,7 @@ from pyrovae.core.terms import ElboTerms
 from pyrovae.data import Batch
 from pyrovae.objectives import Objective
 from pyrovae.runtime.graph_passes import simplified
-from pyrovae.runtime.guards import Constants, Copies
+from pyrovae.runtime.guards import Constants, Copies, hooks_within
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.tracing import TracingError, first_line, substituted, traced
 from pyrovae.training.eager import (
@@ -230,9 +230,4 @@ def _refusal(program: nn.Module, objective: ELBO) -> str | None:
     code = getattr(type(objective).surrogate, "__code__", None)
     if "progress" in getattr(code, "co_names", ()):
         return f"{type(objective).__name__} reads its progress; weights() would make it traceable"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name, None) for module in program.modules() for name in hooks):
-        return "one of its modules has hooks, which run as Python at each step"
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in program.parameters()):
-        return "one of its parameters has hooks, which run as Python at each step"
-    return None
+    return hooks_within(program)
