@@ -170,6 +170,16 @@ def test_an_epoch_gives_each_datum_once_in_full_batches(case, tmp_path):
     assert (source.preloaded is None) == (kind is not ArraySource)
 
 
+@pytest.mark.parametrize("case", [name for name in CONTAINERS if "Data" not in name])
+def test_a_last_batch_of_one_datum_is_kept(case, tmp_path):
+    """23 rows in batches of 11; in order, it is the last row. Loaders have sizes of their own."""
+    make, _ = CONTAINERS[case]
+    source = validated(program(), make(tmp_path, counts()), batch_size=11)
+    for shuffle in (False, True):
+        assert [len(batch) for batch in epoch(source, shuffle)] == [11, 11, 1]
+    assert torch.equal(epoch(source, False)[2], torch.tensor(counts()).float()[-1:])
+
+
 @pytest.mark.parametrize("case", CONTAINERS)
 def test_an_epoch_that_skips_goes_on_as_the_whole_one(case, tmp_path, small_windows):
     make, _ = CONTAINERS[case]

@@ -432,10 +432,10 @@ def test_settings_that_cannot_work_are_refused(call, message):
 @pytest.mark.filterwarnings("ignore:x.* is constant")  # said by fit where the scale is learned
 @pytest.mark.filterwarnings("ignore:the loss jumped")  # at the floor, on some processors
 def test_a_constant_column_stays_finite(head):
-    """The maximum of the likelihood is at scale 0, the floor is above it."""
+    """The maximum of the likelihood is at scale 0, the floor is above it: σ rounds to 0 without."""
     x = torch.cat([torch.ones(64, 1), torch.arange(64.0)[:, None] % 2], dim=1)
     vae = vae_of(likelihood=head)
-    history = pv.fit(vae, x, epochs=20, batch_size=16, learning_rate=0.3)
+    history = pv.fit(vae, x, epochs=45, batch_size=16, learning_rate=1.0)
     assert all(math.isfinite(e) for e in history["elbo"])
     assert all(p.isfinite().all() for p in vae.parameters())
 

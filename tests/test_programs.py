@@ -27,6 +27,7 @@ from pyrovae.programs import (
     partly_known,
 )
 from pyrovae.programs.semi_supervised import certain
+from tests.test_distributed import ROWS, still_hierarchical
 
 
 def summed_out() -> TraceEnum_ELBO:
@@ -603,6 +604,22 @@ def test_hierarchical_programs_fit(make):
     assert terms.log_weights.shape == (3, 40)
     assert terms.global_log_prior.shape == (3,)
     assert terms.latents["w"].std(0).max() > 0
+
+
+def test_the_gradient_of_a_batch_is_scaled_to_all_data():
+    """Σ_batch counts N / B times, the global latents once: two halves average to the whole.
+
+    Draws are the means, so that no noise differs; one update of plain SGD shows the gradient.
+    """
+    x, weights = ROWS[:12].double(), []
+    for batch_size in (12, 6):
+        vae = still_hierarchical()
+        settings = {"optimizer": "SGD", "learning_rate": 0.1, "epochs": 1}
+        pv.fit(vae, x, batch_size=batch_size, accumulate_batches=12 // batch_size, **settings)
+        weights.append(torch.cat([p.detach().flatten() for p in vae.parameters()]))
+    assert torch.allclose(*weights, rtol=0, atol=1e-12)
+    start = torch.cat([p.detach().flatten() for p in still_hierarchical().parameters()])
+    assert (weights[0] - start).abs().max() > 1e-3
 
 
 def test_global_latents_are_vectorized_like_single_draws(float64):
