@@ -122,7 +122,7 @@ class ProgramJoint:
         return {name: latents[name] for name in self.supports}
 
     def draw_guide(self, num_samples: int) -> Latents:
-        latents = self._terms(self.program.guide, nothing, num_samples).latents
+        latents = self._terms(drawn(self.program.guide), nothing, num_samples).latents
         return {name: latents[name] for name in self.supports}
 
     def weighted_draws(self, num_samples: int) -> tuple[Latents, Tensor]:

@@ -50,6 +50,9 @@ class Enumerated(EnumMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not self.is_active:
             return
+        if scope := msg["infer"].get("_markov_scope"):  # without values of the guide
+            known = {name: depth for name, depth in scope.items() if name in self._markov_depths}
+            msg["infer"]["_markov_scope"] = known
         if not msg["done"]:
             super()._pyro_sample(msg)
             return
