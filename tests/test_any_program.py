@@ -326,13 +326,6 @@ def test_posterior_with_globals_mixes_over_them(method, float64):
     assert ((draws.flatten(0, 1).mean(0) - mean).abs() < 5 * spread).all()
 
 
-@every_program
-def test_reliability_of_every_program(name):
-    found = pv.diagnostics.pareto_k(made(name), data(name, 4))
-    assert found.pareto_k.shape == (4,)
-    assert not found.pareto_k.isnan().any()
-
-
 @pytest.mark.parametrize("name", LOCAL)
 @pytest.mark.parametrize("method", ["sir", "hmc"])
 def test_posterior_draws_have_the_exact_mean_of_the_signal(name, method, float64):
@@ -350,16 +343,9 @@ def test_posterior_draws_have_the_exact_mean_of_the_signal(name, method, float64
 
 
 @every_program
-def test_every_diagnostic_runs(name):
-    """Diagnostics, checks and ArviZ of every program: right shapes, finite numbers."""
+def test_arviz_holds_every_site(name):
+    """Posterior, predictive, data and log-likelihood of each site, in its shape."""
     program, x = made(name), data(name)
-    pv.fit(program, x, epochs=1, batch_size=10, seed=0, progress=False)
-    decomposed = pv.diagnostics.decompose_elbo(program, x)
-    assert decomposed.elbo.isfinite().all()
-    assert pv.diagnostics.active_units(program, x).variance.isfinite().all()
-    checks = {"statistic": _spread_of, "num_samples": 20}
-    assert pv.diagnostics.prior_check(program, x, **checks)
-    assert pv.diagnostics.posterior_check(program, x, **checks)
     tree = pv.to_arviz(program, x, num_samples=7)
     for site, value in pv.elbo_terms(program, x, num_samples=7).latents.items():
         assert tree["posterior"][site].shape == (1, *value.shape)
@@ -367,10 +353,6 @@ def test_every_diagnostic_runs(name):
         assert tree["posterior_predictive"][site].shape == (1, 7, *value.shape)
         assert tree["observed_data"][site].shape == value.shape
         assert tree["log_likelihood"][site].shape == (1, 7, len(value))
-
-
-def _spread_of(x):
-    return (x["a"] if isinstance(x, dict) else x).std()
 
 
 class Point(nn.Module):

@@ -48,7 +48,7 @@ def az():
 @pytest.fixture
 def tree(monkeypatch):
     """What `to_arviz` gives under arviz ≥ 1."""
-    monkeypatch.setattr(arviz_io, "has_datatree", lambda: True)
+    monkeypatch.setattr(arviz_io.container, "has_datatree", lambda: True)
     return exported()
 
 
@@ -120,7 +120,7 @@ class TestGroups:
     def test_inference_data_and_tree_hold_the_same(self, az, monkeypatch):
         data = exported()
         assert isinstance(data, az.InferenceData)
-        monkeypatch.setattr(arviz_io, "has_datatree", lambda: True)
+        monkeypatch.setattr(arviz_io.container, "has_datatree", lambda: True)
         tree = exported()
         assert isinstance(tree, xr.DataTree)
         for group in groups_of(data):
@@ -395,7 +395,7 @@ def container(request, monkeypatch):
     if request.param == "InferenceData":
         request.getfixturevalue("az")
     else:
-        monkeypatch.setattr(arviz_io, "has_datatree", lambda: True)
+        monkeypatch.setattr(arviz_io.container, "has_datatree", lambda: True)
     return request.param
 
 

@@ -127,6 +127,7 @@ def compare_priors(
     mask: Any = None,
     *,
     method: str | Any = "iwae",
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
     **options: Any,
@@ -140,6 +141,7 @@ def compare_priors(
         y: (N, …), covariates, for the models that see them.
         mask: of x's shape, true where x is observed.
         method: method for log p(x), as in `log_evidence`.
+        num_globals: draws of global latents, as in `log_evidence`.
         seed: random seed; None uses a fresh one for each model.
         memory_budget: bytes per chunk, as in `log_evidence`.
         **options: options of the method, except `num_data`: all models need the same rows.
@@ -170,7 +172,8 @@ def compare_priors(
             'Write compare_priors({"normal": vae, "vamp": other}, x).'
         )
     method = method_of(method, options)
-    options = {"method": method, "seed": seed, "memory_budget": memory_budget}
+    options = {"method": method, "num_globals": num_globals, "seed": seed}
+    options["memory_budget"] = memory_budget
     blind = {name for name, m in models.items() if not sees_covariates(m)}
     blind = blind if len(blind) < len(models) else set()  # then y is a mistake and is rejected
     data = {name: (x, None if name in blind else y, mask) for name in models}

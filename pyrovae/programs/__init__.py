@@ -16,6 +16,18 @@ Each is a module with `.model` and `.guide` over the plate "data", made of the s
 the number of classes.
 
 Each has a file of its own, short enough to serve as a template for custom programs.
+
+Methods take any program, these and custom ones, unless they need a property, which their error
+names (`tests/test_every_method.py` tries each method on each of two dozen programs):
+
+    local latents that map from the real line   log_evidence by "ais", bdmc, posterior.hmc
+    no global latents                           aggregate_test, prior_sensitivity, impute
+    a model that uses the mask                  impute, and mask= of every method
+    a `VAE`                                     log_evidence by "grid" and "enumerate",
+                                                posterior.grid, feature_check, refit_prior
+    a `VAE` with a pathwise guide               posterior.refine, inference_gaps
+
+With global latents, log_evidence, posteriors, pareto_k and comparisons condition on draws of them.
 """
 
 from pyrovae.programs.bayesian import BayesianVAE, GivenGlobal
