@@ -73,7 +73,7 @@ def to_arviz(
         The schema: https://python.arviz.org/en/stable/schema/schema.html
 
     Example:
-        >>> import pyrovae as pv
+        >>> import torch, pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> data = to_arviz(vae, torch.ones(5, 2), num_samples=10)
         >>> dict(data.posterior["z"].sizes)

@@ -45,6 +45,7 @@ def predictive_to_arviz(
     Example:
         >>> import pyrovae as pv
         >>> from pyro import poutine
+        >>> import pyro
         >>> from pyro.infer import Predictive
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> x, model = torch.ones(5, 2), poutine.uncondition(vae.model)

@@ -29,7 +29,7 @@ def history_to_arviz(history: History) -> Any:
         DataError: the history has no epochs.
 
     Example:
-        >>> import pyrovae as pv
+        >>> import torch, pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
         >>> history = pv.fit(vae, torch.ones(5, 2), epochs=3)
         >>> history_to_arviz(history).training["elbo"].dims
@@ -75,7 +75,7 @@ def comparison_to_arviz(comparison: Comparison) -> dict[str, Any]:
         comparison: as returned by `diagnostics.compare_priors`.
 
     Example:
-        >>> import pyrovae as pv
+        >>> import torch, pyrovae as pv
         >>> models = {p: pv.build((2,), latent_dim=1, prior=p) for p in ("StandardNormal",)}
         >>> found = pv.diagnostics.compare_priors(models, torch.eye(2), num_samples=100)
         >>> list(comparison_to_arviz(found))
