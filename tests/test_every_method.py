@@ -28,7 +28,8 @@ class Case(NamedTuple):
 
     has_globals: latents outside the plate "data"; uses_mask: its model does; is_vae: a `VAE`;
     is_continuous: so are its local latents; is_pathwise: a VAE whose guide can be refined;
-    is_trainable: it has parameters to train.
+    is_trainable: it has parameters to train; is_elementwise: its likelihood factorizes over the
+    numbers of a datum.
     """
 
     make: Callable[[], nn.Module]
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     is_continuous: bool = True
     is_pathwise: bool = False
     is_trainable: bool = True
+    is_elementwise: bool = True
 
 
 def topics():
@@ -82,9 +84,14 @@ CASES = {
     for name, row in PROGRAMS.items()
 } | {
     "a Markov chain of classes": Case(
-        Switching, {f"x_{t}": numbers(N)[:, t] for t in range(3)}, uses_mask=False
+        Switching,
+        {f"x_{t}": numbers(N)[:, t] for t in range(3)},
+        uses_mask=False,
+        is_elementwise=False,
     ),
-    "TopicVAE": Case(topics, 1 + torch.arange(5.0 * N).reshape(N, 5) % 4, uses_mask=False),
+    "TopicVAE": Case(
+        topics, 1 + torch.arange(5.0 * N).reshape(N, 5) % 4, uses_mask=False, is_elementwise=False
+    ),
     "SequenceVAE": Case(sequences, numbers(N)[..., None], torch.arange(3.0).expand(N, 3)),
     "SemiSupervisedVAE": Case(
         semi_supervised, BITS, torch.tensor([0, -1, 1, -1, 2, 0]), is_continuous=False
@@ -213,8 +220,8 @@ METHODS = {
     ),
     "feature_check": (
         lambda p, x, y: pv.diagnostics.feature_check(p, x, y, num_samples=25),
-        "is_vae",
-        "of a VAE",
+        "is_factorized",
+        "factorizes over|all data share",
     ),
     "compare_priors": (
         lambda p, x, y: pv.diagnostics.compare_priors(
@@ -238,6 +245,7 @@ def has(case, needed):
         "is_discrete_vae": False,  # `enumerate` has tests of its own
         "is_local": not case.has_globals,
         "is_imputable": case.uses_mask and not case.has_globals,
+        "is_factorized": case.is_elementwise and not case.has_globals,
     }
     return derived[needed] if needed in derived else getattr(case, needed)
 

@@ -12,7 +12,8 @@ PIT is uniform over data: values pile up at the ends if a feature is more disper
 model, and in the middle if it is less. v favors draws that explain x_j badly, so its tail is
 heavier than that of w: k̂ per cell shows where the numbers are reliable.
 
-The likelihood must factorize over features. Symbols: S draws, N data, x (N, *event).
+The likelihood must factorize over features. Symbols: S draws, N data, x (N, *event). In a program
+with several observed sites, x is one of them, and x_−j includes the others.
 
 References:
     Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC, Vehtari,
@@ -26,19 +27,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent
 
 from pyrovae.checks import whole_number
+from pyrovae.checks.values import elementwise
 from pyrovae.contract import validated
+from pyrovae.contract.layout import layouts_of
 from pyrovae.core.chunking import budget_of
-from pyrovae.core.draws import concat, diagnosing, refuse_unless_vae
-from pyrovae.core.joint import VAEJoint
+from pyrovae.core.draws import Arrays, concat, diagnosing, over_draws
+from pyrovae.core.marginal import Marginal
 from pyrovae.core.pareto import pareto_k, pareto_k_threshold
-from pyrovae.data import Batch
+from pyrovae.core.replay import sites_of
+from pyrovae.core.terms import Traces, terms_of
+from pyrovae.data import Batch, Source
 from pyrovae.diagnostics.reliability import MIN_DRAWS
 from pyrovae.errors import ConfigError
-from pyrovae.networks import given
-from pyrovae.vae import fill
+from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.vae import is_plain_vae
 
 ARRAYS = 12  # of shape (S, n, J), in memory at once
 
@@ -75,11 +79,12 @@ class FeatureCheck(NamedTuple):
 
 
 def feature_check(
-    vae: nn.Module,
+    program: nn.Module,
     x: Any,
     y: Any = None,
     mask: Any = None,
     *,
+    site: str | None = None,
     num_samples: int = 500,
     seed: int | None = 0,
     memory_budget: int | None = None,
@@ -87,10 +92,11 @@ def feature_check(
     """Estimate log p(x_j | x_−j) and its PIT per feature and datum, by importance weights.
 
     Args:
-        vae: a `VAE` whose likelihood factorizes over the features.
-        x: (N, *event).
+        program: a program without global latents, whose likelihood factorizes over the features.
+        x: (N, *event), or a dict of arrays by observed site.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
+        site: the observed site whose features are predicted; the first one if None.
         num_samples: S ≥ 21, draws per datum.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as in `log_evidence`; at least one
@@ -101,7 +107,8 @@ def feature_check(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: not a `VAE`, a likelihood that does not factorize, fewer than 21 draws.
+        ConfigError: the likelihood does not factorize or has discrete latents summed out, data
+            share a latent, there is no such site, or there are fewer than 21 draws.
 
     References:
         Vehtari, Gelman & Gabry, 2017, https://arxiv.org/abs/1507.04544
@@ -114,12 +121,17 @@ def feature_check(
         (torch.Size([50, 2]), torch.Size([2]), 1)
     """
     num_samples = whole_number(num_samples, "num_samples", MIN_DRAWS)
-    refuse_unless_vae(vae, "feature_check")
-    data = validated(vae, x, y, mask)
+    data = validated(program, x, y, mask)
+    names = data.head().sites
+    site = next(iter(names)) if site is None else site
+    if site not in names:
+        known = ", ".join(map(repr, names))
+        raise ConfigError(f"site = {site!r}, but the sites of x are {known}.")
     budget = budget_of(memory_budget, data.device).num_bytes
-    rows = max(1, budget // (8 * ARRAYS * num_samples * data.head().x.numel()))
-    with diagnosing(vae, seed):
-        found = concat([_cells(vae, part, num_samples) for part in data.read(rows)], 0)
+    rows = max(1, budget // (8 * ARRAYS * num_samples * names[site].x[0].numel()))
+    with diagnosing(program, seed):
+        _check_is_local(program, data)
+        found = concat([_cells(program, part, site, num_samples) for part in data.read(rows)], 0)
     values = found["log_conditional"]
     num = (~values.isnan()).sum(0)
     mean = values.nanmean(0)
@@ -133,40 +145,65 @@ def feature_check(
     )
 
 
-def _cells(vae: nn.Module, piece: Batch, num_samples: int) -> dict[str, Tensor]:
+def _check_is_local(program: nn.Module, data: Source) -> None:
+    if is_plain_vae(program):
+        return
+    with RandomStream(0):
+        shared = sites_of(program, data).shared
+    if shared:
+        raise ConfigError(
+            f"feature_check weights the draws of each datum by themselves, but all data share "
+            f"{shared[0]!r}.\nFix it at one value: pyro.condition(program.model, data={{…}})."
+        )
+
+
+def _cells(program: nn.Module, piece: Batch, name: str, num_samples: int) -> Arrays:
     """Return log_conditional, pit and pareto_k, (n, *event) float64."""
-    joint = VAEJoint(vae, piece)
-    z = joint.draw_guide(num_samples)
-    log_prior, log_likelihood = joint.terms(z)
-    log_w = (log_prior + log_likelihood - joint.log_guide(z)).double()  # (S, n)
-    p_x = vae.decoder(z["z"], *given(piece.y, vae.decoder))
-    per_feature = _elementwise(p_x)
-    x = fill(piece.x, piece.mask, p_x.support)
-    log_factor = per_feature.log_prob(x).double()  # (S, n, *event)
-    log_w = log_w.reshape(*log_w.shape, *[1] * (x.dim() - 1))
+
+    def read(traces: Traces, num_data: int) -> Arrays:
+        site = traces.model.nodes[name]
+        layout, numbers = layouts_of(*traces)[name], _elementwise(site["fn"])
+        event_dim = len(site["fn"].event_shape)
+        log_factor = numbers.log_prob(site["value"])
+        replicate = numbers.expand(log_factor.shape).sample()
+        log_w = terms_of(traces, num_data).log_weights
+        of_cells = {"log_factor": log_factor, "replicate": replicate}
+        cells = {n: layout.canonical(value, event_dim) for n, value in of_cells.items()}
+        return {"log_w": log_w} | {n: c.expand(len(log_w), *c.shape[1:]) for n, c in cells.items()}
+
+    how = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
+    drawn = over_draws(program, piece, read, **how)
+    x, _, mask = piece.sites[name]
+    x = x if mask is None else torch.where(mask, x, drawn["replicate"][0])
+    log_factor = drawn["log_factor"].double()  # (S, n, *event)
+    log_w = drawn["log_w"].double().reshape(num_samples, len(x), *[1] * (x.dim() - 1))
     log_v = log_w - log_factor
     share = log_v.softmax(0)
-    replicate = per_feature.sample()
-    below = (share * (replicate < x)).sum(0)
-    equal = (share * (replicate == x)).sum(0)
+    below = (share * (drawn["replicate"] < x)).sum(0)
+    equal = (share * (drawn["replicate"] == x)).sum(0)
     found = {
         "log_conditional": log_w.logsumexp(0) - log_v.logsumexp(0),
         "pit": below + torch.rand(equal.shape).to(equal) * equal,
         "pareto_k": pareto_k(log_v.flatten(1)).reshape(x.shape),
     }
-    if piece.mask is not None:
-        return {name: value.masked_fill(~piece.mask, math.nan) for name, value in found.items()}
+    if mask is not None:
+        return {key: value.masked_fill(~mask, math.nan) for key, value in found.items()}
     return found
 
 
 def _elementwise(p_x: Any) -> Any:
     """Return one density per number of x."""
-    base = p_x.base_dist if isinstance(p_x, Independent) else p_x
-    if base.event_shape:
+    base = elementwise(p_x)
+    if base.event_shape or isinstance(base, Marginal):
+        why = (
+            "sums over discrete latents"
+            if isinstance(base, Marginal)
+            else (f"has event_shape {tuple(base.event_shape)}")
+        )
         raise ConfigError(
             f"feature_check needs a likelihood that factorizes over the features of x, but "
-            f"{type(base).__name__} has event_shape {tuple(base.event_shape)}: its features "
-            "depend on each other given z.\nUse an elementwise likelihood."
+            f"{type(base).__name__} {why}: its features depend on each other given z.\nUse an "
+            "elementwise likelihood."
         )
     return base
 

@@ -21,10 +21,11 @@ Methods take any program, these and custom ones, unless they need a property, wh
 names (`tests/test_every_method.py` tries each method on each of two dozen programs):
 
     local latents that map from the real line   log_evidence by "ais", bdmc, posterior.hmc
-    no global latents                           aggregate_test, prior_sensitivity, impute
+    no global latents                           aggregate_test, prior_sensitivity, impute,
+                                                feature_check
     a model that uses the mask                  impute, and mask= of every method
     a `VAE`                                     log_evidence by "grid" and "enumerate",
-                                                posterior.grid, feature_check, refit_prior
+                                                posterior.grid, refit_prior
     a `VAE` with a pathwise guide               posterior.refine, inference_gaps
 
 With global latents, log_evidence, posteriors, pareto_k and comparisons condition on draws of them.
