@@ -14,6 +14,7 @@ from programs import (
     NOISE,
     PROGRAMS,
     WEIGHTS,
+    Affine,
     Nested,
     Panel,
     Switching,
@@ -374,6 +375,44 @@ def test_each_feature_given_the_others(name, site, float64):
         assert reliable.sum() >= 3
         assert log_error[reliable].abs().mean() < 0.1
         assert (found.pit[:, j] - exact.cdf(rows[:, j]))[reliable].abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("name", ["LadderVAE", "DeepMarkovModel", "MultimodalVAE"])
+def test_refinement_closes_the_gap_of_the_encoder(name, float64):
+    """The bound rises for every datum, and the gaps add up to log p(x) of the joint normal."""
+    program, x = made(name), data(name, 6)
+    exact = PROGRAMS[name].log_density(numbers(6))
+    found = pv.posterior.refine(program, x, num_steps=150)
+    assert (found.elbo >= found.start_elbo).all()
+    assert (found.elbo < exact + 0.2).all()  # 100 draws
+    gaps = pv.diagnostics.inference_gaps(program, x, num_samples=2000, num_steps=150)
+    assert gaps.mean_amortization.value > 0.1
+    error = 5 * gaps.approximation_std_error + 0.01
+    assert ((gaps.log_px - exact).abs() < error).all()
+    assert torch.allclose(gaps.approximation + gaps.amortization, gaps.log_px - gaps.elbo)
+
+
+def test_refining_a_mean_field_guide_finds_the_best_one(float64):
+    """Of z|x ~ N(m, P⁻¹), the best diagonal normal has mean m and precisions diag P."""
+    program, x = made("nested plate, at once"), numbers(4)
+    q = pv.posterior.refine(program, x, num_steps=300, num_samples=64).guide
+    with own_store(), pyro.poutine.trace() as tracer:
+        q.guide(x)
+    site = tracer.trace.nodes["z"]["fn"]
+    shrink = 1 / (1 + NOISE**2)
+    assert torch.allclose(site.mean.T, shrink * x, atol=0.05)
+    assert torch.allclose(site.stddev, torch.tensor(NOISE * shrink**0.5).double(), atol=0.05)
+
+
+@pytest.mark.parametrize("q", [pv.guides.LogisticNormal(2)])
+def test_a_transformed_guide_is_refined_before_its_map(q):
+    """A logistic normal: its bound rises, and it stays on the simplex."""
+    prior = pv.priors.Fixed(dist.LogisticNormal, loc=torch.zeros(1), scale=torch.ones(1))
+    encoder = nn.Sequential(nn.Linear(2, q.num_features), q)
+    vae = pv.VAE(prior, encoder, Affine(torch.tensor([[2.0, 0.0], [0.0, 1.0]])))
+    found = pv.posterior.refine(vae, torch.tensor([[1.5, 0.2], [0.1, 0.9]]), num_steps=80)
+    assert (found.elbo > found.start_elbo).all()
+    assert torch.allclose(found.guide.sample().sum(-1), torch.ones(2))
 
 
 @every_program

@@ -27,7 +27,7 @@ class Case(NamedTuple):
     """A program, its data, and the properties that it has.
 
     has_globals: latents outside the plate "data"; uses_mask: its model does; is_vae: a `VAE`;
-    is_continuous: so are its local latents; is_pathwise: a VAE whose guide can be refined;
+    is_continuous: so are its local latents; is_pathwise: its guide can be refined;
     is_trainable: it has parameters to train; is_elementwise: its likelihood factorizes over the
     numbers of a datum.
     """
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     uses_mask: bool = True
     is_vae: bool = False
     is_continuous: bool = True
-    is_pathwise: bool = False
+    is_pathwise: bool = True
     is_trainable: bool = True
     is_elementwise: bool = True
 
@@ -74,12 +74,19 @@ def decoder_as_a_prior():
 
 BITS = (torch.arange(4 * N).reshape(N, 4) % 3 == 0).float()
 OF_THE_SHELF = ("LadderVAE", "MixtureVAE", "MultimodalVAE", "DeepMarkovModel")
+ONE_DRAW_AT_A_TIME = (
+    "counts dimensions from the left",
+    "a guide that counts from the left",
+    "nested plate",
+    "data in a nested plate",
+)
 CASES = {
     name: Case(
         row.make,
         data(name, N),
         has_globals=row.covariance is None,
         uses_mask=name in OF_THE_SHELF,
+        is_pathwise=name not in ONE_DRAW_AT_A_TIME,
     )
     for name, row in PROGRAMS.items()
 } | {
@@ -94,15 +101,19 @@ CASES = {
     ),
     "SequenceVAE": Case(sequences, numbers(N)[..., None], torch.arange(3.0).expand(N, 3)),
     "SemiSupervisedVAE": Case(
-        semi_supervised, BITS, torch.tensor([0, -1, 1, -1, 2, 0]), is_continuous=False
+        semi_supervised,
+        BITS,
+        torch.tensor([0, -1, 1, -1, 2, 0]),
+        is_continuous=False,
+        is_pathwise=False,
     ),
     "a Bayesian layer": Case(with_global_latents, BITS, has_globals=True),
-    "VAE": Case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True, is_pathwise=True),
-    "VAE on the circle": Case(circular, numbers(N)[:, :2], is_vae=True, is_trainable=False),
-    "VAE of spike and slab": Case(spike_and_slab, BITS, is_vae=True, is_pathwise=True),
-    "a decoder as a prior": Case(
-        decoder_as_a_prior, BITS[:, :2], is_vae=True, is_pathwise=True, is_trainable=False
+    "VAE": Case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),
+    "VAE on the circle": Case(
+        circular, numbers(N)[:, :2], is_vae=True, is_trainable=False, is_pathwise=False
     ),
+    "VAE of spike and slab": Case(spike_and_slab, BITS, is_vae=True),
+    "a decoder as a prior": Case(decoder_as_a_prior, BITS[:, :2], is_vae=True, is_trainable=False),
 }
 
 
@@ -123,6 +134,7 @@ def by_site(x):
     return x.items() if isinstance(x, dict) else [("x", x)]
 
 
+REFUSED = "refine (optimizes|computes|rebuilds)|outside the plate 'data'"
 FEW = {"num_samples": 2}
 SIMULATED = {"num_globals": 2}
 # method → a call with (program, x, y), the property it needs, and what it says without it
@@ -175,8 +187,8 @@ METHODS = {
     "posterior.grid": (lambda p, x, y: pv.posterior.grid(p, x, y, **FEW), "is_vae", "of a VAE"),
     "posterior.refine": (
         lambda p, x, y: pv.posterior.refine(p, x, y, num_steps=2),
-        "is_pathwise",
-        "refine optimizes",
+        "is_refinable",
+        REFUSED,
     ),
     "pareto_k": (lambda p, x, y: pv.diagnostics.pareto_k(p, x, y, num_samples=25), None, ""),
     "decompose_elbo": (lambda p, x, y: pv.diagnostics.decompose_elbo(p, x, y, **FEW), None, ""),
@@ -188,8 +200,8 @@ METHODS = {
     ),
     "inference_gaps": (
         lambda p, x, y: pv.diagnostics.inference_gaps(p, x, y, num_samples=25, num_steps=2),
-        "is_pathwise",
-        "of a VAE|refine optimizes",
+        "is_refinable",
+        REFUSED,
     ),
     "calibration": (
         lambda p, x, y: pv.diagnostics.calibration(
@@ -244,6 +256,7 @@ def has(case, needed):
         None: True,
         "is_discrete_vae": False,  # `enumerate` has tests of its own
         "is_local": not case.has_globals,
+        "is_refinable": case.is_pathwise and not case.has_globals,
         "is_imputable": case.uses_mask and not case.has_globals,
         "is_factorized": case.is_elementwise and not case.has_globals,
     }

@@ -22,10 +22,8 @@ from pyrovae.core.replay import sites_of
 from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
 from pyrovae.core.vectorized import Way, terms_at, way_of
 from pyrovae.data import Batch, Source
-from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.vae import is_plain_vae
 
 Arrays = dict[str, Tensor]
 Reading = Callable[[Traces, int], Arrays]
@@ -116,16 +114,6 @@ def latent_names(program: nn.Module, data: Source | Batch) -> tuple[str, ...]:
         shape = latents[name].shape[2:]
         names += [f"{name}[{i}]" for i in range(shape.numel())] if shape else [name]
     return tuple(names)
-
-
-def refuse_unless_vae(program: nn.Module, what: str) -> None:
-    """Raise ConfigError unless the program is a `VAE` with its own model and guide."""
-    if not is_plain_vae(program):
-        raise ConfigError(
-            f"{what} calls the prior, encoder and decoder of a VAE, but this is a "
-            f"{type(program).__name__}, which may have other latents.\n"
-            "decompose_elbo, active_units, pareto_k and the predictive checks take any program."
-        )
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:

@@ -30,7 +30,6 @@ from pyrovae.core.draws import (
     log_mean_exp,
     over_draws,
     read_terms,
-    refuse_unless_vae,
 )
 from pyrovae.core.joint import VAEJoint
 from pyrovae.core.pareto import pareto_k
@@ -38,7 +37,9 @@ from pyrovae.data import Batch
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.evidence import log_evidence
 from pyrovae.posterior import refine
+from pyrovae.posterior.offsets import chunk_of, log_weights
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.vae import is_plain_vae
 
 ROWS = 256  # data that are refined together
 NEGLIGIBLE = 0.05  # nats: a gap not worth training for
@@ -107,7 +108,7 @@ class InferenceGaps(NamedTuple):
 
 
 def inference_gaps(
-    vae: nn.Module,
+    program: nn.Module,
     x: Any,
     y: Any = None,
     mask: Any = None,
@@ -122,7 +123,7 @@ def inference_gaps(
     """Split log p(x) − ELBO into the part of the guide family and that of the encoder network.
 
     Args:
-        vae: a `VAE` whose guide `posterior.refine` supports (pathwise, declared parameters).
+        program: a program whose guide `posterior.refine` supports (pathwise, declared parameters).
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -139,7 +140,7 @@ def inference_gaps(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: not a `VAE`, a guide that cannot be refined, or a setting out of range.
+        ConfigError: the guide cannot be refined, data share a latent, or a setting is out of range.
 
     References:
         Inference Suboptimality in Variational Autoencoders, Cremer, Li & Duvenaud, 2018,
@@ -153,27 +154,22 @@ def inference_gaps(
         (torch.Size([2]), True)
     """
     num_samples = whole_number(num_samples, "num_samples", 2)
-    refuse_unless_vae(vae, "inference_gaps")
-    data = validated(vae, x, y, mask)
+    data = validated(program, x, y, mask)
     seed = seed_number(seed)  # the same for both ELBOs, even if it is a fresh one
     options = {"num_steps": num_steps, "seed": seed, "memory_budget": memory_budget}
+    pair = _pair_of_vae if is_plain_vae(program) else _pair_of_program
     parts = []
     for rows in data.read(ROWS):
-        refined = refine(vae, *rows, **options).guide
-        with diagnosing(vae, seed):
-            joint = VAEJoint(vae, rows)
-            chunk = _chunk(vae, rows, memory_budget)
-            best, start = (
-                _log_weights(joint, q, num_samples, chunk, seed) for q in (refined, joint.guide)
-            )
-        parts.append(_gaps_of(best, start))
+        refined = refine(program, *rows, **options).guide
+        with diagnosing(program, seed):
+            parts.append(_gaps_of(*pair(program, refined, rows, num_samples, seed, memory_budget)))
     found = concat(parts, 0)
     log_px, elbo, best_elbo = found["log_px"], found["elbo"], found["best_elbo"]
     error, k = found["approximation_std_error"], found["pareto_k"]
     if method != "refined":
         options = {"seed": seed, "memory_budget": memory_budget}
         options |= {"num_samples": num_samples} if method == "iwae" else {}
-        evidence = log_evidence(vae, x, y, mask, method=method, **options)
+        evidence = log_evidence(program, x, y, mask, method=method, **options)
         log_px, k = evidence.log_px, evidence.pareto_k
         error = torch.hypot(evidence.std_error, found["best_elbo_std_error"])  # other draws
     gaps = log_px - best_elbo, best_elbo - elbo
@@ -186,14 +182,37 @@ def inference_gaps(
         found["amortization_std_error"],
         k,
         *(mean_of(gap, is_non_negative=True) for gap in (*gaps, log_px - elbo)),
-        _generalization(vae, elbo, validation, num_samples, seed, memory_budget),
+        _generalization(program, elbo, validation, num_samples, seed, memory_budget),
     )
 
 
-def _chunk(vae: nn.Module, rows: Batch, memory_budget: int | None) -> int:
-    """Return the number of draws of these data that fit the budget, at least one."""
+def _pair_of_vae(
+    vae: nn.Module,
+    refined: Distribution,
+    rows: Batch,
+    num_samples: int,
+    seed: int,
+    memory_budget: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the log-weights under q* and under the encoder's q, (K, n) each."""
+    joint = VAEJoint(vae, rows)
     cost = rows.num_data * bytes_per_draw(VAEJoint(vae, rows.head()).weighted_draws)
-    return max(1, budget_of(memory_budget, rows.device).num_bytes // cost)
+    chunk = max(1, budget_of(memory_budget, rows.device).num_bytes // cost)
+    best, start = (_log_weights(joint, q, num_samples, chunk, seed) for q in (refined, joint.guide))
+    return best, start
+
+
+def _pair_of_program(
+    program: nn.Module,
+    refined: nn.Module,
+    rows: Batch,
+    num_samples: int,
+    seed: int,
+    memory_budget: int | None,
+) -> tuple[Tensor, Tensor]:
+    how = {"chunk": chunk_of(program, rows, memory_budget), "seed": seed}
+    best, start = (log_weights(one, rows, num_samples, **how) for one in (refined, program))
+    return best, start
 
 
 def _log_weights(

@@ -4,27 +4,27 @@
 
 The family stays, without the network. ELBO(λ*) − ELBO(λ⁰) is the amortization gap, and the
 remainder to log p(x) the approximation gap (Cremer et al. 2018). λ are the parameters that the
-guide's distribution declares in `arg_constraints`, optimized on the real line by the inverse of
-`transform_to`. Gradients are pathwise without the score term (Roeder et al. 2017): unbiased,
-and free of noise where the family contains the posterior.
+guide's distribution declares in `arg_constraints`, optimized on the real line (`leaves`); in other
+programs than a `VAE`, offsets of them (`offsets`). The gradients of a `VAE` are pathwise without
+the score term (Roeder et al. 2017): unbiased, and free of noise where the family contains the
+posterior.
 """
 
-import inspect
 import math
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import constraints
 from torch import Tensor, nn
-from torch.distributions import Distribution, transform_to
-from torch.nn.functional import normalize
+from torch.distributions import Distribution
 
 from pyrovae.checks import real_number, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import VAEJoint
-from pyrovae.errors import ConfigError
+from pyrovae.data import Source
 from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
+from pyrovae.posterior.leaves import Leaf, leaves_of, rebuilt
+from pyrovae.posterior.offsets import joined, no_worse, optimized
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import is_plain_vae
 
@@ -35,26 +35,20 @@ class Refined(NamedTuple):
     """A guide refined for each datum, with its gain in ELBO.
 
     Attributes:
-        guide: q(z; λ*), batch_shape (N,), event_shape (D,).
+        guide: q(z; λ*), batch_shape (N,), event_shape (D,); of another program than a `VAE`, the
+            program with the refined guide, for these data in this order.
         elbo: (N,) float64, its ELBO at 100 draws, nats; higher is better.
         start_elbo: (N,) float64, the encoder's ELBO with the same noise; elbo − start_elbo
             estimates the amortization gap.
     """
 
-    guide: Distribution
+    guide: Distribution | nn.Module
     elbo: Tensor
     start_elbo: Tensor
 
 
-class Leaf(NamedTuple):
-    """A parameter of the guide in unconstrained form: value = transform(free)."""
-
-    transform: Any
-    free: Tensor
-
-
 def refine(
-    vae: nn.Module,
+    program: nn.Module,
     x: Any,
     y: Any = None,
     mask: Any = None,
@@ -70,7 +64,8 @@ def refine(
     The model's parameters are unchanged. The learning rate decays to 0 along a cosine.
 
     Args:
-        vae: a `VAE` whose guide is reparameterized and declares its parameters.
+        program: a program without global latents, the densities of whose guide are reparameterized
+            and declare their parameters.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -85,8 +80,8 @@ def refine(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: vae is not a `VAE`, its guide lacks pathwise gradients or declared
-            parameters (a flow), or a setting is invalid.
+        ConfigError: the guide lacks pathwise gradients or declared parameters (a flow), data share
+            a latent, or a setting is invalid.
 
     References:
         Semi-Amortized Variational Autoencoders, Kim et al., 2018,
@@ -104,15 +99,13 @@ def refine(
     num_steps = whole_number(num_steps, "num_steps", 1)
     num_samples = whole_number(num_samples, "num_samples", 1)
     learning_rate = real_number(learning_rate, "learning_rate", above=0.0)
-    if not is_plain_vae(vae):
-        raise ConfigError(
-            f"refine optimizes a VAE's q(z|x), but this is a {type(vae).__name__}.\n"
-            "posterior.sir and posterior.hmc take any program."
-        )
-    data = validated(vae, x, y, mask)
-    with diagnosing(vae, seed):
-        chunks = rows_at_a_time(vae, data, num_samples, memory_budget)
-        pieces = [VAEJoint(vae, rows) for rows in chunks]
+    data = validated(program, x, y, mask)
+    if not is_plain_vae(program):
+        how = (num_steps, learning_rate, num_samples)
+        return _refined_program(program, data, how, seed, memory_budget)
+    with diagnosing(program, seed):
+        chunks = rows_at_a_time(program, data, num_samples, memory_budget)
+        pieces = [VAEJoint(program, rows) for rows in chunks]
         moved = [_optimized(joint, num_steps, learning_rate, num_samples) for joint in pieces]
         chunk = BACKWARD_COST * num_samples  # without gradients, as large as a step with them
         checked = [_no_worse(*p, chunk) for p in zip(pieces, moved, strict=True)]
@@ -123,67 +116,20 @@ def refine(
     )
 
 
-def leaves_of(q_z: Distribution) -> list[Leaf]:
-    """Return the declared parameters of q(z|x), (N, …) each, unconstrained.
-
-    Raises:
-        ConfigError: it has none, or no pathwise gradient.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> leaves = leaves_of(dist.Normal(torch.zeros(3, 2), torch.ones(3, 2)).to_event(1))
-        >>> [leaf.free.shape for leaf in leaves]
-        [torch.Size([3, 2]), torch.Size([3, 2])]
-    """
-    base = _base(q_z)
-    given = {n: c for n, c in base.arg_constraints.items() if n in vars(base)}
-    if not q_z.has_rsample or not given:
-        problem = "has no pathwise gradient" if given else "declares no parameters of its own"
-        raise ConfigError(
-            f"refine optimizes the parameters of q(z|x) by pathwise gradients, but "
-            f"{type(base).__name__} {problem}.\n"
-            "Use guides.DiagonalNormal or FullNormal, or draw with posterior.sir."
-        )
-    wanted = inspect.signature(type(base).__init__).parameters.values()
-    needed = {w.name for w in wanted if w.default is w.empty and w.kind is w.POSITIONAL_OR_KEYWORD}
-    if needed - given.keys() - {"self"}:
-        raise ConfigError(
-            f"refine rebuilds q(z|x) from its declared parameters, but {type(base).__name__} also "
-            f"needs {', '.join(sorted(needed - given.keys() - {'self'}))}.\n"
-            "Use guides.DiagonalNormal or FullNormal, or draw with posterior.sir."
-        )
-    transforms = {n: _transform(c) for n, c in given.items()}
-    return [Leaf(t, t.inv(vars(base)[n]).detach().clone()) for n, t in transforms.items()]
-
-
-def rebuilt(q_z: Distribution, leaves: list[Leaf]) -> Distribution:
-    """Return the density of q_z's family with these parameters."""
-    base = _base(q_z)
-    names = [n for n in base.arg_constraints if n in vars(base)]
-    values = {n: leaf.transform(leaf.free) for n, leaf in zip(names, leaves, strict=True)}
-    new = type(base)(**values, validate_args=False)
-    return new.to_event(len(q_z.event_shape) - len(base.event_shape))
-
-
-def _base(q_z: Distribution) -> Distribution:
-    while isinstance(q_z, torch.distributions.Independent):
-        q_z = q_z.base_dist
-    return q_z
-
-
-class _Direction:
-    """Map from R^D without 0 to the unit sphere, z/|z|; its inverse is the identity."""
-
-    @staticmethod
-    def inv(value: Tensor) -> Tensor:
-        return value
-
-    def __call__(self, free: Tensor) -> Tensor:
-        return normalize(free, dim=-1)
-
-
-def _transform(constraint: Any) -> Any:
-    return _Direction() if constraint is constraints.sphere else transform_to(constraint)
+def _refined_program(
+    program: nn.Module,
+    data: Source,
+    how: tuple[int, float, int],
+    seed: int | None,
+    memory_budget: int | None,
+) -> Refined:
+    parts = []
+    with diagnosing(program, seed):
+        for rows in rows_at_a_time(program, data, how[-1], memory_budget):
+            chunk = BACKWARD_COST * how[-1]  # without gradients, as large as a step with them
+            parts.append(no_worse(optimized(program, rows, *how), rows, CHECK_DRAWS, chunk))
+    found, after, before = zip(*parts, strict=True)
+    return Refined(joined(list(found)), torch.cat(after), torch.cat(before))
 
 
 def _optimized(joint: VAEJoint, num_steps: int, rate: float, num_samples: int) -> list[Leaf]:

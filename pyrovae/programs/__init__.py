@@ -22,11 +22,11 @@ names (`tests/test_every_method.py` tries each method on each of two dozen progr
 
     local latents that map from the real line   log_evidence by "ais", bdmc, posterior.hmc
     no global latents                           aggregate_test, prior_sensitivity, impute,
-                                                feature_check
+                                                feature_check, refine, inference_gaps
+    a pathwise guide that declares parameters   posterior.refine, inference_gaps
     a model that uses the mask                  impute, and mask= of every method
     a `VAE`                                     log_evidence by "grid" and "enumerate",
                                                 posterior.grid, refit_prior
-    a `VAE` with a pathwise guide               posterior.refine, inference_gaps
 
 With global latents, log_evidence, posteriors, pareto_k and comparisons condition on draws of them.
 """

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
-from pyrovae.core.draws import diagnosing, over_draws, read_latents, refuse_unless_vae
+from pyrovae.core.draws import diagnosing, over_draws, read_latents
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.estimate import mean_of
 from pyrovae.errors import ConfigError
@@ -30,7 +30,7 @@ from pyrovae.handlers import evaluation
 from pyrovae.history import History
 from pyrovae.networks import given
 from pyrovae.training import fit
-from pyrovae.vae import VAE, register
+from pyrovae.vae import VAE, is_plain_vae, register
 
 
 class Refitted(NamedTuple):
@@ -93,7 +93,11 @@ def refit_prior(
         >>> type(found.vae.prior).__name__, type(vae.prior).__name__
         ('LearnedNormal', 'StandardNormal')
     """
-    refuse_unless_vae(vae, "refit_prior")
+    if not is_plain_vae(vae):
+        raise ConfigError(
+            f"refit_prior trains the prior of a VAE on its codes, but this is a "
+            f"{type(vae).__name__}, which may have other latents.\nTrain it again with fit."
+        )
     if not isinstance(prior, nn.Module):
         raise ConfigError(
             f"prior is a {type(prior).__name__}, but refit_prior starts from a prior module.\n"
