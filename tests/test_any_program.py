@@ -22,6 +22,7 @@ from programs import (
     multimodal,
     numbers,
 )
+from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -543,3 +544,80 @@ def test_a_sum_over_classes_is_that_of_enum_elbo(float64):
             torch.manual_seed(5)
             losses.append(float(objective.loss(program.model, program.guide, x)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize("num_data", [1, 5])
+def test_one_class_or_one_datum(num_classes, num_data, float64):
+    """Packed tensors have no dimensions of size 1; the sum over one class is its density."""
+    torch.manual_seed(0)
+    encoder, decoder = Affine(torch.eye(3)), Affine(torch.eye(3))
+    classes = pv.priors.Fixed(dist.Categorical, logits=torch.zeros(num_classes))
+    components = pv.programs.NormalOfClass(num_classes, 3)
+    program, x = pv.programs.MixtureVAE(classes, components, encoder, decoder), numbers(num_data)
+    terms = pv.elbo_terms(program, x, num_samples=4)
+    each = components(torch.arange(num_classes)).log_prob(terms.latents["z"][..., None, :])
+    assert torch.allclose(terms.log_prior, each.logsumexp(-1) - math.log(num_classes))
+    assert len(pv.fit(program, x, epochs=1, progress=False)) == 1
+
+
+class Scored(Switching):
+    """The same, with a guide that is not reparameterized."""
+
+    def guide(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        rows = torch.stack(list(x.values()), -1)
+        with pyro.plate("data", len(rows)):
+            loc = 0.1 * self.encoder(rows).squeeze(-1)
+            pyro.sample("z", dist.Normal(loc, 1.0).has_rsample_(False))
+
+
+def test_one_datum_with_a_guide_that_is_not_reparameterized(float64):
+    """Score functions need the plates of the densities that are summed out."""
+    program, found = Scored(), []
+    x = {f"x_{t}": numbers(1)[:, t] for t in range(3)}
+    for objective in (pv.objectives.TraceELBO(), TraceEnum_ELBO(max_plate_nesting=1)):
+        torch.manual_seed(5)
+        with own_store():
+            found.append(objective.loss_and_grads(program.model, program.guide, x))
+    assert float(found[0]) == pytest.approx(float(found[1]), rel=1e-10)
+
+
+def test_several_particles_are_replayed(float64):
+    """The check of particles leaves no trace in the step that SVI records."""
+    found = []
+    for compile in ("graph", "eager"):
+        program = made("LadderVAE")
+        objective = pv.objectives.TraceELBO(num_particles=3)
+        settings = {"epochs": 2, "batch_size": 8, "progress": False}
+        history = pv.fit(program, numbers(17), objective=objective, compile=compile, **settings)
+        found.append(history["elbo"])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        ({"a": torch.zeros(4, 2)}, "looks up 'b', but x is a dict with the keys 'a'"),
+        ({}, "empty dict"),
+        (torch.zeros(4, 2), r"one array of shape \(2, 2\), but a MultimodalVAE"),
+    ],
+)
+def test_sites_that_are_missing_are_named(x, match):
+    with pytest.raises(DataError, match=match):
+        pv.elbo_terms(made("MultimodalVAE"), x)
+
+
+def test_chains_without_warmup_move():
+    """One chain without warm-up has one draw: no variance to adapt to."""
+    vae = pv.build((2,), latent_dim=1, seed=0)
+    how = {"num_chains": 1, "num_warmup": 0, "num_samples": 20}
+    found = pv.posterior.hmc(vae, torch.ones(3, 2), **how)
+    assert (found.draws.diff(dim=1) != 0).any(1).all()
+    assert found.stats.acceptance_rate.mean() > 0.5
+
+
+@pytest.mark.parametrize("num_samples", [0, 2.5])
+def test_occupancy_needs_draws(num_samples):
+    with pytest.raises(ConfigError, match="num_samples"):
+        made("MixtureVAE").occupancy(numbers(4), num_samples=num_samples)

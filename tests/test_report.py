@@ -18,6 +18,7 @@ from pyrovae.errors import (
     CheckpointError,
     ConfigError,
     CorruptCheckpointError,
+    DataError,
     VersionMismatchError,
 )
 from pyrovae.report import graph
@@ -425,6 +426,22 @@ class TestAnyProgram:
         assert by_name["calibration"].number
         for verdict in found:
             assert verdict.meaning in page.text
+
+    def test_hidden_cells_may_be_nan(self, tmp_path):
+        """Calibration simulates complete data."""
+        program, x = PROGRAMS["MultimodalVAE"].make(), data("MultimodalVAE", 40)
+        mask = {"b": torch.arange(40) % 2 == 0}
+        x["b"] = torch.where(mask["b"][:, None], x["b"], torch.nan)
+        found = pv.write_report(program, x, tmp_path / "page.html", mask=mask, num_samples=30)
+        by_name = {verdict.name: verdict for verdict in found}
+        assert by_name["calibration"].status != "unknown"
+        assert "gaps below" not in by_name["encoder misses posteriors"].advice
+
+    def test_labels_are_one_for_each_datum(self, model, tmp_path):
+        path, x = tmp_path / "page.html", bumps(60, 9)
+        pv.write_report(model, x, path, num_samples=30, labels=["a", "b"] * 30)
+        with pytest.raises(DataError, match=r"labels has shape \(3,\), but x has 60 rows"):
+            pv.write_report(model, x, path, overwrite=True, labels=torch.arange(3))
 
     def test_without_training_data_and_history(self, model, tmp_path):
         path = tmp_path / "page.html"

@@ -143,6 +143,15 @@ class TestDeepMarkovModel:
             expected = FLOW**2 * before + 1
             assert float(after) == pytest.approx(float(expected), rel=5 * 2 * math.sqrt(2 / 20_000))
 
+    def test_a_missing_time_needs_normal_states(self):
+        program, x = markov(), PROGRAMS["DeepMarkovModel"].as_data(numbers(4))
+        program.prior = priors.GaussianMixture(1, num_components=2)
+        assert pv.elbo_terms(program, x).log_weights.isfinite().all()
+        with pytest.raises(ConfigError, match=r"p\(z_t\|z_\{t−1\}\) is a Mixture"):
+            pv.elbo_terms(
+                program, x, mask=torch.tensor([True, False, True])[:, None].expand(4, 3, 1)
+            )
+
 
 class TestMixture:
     def test_responsibilities_and_an_empty_class(self, float64):
@@ -212,6 +221,16 @@ class TestTopics:
         with pytest.raises(DataError, match=r"x\[1\] has no words"):
             pv.fit(program, torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]), epochs=1)
 
+    def test_sixteen_bits_leave_the_counts_exact(self):
+        q = guides.Dirichlet(3)
+        program = programs.TopicVAE(
+            priors.Fixed(dist.Dirichlet, concentration=torch.ones(3)),
+            nn.Sequential(pv.networks.mlp(10, q.num_features), q),
+            programs.Topics(3, 10),
+        )
+        x = torch.poisson(torch.ones(8, 10)) + 1
+        assert len(pv.fit(program, x, epochs=1, precision="bf16", progress=False)) == 1
+
     def test_topics_are_found(self):
         """Documents of two topics with words of their own: each topic keeps to one half."""
         torch.manual_seed(0)
@@ -252,8 +271,23 @@ class TestSequence:
         vae = pv.build((2,), latent_dim=1, likelihood="Normal")
         program = programs.SequenceVAE(programs.GaussianProcess(1), vae.encoder, vae.decoder)
         for times in (None, torch.zeros(3, 4)):
-            with pytest.raises(DataError, match="y must hold the times of x"):
+            with pytest.raises(DataError, match="y must hold the times of x, 5 for each datum"):
                 pv.fit(program, torch.zeros(3, 5, 2), times, epochs=1)
+
+    def test_the_encoder_must_be_diagonal(self):
+        vae = pv.build((2,), latent_dim=1, likelihood="Normal", guide="FullNormal")
+        program = programs.SequenceVAE(programs.GaussianProcess(1), vae.encoder, vae.decoder)
+        with pytest.raises(ConfigError, match=r"q\(z_t\|x_t\) is a FullNormal"):
+            pv.elbo_terms(program, torch.zeros(3, 5, 2), torch.zeros(3, 5))
+
+    def test_data_at_different_times_do_not_share_a_prior(self):
+        vae = pv.build((2,), latent_dim=1, likelihood="Normal", seed=0)
+        program = programs.SequenceVAE(programs.GaussianProcess(1), vae.encoder, vae.decoder)
+        x, times = torch.zeros(4, 5, 2), torch.rand(4, 5).sort(1).values
+        found = pv.diagnostics.decompose_elbo(program, x, times)
+        assert math.isnan(found.marginal_kl.value)
+        found = pv.diagnostics.decompose_elbo(program, x, times[:1].expand(4, 5))
+        assert math.isfinite(found.marginal_kl.value)
 
 
 def test_the_layers_of_a_ladder_must_fit():

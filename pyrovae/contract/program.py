@@ -24,7 +24,14 @@ from torch import Tensor, nn
 
 from pyrovae.contract.densities import plate_errors_explained
 from pyrovae.contract.layout import layout_of, nesting_of
-from pyrovae.contract.sites import auxiliary_sites, is_data, is_local, is_marked, observed_site
+from pyrovae.contract.sites import (
+    auxiliary_sites,
+    is_data,
+    is_local,
+    is_marked,
+    missing_site_explained,
+    observed_site,
+)
 from pyrovae.data import Batch
 from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
@@ -65,11 +72,12 @@ def first_look(program: nn.Module, rows: Batch) -> tuple[poutine.Trace, poutine.
 
     Raises:
         ConfigError: the program violates its contract.
+        DataError: x is a dict without a site that the program looks up.
     """
     if hasattr(program, "check_parts"):
         with quietly(program):
             program.check_parts(*rows)
-    with plate_errors_explained():
+    with plate_errors_explained(), missing_site_explained(rows):
         traces = trace_once(program, *rows)
     check_latents(*traces)
     check_plates(*traces)

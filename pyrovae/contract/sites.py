@@ -85,5 +85,20 @@ def of_site(batch: Batch, name: str) -> Iterator[None]:
         raise DataError(f"in x[{name!r}]: {error}") from None
 
 
+@contextmanager
+def missing_site_explained(batch: Batch) -> Iterator[None]:
+    """Let a KeyError of a program that looks up a site in x say what x lacks."""
+    try:
+        yield
+    except KeyError as error:
+        name = error.args[0] if error.args else None
+        if not is_by_site(batch.x) or not isinstance(name, str) or name in batch.x:
+            raise
+        raise DataError(
+            f"the program looks up {name!r}, but x is a dict with the keys {_listed(batch.x)}.\n"
+            f"Pass x[{name!r}] too; where it is missing for all data, with a mask that is false."
+        ) from error
+
+
 def _listed(names: Mapping) -> str:
     return ", ".join(map(repr, names))

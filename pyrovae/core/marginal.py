@@ -112,11 +112,15 @@ def sum_out(trace: poutine.Trace) -> None:
     before: Any = 0.0
     for site in sites:
         factor = _masked(site)
+        if is_enumerated(site):
+            trace.remove_node(site["name"])
         if dims.isdisjoint(factor._pyro_dims):
+            if not is_enumerated(site) and site["unscaled_log_prob"].dim() > MAX_NESTING:
+                # it depends on a latent with a single value, whose dimension packing drops
+                _replace_density(site, packed.unpack(factor, trace.symbol_to_dim))
             continue
         factors.setdefault(_ordinal(trace, site), []).append(factor)
         if is_enumerated(site):
-            trace.remove_node(site["name"])
             continue
         ring = LogRing(dim_to_size=sizes)
         total = contract_to_tensor(factors, dims, target_ordinal=within, ring=ring)
@@ -142,6 +146,9 @@ def _masked(site: dict) -> Tensor:
 
 
 def _replace_density(site: dict, log_prob: Tensor) -> None:
+    # packing drops plates of size 1, which Pyro's objectives need
+    dims = max((-f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
+    log_prob = log_prob.reshape(*[1] * (dims - log_prob.dim()), *log_prob.shape)
     site["fn"] = Marginal(site["fn"], site["value"], log_prob)
     site["mask"], site["unscaled_log_prob"] = None, log_prob
     site["log_prob"] = log_prob * site["scale"]

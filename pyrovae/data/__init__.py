@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from pyrovae.data.arrays import ArraySource
-from pyrovae.data.batch import Batch, Labels, concat
+from pyrovae.data.batch import Batch, Labels, concat, is_by_site
 from pyrovae.data.loaders import LoaderSource, StreamSource
 from pyrovae.data.source import Source, Validator
 from pyrovae.data.tables import MappedSource, SparseSource
-from pyrovae.errors import ConfigError
+from pyrovae.errors import ConfigError, DataError
 
 __all__ = [
     "SOURCES",
@@ -73,5 +73,7 @@ def open_source(x: Any, y: Any = None, mask: Any = None, *, batch_size: int = 12
             f"x is a {type(x).__name__}, which is not re-iterable: a second epoch of it would be "
             "empty.\nPass an array, a Dataset (an IterableDataset for a stream) or a DataLoader."
         )
+    if is_by_site(x) and not x:
+        raise DataError("x is an empty dict, but it needs an array for each observed site.")
     kind = next(kind for kind in SOURCES.values() if kind.takes(x))
     return kind(x, y, mask, batch_size=batch_size)

@@ -36,6 +36,8 @@ from pyrovae.networks import given
 from pyrovae.runtime.memory import bytes_of
 from pyrovae.vae import is_plain_vae
 
+NUM_COMPARED = 64  # rows whose priors are compared
+
 
 class Decomposition(NamedTuple):
     """The ELBO and its parts, in nats; ELBO = −(reconstruction + kl).
@@ -185,7 +187,15 @@ def _has_one_prior(program: nn.Module, data: Source | Batch) -> bool:
     if is_plain_vae(program):
         return not program.prior(*given(data.head().y, program.prior)).batch_shape
     sites = draw_traces(program.model, program.guide, *data.head()).model
-    return all(is_local(site) for _, site in sites.iter_stochastic_nodes())
+    if not all(is_local(site) for _, site in sites.iter_stochastic_nodes()):
+        return False
+    rows = data.head(NUM_COMPARED)
+    if rows.y is None:
+        return True
+    joint = joint_of(program, rows)
+    of_first = {n: z[:, :1].expand_as(z) for n, z in joint.draw_prior(1).items()}
+    log_prior, _ = joint.terms(of_first)
+    return bool(torch.allclose(log_prior, log_prior[:, :1], rtol=1e-4, atol=1e-4))
 
 
 def _aggregate_draws(

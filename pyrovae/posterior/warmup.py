@@ -157,11 +157,13 @@ def scale_of(path: Tensor, scale: Tensor) -> Tensor:
     """Return A of the draws in a window, (N, D, D), or (N, D) for more than 100 dimensions.
 
     Args:
-        path: (T, C, N, D).
+        path: (T, C, N, D); a single draw leaves A as it is.
         scale: the previous A, which counts as 5 draws of variances.
     """
     draws = path.flatten(0, 1)
     num, dim = len(draws), draws.shape[-1]
+    if num < 2:
+        return scale
     before = scale.square() if scale.dim() == 2 else scale.square().sum(-1)
     variance = draws.var(0)
     width = ((num * variance + PRIOR_DRAWS * before) / (num + PRIOR_DRAWS)).sqrt()

@@ -36,7 +36,7 @@ def product_of_normals(
     """
     precision, weighted = 0.0, 0.0
     for expert, is_seen in zip(experts, observed or [None] * len(experts), strict=True):
-        loc, scale = _loc_and_scale(expert)
+        loc, scale = loc_and_scale(expert)
         own = scale**-2 if is_seen is None else scale**-2 * is_seen[..., None]
         precision, weighted = precision + own, weighted + own * loc
     return dist.Normal(weighted / precision, precision**-0.5).to_event(1)
@@ -57,7 +57,7 @@ def mixture_of_normals(
         >>> q.mean[:, 0]
         tensor([2., 1., 2.])
     """
-    pairs = [_loc_and_scale(expert) for expert in experts]
+    pairs = [loc_and_scale(expert) for expert in experts]
     locs, scales = (
         torch.stack(torch.broadcast_tensors(*one), -2) for one in zip(*pairs, strict=True)
     )
@@ -105,14 +105,27 @@ class MixtureOfExperts(nn.Module):
         return mixture_of_normals([*experts, p_z], observed)
 
 
-def _loc_and_scale(density: dist.Distribution) -> tuple[Tensor, Tensor]:
+def loc_and_scale(
+    density: dist.Distribution,
+    name: str = "an expert",
+    why: str = "experts are combined by precision",
+) -> tuple[Tensor, Tensor]:
+    """Return μ and σ of a diagonal normal, (…, D) each.
+
+    Args:
+        density: a diagonal normal with event_shape (D,).
+        name: what it is, for the error.
+        why: why it must be one, for the error.
+
+    Raises:
+        ConfigError: it is another density.
+    """
     base = density
     while isinstance(base, dist.Independent | dist.ExpandedDistribution):
         base = base.base_dist
     if not isinstance(base, dist.Normal) or len(density.event_shape) != 1:
         raise ConfigError(
-            f"an expert is a {type(base).__name__} with event_shape {tuple(density.event_shape)}, "
-            "but experts are combined by precision, so each must be a diagonal normal.\n"
-            "End each of them in guides.DiagonalNormal."
+            f"{name} is a {type(base).__name__} with event_shape {tuple(density.event_shape)}, "
+            f"but {why}, so it must be a diagonal normal.\nEnd it in guides.DiagonalNormal."
         )
     return base.loc, base.scale

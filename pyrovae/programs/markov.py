@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyrovae.checks import check_event_shape, whole_number
 from pyrovae.contract import validated
 from pyrovae.handlers import RandomStream, evaluation
+from pyrovae.programs.experts import loc_and_scale
 from pyrovae.vae import fill, observed_only, register
 
 
@@ -31,6 +32,10 @@ class DeepMarkovModel(nn.Module):
         combiner: `combiner([z_{t−1}, h_t])` → q(z_t|z_{t−1}, h_t), a diagonal normal; its input is
             concatenated, of width D + H.
         latent_dim: D.
+
+    Raises:
+        ConfigError: at run time, with a mask, prior, transition or combiner is not a diagonal
+            normal.
 
     References:
         Structured Inference Networks for Nonlinear State Space Models, Krishnan, Shalit & Sontag,
@@ -143,9 +148,15 @@ class DeepMarkovModel(nn.Module):
         return torch.stack(drawn, 2)
 
 
-def _where(is_first: Tensor, first: dist.Distribution, second: dist.Distribution):
+def _where(
+    is_first: Tensor, first: dist.Distribution, second: dist.Distribution
+) -> dist.Distribution:
     """Return the normal of each datum: the first where `is_first` (B,), else the second."""
-    a, b = first.base_dist, second.base_dist
-    is_first = is_first[..., None]
-    loc, scale = torch.where(is_first, a.loc, b.loc), torch.where(is_first, a.scale, b.scale)
+    why = "where x_t is missing, q is p(z_t|z_{t−1})"
+    pairs = zip(
+        loc_and_scale(first, "the combiner", why),
+        loc_and_scale(second, "p(z_t|z_{t−1})", why),
+        strict=True,
+    )
+    loc, scale = (torch.where(is_first[..., None], a, b) for a, b in pairs)
     return dist.Normal(loc, scale).to_event(1)

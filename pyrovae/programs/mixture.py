@@ -117,6 +117,7 @@ class MixtureVAE(nn.Module):
             num_samples: S, draws of z per datum.
             seed: random seed; None uses a fresh one.
         """
+        num_samples = whole_number(num_samples, "num_samples", 1)
         x, _, mask = validated(self, x, None, mask).whole()
         with RandomStream(seed), evaluation(self):
             z = self.encoder(fill(x, mask)).sample((num_samples,))  # (S, N, D)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import pyro
 from torch import Tensor, nn
 
-from pyrovae.errors import ConfigError
+from pyrovae.data.batch import num_rows
+from pyrovae.errors import ConfigError, DataError
 from pyrovae.programs.experts import ProductOfExperts
 from pyrovae.vae import fill, observed_only, register
 
@@ -27,6 +28,7 @@ class MultimodalVAE(nn.Module):
 
     Raises:
         ConfigError: encoders and decoders have different names.
+        DataError: at run time, x is not a dict.
 
     References:
         Multimodal Generative Models for Scalable Weakly-Supervised Learning, Wu & Goodman, 2018,
@@ -73,8 +75,13 @@ class MultimodalVAE(nn.Module):
     ) -> None:
         """Run p(x, z): plate "data", site "z" and one for each modality; y is not used."""
         register(self)
+        if not isinstance(x, Mapping):
+            raise DataError(
+                f"x is one array of shape {tuple(x.shape)}, but a MultimodalVAE observes several "
+                f"modalities.\nPass a dict of arrays: {', '.join(self.decoders)}."
+            )
         mask = mask or {}
-        with pyro.plate("data", _num_rows(x), dim=-1):
+        with pyro.plate("data", num_rows(x), dim=-1):
             z = pyro.sample("z", self.prior())
             for name, decoder in self.decoders.items():
                 p_x, seen = decoder(z), mask.get(name)
@@ -91,12 +98,8 @@ class MultimodalVAE(nn.Module):
         mask = mask or {}
         found = [encoder(fill(x[n], mask.get(n))) for n, encoder in self.encoders.items()]
         observed = [_has_data(mask.get(name)) for name in self.encoders]
-        with pyro.plate("data", _num_rows(x), dim=-1):
+        with pyro.plate("data", num_rows(x), dim=-1):
             pyro.sample("z", self.experts(found, observed, self.prior()))
-
-
-def _num_rows(x: Mapping[str, Tensor]) -> int:
-    return len(next(iter(x.values())))
 
 
 def _has_data(mask: Tensor | None) -> Tensor | None:

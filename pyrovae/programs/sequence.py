@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyrovae.checks import check_event_shape, whole_number
 from pyrovae.errors import DataError
 from pyrovae.heads import positive
+from pyrovae.programs.experts import loc_and_scale
 from pyrovae.vae import fill, observed_only, register
 
 JITTER = 1e-4  # of the variance, added to the diagonal
@@ -77,6 +78,7 @@ class SequenceVAE(nn.Module):
 
     Raises:
         DataError: y is missing, or is not one time for each x_t.
+        ConfigError: at run time, the encoder's density is not a diagonal normal.
 
     References:
         Gaussian Process Prior Variational Autoencoders, Casale et al., 2018,
@@ -100,9 +102,10 @@ class SequenceVAE(nn.Module):
     def check_data(self, x: Tensor, y: Tensor | None) -> None:
         """Raise DataError unless y holds one time for each x_t."""
         if y is None or y.shape != x.shape[:2]:
-            arrived = "missing" if y is None else f"of shape {tuple(y.shape)}"
+            num = x.shape[1]
+            arrived = "missing" if y is None else f"of shape {tuple(y.shape[1:])} for each datum"
             raise DataError(
-                f"y must hold the times of x, {tuple(x.shape[:2])}, but it is {arrived}.\n"
+                f"y must hold the times of x, {num} for each datum, but it is {arrived}.\n"
                 "For equally spaced data pass torch.arange(T).expand(N, T)."
             )
 
@@ -125,7 +128,8 @@ class SequenceVAE(nn.Module):
         """Run q(z|x) = Π_t q(z_t|x_t): site "z". Arguments as for `model`."""
         register(self)
         x = fill(x, mask)
-        q_z = self.encoder(x.flatten(0, 1)).base_dist
-        loc, scale = (part.unflatten(0, x.shape[:2]).mT for part in (q_z.loc, q_z.scale))
+        q_z = self.encoder(x.flatten(0, 1))
+        pair = loc_and_scale(q_z, "q(z_t|x_t)", "the times are independent under q")
+        loc, scale = (part.unflatten(0, x.shape[:2]).mT for part in pair)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(loc, scale).to_event(2))

@@ -34,7 +34,8 @@ class Topics(nn.Module):
 
     def forward(self, theta: Tensor) -> Tensor:
         """Return log π, (…, V), from θ (…, K)."""
-        return (theta @ self.words).log()
+        with torch.autocast(theta.device.type, enabled=False):  # 3 digits are not enough
+            return (theta @ self.words).log()
 
 
 class TopicVAE(nn.Module):
@@ -92,7 +93,7 @@ class TopicVAE(nn.Module):
         Args:
             x: (B, V), counts of words.
             y: not used.
-            mask: (B,), true for observed documents; single words cannot be left out.
+            mask: not used; `fit` rejects one, because single words cannot be left out.
         """
         register(self)
         with pyro.plate("data", len(x), dim=-1):

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 import pyrovae.diagnostics as diagnostics
 from pyrovae.checks import whole_number
 from pyrovae.contract import validated
-from pyrovae.core.draws import elbo_terms
+from pyrovae.core.draws import diagnosing, elbo_terms
 from pyrovae.core.pareto import pareto_k_threshold
+from pyrovae.core.replicates import replicated
 from pyrovae.data import Batch, Source
+from pyrovae.data.batch import is_by_site
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.estimate import mean_of
 from pyrovae.errors import ConfigError, DivergenceError
@@ -99,7 +101,7 @@ def examine(
     data = held_out.take(rows)
     few = data if seen is None else seen.take(_some(seen.count(), NUM_DATA, seed + 1))
     how = {"training": training, "num_steps": num_steps, "seed": seed}
-    like = {} if is_plain_vae(program) else {"like": data.x}
+    like = {} if is_plain_vae(program) else {"like": _complete(program, data, seed)}
 
     def if_possible(measure: Any, *of: Any, **options: Any) -> Any:
         try:
@@ -124,6 +126,17 @@ def examine(
 
 def _opened(program: nn.Module, data: Any) -> Source:
     return validated(program, *(data if isinstance(data, tuple) else (data,)))
+
+
+def _complete(program: nn.Module, data: Batch, seed: int) -> Any:
+    """Return x with a draw of the model in hidden cells, which may hold anything."""
+    if data.mask is None:
+        return data.x
+    with diagnosing(program, seed):
+        drawn = next(replicated(program, data, num_samples=1, memory_budget=None))
+    sites = data.sites.items()
+    x = {n: s.x if s.mask is None else torch.where(s.mask, s.x, drawn[n][0]) for n, s in sites}
+    return x if is_by_site(data.x) else x["x"]
 
 
 def _covariates(data: Batch) -> Tensor | None:

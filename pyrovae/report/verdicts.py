@@ -50,7 +50,10 @@ def verdicts(found: Findings, *, beta: float | None = None) -> tuple[Verdict, ..
     ripe = (posterior_collapse(found), over_regularized(found, beta=beta))
     if first.status == "problem":
         meaning = "Not judged while training is unfinished: this number will change."
-        ripe = tuple(Verdict(v.name, "unknown", v.number, meaning) for v in ripe)
+        ripe = tuple(
+            v if v.status == "unknown" else Verdict(v.name, "unknown", v.number, meaning)
+            for v in ripe
+        )
     return (first, *ripe, *(judge(found) for judge in rest))
 
 
@@ -157,7 +160,9 @@ def encoder_coverage(found: Findings) -> Verdict:
     number = f"{100 * share:.1f} ± {100 * error:.1f} % of data with k̂ > {threshold:.2f}"
     if share - NUM_ERRORS * error > FAILED_SHARE:
         meaning = "For some data q(z|x) misses the posterior, so their log p(x) is too low."
-        advice = "See the gaps below; posterior.hmc and log_evidence by AIS depend less on q."
+        advice = "posterior.hmc and log_evidence by AIS depend less on q."
+        if found.gaps is not None:
+            advice = f"See the gaps below; {advice}"
         return Verdict("encoder misses posteriors", "look", number, meaning, advice)
     meaning = "q(z|x) covers the posterior of most data, so their log p(x) can be trusted."
     return Verdict("encoder misses posteriors", "fine", number, meaning)

@@ -6,11 +6,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from pyrovae._version import __version__
 from pyrovae.checks import seed_number
-from pyrovae.errors import ConfigError
+from pyrovae.contract import validated
+from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
 from pyrovae.report.figures import pictures
 from pyrovae.report.findings import Training, examine
@@ -57,7 +59,7 @@ def write_report(
         The verdicts, the most serious first.
 
     Raises:
-        DataError: the data do not fit the program.
+        DataError: the data do not fit the program, or there is not one label per datum.
         ConfigError: the path is not a new .html file in an existing folder, or a setting is
             invalid; nothing is written then.
 
@@ -71,11 +73,13 @@ def write_report(
         ('undertrained', 'unknown')
     """
     path, seed = _checked(Path(path), overwrite=overwrite), seed_number(seed)
+    if labels is not None:
+        labels = _per_datum(labels, validated(program, x, y, mask).count())
     training = Training(1.0, batch_size, learning_rate)
     options = {"training": training, "num_samples": num_samples, "seed": seed}
     found = examine(program, train, test=(x, y, mask), **options)
     judged = verdicts(found)
-    labels = None if labels is None else labels[found.rows]
+    labels = None if labels is None else labels[found.rows.numpy(force=True)]
     drawn = pictures(program, found, history=history, labels=labels, seed=seed)
     names = ("pyrovae", "torch", "pyro-ppl")
     versions = ", ".join(f"{n} {__version__ if n == 'pyrovae' else version(n)}" for n in names)
@@ -91,6 +95,17 @@ def write_report(
     finally:
         temporary.unlink(missing_ok=True)
     return judged
+
+
+def _per_datum(labels: Any, num_data: int) -> np.ndarray:
+    """Return labels as an array; raise DataError unless there is one for each datum."""
+    labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if labels.shape != (num_data,):
+        raise DataError(
+            f"labels has shape {labels.shape}, but x has {num_data} rows: each datum of x has one "
+            "label.\nFor one-hot rows write labels.argmax(-1)."
+        )
+    return labels
 
 
 def _checked(path: Path, *, overwrite: bool) -> Path:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -91,10 +92,11 @@ def loss_settings(
             "the program has latents outside the plate 'data', whose minibatch scale N / B needs "
             "the number of data, but this stream has no length.\nPass a map-style Dataset."
         )
-    if isinstance(objective, Objective | EnumELBO) and objective.num_particles > 1:
-        check_particles(program, objective, batch)
-    if is_monitored:
-        check_monitorable(program, batch)
+    with poutine.block():  # SVI records the parameters of a step, and these are of other stores
+        if isinstance(objective, Objective | EnumELBO) and objective.num_particles > 1:
+            check_particles(program, objective, batch)
+        if is_monitored:
+            check_monitorable(program, batch)
     return Settings(data.num_data or 1, has_globals, plan.precision == "bf16")
 
 
