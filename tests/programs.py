@@ -195,6 +195,17 @@ class Observations(nn.Module):
             pyro.sample("z", dist.Normal(self.weight * x.sum(-1), 0.5))
 
 
+class AtOnce(Observations):
+    """The same model for any number of draws at once, (S, T, B)."""
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("time", NUM_STEPS, dim=-2):
+                pyro.sample("x", dist.Normal(z, NOISE), obs=x.T)
+
+
 class Affine(nn.Module):
     """A part that is normal around A v + b, of one argument v (…, F): layer, decoder or head.
 
@@ -323,6 +334,9 @@ PROGRAMS = {
     "nested plate, at once": Row(Panel, _sum_of(torch.eye(3))),
     "data in a nested plate": Row(
         Observations, _sum_of(torch.ones(3, 1)), signal=lambda z: z.expand(*z.shape[:-1], 3)
+    ),
+    "data in a nested plate, at once": Row(
+        AtOnce, _sum_of(torch.ones(3, 1)), signal=lambda z: z.expand(*z.shape[:-1], 3)
     ),
     "LadderVAE": Row(
         ladder, _sum_of(torch.cat([LOADINGS, torch.eye(3)], 1)), signal=lambda z: z[..., 2:]

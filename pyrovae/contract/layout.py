@@ -100,8 +100,10 @@ def layout_of(site: dict, nesting: int) -> Layout:
 
 def nesting_of(*traces: poutine.Trace) -> int:
     """Return the number of dimensions of all plates of a program, at least 1."""
-    dims = (f.dim for trace in traces for site in _sites(trace) for f in _frames(site))
-    return max((-dim for dim in dims), default=1)
+    stacks = (site["cond_indep_stack"] for trace in traces for site in _sites(trace))
+    frames = (f for stack in stacks for f in stack if f.dim is not None)
+    # a guide may lack a plate of the model; the plate of the draws is left of all of them
+    return max((-f.dim - (f.name == PARTICLES) for f in frames), default=1)
 
 
 def _sites(trace: poutine.Trace) -> list[dict[str, Any]]:
