@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -198,7 +199,7 @@ def test_a_vae_takes_one_array():
         pv.fit(pv.build((3,), latent_dim=1), data("MultimodalVAE"))
 
 
-def test_a_dict_of_any_containers(float64):
+def test_a_dict_of_any_containers(float64, tmp_path):
     """Arrays, memory-mapped or sparse, and Datasets of dicts: the same evidence."""
     program, x = made("MultimodalVAE"), data("MultimodalVAE")
     rows = [{name: column[i] for name, column in x.items()} for i in range(20)]
@@ -209,6 +210,12 @@ def test_a_dict_of_any_containers(float64):
         DataLoader(_Rows(rows), batch_size=7),
     ]
     expected = pv.log_evidence(program, x, num_samples=10)
+    path = tmp_path / "seen.npy"
+    np.save(path, np.arange(20) % 3 > 0)
+    masks = [{"b": mask} for mask in (np.load(path), np.load(path, mmap_mode="r"))]
+    of_masks = [pv.log_evidence(program, x, mask=mask, num_samples=10).log_px for mask in masks]
+    assert torch.equal(*of_masks)
+    assert not torch.equal(of_masks[0], expected.log_px)
     for other in others:
         assert torch.equal(pv.log_evidence(program, other, num_samples=10).log_px, expected.log_px)
 

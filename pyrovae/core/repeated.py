@@ -55,7 +55,7 @@ class Repeated:
         if key not in self.graphs and is_due:
             try:
                 self.graphs[key] = self._traced(latents)
-            except Exception:  # whatever a program does that cannot be traced, the handlers can run
+            except Exception:  # any error of a custom program: the handlers can run it
                 self.is_refused = True
         return self.graphs.get(key)
 

@@ -193,9 +193,9 @@ def spread(mask: Any, x: Any) -> Any:
         >>> spread(torch.tensor([True, False]), torch.zeros(2, 3)).shape
         torch.Size([2, 3])
     """
-    is_by_datum = isinstance(mask, Tensor) and mask.shape == x.shape[:1]
-    if not is_by_datum or x.dim() == 1:
+    if mask is None or mask.shape != x.shape[:1] or x.dim() == 1:
         return mask
+    mask = mask if isinstance(mask, Tensor) else mask[ALL]  # read from a file
     return mask.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
 
 

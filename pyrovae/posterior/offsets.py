@@ -79,9 +79,9 @@ def without_offsets(program: nn.Module, batch: Batch) -> Offset:
     """
     if way_of(program, batch) is not Way.AT_ONCE:
         raise ConfigError(
-            f"refine computes several draws at once, but this {type(program).__name__} then fails, "
-            "or gives other numbers: it counts dimensions from the left, say.\nCount them from the "
-            "right, z[..., 0] for z[:, 0]."
+            f"refine computes several draws at once, but this {type(program).__name__} then fails "
+            "or gives other numbers, for example because it counts dimensions from the left.\n"
+            "Count them from the right, z[..., 0] for z[:, 0]."
         )
     trace = draw_traces(program.model, program.guide, *batch).guide
     sites = {name: site for name, site in trace.iter_stochastic_nodes() if is_local(site)}

@@ -48,7 +48,7 @@ def mixture_of_normals(
     """Return the equal mixture of the diagonal normals that are observed, or of the last expert.
 
     Args:
-        experts: as for `product_of_normals`; the last one stands alone where no other is observed.
+        experts: as for `product_of_normals`; the last one is used where no other is observed.
         observed: for each of the others, (B,) whether it counts; None where it always does.
 
     Example:

@@ -47,14 +47,14 @@ def verdicts(found: Findings, *, beta: float | None = None) -> tuple[Verdict, ..
     """Return one verdict per condition, the most serious first; `beta` is only reported."""
     first = undertrained(found)
     rest = (overfitting, encoder_coverage, inference_gap, prior_misfit, calibrated)
-    ripe = (posterior_collapse(found), over_regularized(found, beta=beta))
+    later = (posterior_collapse(found), over_regularized(found, beta=beta))
     if first.status == "problem":
         meaning = "Not judged while training is unfinished: this number will change."
-        ripe = tuple(
+        later = tuple(
             v if v.status == "unknown" else Verdict(v.name, "unknown", v.number, meaning)
-            for v in ripe
+            for v in later
         )
-    return (first, *ripe, *(judge(found) for judge in rest))
+    return (first, *later, *(judge(found) for judge in rest))
 
 
 def problems(judged: tuple[Verdict, ...]) -> tuple[str, ...]:

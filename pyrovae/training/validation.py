@@ -108,7 +108,7 @@ def check_particles(program: nn.Module, objective: ELBO, batch: Any) -> None:
         raise ConfigError(
             f"{type(objective).__name__}(num_particles={objective.num_particles}) adds a dimension "
             f"of draws on the left; with it this {type(program).__name__} fails, or gives other "
-            "numbers than draw by draw, because it counts dimensions from the left, say.\n"
+            "numbers than draw by draw, for example because it counts dimensions from the left.\n"
             "Count them from the right, z[..., 0] for z[:, 0], or take one particle."
         )
 
