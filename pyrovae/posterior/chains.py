@@ -47,8 +47,9 @@ def hmc(
     """Draw from p(z|x) by batched Hamiltonian Monte Carlo, started from the guide.
 
     Check `r_hat` (above 1.01: not mixed) and `ess` before using the draws; `stats` and `e_bfmi`
-    describe the sampler. Modes in which no chain starts may be missed. With global latents w they are from ∫ p(z|x, w) q(w) dw, an equal
-    share at each draw of w, with a warm-up of its own.
+    describe the sampler. Modes in which no chain starts may be missed. With global latents w
+    they are from ∫ p(z|x, w) q(w) dw, an equal share at each draw of w, with a warm-up of its
+    own.
 
     Args:
         program: any program whose local latents map from the real line.

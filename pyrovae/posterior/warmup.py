@@ -10,11 +10,11 @@ Scale: A Aᵀ is the covariance of the window's draws. Its variances are average
 ones, which count as 5 draws; its correlations with 0, which counts as D draws. A is the lower
 Cholesky factor up to D = 100, and diagonal beyond; it starts as the guide's standard deviations.
 
-Styles: Hamiltonian paths, Langevin moves (paths of one step) and random walks take turns, each
-with its own step size; random walks are best where gradients jump. The last window chooses for each datum the
-one with the largest mean squared jump per transition of L steps: that of u and of |u − median|, in
-units of their variances, in the dimension where it is least. Paths that mirror u move its mean but
-not its variance.
+Styles: Hamiltonian paths, Langevin moves (paths of one step) and random walks take turns, each with
+its own step size; random walks are best where gradients jump. The last window chooses for each
+datum the one with the largest mean squared jump per transition of L steps: that of u and of |u −
+median|, in units of their variances, in the dimension where it is least. Paths that mirror u move
+its mean but not its variance.
 
 Step size: log ε ← log ε + t^−0.6 (acceptance − target) after the t-th use of a style in a phase,
 which ends with the mean of log ε over its second half.
@@ -54,7 +54,7 @@ from pyrovae.evidence.annealing import SCALE_DRAWS, spread
 GAIN_POWER = 0.6  # the gain of the stochastic approximation decreases as t^-0.6
 FIRST_WINDOW = 25
 EDGE = 0.15  # share of the first and of the last phase, as Stan's for short warm-ups
-DENSE_LIMIT = 100  # up to here dense scales pay off where latents correlate, at a third more cost
+DENSE_LIMIT = 100  # up to here a dense scale pays off where latents correlate
 PRIOR_DRAWS = 5  # weight of the previous variances; Stan's is 5 draws too
 MAX_CORRELATION = 0.5
 

@@ -132,6 +132,13 @@ class DeepMarkovModel(nn.Module):
             steps: h, the number of times after the last.
             num_samples: S.
             seed: random seed; None uses a fresh one.
+
+        Returns:
+            Draws, in the units of x.
+
+        Raises:
+            DataError: x does not fit the program.
+            ConfigError: steps or num_samples is not a whole number ≥ 1.
         """
         steps = whole_number(steps, "steps", 1)
         num_samples = whole_number(num_samples, "num_samples", 1)

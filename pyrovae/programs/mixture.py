@@ -116,6 +116,13 @@ class MixtureVAE(nn.Module):
             mask: of x's shape, true where x is observed.
             num_samples: S, draws of z per datum.
             seed: random seed; None uses a fresh one.
+
+        Returns:
+            Occupancy, over the N data and K classes.
+
+        Raises:
+            DataError: x does not fit the program.
+            ConfigError: num_samples is not a whole number ≥ 1.
         """
         num_samples = whole_number(num_samples, "num_samples", 1)
         x, _, mask = validated(self, x, None, mask).whole()
