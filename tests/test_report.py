@@ -435,7 +435,14 @@ class TestAnyProgram:
         found = pv.write_report(program, x, tmp_path / "page.html", mask=mask, num_samples=30)
         by_name = {verdict.name: verdict for verdict in found}
         assert by_name["calibration"].status != "unknown"
-        assert "gaps below" not in by_name["encoder misses posteriors"].advice
+        assert by_name["inference gap"].status != "unknown"
+
+    def test_gaps_that_were_not_measured_are_not_pointed_at(self, found):
+        failed = found._replace(evidence=found.evidence._replace(pareto_k=torch.ones(60)))
+        for gaps in (found.gaps, None):
+            by_name = {v.name: v for v in verdicts(failed._replace(gaps=gaps))}
+            advice = by_name["encoder misses posteriors"].advice
+            assert ("gaps below" in advice) == (gaps is not None)
 
     def test_labels_are_one_for_each_datum(self, model, tmp_path):
         path, x = tmp_path / "page.html", bumps(60, 9)
