@@ -1,6 +1,6 @@
 """Kinds of sites in the traces of a program: local, auxiliary, observed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pyro.distributions as dist
@@ -74,15 +74,16 @@ def check_sites(program: nn.Module, batch: Batch) -> None:
         )
 
 
-@contextmanager
-def of_site(batch: Batch, name: str) -> Iterator[None]:
-    """Let errors about one site of several name it."""
-    try:
-        yield
-    except DataError as error:
-        if not is_by_site(batch.x):
-            raise
-        raise DataError(f"in x[{name!r}]: {error}") from None
+def for_each_site(batch: Batch, check: Callable[[str, Batch], None]) -> None:
+    """Check the data of each observed site; errors about one site of several name it."""
+    if not is_by_site(batch.x):
+        check("x", batch)
+        return
+    for name, site in batch.sites.items():
+        try:
+            check(name, site)
+        except DataError as error:
+            raise DataError(f"in x[{name!r}]: {error}") from None
 
 
 @contextmanager

@@ -44,8 +44,9 @@ from pyrovae.contract.requirements import (
     known,
     state_of,
 )
-from pyrovae.contract.sites import check_sites, observed_site, of_site
+from pyrovae.contract.sites import check_sites, for_each_site, observed_site
 from pyrovae.data import Batch, Source, open_source
+from pyrovae.data.batch import is_by_site
 from pyrovae.densities.supports import support_of
 from pyrovae.errors import DataError
 
@@ -122,30 +123,35 @@ class Validator:
             check_is_seen(self.program)
         self._look(batch)
         if self.traces:
-            for name, site in batch.sites.items():
-                with of_site(batch, name):
-                    check_event_shape(site.x, self.requirements.sites[name].density.event_shape)
+            of = self.requirements.sites
+            for_each_site(
+                batch, lambda name, site: check_event_shape(site.x, of[name].density.event_shape)
+            )
 
     def _check_columns(self, batch: Batch, *, is_whole: bool) -> None:
-        check_sites(self.program, batch)
-        masks = [site.mask for site in batch.sites.values()]
-        if len(masks) > 1:  # a whole site may be missing, but not all of them
+        if is_by_site(batch.x) or is_by_site(batch.mask):
+            check_sites(self.program, batch)
+            # a whole site may be missing, but not all of them
+            masks = [site.mask for site in batch.sites.values()]
             is_whole = is_whole and not any(mask is None or bool(mask.any()) for mask in masks)
-        for name, (x, _, mask) in batch.sites.items():
-            with of_site(batch, name):
-                check_num_rows(x)
-                if mask is not None and (isinstance(mask, Tensor) or mask.shape != x.shape):
-                    check_mask(mask, x.shape, is_whole=is_whole)
+
+        def check(_: str, site: Batch) -> None:
+            x, _, mask = site
+            check_num_rows(x)
+            if mask is not None and (isinstance(mask, Tensor) or mask.shape != x.shape):
+                check_mask(mask, x.shape, is_whole=is_whole)
+
+        for_each_site(batch, check)
         if batch.y is not None:
             check_num_covariates(batch.y, batch.num_data)
             check_finite(batch.y, name="y")
 
     def check(self, batch: Batch, *, first_row: int = 0) -> None:
         """Raise DataError unless every observed value is in the support of p(x|z)."""
-        for name, site in batch.sites.items():
-            with of_site(batch, name):
-                self._check_site(site, self.requirements.sites[name])
-        self._check_by_parts(batch, first_row)
+        of = self.requirements.sites
+        for_each_site(batch, lambda name, site: self._check_site(site, of[name]))
+        if batch.y is not None or hasattr(self.program, "check_data"):
+            self._check_by_parts(batch, first_row)
 
     def _check_by_parts(self, batch: Batch, first_row: int = 0) -> None:
         modules = checking_parts(self.program, has_y=batch.y is not None)

@@ -87,12 +87,19 @@ class Batch:
 
     def map(self, function: Callable[[Any], Any]) -> "Batch":
         """Return the batch with a function applied to each array that is present."""
-        return Batch(*(_map(function, column) for column in self), self.labels)
+        return self.map_named(lambda array, _: function(array))
 
     def map_named(self, function: Callable[[Any, str], Any]) -> "Batch":
         """Return the batch with function(array, name) of each; site a of x is named x['a']."""
-        names = (_shown(name) for name in self.columns)
-        return self.map(lambda array: function(array, next(names)))
+        arrays = []
+        for name, column in zip(COLUMNS, self, strict=True):
+            if column is None:
+                arrays.append(None)
+            elif is_by_site(column):
+                arrays.append({n: function(array, f"{name}[{n!r}]") for n, array in column.items()})
+            else:
+                arrays.append(function(column, name))
+        return Batch(*arrays, self.labels)
 
     def rows(self, index: Any) -> "Batch":
         """Return the rows selected by a slice or a tensor of indices.
@@ -168,6 +175,8 @@ def concat(batches: list[Batch]) -> Batch:
 
 def is_by_site(column: Any) -> bool:
     """Return whether a column is a dict of arrays; scipy's dok format is a dict as well."""
+    if column is None or isinstance(column, Tensor):  # an abstract class takes longer to ask
+        return False
     return isinstance(column, Mapping) and not hasattr(column, "tocsr")
 
 
@@ -197,17 +206,6 @@ def spread(mask: Any, x: Any) -> Any:
         return mask
     mask = mask if isinstance(mask, Tensor) else mask[ALL]  # read from a file
     return mask.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
-
-
-def _shown(name: str) -> str:
-    column, _, site = name.partition(".")
-    return f"{column}[{site!r}]" if site else column
-
-
-def _map(function: Callable[[Any], Any], column: Any) -> Any:
-    if is_by_site(column):
-        return {site: function(array) for site, array in column.items()}
-    return None if column is None else function(column)
 
 
 def _device(array: Any) -> Any:

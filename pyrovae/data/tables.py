@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.checks import check_mask
-from pyrovae.data.batch import ALL, Batch, arrays_of
+from pyrovae.data.batch import ALL, Batch, is_by_site
 from pyrovae.data.orders import BlockOrder
 from pyrovae.data.rows import MappedRows, Rows, SparseRows, as_rows, mapped_file
 from pyrovae.data.source import Source, Validator
@@ -170,7 +170,7 @@ class SparseSource(TableSource):
     @classmethod
     def takes(cls, x: Any) -> bool:
         """Return whether x is a scipy sparse container, which has the method `tocsr`."""
-        return any(hasattr(array, "tocsr") for array in arrays_of(x))
+        return _any_of(x, lambda array: hasattr(array, "tocsr"))
 
 
 class MappedSource(TableSource):
@@ -203,7 +203,7 @@ class MappedSource(TableSource):
     @classmethod
     def takes(cls, x: Any) -> bool:
         """Return whether x is a `numpy.memmap`, or an array over one."""
-        return any(mapped_file(a) is not None and np.ndim(a) > 0 for a in arrays_of(x))
+        return _any_of(x, lambda array: mapped_file(array) is not None and np.ndim(array) > 0)
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """Start one pass over the data, each datum once, in an order of blocks and windows."""
@@ -244,6 +244,10 @@ class MappedSource(TableSource):
                 else:
                     windows[name][start:stop] = column[run]
             start = stop
+
+
+def _any_of(x: Any, is_one: Callable[[Any], bool]) -> bool:
+    return any(map(is_one, x.values())) if is_by_site(x) else is_one(x)
 
 
 def _check_masks(batch: Batch) -> None:
