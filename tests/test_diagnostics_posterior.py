@@ -187,8 +187,8 @@ class TestGaps:
         # in one dimension the family holds the posterior: no approximation gap
         assert (gaps.approximation.abs() < 5 * gaps.approximation_std_error + 0.01).all()
 
-    def test_only_a_vae(self):
-        with pytest.raises(ConfigError, match="prior, encoder and decoder of a VAE"):
+    def test_only_a_program(self):
+        with pytest.raises(ConfigError, match="a Linear has no model, so it is not a program"):
             diagnostics.inference_gaps(nn.Linear(1, 1), torch.ones(2, 1))
 
 

@@ -263,7 +263,14 @@ def has(case, needed):
     return derived[needed] if needed in derived else getattr(case, needed)
 
 
-@pytest.mark.parametrize("name", CASES)
+# the default run tries a program for each property; all of them are slow tests
+BY_DEFAULT = ("AutoNormal", "MixtureVAE", "MultimodalVAE", "SemiSupervisedVAE", "VAE on the circle")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow]) for name in CASES],
+)
 def test_every_method_runs_or_says_what_it_needs(name):
     """No cell is skipped: a method without its property raises a ConfigError that names it."""
     case, wrong = CASES[name], {}

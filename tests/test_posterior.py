@@ -438,8 +438,6 @@ def test_refusals():
     program = Rewritten(truth.vae(wide_guide(truth)))
     x = truth.sample(2)
     with pytest.raises(ConfigError, match=r"Rewritten.*\n.*any program"):
-        posterior.refine(program, x)
-    with pytest.raises(ConfigError, match=r"Rewritten.*\n.*any program"):
         posterior.grid(program, x)
     with pytest.raises(ConfigError, match="3 dimensions"):
         posterior.grid(pv.build((3,), latent_dim=3, seed=0), torch.ones(1, 3))

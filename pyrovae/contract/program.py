@@ -124,6 +124,11 @@ def check_mask_is_seen(
 def check_signatures(program: nn.Module) -> None:
     """Raise ConfigError unless model and guide accept (x, y, mask)."""
     for name in ("model", "guide"):
+        if not callable(getattr(program, name, None)):
+            raise ConfigError(
+                f"a {type(program).__name__} has no {name}, so it is not a program.\nPass a VAE or "
+                "a module with a Pyro model(x, y=None, mask=None) and a guide of these arguments."
+            )
         try:
             inspect.signature(getattr(program, name)).bind(None, None, None)
         except TypeError as error:
