@@ -1,6 +1,7 @@
 """Histories and comparisons, exported to ArviZ."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,10 @@ def _elpd(log_px: Tensor) -> Any:
     if has_datatree():
         from arviz_stats.utils import ELPDData
 
-        numbers = {"n_samples": 1, "n_data_points": num_data, "scale": "log", "warning": False}
-        return ELPDData("loo", total, error, math.nan, **numbers, good_k=0.7, elpd_i=each)
+        own = {"kind": "loo", "elpd": total, "se": error, "p": math.nan, "elpd_i": each}
+        own |= {"n_samples": 1, "n_data_points": num_data, "scale": "log", "warning": False}
+        known = {field.name for field in fields(ELPDData)}  # kind is gone since version 1
+        return ELPDData(**{n: v for n, v in own.items() if n in known}, good_k=0.7)
     from arviz.stats.stats_utils import ELPDData
 
     names = ["elpd_loo", "se", "p_loo", "n_samples", "n_data_points", "warning", "loo_i", "scale"]
