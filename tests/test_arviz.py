@@ -507,6 +507,7 @@ def test_a_comparison_is_what_arviz_compares():
         warnings.simplefilter("ignore")
         table = az.compare(pv.comparison_to_arviz(found), method="stacking")
     elpd = table["elpd" if "elpd" in table else "elpd_loo"]
+    assert list(table.index) == sorted(log_px, key=lambda name: -float(log_px[name].sum()))
     for name, values in log_px.items():
-        assert elpd[name] == pytest.approx(float(values.sum()))
+        assert elpd[name] == pytest.approx(float(values.sum()), rel=0.1)  # since 1.3 two digits
         assert table["weight"][name] == pytest.approx(found.stacking_weights()[name], abs=0.02)
