@@ -154,7 +154,7 @@ MISTAKES = {
     ),
     "imputation with a global latent": (
         lambda: pv.impute(with_global_latents(), bits(), mask=bits() > 0),
-        "impute draws the latents of each datum, but all data share 'w'",
+        "impute treats data one by one, but all data share the latent 'w'",
     ),
     "a label that is NaN": (
         lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X, Y * torch.nan),

@@ -61,6 +61,7 @@ def _event_dims(name: str, num: int) -> list[str]:
 
 
 def attributes_of(**facts: Any) -> dict[str, Any]:
+    """Return the versions of the libraries, and these facts, as attributes of a data set."""
     versions = {
         "pyro_version": pyro.__version__,
         "torch_version": str(torch.__version__),  # netCDF can store a str only
@@ -76,6 +77,7 @@ def has_datatree() -> bool:
 
 
 def as_container(datasets: "dict[str, xr.Dataset]") -> Any:
+    """Return data sets by group as the container of the installed ArviZ."""
     if has_datatree():
         import xarray as xr
 
@@ -87,4 +89,5 @@ def as_container(datasets: "dict[str, xr.Dataset]") -> Any:
 
 
 def of_draws(arrays: Arrays, shared: Collection[str] = ()) -> Variables:
+    """Return variables of draws (C, S, N, …); the shared ones have no dimension of data."""
     return {name: (SHARED if name in shared else DRAWS, v) for name, v in arrays.items()}

@@ -11,6 +11,7 @@ from pyrovae.errors import DataError
 
 
 def data_groups(batch: Batch, observed: Arrays, labels: np.ndarray | None) -> dict[str, Variables]:
+    """Return the groups observed_data and constant_data, (N, …) each."""
     columns = {n.replace(".", "_"): c for n, c in batch.columns.items() if n[0] != "x"}
     constant = {"label": labels} if labels is not None else {}
     constant = {name: (DATA, value) for name, value in (constant | columns).items()}
@@ -19,6 +20,7 @@ def data_groups(batch: Batch, observed: Arrays, labels: np.ndarray | None) -> di
 
 
 def labels_of(labels: Any, num_data: int) -> np.ndarray | None:
+    """Return labels (N,) as numbers or strings; raise DataError unless there is one per datum."""
     if labels is None:
         return None
     labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)

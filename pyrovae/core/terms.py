@@ -22,6 +22,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.enum import get_importance_trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyrovae.contract.layout import PARTICLES, Layout, layouts_of, nesting_of
@@ -132,10 +133,11 @@ def posterior_trace(
 
     Arguments as for `draw_traces`.
     """
-    guide_trace = draw_traces(model, guide, *args, num_samples=num_samples, nesting=nesting).guide
+    both = [model, guide]
     if num_samples > 1:
-        model = _with_particles(model, num_samples, -nesting - 1)
-    return discrete_draws(model, guide_trace, args)
+        both = [_with_particles(program, num_samples, -nesting - 1) for program in both]
+    guide_trace = prune_subsample_sites(poutine.trace(both[1]).get_trace(*args))
+    return discrete_draws(both[0], guide_trace, args)
 
 
 def _with_particles(program: Any, num_samples: int, dim: int) -> Any:

@@ -36,13 +36,11 @@ from pyrovae.core.chunking import budget_of
 from pyrovae.core.draws import Arrays, concat, diagnosing, over_draws
 from pyrovae.core.marginal import Marginal
 from pyrovae.core.pareto import pareto_k, pareto_k_threshold
-from pyrovae.core.replay import sites_of
+from pyrovae.core.replay import check_is_local
 from pyrovae.core.terms import Traces, terms_of
-from pyrovae.data import Batch, Source
+from pyrovae.data import Batch
 from pyrovae.diagnostics.reliability import MIN_DRAWS
 from pyrovae.errors import ConfigError
-from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.vae import is_plain_vae
 
 ARRAYS = 12  # of shape (S, n, J), in memory at once
 
@@ -130,7 +128,7 @@ def feature_check(
     budget = budget_of(memory_budget, data.device).num_bytes
     rows = max(1, budget // (8 * ARRAYS * num_samples * names[site].x[0].numel()))
     with diagnosing(program, seed):
-        _check_is_local(program, data)
+        check_is_local(program, data, "feature_check")
         found = concat([_cells(program, part, site, num_samples) for part in data.read(rows)], 0)
     values = found["log_conditional"]
     num = (~values.isnan()).sum(0)
@@ -143,18 +141,6 @@ def feature_check(
         std_error=(variance / num).sqrt(),
         pit_p_value=uniform_p_value(found["pit"]),
     )
-
-
-def _check_is_local(program: nn.Module, data: Source) -> None:
-    if is_plain_vae(program):
-        return
-    with RandomStream(0):
-        shared = sites_of(program, data).shared
-    if shared:
-        raise ConfigError(
-            f"feature_check weights the draws of each datum by themselves, but all data share "
-            f"{shared[0]!r}.\nFix it at one value: pyro.condition(program.model, data={{…}})."
-        )
 
 
 def _cells(program: nn.Module, piece: Batch, name: str, num_samples: int) -> Arrays:
@@ -195,11 +181,9 @@ def _elementwise(p_x: Any) -> Any:
     """Return one density per number of x."""
     base = elementwise(p_x)
     if base.event_shape or isinstance(base, Marginal):
-        why = (
-            "sums over discrete latents"
-            if isinstance(base, Marginal)
-            else (f"has event_shape {tuple(base.event_shape)}")
-        )
+        why = f"has event_shape {tuple(base.event_shape)}"
+        if isinstance(base, Marginal):
+            why = "sums over discrete latents"
         raise ConfigError(
             f"feature_check needs a likelihood that factorizes over the features of x, but "
             f"{type(base).__name__} {why}: its features depend on each other given z.\nUse an "

@@ -16,7 +16,7 @@ from pyrovae.checks import seed_number
 from pyrovae.contract import validated
 from pyrovae.core.draws import concat, diagnosing
 from pyrovae.core.joint import by_site, joint_of
-from pyrovae.core.replay import Arrays, guide_at, sites_of
+from pyrovae.core.replay import Arrays, check_is_local, guide_at, sites_of
 from pyrovae.core.replicates import replicated, value_of
 from pyrovae.data import Batch
 from pyrovae.data.batch import is_by_site
@@ -91,7 +91,8 @@ def impute(
             "mask = None, but impute needs to know which cells of x are missing.\n"
             "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
         )
-    _check_is_local(program, batch)
+    with diagnosing(program, seed):
+        check_is_local(program, batch, "impute")
     posterior = sir(program, *batch, **settings)
     decoded = _by_decoder if is_plain_vae(program) else _by_replicates
     replicates, means = decoded(program, batch, posterior.draws[0], seed)
@@ -103,20 +104,6 @@ def impute(
     if not is_by_site(batch.x):
         draws, mean = draws["x"], mean["x"]
     return Imputation(draws, mean, posterior.ess, posterior.pareto_k)
-
-
-def _check_is_local(program: nn.Module, batch: Batch) -> None:
-    """Raise ConfigError if data share a latent."""
-    if is_plain_vae(program):
-        return
-    with diagnosing(program, 0):
-        shared = sites_of(program, batch).shared
-    if shared:
-        raise ConfigError(
-            f"impute draws the latents of each datum, but all data share {shared[0]!r}, whose "
-            "draws would have to be the same for all.\nFix it at one value, the mean of its guide, "
-            f"say: pyro.condition(program.model, data={{{shared[0]!r}: …}})."
-        )
 
 
 def _by_decoder(vae: nn.Module, batch: Batch, draws: Tensor, seed: int) -> tuple[Arrays, Arrays]:

@@ -10,6 +10,8 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.programs.experts import ProductOfExperts
 from pyrovae.vae import fill, observed_only, register
 
+Arrays = dict[str, Tensor]
+
 
 class MultimodalVAE(nn.Module):
     """VAE of M modalities with one code: z ~ p(z), x_m ~ p(x_m|z) for each m.
@@ -67,12 +69,7 @@ class MultimodalVAE(nn.Module):
         self.prior, self.experts = prior, experts or ProductOfExperts()
         self.encoders, self.decoders = nn.ModuleDict(encoders), nn.ModuleDict(decoders)
 
-    def model(
-        self,
-        x: dict[str, Tensor],
-        y: Tensor | None = None,
-        mask: dict[str, Tensor] | None = None,
-    ) -> None:
+    def model(self, x: Arrays, y: Tensor | None = None, mask: Arrays | None = None) -> None:
         """Run p(x, z): plate "data", site "z" and one for each modality; y is not used."""
         register(self)
         if not isinstance(x, Mapping):
@@ -87,12 +84,7 @@ class MultimodalVAE(nn.Module):
                 p_x, seen = decoder(z), mask.get(name)
                 pyro.sample(name, observed_only(p_x, seen), obs=fill(x[name], seen, p_x.support))
 
-    def guide(
-        self,
-        x: dict[str, Tensor],
-        y: Tensor | None = None,
-        mask: dict[str, Tensor] | None = None,
-    ) -> None:
+    def guide(self, x: Arrays, y: Tensor | None = None, mask: Arrays | None = None) -> None:
         """Run q(z|x): site "z". Arguments as for `model`."""
         register(self)
         mask = mask or {}
