@@ -17,16 +17,18 @@ pytest.importorskip("pdoc", reason="needs pyrovae[docs]")
 
 
 class Page(html.parser.HTMLParser):
-    """The ids and the links of a page."""
+    """The ids, the links and the number of tables of a page."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.ids: set[str] = set()
         self.links: set[str] = set()
+        self.num_tables = 0
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
+        self.num_tables += tag == "table"
         self.ids |= {found["id"]} if found.get("id") else set()
         self.links |= {found["href"]} if tag == "a" and found.get("href") else set()
 
@@ -68,3 +70,8 @@ def test_every_public_name_has_an_entry(pages):
     for name in flows.__all__:
         assert name in by_name["flows"]
     assert "CountDecoder" in by_name["count_decoder"]
+
+
+def test_the_table_of_programs_and_methods_is_shown(pages):
+    (page,) = (page for path, page in pages.items() if path.stem == "programs")
+    assert page.num_tables >= 5

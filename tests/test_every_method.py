@@ -1,12 +1,15 @@
 """Every public method on every kind of program: it runs, or names the property that it needs.
 
-The properties are those in the docstring of `pyrovae.programs`. Whether the numbers are right is
-tested in test_any_program.py, test_shelf.py and test_supports.py.
+The properties are those in the docstring of `pyrovae.programs`, which includes the table of all
+cells; after a change here, write it again: `PYTHONPATH=. python tests/test_every_method.py`.
+Whether the numbers are right is tested in test_any_program.py, test_shelf.py and test_supports.py.
 """
 
+import itertools
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -21,27 +24,35 @@ import pyrovae as pv
 from pyrovae.errors import ConfigError
 
 N = 6
+TABLE = Path(pv.__file__).parent / "programs" / "methods.md"
+# property of a program → what a method that needs it says, in the table of the reference
+PROPERTIES = {
+    "trainable": "parameters to train",
+    "local": 'no latents outside the plate "data"',
+    "continuous": "continuous local latents",
+    "pathwise": "a guide that declares its parameters and has pathwise gradients, any number of "
+    "draws at once",
+    "mask": "a model that uses the mask",
+    "elementwise": "a likelihood that factorizes over the numbers of a datum",
+    "VAE": "a `VAE`",
+    "discrete VAE": "a `VAE` with a discrete prior",
+}
 
 
 class Case(NamedTuple):
-    """A program, its data, and the properties that it has.
-
-    has_globals: latents outside the plate "data"; uses_mask: its model does; is_vae: a `VAE`;
-    is_continuous: so are its local latents; is_pathwise: its guide can be refined;
-    is_trainable: it has parameters to train; is_elementwise: its likelihood factorizes over the
-    numbers of a datum.
-    """
+    """A program, its data, and the properties of `PROPERTIES` that it lacks."""
 
     make: Callable[[], nn.Module]
     x: Any
     y: torch.Tensor | None = None
-    has_globals: bool = False
-    uses_mask: bool = True
-    is_vae: bool = False
-    is_continuous: bool = True
-    is_pathwise: bool = True
-    is_trainable: bool = True
-    is_elementwise: bool = True
+    lacks: frozenset[str] = frozenset()
+
+
+def case(make, x, y=None, *, lacks=(), is_vae=False):
+    is_discrete_vae = is_vae and "continuous" in lacks
+    lacks = {*lacks, *(() if is_vae else ["VAE"]), *(() if is_discrete_vae else ["discrete VAE"])}
+    assert lacks <= PROPERTIES.keys()
+    return Case(make, x, y, frozenset(lacks))
 
 
 def topics():
@@ -66,6 +77,10 @@ def spike_and_slab():
     return pv.VAE(prior, vae.encoder, vae.decoder)
 
 
+def bits():
+    return pv.build((4,), latent_dim=2, prior="Bernoulli", guide="Bernoulli", seed=0)
+
+
 def decoder_as_a_prior():
     vae = pv.build((4,), latent_dim=2, seed=0)
     measurement = pv.programs.Measurement(vae.decoder, lambda x: x[..., :2], 0.3)
@@ -81,39 +96,40 @@ ONE_DRAW_AT_A_TIME = (
     "data in a nested plate",
 )
 CASES = {
-    name: Case(
+    name: case(
         row.make,
         data(name, N),
-        has_globals=row.covariance is None,
-        uses_mask=name in OF_THE_SHELF,
-        is_pathwise=name not in ONE_DRAW_AT_A_TIME,
+        lacks=[
+            *(["local"] if row.covariance is None else []),
+            *(["pathwise"] if name in ONE_DRAW_AT_A_TIME else []),
+            *([] if name in OF_THE_SHELF else ["mask"]),
+        ],
     )
     for name, row in PROGRAMS.items()
 } | {
-    "a Markov chain of classes": Case(
+    "a Markov chain of classes": case(
         Switching,
         {f"x_{t}": numbers(N)[:, t] for t in range(3)},
-        uses_mask=False,
-        is_elementwise=False,
+        lacks=["mask", "elementwise"],
     ),
-    "TopicVAE": Case(
-        topics, 1 + torch.arange(5.0 * N).reshape(N, 5) % 4, uses_mask=False, is_elementwise=False
+    "TopicVAE": case(
+        topics, 1 + torch.arange(5.0 * N).reshape(N, 5) % 4, lacks=["mask", "elementwise"]
     ),
-    "SequenceVAE": Case(sequences, numbers(N)[..., None], torch.arange(3.0).expand(N, 3)),
-    "SemiSupervisedVAE": Case(
+    "SequenceVAE": case(sequences, numbers(N)[..., None], torch.arange(3.0).expand(N, 3)),
+    "SemiSupervisedVAE": case(
         semi_supervised,
         BITS,
         torch.tensor([0, -1, 1, -1, 2, 0]),
-        is_continuous=False,
-        is_pathwise=False,
+        lacks=["continuous", "pathwise"],
     ),
-    "a Bayesian layer": Case(with_global_latents, BITS, has_globals=True),
-    "VAE": Case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),
-    "VAE on the circle": Case(
-        circular, numbers(N)[:, :2], is_vae=True, is_trainable=False, is_pathwise=False
+    "a Bayesian layer": case(with_global_latents, BITS, lacks=["local"]),
+    "VAE": case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),
+    "VAE on the circle": case(
+        circular, numbers(N)[:, :2], lacks=["trainable", "pathwise"], is_vae=True
     ),
-    "VAE of spike and slab": Case(spike_and_slab, BITS, is_vae=True),
-    "a decoder as a prior": Case(decoder_as_a_prior, BITS[:, :2], is_vae=True, is_trainable=False),
+    "VAE of bits": case(bits, BITS, lacks=["continuous", "pathwise"], is_vae=True),
+    "VAE of spike and slab": case(spike_and_slab, BITS, is_vae=True),
+    "a decoder as a prior": case(decoder_as_a_prior, BITS[:, :2], lacks=["trainable"], is_vae=True),
 }
 
 
@@ -137,130 +153,163 @@ def by_site(x):
 REFUSED = "refine (optimizes|computes|rebuilds)|outside the plate 'data'"
 FEW = {"num_samples": 2}
 SIMULATED = {"num_globals": 2}
-# method → a call with (program, x, y), the property it needs, and what it says without it
+# method → a call with (program, x, y), the properties it needs, and what it says without them
 METHODS = {
     "fit": (
         lambda p, x, y: pv.fit(p, x, y, epochs=1, progress=False),
-        "is_trainable",
+        ["trainable"],
         "no trainable parameters|does not require grad",
     ),
-    "elbo_terms": (lambda p, x, y: pv.elbo_terms(p, x, y), None, ""),
+    "elbo_terms": (lambda p, x, y: pv.elbo_terms(p, x, y), [], ""),
     "log_evidence, iwae": (
         lambda p, x, y: pv.log_evidence(p, x, y, num_samples=25, num_globals=2),
-        None,
+        [],
         "",
     ),
     "log_evidence, ais": (
         lambda p, x, y: pv.log_evidence(
             p, x, y, method="ais", **FEW, num_temperatures=2, num_globals=2
         ),
-        "is_continuous",
+        ["continuous"],
         "is discrete",
     ),
     "log_evidence, grid": (
         lambda p, x, y: pv.log_evidence(p, x, y, method="grid", num_globals=2),
-        "is_vae",
-        "of a VAE",
+        ["VAE", "continuous"],
+        "of a VAE|is discrete",
     ),
     "log_evidence, enumerate": (
         lambda p, x, y: pv.log_evidence(p, x, y, method="enumerate", num_globals=2),
-        "is_discrete_vae",
+        ["discrete VAE"],
         "sums over",
     ),
     "bdmc": (
         lambda p, x, y: pv.evidence.bdmc(
             p, 2, y if y is None else y[:2], like=x, **FEW, num_temperatures=2, **SIMULATED
         ),
-        "is_continuous",
+        ["continuous"],
         "is discrete",
     ),
     "posterior.sir": (
         lambda p, x, y: pv.posterior.sir(p, x, y, **FEW, num_proposals=25, num_globals=2),
-        None,
+        [],
         "",
     ),
     "posterior.hmc": (
         lambda p, x, y: pv.posterior.hmc(p, x, y, **FEW, num_warmup=2, num_chains=2, num_globals=2),
-        "is_continuous",
+        ["continuous"],
         "is discrete",
     ),
-    "posterior.grid": (lambda p, x, y: pv.posterior.grid(p, x, y, **FEW), "is_vae", "of a VAE"),
+    "posterior.grid": (
+        lambda p, x, y: pv.posterior.grid(p, x, y, **FEW),
+        ["VAE", "continuous"],
+        "of a VAE|is discrete",
+    ),
     "posterior.refine": (
         lambda p, x, y: pv.posterior.refine(p, x, y, num_steps=2),
-        "is_refinable",
+        ["local", "pathwise"],
         REFUSED,
     ),
-    "pareto_k": (lambda p, x, y: pv.diagnostics.pareto_k(p, x, y, num_samples=25), None, ""),
-    "decompose_elbo": (lambda p, x, y: pv.diagnostics.decompose_elbo(p, x, y, **FEW), None, ""),
-    "active_units": (lambda p, x, y: pv.diagnostics.active_units(p, x, y), None, ""),
+    "pareto_k": (lambda p, x, y: pv.diagnostics.pareto_k(p, x, y, num_samples=25), [], ""),
+    "decompose_elbo": (lambda p, x, y: pv.diagnostics.decompose_elbo(p, x, y, **FEW), [], ""),
+    "active_units": (lambda p, x, y: pv.diagnostics.active_units(p, x, y), [], ""),
     "collapsed_dimensions": (
         lambda p, x, y: pv.diagnostics.collapsed_dimensions(p, x, y),
-        None,
+        [],
         "",
     ),
     "inference_gaps": (
         lambda p, x, y: pv.diagnostics.inference_gaps(p, x, y, num_samples=25, num_steps=2),
-        "is_refinable",
+        ["local", "pathwise"],
         REFUSED,
     ),
     "calibration": (
         lambda p, x, y: pv.diagnostics.calibration(
             p, N, y, like=x, num_draws=3, num_bins=2, **SIMULATED
         ),
-        None,
+        [],
         "",
     ),
     "prior_check": (
         lambda p, x, y: pv.diagnostics.prior_check(p, x, y, statistic=mean_of_first, **FEW),
-        None,
+        [],
         "",
     ),
     "posterior_check": (
         lambda p, x, y: pv.diagnostics.posterior_check(p, x, y, statistic=mean_of_first, **FEW),
-        None,
+        [],
         "",
     ),
     "aggregate_test": (
         lambda p, x, y: pv.diagnostics.aggregate_test(p, x, y, num_draws=9, num_permutations=19),
-        "is_local",
+        ["local"],
         "outside the plate 'data'",
     ),
     "prior_sensitivity": (
         lambda p, x, y: pv.diagnostics.prior_sensitivity(p, x, y, num_samples=25),
-        "is_local",
+        ["local"],
         "outside the plate 'data'",
     ),
     "feature_check": (
         lambda p, x, y: pv.diagnostics.feature_check(p, x, y, num_samples=25),
-        "is_factorized",
+        ["local", "elementwise"],
         "factorizes over|all data share",
     ),
     "compare_priors": (
         lambda p, x, y: pv.diagnostics.compare_priors(
             {"it": p}, x, y, num_samples=25, num_globals=2
         ),
-        None,
+        [],
         "",
     ),
     "impute": (
         lambda p, x, y: pv.impute(p, x, y, mask_of(x), **FEW, num_proposals=25),
-        "is_imputable",
+        ["local", "mask"],
         "does not use it|all data share",
     ),
-    "to_arviz": (lambda p, x, y: pv.to_arviz(p, x, y, **FEW), None, ""),
+    "to_arviz": (lambda p, x, y: pv.to_arviz(p, x, y, **FEW), [], ""),
 }
 
 
-def has(case, needed):
-    derived = {
-        None: True,
-        "is_discrete_vae": False,  # `enumerate` has tests of its own
-        "is_local": not case.has_globals,
-        "is_refinable": case.is_pathwise and not case.has_globals,
-        "is_imputable": case.uses_mask and not case.has_globals,
-        "is_factorized": case.is_elementwise and not case.has_globals,
-    }
-    return derived[needed] if needed in derived else getattr(case, needed)
+# the table of the reference has a part for each
+GROUPS = {
+    "Training, comparison and export": (
+        "fit",
+        "elbo_terms",
+        "compare_priors",
+        "calibration",
+        "impute",
+        "to_arviz",
+    ),
+    "Evidence": (
+        "log_evidence, iwae",
+        "log_evidence, ais",
+        "log_evidence, grid",
+        "log_evidence, enumerate",
+        "bdmc",
+        "pareto_k",
+    ),
+    "Posterior": (
+        "posterior.sir",
+        "posterior.hmc",
+        "posterior.grid",
+        "posterior.refine",
+        "inference_gaps",
+    ),
+    "Diagnostics": (
+        "decompose_elbo",
+        "active_units",
+        "collapsed_dimensions",
+        "aggregate_test",
+        "prior_sensitivity",
+    ),
+    "Checks of the model": ("prior_check", "posterior_check", "feature_check"),
+}
+
+
+def missing(case, method):
+    """Return the property that the program lacks for the method, or None."""
+    return next((name for name in METHODS[method][1] if name in case.lacks), None)
 
 
 # the default run tries a program for each property; all of them are slow tests
@@ -274,16 +323,42 @@ BY_DEFAULT = ("AutoNormal", "MixtureVAE", "MultimodalVAE", "SemiSupervisedVAE", 
 def test_every_method_runs_or_says_what_it_needs(name):
     """No cell is skipped: a method without its property raises a ConfigError that names it."""
     case, wrong = CASES[name], {}
-    for method, (call, needed, message) in METHODS.items():
+    for method, (call, _, message) in METHODS.items():
+        lacking = missing(case, method)
         torch.manual_seed(0)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # so few draws are a reason to warn
                 call(case.make(), case.x, case.y)
         except (ConfigError, RuntimeError) as error:
-            if has(case, needed) or not re.search(message, str(error)):
+            if lacking is None or not re.search(message, str(error)):
                 wrong[method] = error
         else:
-            if not has(case, needed):
-                wrong[method] = f"ran, without {needed}"
+            if lacking is not None:
+                wrong[method] = f"ran, without {lacking}"
     assert not wrong
+
+
+def table():
+    """Return all cells in Markdown, a table for each group of methods."""
+    lines = [f"- *{name}*: {meaning}" for name, meaning in PROPERTIES.items()]
+    for group, methods in GROUPS.items():
+        heads = ["program", *(f"`{method}`" for method in methods)]
+        lines += ["", f"**{group}**", "", row_of(heads), row_of(["---"] * len(heads))]
+        for name, of in CASES.items():
+            lines.append(row_of([name, *(missing(of, method) or "✓" for method in methods)]))
+    return "\n".join([*lines, ""])
+
+
+def row_of(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_table_of_the_reference_is_this_one():
+    """After a change of the table: `PYTHONPATH=. python tests/test_every_method.py`."""
+    assert sorted(itertools.chain(*GROUPS.values())) == sorted(METHODS)
+    assert TABLE.read_text(encoding="utf-8") == table()
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")

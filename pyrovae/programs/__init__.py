@@ -18,7 +18,7 @@ the number of classes.
 Each has a file of its own, short enough to serve as a template for custom programs.
 
 Methods take any program, these and custom ones, unless they need a property, which their error
-names (`tests/test_every_method.py` tries each method on each of two dozen programs):
+names:
 
     local latents that map from the real line   log_evidence by "ais", bdmc, posterior.hmc
     no global latents                           aggregate_test, prior_sensitivity, impute,
@@ -29,6 +29,10 @@ names (`tests/test_every_method.py` tries each method on each of two dozen progr
                                                 posterior.grid, refit_prior
 
 With global latents, log_evidence, posteriors, pareto_k and comparisons condition on draws of them.
+
+Each method on each of these programs: ✓ where it runs, else the property that the program lacks.
+
+.. include:: methods.md
 """
 
 from pyrovae.programs.bayesian import BayesianVAE, GivenGlobal
