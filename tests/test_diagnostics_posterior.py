@@ -345,7 +345,7 @@ class TestSensitivity:
         # the wide guide's draws reach 1.3 times as far, which enters the normalization as √1.3
         torch.testing.assert_close(exact.prior, wide.prior, rtol=0.3, atol=0)
 
-    def test_refuses_latents_that_all_data_share(self):
+    def test_latents_that_all_data_share_have_no_common_prior_of_codes(self):
         vae = pv.build(6, latent_dim=2, seed=0).double()
         program = pv.programs.BayesianVAE(
             vae.prior,
@@ -355,8 +355,6 @@ class TestSensitivity:
             pv.priors.LearnedNormal(2),
         ).double()
         x = torch.ones(3, 6)
-        with pytest.raises(ConfigError, match="outside the plate"):
-            diagnostics.prior_sensitivity(program, x)
         assert math.isnan(diagnostics.decompose_elbo(program, x).marginal_kl.value)
 
     def test_shapes_under_a_small_memory_budget(self):

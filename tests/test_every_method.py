@@ -28,10 +28,8 @@ TABLE = Path(pv.__file__).parent / "programs" / "methods.md"
 # property of a program → what a method that needs it says, in the table of the reference
 PROPERTIES = {
     "trainable": "parameters to train",
-    "local": 'no latents outside the plate "data"',
     "continuous": "continuous local latents",
-    "pathwise": "a guide that declares its parameters and has pathwise gradients, any number of "
-    "draws at once",
+    "pathwise": "a guide that declares its parameters and has pathwise gradients",
     "mask": "a model that uses the mask",
     "elementwise": "a likelihood that factorizes over the numbers of a datum",
     "VAE": "a `VAE`",
@@ -89,22 +87,8 @@ def decoder_as_a_prior():
 
 BITS = (torch.arange(4 * N).reshape(N, 4) % 3 == 0).float()
 OF_THE_SHELF = ("LadderVAE", "MixtureVAE", "MultimodalVAE", "DeepMarkovModel")
-ONE_DRAW_AT_A_TIME = (
-    "counts dimensions from the left",
-    "a guide that counts from the left",
-    "nested plate",
-    "data in a nested plate",
-)
 CASES = {
-    name: case(
-        row.make,
-        data(name, N),
-        lacks=[
-            *(["local"] if row.covariance is None else []),
-            *(["pathwise"] if name in ONE_DRAW_AT_A_TIME else []),
-            *([] if name in OF_THE_SHELF else ["mask"]),
-        ],
-    )
+    name: case(row.make, data(name, N), lacks=[] if name in OF_THE_SHELF else ["mask"])
     for name, row in PROGRAMS.items()
 } | {
     "a Markov chain of classes": case(
@@ -122,7 +106,7 @@ CASES = {
         torch.tensor([0, -1, 1, -1, 2, 0]),
         lacks=["continuous", "pathwise"],
     ),
-    "a Bayesian layer": case(with_global_latents, BITS, lacks=["local"]),
+    "a Bayesian layer": case(with_global_latents, BITS),
     "VAE": case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),
     "VAE on the circle": case(
         circular, numbers(N)[:, :2], lacks=["trainable", "pathwise"], is_vae=True
@@ -150,7 +134,7 @@ def by_site(x):
     return x.items() if isinstance(x, dict) else [("x", x)]
 
 
-REFUSED = "refine (optimizes|computes|rebuilds)|outside the plate 'data'"
+REFUSED = "refine (optimizes|rebuilds)"
 FEW = {"num_samples": 2}
 SIMULATED = {"num_globals": 2}
 # method → a call with (program, x, y), the properties it needs, and what it says without them
@@ -207,7 +191,7 @@ METHODS = {
     ),
     "posterior.refine": (
         lambda p, x, y: pv.posterior.refine(p, x, y, num_steps=2),
-        ["local", "pathwise"],
+        ["pathwise"],
         REFUSED,
     ),
     "pareto_k": (lambda p, x, y: pv.diagnostics.pareto_k(p, x, y, num_samples=25), [], ""),
@@ -219,8 +203,10 @@ METHODS = {
         "",
     ),
     "inference_gaps": (
-        lambda p, x, y: pv.diagnostics.inference_gaps(p, x, y, num_samples=25, num_steps=2),
-        ["local", "pathwise"],
+        lambda p, x, y: pv.diagnostics.inference_gaps(
+            p, x, y, num_samples=25, num_steps=2, num_globals=2
+        ),
+        ["pathwise"],
         REFUSED,
     ),
     "calibration": (
@@ -241,19 +227,21 @@ METHODS = {
         "",
     ),
     "aggregate_test": (
-        lambda p, x, y: pv.diagnostics.aggregate_test(p, x, y, num_draws=9, num_permutations=19),
-        ["local"],
-        "outside the plate 'data'",
+        lambda p, x, y: pv.diagnostics.aggregate_test(
+            p, x, y, num_draws=9, num_permutations=19, num_globals=2
+        ),
+        [],
+        "",
     ),
     "prior_sensitivity": (
-        lambda p, x, y: pv.diagnostics.prior_sensitivity(p, x, y, num_samples=25),
-        ["local"],
-        "outside the plate 'data'",
+        lambda p, x, y: pv.diagnostics.prior_sensitivity(p, x, y, num_samples=25, num_globals=2),
+        [],
+        "",
     ),
     "feature_check": (
-        lambda p, x, y: pv.diagnostics.feature_check(p, x, y, num_samples=25),
-        ["local", "elementwise"],
-        "factorizes over|all data share",
+        lambda p, x, y: pv.diagnostics.feature_check(p, x, y, num_samples=25, num_globals=2),
+        ["elementwise"],
+        "factorizes over",
     ),
     "compare_priors": (
         lambda p, x, y: pv.diagnostics.compare_priors(
@@ -264,8 +252,8 @@ METHODS = {
     ),
     "impute": (
         lambda p, x, y: pv.impute(p, x, y, mask_of(x), **FEW, num_proposals=25),
-        ["local", "mask"],
-        "does not use it|all data share",
+        ["mask"],
+        "does not use it",
     ),
     "to_arviz": (lambda p, x, y: pv.to_arviz(p, x, y, **FEW), [], ""),
 }

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import bits, with_global_latents
+from helpers import bits
 from pyro.infer import JitTrace_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
@@ -151,10 +151,6 @@ MISTAKES = {
     "an objective of torch.jit": (
         lambda: pv.fit(build(), X, objective=JitTrace_ELBO()),
         r"JitTrace_ELBO, which torch\.jit traces for one batch size",
-    ),
-    "imputation with a global latent": (
-        lambda: pv.impute(with_global_latents(), bits(), mask=bits() > 0),
-        "impute treats data one by one, but all data share the latent 'w'",
     ),
     "a label that is NaN": (
         lambda: vae(decoder=Given(Part(joined_by_cat))).loss(X, Y * torch.nan),

@@ -13,9 +13,6 @@ from pyrovae.core.marginal import drawn
 from pyrovae.core.terms import draw_traces
 from pyrovae.data import Batch, Source
 from pyrovae.data.batch import num_rows
-from pyrovae.errors import ConfigError
-from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.vae import is_plain_vae
 
 Arrays = dict[str, Tensor]
 
@@ -68,26 +65,6 @@ def sites_of(program: nn.Module, data: Source | Batch) -> Sites:
         tuple(name for name in observed if is_data(traces.model.nodes[name])),
         layouts_of(*traces),
     )
-
-
-def check_is_local(program: nn.Module, data: Source | Batch, what: str) -> None:
-    """Raise ConfigError if data share a latent, so that draws of a datum are not independent.
-
-    Args:
-        program: a program inside `diagnosing`.
-        data: validated.
-        what: the method, as the subject of the message.
-    """
-    if is_plain_vae(program):
-        return
-    with RandomStream(0):  # so that this trace does not change the draws
-        shared = sites_of(program, data).shared
-    if shared:
-        raise ConfigError(
-            f"{what} treats data one by one, but all data share the latent {shared[0]!r}, outside "
-            "the plate 'data': its draws would have to be the same for all.\n"
-            "log_evidence, posterior.sir and posterior.hmc condition on draws of it."
-        )
 
 
 def guide_at(latents: Arrays, layouts: Mapping[str, Layout]) -> Callable[..., None]:

@@ -10,7 +10,8 @@ better prior would avoid. The statistics are the energy distance over all dimens
 and per dimension the Kolmogorov-Smirnov distance of the two ECDFs. Both p-values come from
 permuting the labels of the draws, so they need no asymptotics and hold for discrete latents too.
 The draws from q(z) are independent but stratified, one per datum, which makes them slightly more
-even than i.i.d. draws: the test is slightly conservative.
+even than i.i.d. draws: the test is slightly conservative. With global latents w, an equal share
+of both samples is drawn given each w ~ q(w).
 
 References:
     Energy statistics: A class of statistics based on distances, Székely & Rizzo, 2013,
@@ -25,8 +26,10 @@ from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
 from pyrovae.contract import validated
+from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import diagnosing, latent_names
 from pyrovae.core.joint import flat, joint_of
+from pyrovae.data import Batch
 from pyrovae.errors import DataError
 
 
@@ -59,6 +62,7 @@ def aggregate_test(
     *,
     num_draws: int = 500,
     num_permutations: int = 999,
+    num_globals: int = 10,
     seed: int | None = 0,
 ) -> AggregateTest:
     """Test by permutation whether q(z) = (1/N) Σ_i q(z|x_i) is the prior.
@@ -67,13 +71,13 @@ def aggregate_test(
     `decompose_elbo(…).marginal_kl` in nats, tell whether it matters.
 
     Args:
-        program: any program without global latents; with covariates, prior draws are from
-            p(z|y_i) for the same data.
+        program: any program; with covariates, prior draws are from p(z|y_i) for the same data.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_draws: size of each sample, at most N: one draw per datum of a random subset.
         num_permutations: the smallest p-value is 1 / (1 + num_permutations).
+        num_globals: draws of global latents w ~ q(w).
         seed: random seed; None uses a fresh one.
 
     Returns:
@@ -81,7 +85,7 @@ def aggregate_test(
 
     Raises:
         DataError: x does not fit the program, or has fewer than 2 rows.
-        ConfigError: global latents, or a setting out of range.
+        ConfigError: a setting is out of range.
 
     References:
         Székely & Rizzo, 2013, https://doi.org/10.1016/j.jspi.2013.03.018
@@ -95,6 +99,7 @@ def aggregate_test(
     """
     num_draws = whole_number(num_draws, "num_draws", 2)
     num_permutations = whole_number(num_permutations, "num_permutations", 1)
+    num_globals = whole_number(num_globals, "num_globals", 1)
     data = validated(program, x, y, mask)
     if data.count() < 2:
         raise DataError(
@@ -103,12 +108,21 @@ def aggregate_test(
         )
     with diagnosing(program, seed):
         rows = torch.randperm(data.count())[:num_draws].to(data.device)
-        joint = joint_of(program, data.take(rows))
-        ours, prior = (flat(draw(1))[0].double() for draw in (joint.draw_guide, joint.draw_prior))
-        names = latent_names(program, data)
+        programs = given_globals(program, data, num_globals)
+        taken = data.take(rows)
+        shares = zip(programs, torch.arange(len(rows)).chunk(len(programs)), strict=False)
+        pairs = [_pair(one, taken.rows(part)) for one, part in shares]
+        ours, prior = (torch.cat(draws) for draws in zip(*pairs, strict=True))
+        names = latent_names(programs[0], data)
         energy, ks = _permuted(torch.cat([ours, prior]), num_permutations)
     p_value, ks_p_value = (_p_value(values) for values in (energy, ks))
     return AggregateTest(energy[0].item(), p_value.item(), ks[0], ks_p_value, names, len(rows))
+
+
+def _pair(program: nn.Module, rows: Batch) -> tuple[Tensor, Tensor]:
+    """Return one draw of the guide and one of the prior for each row, (n, D) float64."""
+    joint = joint_of(program, rows)
+    return tuple(flat(draw(1))[0].double() for draw in (joint.draw_guide, joint.draw_prior))
 
 
 def _permuted(z: Tensor, num_permutations: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,9 @@ PIT is uniform over data: values pile up at the ends if a feature is more disper
 model, and in the middle if it is less. v favors draws that explain x_j badly, so its tail is
 heavier than that of w: k̂ per cell shows where the numbers are reliable.
 
+With global latents w, the density and the PIT are means over draws w ~ q(w): all data but x_j say
+about the same of w as all data.
+
 The likelihood must factorize over features. Symbols: S draws, N data, x (N, *event). In a program
 with several observed sites, x is one of them, and x_−j includes the others.
 
@@ -33,10 +36,10 @@ from pyrovae.checks.values import elementwise
 from pyrovae.contract import validated
 from pyrovae.contract.layout import layouts_of
 from pyrovae.core.chunking import budget_of
-from pyrovae.core.draws import Arrays, concat, diagnosing, over_draws
+from pyrovae.core.conditional import given_globals
+from pyrovae.core.draws import Arrays, concat, diagnosing, log_mean_exp, over_draws
 from pyrovae.core.marginal import Marginal
 from pyrovae.core.pareto import pareto_k, pareto_k_threshold
-from pyrovae.core.replay import check_is_local
 from pyrovae.core.terms import Traces, terms_of
 from pyrovae.data import Batch
 from pyrovae.diagnostics.reliability import MIN_DRAWS
@@ -84,18 +87,20 @@ def feature_check(
     *,
     site: str | None = None,
     num_samples: int = 500,
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> FeatureCheck:
     """Estimate log p(x_j | x_−j) and its PIT per feature and datum, by importance weights.
 
     Args:
-        program: a program without global latents, whose likelihood factorizes over the features.
+        program: a program whose likelihood factorizes over the features.
         x: (N, *event), or a dict of arrays by observed site.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         site: the observed site whose features are predicted; the first one if None.
         num_samples: S ≥ 21, draws per datum.
+        num_globals: draws of global latents w ~ q(w), each with S draws per datum.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as in `log_evidence`; at least one
             datum is processed at a time.
@@ -105,8 +110,8 @@ def feature_check(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the likelihood does not factorize or has discrete latents summed out, data
-            share a latent, there is no such site, or there are fewer than 21 draws.
+        ConfigError: the likelihood does not factorize or has discrete latents summed out, there
+            is no such site, or there are fewer than 21 draws.
 
     References:
         Vehtari, Gelman & Gabry, 2017, https://arxiv.org/abs/1507.04544
@@ -119,6 +124,7 @@ def feature_check(
         (torch.Size([50, 2]), torch.Size([2]), 1)
     """
     num_samples = whole_number(num_samples, "num_samples", MIN_DRAWS)
+    num_globals = whole_number(num_globals, "num_globals", 1)
     data = validated(program, x, y, mask)
     names = data.head().sites
     site = next(iter(names)) if site is None else site
@@ -128,8 +134,8 @@ def feature_check(
     budget = budget_of(memory_budget, data.device).num_bytes
     rows = max(1, budget // (8 * ARRAYS * num_samples * names[site].x[0].numel()))
     with diagnosing(program, seed):
-        check_is_local(program, data, "feature_check")
-        found = concat([_cells(program, part, site, num_samples) for part in data.read(rows)], 0)
+        programs = given_globals(program, data, num_globals)
+        found = concat([_cells(programs, part, site, num_samples) for part in data.read(rows)], 0)
     values = found["log_conditional"]
     num = (~values.isnan()).sum(0)
     mean = values.nanmean(0)
@@ -143,8 +149,24 @@ def feature_check(
     )
 
 
-def _cells(program: nn.Module, piece: Batch, name: str, num_samples: int) -> Arrays:
+def _cells(programs: list[nn.Module], piece: Batch, name: str, num_samples: int) -> Arrays:
     """Return log_conditional, pit and pareto_k, (n, *event) float64."""
+    parts = [_given(program, piece, name, num_samples) for program in programs]
+    each = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+    equal = each["equal"].mean(0)
+    found = {
+        "log_conditional": log_mean_exp(each["log_conditional"]),
+        "pit": each["below"].mean(0) + torch.rand(equal.shape).to(equal) * equal,
+        "pareto_k": each["pareto_k"].amax(0),
+    }
+    mask = piece.sites[name].mask
+    if mask is None:
+        return found
+    return {key: value.masked_fill(~mask, math.nan) for key, value in found.items()}
+
+
+def _given(program: nn.Module, piece: Batch, name: str, num_samples: int) -> Arrays:
+    """Return the same of a program without global latents, and P(x^rep < x_j), P(x^rep = x_j)."""
 
     def read(traces: Traces, num_data: int) -> Arrays:
         site = traces.model.nodes[name]
@@ -165,16 +187,12 @@ def _cells(program: nn.Module, piece: Batch, name: str, num_samples: int) -> Arr
     log_w = drawn["log_w"].double().reshape(num_samples, len(x), *[1] * (x.dim() - 1))
     log_v = log_w - log_factor
     share = log_v.softmax(0)
-    below = (share * (drawn["replicate"] < x)).sum(0)
-    equal = (share * (drawn["replicate"] == x)).sum(0)
-    found = {
+    return {
         "log_conditional": log_w.logsumexp(0) - log_v.logsumexp(0),
-        "pit": below + torch.rand(equal.shape).to(equal) * equal,
+        "below": (share * (drawn["replicate"] < x)).sum(0),
+        "equal": (share * (drawn["replicate"] == x)).sum(0),
         "pareto_k": pareto_k(log_v.flatten(1)).reshape(x.shape),
     }
-    if mask is not None:
-        return {key: value.masked_fill(~mask, math.nan) for key, value in found.items()}
-    return found
 
 
 def _elementwise(p_x: Any) -> Any:

@@ -14,6 +14,8 @@ too small), but not the sum.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from torch.distributions import Distribution
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
 from pyrovae.core.chunking import budget_of, bytes_per_draw, sizes
+from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import (
     Arrays,
     concat,
@@ -31,15 +34,14 @@ from pyrovae.core.draws import (
     over_draws,
     read_terms,
 )
-from pyrovae.core.joint import VAEJoint
+from pyrovae.core.joint import VAEJoint, joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.data import Batch
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.evidence import log_evidence
 from pyrovae.posterior import refine
-from pyrovae.posterior.offsets import chunk_of, log_weights
+from pyrovae.posterior.offsets import log_weights
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.vae import is_plain_vae
 
 ROWS = 256  # data that are refined together
 NEGLIGIBLE = 0.05  # nats: a gap not worth training for
@@ -117,6 +119,7 @@ def inference_gaps(
     method: str = "refined",
     num_samples: int = 1000,
     num_steps: int = 200,
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> InferenceGaps:
@@ -132,6 +135,8 @@ def inference_gaps(
             the encoder's q; or a method of `log_evidence` ("ais", "grid", …).
         num_samples: K, draws per datum for both ELBOs and the weights.
         num_steps: steps of the refinement.
+        num_globals: draws of global latents w ~ q(w), at least 2; all terms are means over them of
+            those given w, and the spread over w is part of the errors.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as in `log_evidence`.
 
@@ -140,7 +145,7 @@ def inference_gaps(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the guide cannot be refined, data share a latent, or a setting is out of range.
+        ConfigError: the guide cannot be refined, or a setting is out of range.
 
     References:
         Inference Suboptimality in Variational Autoencoders, Cremer, Li & Duvenaud, 2018,
@@ -154,20 +159,22 @@ def inference_gaps(
         (torch.Size([2]), True)
     """
     num_samples = whole_number(num_samples, "num_samples", 2)
+    num_globals = whole_number(num_globals, "num_globals", 2)
     data = validated(program, x, y, mask)
     seed = seed_number(seed)  # the same for both ELBOs, even if it is a fresh one
     options = {"num_steps": num_steps, "seed": seed, "memory_budget": memory_budget}
-    pair = _pair_of_vae if is_plain_vae(program) else _pair_of_program
-    parts = []
+    how, parts = (num_samples, seed, memory_budget), []
     for rows in data.read(ROWS):
         refined = refine(program, *rows, **options).guide
         with diagnosing(program, seed):
-            parts.append(_gaps_of(*pair(program, refined, rows, num_samples, seed, memory_budget)))
+            given = given_globals(program, rows, num_globals)  # the same for all rows
+            gaps = [_gaps_of(*_pair(one, refined, rows, *how)) for one in given]
+        parts.append(_over_globals(gaps))
     found = concat(parts, 0)
     log_px, elbo, best_elbo = found["log_px"], found["elbo"], found["best_elbo"]
     error, k = found["approximation_std_error"], found["pareto_k"]
     if method != "refined":
-        options = {"seed": seed, "memory_budget": memory_budget}
+        options = {"num_globals": num_globals, "seed": seed, "memory_budget": memory_budget}
         options |= {"num_samples": num_samples} if method == "iwae" else {}
         evidence = log_evidence(program, x, y, mask, method=method, **options)
         log_px, k = evidence.log_px, evidence.pareto_k
@@ -186,45 +193,34 @@ def inference_gaps(
     )
 
 
-def _pair_of_vae(
-    vae: nn.Module,
-    refined: Distribution,
-    rows: Batch,
-    num_samples: int,
-    seed: int,
-    memory_budget: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-weights under q* and under the encoder's q, (K, n) each."""
-    joint = VAEJoint(vae, rows)
-    cost = rows.num_data * bytes_per_draw(VAEJoint(vae, rows.head()).weighted_draws)
-    chunk = max(1, budget_of(memory_budget, rows.device).num_bytes // cost)
-    best, start = (_log_weights(joint, q, num_samples, chunk, seed) for q in (refined, joint.guide))
-    return best, start
-
-
-def _pair_of_program(
+def _pair(
     program: nn.Module,
-    refined: nn.Module,
+    refined: Distribution | nn.Module,
     rows: Batch,
     num_samples: int,
     seed: int,
     memory_budget: int | None,
-) -> tuple[Tensor, Tensor]:
-    how = {"chunk": chunk_of(program, rows, memory_budget), "seed": seed}
-    best, start = (log_weights(one, rows, num_samples, **how) for one in (refined, program))
-    return best, start
-
-
-def _log_weights(
-    joint: VAEJoint, q: Distribution, num_samples: int, chunk: int, seed: int
-) -> Tensor:
-    """Return log w = log p(x, z) − log q(z) at z ~ q, (K, n) float64; same noise for each q."""
-    parts = []
+) -> list[Tensor]:
+    """Return log w = log p(x, z) − log q(z|x) under q* and under the program's q, (K, n) each."""
     with RandomStream(seed):
-        for size in sizes(num_samples, chunk):
-            z = q.sample((size,))
-            parts.append((sum(joint.terms({"z": z})) - q.log_prob(z)).double())
-    return torch.cat(parts)
+        cost = rows.num_data * bytes_per_draw(joint_of(program, rows.head()).weighted_draws)
+    chunk = max(1, budget_of(memory_budget, rows.device).num_bytes // cost)
+    found = []
+    for draw in _draws(program, refined, rows):
+        with RandomStream(seed):  # the same noise for both
+            found.append(torch.cat([draw(size).double() for size in sizes(num_samples, chunk)]))
+    return found
+
+
+def _draws(
+    program: nn.Module, refined: Distribution | nn.Module, rows: Batch
+) -> list[Callable[[int], Tensor]]:
+    """Return K → log w of K draws, (K, n), under q* and under the program's q."""
+    if not isinstance(refined, Distribution):
+        return [partial(log_weights, one, rows) for one in (refined.of(program), program)]
+    joints = VAEJoint(program, rows), VAEJoint(program, rows)
+    joints[0].guide = refined
+    return [lambda size, joint=joint: joint.weighted_draws(size)[1] for joint in joints]
 
 
 def _gaps_of(best: Tensor, start: Tensor) -> Arrays:
@@ -242,6 +238,22 @@ def _gaps_of(best: Tensor, start: Tensor) -> Arrays:
         "amortization_std_error": (best - start).std(0) / root,
         "pareto_k": pareto_k(best),
     }
+
+
+def _over_globals(parts: list[Arrays]) -> Arrays:
+    """Return the means over draws of global latents, with the errors of these means."""
+    if len(parts) == 1:
+        return parts[0]
+    each = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    log_px, elbo, best = each["log_px"], each["elbo"], each["best_elbo"]
+    means = {"log_px": log_px, "elbo": elbo, "best_elbo": best}
+    errors = {"best_elbo": best, "approximation": log_px - best, "amortization": best - elbo}
+    root = math.sqrt(len(parts))
+    return (
+        {name: value.mean(0) for name, value in means.items()}
+        | {f"{name}_std_error": value.std(0) / root for name, value in errors.items()}
+        | {"pareto_k": each["pareto_k"].amax(0)}
+    )
 
 
 def _generalization(vae, elbo, validation, num_samples, seed, memory_budget) -> Estimate | None:

@@ -10,7 +10,8 @@ the cumulative Jensen-Shannon distance, a unitless metric in [0, 1], and the sen
 
 Above 0.05 a component matters. If both matter, they may pull in different directions (a potential
 prior-data conflict). If only the prior does, the datum says little about this dimension. All
-results are per datum: for the joint posterior of many data the weights degenerate.
+results are per datum: for the joint posterior of many data the weights degenerate. With global
+latents w, they are means over draws w ~ q(w), each given w.
 
 References:
     Detecting and diagnosing prior and likelihood sensitivity with power-scaling, Kallioinen,
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
 from pyrovae.contract import validated
+from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import (
     Arrays,
     concat,
@@ -36,9 +38,9 @@ from pyrovae.core.draws import (
     read_latents,
     read_terms,
 )
-from pyrovae.core.joint import joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.core.terms import Traces
+from pyrovae.data import Batch
 
 SENSITIVE = 0.05  # Kallioinen et al. 2023
 ROWS = 64
@@ -81,19 +83,21 @@ def prior_sensitivity(
     delta: float = 0.01,
     threshold: float = SENSITIVE,
     num_samples: int = 1000,
+    num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
 ) -> PriorSensitivity:
     """Estimate how far each posterior moves when prior or likelihood is raised to a power.
 
     Args:
-        program: any program without global latents.
+        program: any program.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         delta: δ > 0, for the powers 1/(1 + δ) and 1 + δ.
         threshold: sensitivity above which a component matters.
         num_samples: S, draws per datum.
+        num_globals: draws of global latents w ~ q(w), each with S draws per datum.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes per chunk, as in `log_evidence`.
 
@@ -102,7 +106,7 @@ def prior_sensitivity(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the program has global latents, or a setting is out of range.
+        ConfigError: a setting is out of range.
 
     References:
         Kallioinen et al., 2023, https://arxiv.org/abs/2107.14054
@@ -117,17 +121,24 @@ def prior_sensitivity(
     delta = real_number(delta, "delta", above=0.0)
     threshold = real_number(threshold, "threshold", least=0.0)
     num_samples = whole_number(num_samples, "num_samples", 2)
+    num_globals = whole_number(num_globals, "num_globals", 1)
     data = validated(program, x, y, mask)
     options = {"num_samples": num_samples, "memory_budget": memory_budget}
     with diagnosing(program, seed):
-        joint_of(program, data.head())  # rejects latents that all data share
-        names = latent_names(program, data)
-        parts = [
-            _sensitivities(over_draws(program, rows, _read, **options), delta)
-            for rows in data.read(ROWS)
-        ]
+        programs = given_globals(program, data, num_globals)
+        names = latent_names(programs[0], data)
+        parts = [_over_globals(programs, rows, delta, options) for rows in data.read(ROWS)]
     found = concat(parts, 0)
     return PriorSensitivity(**found, threshold=threshold, names=names)
+
+
+def _over_globals(
+    programs: list[nn.Module], rows: Batch, delta: float, options: dict[str, Any]
+) -> Arrays:
+    """Return the means of the sensitivities over programs, and the worst k̂."""
+    parts = [_sensitivities(over_draws(one, rows, _read, **options), delta) for one in programs]
+    each = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    return {n: v.amax(0) if n == "pareto_k" else v.mean(0) for n, v in each.items()}
 
 
 def _read(traces: Traces, num_data: int) -> Arrays:

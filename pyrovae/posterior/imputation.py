@@ -4,6 +4,7 @@
 
 z is drawn by sampling-importance-resampling (`posterior.sir`). The guide at x_observed is only
 the proposal, so a poor guide shows in the effective sample size, not silently in the draws.
+With global latents w, an equal share of the draws is given each w ~ q(w), the same for all data.
 """
 
 from collections.abc import Callable
@@ -12,17 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyrovae.checks import seed_number
+from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
+from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import concat, diagnosing
 from pyrovae.core.joint import by_site, joint_of
-from pyrovae.core.replay import Arrays, check_is_local, guide_at, sites_of
+from pyrovae.core.replay import Arrays, guide_at, sites_of
 from pyrovae.core.replicates import replicated, value_of
 from pyrovae.data import Batch
 from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
-from pyrovae.posterior import sir
+from pyrovae.posterior.record import Posterior, joined, shares_of
+from pyrovae.posterior.resampling import sir
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import is_plain_vae
 
@@ -51,17 +54,19 @@ def impute(
     *,
     num_samples: int = 100,
     num_proposals: int = 10_000,
+    num_globals: int = 10,
     seed: int | None = 0,
 ) -> Imputation:
     """Draw x_missing from p(x_missing | x_observed), by SIR from the guide.
 
     Args:
-        program: a `VAE` or another program without global latents, which uses the mask.
+        program: any program that uses the mask.
         x: (N, *event); the values of missing cells do not matter.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed; with a dict x, a dict of masks.
         num_samples: S, draws per datum.
         num_proposals: K, draws of the guide to resample from; take K ≥ 10 S.
+        num_globals: draws of global latents w ~ q(w), at most S.
         seed: random seed; None uses a fresh one.
 
     Returns:
@@ -69,8 +74,8 @@ def impute(
 
     Raises:
         DataError: x or mask does not fit the program.
-        ConfigError: mask is None, the likelihood does not factorize or has no mean, the program
-            has global latents, or a setting is invalid.
+        ConfigError: mask is None, the likelihood does not factorize or has no mean, or a setting
+            is invalid.
 
     References:
         MIWAE, Mattei & Frellsen, 2019, https://arxiv.org/abs/1812.02633
@@ -84,7 +89,9 @@ def impute(
         (torch.Size([5, 2, 3]), True)
     """
     seed = seed_number(seed)
-    settings = {"num_samples": num_samples, "num_proposals": num_proposals, "seed": seed}
+    settings = {"num_samples": num_samples, "num_proposals": num_proposals}
+    num_samples, num_proposals = (whole_number(v, k, 1) for k, v in settings.items())
+    num_globals = min(num_samples, whole_number(num_globals, "num_globals", 1))
     batch = validated(program, x, y, mask).whole()
     if batch.mask is None:
         raise ConfigError(
@@ -92,10 +99,13 @@ def impute(
             "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
         )
     with diagnosing(program, seed):
-        check_is_local(program, batch, "impute")
-    posterior = sir(program, *batch, **settings)
-    decoded = _by_decoder if is_plain_vae(program) else _by_replicates
-    replicates, means = decoded(program, batch, posterior.draws[0], seed)
+        programs = given_globals(program, batch, num_globals)
+    shares = (shares_of(total, len(programs)) for total in (num_samples, num_proposals))
+    counts = enumerate(zip(programs, *shares, strict=True))
+    parts = [_decoded(one, batch, s, k, seed ^ i) for i, (one, s, k) in counts]
+    posteriors, *decoded = zip(*parts, strict=True)
+    replicates, means = (concat(list(arrays), 0) for arrays in decoded)
+    posterior = joined(list(posteriors))
     draws, mean = {}, {}
     for name, (values, _, seen) in batch.sites.items():
         observed = torch.tensor(True) if seen is None else seen
@@ -104,6 +114,16 @@ def impute(
     if not is_by_site(batch.x):
         draws, mean = draws["x"], mean["x"]
     return Imputation(draws, mean, posterior.ess, posterior.pareto_k)
+
+
+def _decoded(
+    program: nn.Module, batch: Batch, num_samples: int, num_proposals: int, seed: int
+) -> tuple[Posterior, Arrays, Arrays]:
+    """Return draws of z, and by observed site draws of x and E[x|z] at them, (S, N, *event)."""
+    how = {"num_samples": num_samples, "num_proposals": num_proposals, "seed": seed}
+    posterior = sir(program, *batch, **how)
+    decoded = _by_decoder if is_plain_vae(program) else _by_replicates
+    return posterior, *decoded(program, batch, posterior.draws[0], seed)
 
 
 def _by_decoder(vae: nn.Module, batch: Batch, draws: Tensor, seed: int) -> tuple[Arrays, Arrays]:

@@ -16,11 +16,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrovae.contract.sites import is_local
-from pyrovae.core.chunking import budget_of, bytes_per_draw, sizes
-from pyrovae.core.terms import draw_traces, terms_of
-from pyrovae.core.vectorized import Way, way_of
+from pyrovae.core.chunking import sizes
+from pyrovae.core.terms import draw_traces
+from pyrovae.core.vectorized import Way, terms_at, way_of
 from pyrovae.data import Batch
-from pyrovae.errors import ConfigError
 from pyrovae.posterior.leaves import free_parameters, rebuilt
 from pyrovae.runtime.random_stream import RandomStream
 
@@ -39,6 +38,10 @@ class Offset(nn.Module):
     def __init__(self, program: nn.Module, offsets: Offsets, places: dict[str, int]):
         super().__init__()
         self.program, self.offsets, self.places = program, offsets, places
+
+    def of(self, program: nn.Module) -> "Offset":
+        """Return these offsets of another program, such as the same one given global latents."""
+        return Offset(program, self.offsets, self.places)
 
     def map(self, function: Callable[[Tensor, int], Tensor]) -> "Offset":
         """Return the program with function(offset, dimension of the data) for its offsets."""
@@ -74,15 +77,8 @@ def without_offsets(program: nn.Module, batch: Batch) -> Offset:
     """Return the program with offsets of 0 for its local latents.
 
     Raises:
-        ConfigError: draws of the program cannot be computed at once, or a density lacks pathwise
-            gradients or declared parameters.
+        ConfigError: a density lacks pathwise gradients or declared parameters.
     """
-    if way_of(program, batch) is not Way.AT_ONCE:
-        raise ConfigError(
-            f"refine computes several draws at once, but this {type(program).__name__} then fails "
-            "or gives other numbers, for example because it counts dimensions from the left.\n"
-            "Count them from the right, z[..., 0] for z[:, 0]."
-        )
     trace = draw_traces(program.model, program.guide, *batch).guide
     sites = {name: site for name, site in trace.iter_stochastic_nodes() if is_local(site)}
     offsets = {
@@ -103,9 +99,8 @@ def optimized(
     for step in range(num_steps):
         optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / num_steps))
         with torch.enable_grad():
-            how = {"num_samples": num_samples}
-            terms = terms_of(draw_traces(found.model, found.guide, *batch, **how), batch.num_data)
-            gradients = torch.autograd.grad(-terms.log_weights.mean(0).sum(), free)
+            elbo = log_weights(found, batch, num_samples).mean(0)
+            gradients = torch.autograd.grad(-elbo.sum(), free)
         for parameter, gradient in zip(free, gradients, strict=True):
             parameter.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
@@ -117,10 +112,12 @@ def no_worse(
 ) -> tuple[Offset, Tensor, Tensor]:
     """Keep offsets of 0 where the ELBO is higher; return also the ELBO after and before, (n,)."""
     seed = int(torch.randint(2**31, ()))  # the same noise for both
-    how = {"chunk": chunk, "seed": seed}
-    after, before = (
-        log_weights(one, batch, num_draws, **how).mean(0) for one in (found, found.program)
-    )
+    elbos = []
+    for one in (found, found.program):
+        with RandomStream(seed):
+            parts = [log_weights(one, batch, size) for size in sizes(num_draws, chunk)]
+            elbos.append(torch.cat(parts).double().mean(0))
+    after, before = elbos
     is_better = after >= before
 
     def kept(delta: Tensor, place: int) -> Tensor:
@@ -129,27 +126,13 @@ def no_worse(
     return found.map(kept), torch.maximum(after, before), before
 
 
-def log_weights(
-    program: nn.Module, batch: Batch, num_samples: int, *, chunk: int, seed: int
-) -> Tensor:
-    """Return log w = log p(x, z) − log q(z|x) at draws of the guide, (S, n) float64."""
-    parts = []
-    with RandomStream(seed):
-        for size in sizes(num_samples, chunk):
-            traces = draw_traces(program.model, program.guide, *batch, num_samples=size)
-            parts.append(terms_of(traces, batch.num_data).log_weights.double())
-    return torch.cat(parts)
-
-
-def chunk_of(program: nn.Module, batch: Batch, memory_budget: int | None) -> int:
-    """Return the number of draws of these data that fit the budget, at least one."""
-
-    def draw(size: int) -> Any:
-        return draw_traces(program.model, program.guide, *batch.head(), num_samples=size)
-
-    with RandomStream(0):
-        cost = batch.num_data * bytes_per_draw(draw)
-    return max(1, budget_of(memory_budget, batch.device).num_bytes // cost)
+def log_weights(program: nn.Module, batch: Batch, num_samples: int) -> Tensor:
+    """Return log w = log p(x, z) − log q(z|x) at draws of the guide, (S, n)."""
+    of = program.program if isinstance(program, Offset) else program
+    # offsets of n data do not fit copies of them, which other programs would need
+    way = Way.AT_ONCE if way_of(of, batch) is Way.AT_ONCE else Way.ONE_BY_ONE
+    how = {"way": way, "layouts": {}}
+    return terms_at(program.model, program.guide, batch, num_samples, **how).log_weights
 
 
 def joined(parts: list[Offset]) -> Offset:

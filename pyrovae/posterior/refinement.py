@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from pyrovae.checks import real_number, whole_number
 from pyrovae.contract import validated
+from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import VAEJoint
 from pyrovae.data import Source
@@ -37,7 +38,8 @@ class Refined(NamedTuple):
     Attributes:
         guide: q(z; λ*), batch_shape (N,), event_shape (D,); of another program than a `VAE`, the
             program with the refined guide, for these data in this order.
-        elbo: (N,) float64, its ELBO at 100 draws, nats; higher is better.
+        elbo: (N,) float64, its ELBO at 100 draws, nats; higher is better. Given global
+            latents w, and averaged over draws w ~ q(w).
         start_elbo: (N,) float64, the encoder's ELBO with the same noise; elbo − start_elbo
             estimates the amortization gap.
     """
@@ -61,11 +63,12 @@ def refine(
 ) -> Refined:
     """Optimize the guide's parameters for each datum by Adam, from the encoder's output.
 
-    The model's parameters are unchanged. The learning rate decays to 0 along a cosine.
+    The model's parameters and q(w) of global latents are unchanged. The learning rate decays to 0
+    along a cosine.
 
     Args:
-        program: a program without global latents, the densities of whose guide are reparameterized
-            and declare their parameters.
+        program: a program, the local densities of whose guide are reparameterized and declare their
+            parameters.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -80,8 +83,8 @@ def refine(
 
     Raises:
         DataError: x does not fit the program.
-        ConfigError: the guide lacks pathwise gradients or declared parameters (a flow), data share
-            a latent, or a setting is invalid.
+        ConfigError: the guide lacks pathwise gradients or declared parameters (a flow), or a
+            setting is invalid.
 
     References:
         Semi-Amortized Variational Autoencoders, Kim et al., 2018,
@@ -125,7 +128,8 @@ def _refined_program(
 ) -> Refined:
     parts = []
     with diagnosing(program, seed):
-        for rows in rows_at_a_time(program, data, how[-1], memory_budget):
+        one = given_globals(program, data, 1)[0]  # takes as much memory as the program
+        for rows in rows_at_a_time(one, data, how[-1], memory_budget):
             chunk = BACKWARD_COST * how[-1]  # without gradients, as large as a step with them
             parts.append(no_worse(optimized(program, rows, *how), rows, CHECK_DRAWS, chunk))
     found, after, before = zip(*parts, strict=True)

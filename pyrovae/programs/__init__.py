@@ -21,14 +21,12 @@ Methods take any program, these and custom ones, unless they need a property, wh
 names:
 
     local latents that map from the real line   log_evidence by "ais", bdmc, posterior.hmc
-    no global latents                           aggregate_test, prior_sensitivity, impute,
-                                                feature_check, refine, inference_gaps
     a pathwise guide that declares parameters   posterior.refine, inference_gaps
     a model that uses the mask                  impute, and mask= of every method
     a `VAE`                                     log_evidence by "grid" and "enumerate",
                                                 posterior.grid, refit_prior
 
-With global latents, log_evidence, posteriors, pareto_k and comparisons condition on draws of them.
+With global latents, methods per datum condition on draws of them, `num_globals` many.
 
 Each method on each of these programs: ✓ where it runs, else the property that the program lacks.
 
