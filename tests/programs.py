@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
@@ -69,6 +70,36 @@ class Factors(nn.Module):
         self.auto(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.encoder(x), 0.7).to_event(1))
+
+
+class Grouped(nn.Module):
+    """x = z + noise; z is a function of the auxiliary site "group" of an `EasyGuide`."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(3, 3)
+        self.easy = _Easy(self.model, self.encoder)
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        self.easy(x, y, mask)
+
+
+class _Easy(EasyGuide):
+    def __init__(self, model: Callable, encoder: nn.Module):
+        super().__init__(model)
+        self.encoder = encoder
+
+    def guide(self, x, y=None, mask=None):
+        with self.plate("data", len(x), dim=-1):
+            loc = 0.7 * x + 0.1 * self.encoder(x)
+            self.group(match="z").sample("group", dist.Normal(loc, 0.6).to_event(1))
 
 
 class Indexed(nn.Module):
@@ -326,6 +357,7 @@ PROGRAMS = {
     "AutoNormal": Row(lambda: Factors(AutoNormal)),
     "AutoMultivariateNormal": Row(lambda: Factors(AutoMultivariateNormal)),
     "AutoDelta": Row(lambda: Factors(AutoDelta)),
+    "EasyGuide": Row(Grouped, _sum_of(torch.eye(3))),
     "counts dimensions from the left": Row(Indexed, _sum_of(_SUM), signal=_with_sum),
     "a guide that counts from the left": Row(
         IndexedGuide, _sum_of(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 1.0]]))

@@ -628,3 +628,32 @@ def test_chains_without_warmup_move():
 def test_occupancy_needs_draws(num_samples):
     with pytest.raises(ConfigError, match="num_samples"):
         made("MixtureVAE").occupancy(numbers(4), num_samples=num_samples)
+
+
+class Unbalanced(PROGRAMS["EasyGuide"].make):
+    """z is drawn around the auxiliary site, and is not a function of it."""
+
+    def guide(self, x, y=None, mask=None):
+        with pyro.plate("data", len(x)):
+            infer = {"is_auxiliary": True}
+            r = pyro.sample("r", dist.Normal(self.encoder(x), 0.3).to_event(1), infer=infer)
+            pyro.sample("z", dist.Normal(r, 0.7).to_event(1))
+
+
+def test_auxiliary_draws_that_the_latents_are_not_functions_of_are_refused():
+    """log q(r) has no counterpart: IWAE was 2 nats above log p(x), without a warning."""
+    with pytest.raises(ConfigError, match="the auxiliary 'r', which the model lacks"):
+        pv.log_evidence(Unbalanced(), numbers())
+
+
+def test_a_guide_with_auxiliary_sites_has_no_density_at_given_latents():
+    """Annealing from it gave infinity; what needs no such density runs."""
+    program, x = made("EasyGuide"), numbers(4)
+    with pytest.raises(ConfigError, match="its density at given latents is unknown"):
+        pv.log_evidence(program, x, method="ais", start="guide", num_temperatures=2)
+    found = pv.diagnostics.decompose_elbo(program, x)
+    assert found.elbo.isfinite().all()
+    assert math.isnan(found.marginal_kl.value)
+    tree = pv.to_arviz(program, x, num_samples=5, posterior="sir", num_proposals=50)
+    assert tree["log_likelihood"]["x"].notnull().all()
+    assert tree["sample_stats"]["log_guide"].isnull().all()

@@ -30,6 +30,7 @@ PROPERTIES = {
     "trainable": "parameters to train",
     "continuous": "continuous local latents",
     "pathwise": "a guide that declares its parameters and has pathwise gradients",
+    "scored": "a guide without auxiliary sites, which has a density at given latents",
     "mask": "a model that uses the mask",
     "elementwise": "a likelihood that factorizes over the numbers of a datum",
     "VAE": "a `VAE`",
@@ -88,7 +89,14 @@ def decoder_as_a_prior():
 BITS = (torch.arange(4 * N).reshape(N, 4) % 3 == 0).float()
 OF_THE_SHELF = ("LadderVAE", "MixtureVAE", "MultimodalVAE", "DeepMarkovModel")
 CASES = {
-    name: case(row.make, data(name, N), lacks=[] if name in OF_THE_SHELF else ["mask"])
+    name: case(
+        row.make,
+        data(name, N),
+        lacks=[
+            *([] if name in OF_THE_SHELF else ["mask"]),
+            *(["scored"] if name == "EasyGuide" else []),
+        ],
+    )
     for name, row in PROGRAMS.items()
 } | {
     "a Markov chain of classes": case(
@@ -213,8 +221,8 @@ METHODS = {
         lambda p, x, y: pv.diagnostics.calibration(
             p, N, y, like=x, num_draws=3, num_bins=2, **SIMULATED
         ),
-        [],
-        "",
+        ["scored"],
+        "its density at given latents is unknown",
     ),
     "prior_check": (
         lambda p, x, y: pv.diagnostics.prior_check(p, x, y, statistic=mean_of_first, **FEW),

@@ -1,5 +1,6 @@
 """Draws of a program's posterior, prior and predictives, exported to ArviZ."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -139,7 +140,8 @@ def _scored(program: nn.Module, batch: Batch, draws: Tensor) -> Arrays:
         terms = {"log_prior": log_prior, "log_likelihood": log_likelihood}
         terms |= {LATENT + name: value for name, value in z.items()}
         terms |= {OBSERVED + name: v for name, v in joint.log_likelihoods(z).items()}
-        parts.append(terms | {"log_guide": joint.log_guide(z)})
+        log_guide = joint.log_guide(z) if joint.scores_latents else log_prior * math.nan
+        parts.append(terms | {"log_guide": log_guide})
         start = stop
     shape = (num_chains, num_samples)
     return {name: v.unflatten(0, shape) for name, v in concat(parts, 1).items()}

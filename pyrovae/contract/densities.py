@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import lazy_property
 
 from pyrovae.contract.sites import auxiliary_sites, is_local
-from pyrovae.densities.supports import support_of
+from pyrovae.densities.supports import support_of, transform_onto
 from pyrovae.errors import ConfigError
 from pyrovae.runtime.random_stream import RandomStream
 
@@ -51,13 +52,14 @@ def check_densities(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> N
     with RandomStream(0), torch.no_grad(), pyro.validation_enabled(False):
         for name, site in guide_trace.iter_stochastic_nodes():
             check_density(site["fn"], f"the encoder's q({name}|x)")
-        # a point there may be the image of a draw
-        is_image = any(is_local(guide_trace.nodes[name]) for name in auxiliary_sites(guide_trace))
+        auxiliary = [n for n in auxiliary_sites(guide_trace) if is_local(guide_trace.nodes[n])]
+        if auxiliary:  # a point there may be the image of a draw
+            check_images(model_trace, guide_trace, auxiliary)
         for name, site in model_trace.iter_stochastic_nodes():
             check_density(site["fn"], f"the prior p({name})")
             if name not in guide_trace:  # summed out
                 continue
-            if is_local(site) and not is_image:
+            if is_local(site) and not auxiliary:
                 check_spread(site["fn"], guide_trace.nodes[name]["fn"], name)
             check_supports(site["fn"], guide_trace.nodes[name]["fn"], name)
         for name in model_trace.observation_nodes:
@@ -127,6 +129,53 @@ def check_spread(p: Distribution, q: Distribution, name: str) -> None:
             f"prior p({name}) has a density there: KL(q ‖ p) is infinite, so there is no ELBO.\n"
             "Give it a spread, e.g. guides.DiagonalNormal, or make what is fixed a parameter."
         )
+
+
+def check_images(
+    model_trace: poutine.Trace, guide_trace: poutine.Trace, auxiliary: list[str]
+) -> None:
+    """Raise ConfigError unless the latents that are points are the image of the auxiliary draws.
+
+    The model has no density of an auxiliary r, so log p(x, z) − log q(r) is a bound only if z is a
+    one-to-one function of r: a `Delta` with as many free numbers.
+
+    Args:
+        model_trace: as for `check_densities`.
+        guide_trace: as for `check_densities`.
+        auxiliary: the auxiliary sites inside the plate "data".
+    """
+    sites = [site for name, site in model_trace.iter_stochastic_nodes() if name in guide_trace]
+    points = [s for s in sites if is_local(s) and is_delta(guide_trace.nodes[s["name"]]["fn"])]
+    drawn, needed = map(_free_numbers, ([guide_trace.nodes[name] for name in auxiliary], points))
+    if drawn != needed:
+        raise ConfigError(
+            f"the guide draws the auxiliary {', '.join(map(repr, auxiliary))}, which the model "
+            "lacks, but the latents are not one-to-one functions of it: log q counts draws that "
+            "log p does not, so the objective would not be a bound.\n"
+            "Sample the latents as dist.Delta(f(auxiliary)), or add the site to the model."
+        )
+
+
+def is_delta(density: Distribution) -> bool:
+    """Return whether a density is a point by construction.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> is_delta(dist.Delta(torch.zeros(2)).to_event(1))
+        True
+    """
+    return isinstance(_innermost(density), dist.Delta)
+
+
+def _free_numbers(sites: list[dict[str, Any]]) -> int:
+    """Return how many numbers the values of sites have on the real line."""
+    total = 0
+    for site in sites:
+        value = site["value"]
+        with suppress(NotImplementedError):  # of a support without a map: as many as it has
+            value = transform_onto(support_of(site["fn"])).inv(value)
+        total += value.numel()
+    return total
 
 
 def _in_which(is_point: Tensor, q: Distribution) -> str:

@@ -3,6 +3,8 @@
     terms(z) → log p(z), log p(x|z)      log_guide(z) → log q(z|x)      (S, N) each, nats
     draw_prior(S), draw_guide(S) → z     weighted_draws(S) → z, log w
 
+A guide with auxiliary sites, of which z is a function, has no log_guide: `scores_latents` is false.
+
 z is a dict of sites, each (S, N, *event). Two classes have this interface: `VAEJoint` calls the
 three parts directly, and the encoder once regardless of the number of draws; `ProgramJoint`
 runs any other program, whose local sites may depend on each other, under Pyro's handlers.
@@ -56,6 +58,7 @@ class VAEJoint:
         self.decoder, self.batch = vae.decoder, batch
         self.prior = vae.prior(*given(y, vae.prior))
         self.guide = vae.encoder(fill(x, mask), *given(y, vae.encoder))
+        self.scores_latents = True
         self.supports = {"z": support_of(self.prior) or self.prior.support}
 
     def terms(self, z: Latents) -> tuple[Tensor, Tensor]:
@@ -103,6 +106,9 @@ class ProgramJoint:
                 "elbo_terms(…).total_elbo bounds the evidence of all data together."
             )
         self.supports = {n: support_of(s["fn"]) or s["fn"].support for n, s in sites.items()}
+        guide_sites = (name for name, _ in traces.guide.iter_stochastic_nodes())
+        self.auxiliary = [name for name in guide_sites if name not in sites]
+        self.scores_latents = not self.auxiliary
         self.layouts = layouts_of(*traces)
         self.way = way_of(program, batch)
         self.terms = Repeated(self._terms_of_model, program)
@@ -115,6 +121,12 @@ class ProgramJoint:
         return dict(self._replayed(self.program.model, z).log_likelihoods)
 
     def log_guide(self, z: Latents) -> Tensor:
+        if self.auxiliary:
+            raise ConfigError(
+                f"the guide draws {self.auxiliary[0]!r}, which the model lacks, so its density at "
+                "given latents is unknown: only its own draws can be weighted.\n"
+                "Use log_evidence by 'iwae', or by 'ais' with start='prior', or posterior.hmc."
+            )
         return self._replayed(self.program.guide, z).log_prior
 
     def draw_prior(self, num_samples: int) -> Latents:

@@ -167,7 +167,7 @@ def surgery(
         num_aggregate: M; each datum contributes ⌊M/N⌋ or ⌈M/N⌉ draws.
         memory_budget: bytes per chunk of the (M, N) log-densities.
     """
-    if not _has_one_prior(program, data):
+    if not _has_one_prior(program, data) or not joint_of(program, data.head()).scores_latents:
         return (Estimate(math.nan, math.nan, True),) * 3
     row, z, terms = _aggregate_draws(program, data, num_aggregate, memory_budget)
     own = terms["log_guide"]

@@ -15,6 +15,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyrovae.contract.densities import is_delta
 from pyrovae.contract.sites import is_local
 from pyrovae.core.chunking import sizes
 from pyrovae.core.terms import draw_traces
@@ -80,7 +81,11 @@ def without_offsets(program: nn.Module, batch: Batch) -> Offset:
         ConfigError: a density lacks pathwise gradients or declared parameters.
     """
     trace = draw_traces(program.model, program.guide, *batch).guide
-    sites = {name: site for name, site in trace.iter_stochastic_nodes() if is_local(site)}
+    sites = {
+        name: site
+        for name, site in trace.iter_stochastic_nodes()
+        if is_local(site) and not is_delta(site["fn"])  # a function of auxiliary sites
+    }
     offsets = {
         name: [torch.zeros_like(leaf.free) for leaf in free_parameters(site["fn"])]
         for name, site in sites.items()

@@ -22,6 +22,7 @@ names:
 
     local latents that map from the real line   log_evidence by "ais", bdmc, posterior.hmc
     a pathwise guide that declares parameters   posterior.refine, inference_gaps
+    a guide without auxiliary sites             calibration, and annealing from the guide
     a model that uses the mask                  impute, and mask= of every method
     a `VAE`                                     log_evidence by "grid" and "enumerate",
                                                 posterior.grid, refit_prior
