@@ -206,6 +206,28 @@ class Switching(nn.Module):
             pyro.sample("z", dist.Normal(0.1 * self.encoder(rows).squeeze(-1), 1.0))
 
 
+class Classified(nn.Module):
+    """z ~ N(CENTERS[c], 1), x = z + noise, with a class c that the guide draws as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(3, 3)
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", dist.Categorical(WEIGHTS.to(x)))
+            z = pyro.sample("z", dist.Normal(CENTERS.to(x)[c], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", dist.Categorical(logits=0.1 * self.classifier(x)))
+            loc = (x + NOISE**2 * CENTERS.to(x)[c]) / (1 + NOISE**2)
+            pyro.sample("z", dist.Normal(loc, 0.6).to_event(1))
+
+
 class Observations(nn.Module):
     """x (B, T) observed in a plate "time", left of the plate "data"; one z for all times."""
 
@@ -379,6 +401,9 @@ PROGRAMS = {
         WEIGHTS,
         CENTERS,
         elbo=lambda: TraceEnum_ELBO(max_plate_nesting=1),
+    ),
+    "a class of the guide": Row(
+        Classified, _sum_of(torch.eye(3)), WEIGHTS, CENTERS, signal=lambda z: z[..., 1:]
     ),
     "MultimodalVAE": Row(
         multimodal,

@@ -32,6 +32,7 @@ import pyrovae as pv
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import ProgramJoint
 from pyrovae.core.repeated import CALLS_BEFORE_TRACING
+from pyrovae.core.summed import without_discrete
 from pyrovae.core.terms import draw_traces, terms_of
 from pyrovae.data import Batch, open_source
 from pyrovae.errors import ConfigError, DataError
@@ -251,7 +252,7 @@ def test_repeated_terms_are_those_of_the_handlers(name, float64):
     """The same numbers and gradients from the graph as from the first calls."""
     program, batch = made(name), open_source(data(name, 4)).whole()
     with diagnosing(program, 0):
-        joint = ProgramJoint(program, batch)
+        joint = ProgramJoint(without_discrete(program, batch), batch)
         z = {n: v.requires_grad_() for n, v in joint.draw_prior(3).items()}
 
         def terms_and_gradients():
@@ -657,3 +658,25 @@ def test_a_guide_with_auxiliary_sites_has_no_density_at_given_latents():
     tree = pv.to_arviz(program, x, num_samples=5, posterior="sir", num_proposals=50)
     assert tree["log_likelihood"]["x"].notnull().all()
     assert tree["sample_stats"]["log_guide"].isnull().all()
+
+
+def test_hmc_draws_the_classes_that_it_sums_out(float64):
+    """p(c|x) ∝ π_c N(x; m_c, C), in the first of the four numbers of a draw; also in ArviZ."""
+    program, x = made("a class of the guide"), numbers(3)
+    found = pv.posterior.hmc(program, x, num_samples=500, num_warmup=100)
+    assert found.draws.shape == (4, 500, 3, 4)
+    share = nn.functional.one_hot(found.draws[..., 0].long().flatten(0, 1), 3).double().mean(0)
+    exact = PROGRAMS["a class of the guide"].components(x).softmax(-1)
+    # chains of 2000 draws are worth 200 at least
+    assert ((share - exact).abs() < 5 * (exact * (1 - exact) / 200).sqrt() + 0.01).all()
+    tree = pv.to_arviz(program, x, num_samples=5, posterior="hmc", num_warmup=5)
+    assert tree["posterior"]["c"].shape == (4, 5, 3)
+    assert tree["sample_stats"]["log_guide"].notnull().all()
+
+
+def test_a_sum_over_classes_has_no_density_of_the_guide():
+    program, x = made("a class of the guide"), numbers(3)
+    with pytest.raises(ConfigError, match="draws 'c' besides these latents"):
+        pv.log_evidence(program, x, method="ais", start="guide", num_temperatures=2)
+    gap = pv.evidence.bdmc(program, 50, like=x, num_temperatures=50)
+    assert abs(gap.gap) < 0.2

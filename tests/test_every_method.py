@@ -28,7 +28,7 @@ TABLE = Path(pv.__file__).parent / "programs" / "methods.md"
 # property of a program → what a method that needs it says, in the table of the reference
 PROPERTIES = {
     "trainable": "parameters to train",
-    "continuous": "continuous local latents",
+    "continuous": "a continuous local latent, and discrete ones with few values",
     "pathwise": "a guide that declares its parameters and has pathwise gradients",
     "scored": "a guide without auxiliary sites, which has a density at given latents",
     "mask": "a model that uses the mask",
@@ -95,6 +95,7 @@ CASES = {
         lacks=[
             *([] if name in OF_THE_SHELF else ["mask"]),
             *(["scored"] if name == "EasyGuide" else []),
+            *(["pathwise"] if name == "a class of the guide" else []),
         ],
     )
     for name, row in PROGRAMS.items()
@@ -112,7 +113,7 @@ CASES = {
         semi_supervised,
         BITS,
         torch.tensor([0, -1, 1, -1, 2, 0]),
-        lacks=["continuous", "pathwise"],
+        lacks=["pathwise"],
     ),
     "a Bayesian layer": case(with_global_latents, BITS),
     "VAE": case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),

@@ -5,6 +5,7 @@ joint       a program at fixed data, as functions of its latents
 draws       numbers from the traces of all draws of all data, within a byte budget
 vectorized  many draws in the fastest way that gives the right numbers
 marginal    discrete latents that the guide leaves out, summed out
+summed      a program without the discrete latents of its guide
 replay      the sites of a program, and a program at given latents
 repeated    the same, without handlers once it is called often
 replicates  replicates of the data

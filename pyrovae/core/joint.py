@@ -3,7 +3,7 @@
     terms(z) → log p(z), log p(x|z)      log_guide(z) → log q(z|x)      (S, N) each, nats
     draw_prior(S), draw_guide(S) → z     weighted_draws(S) → z, log w
 
-A guide with auxiliary sites, of which z is a function, has no log_guide: `scores_latents` is false.
+A guide that draws other sites than z has no log_guide: `scores_latents` is false.
 
 z is a dict of sites, each (S, N, *event). Two classes have this interface: `VAEJoint` calls the
 three parts directly, and the encoder once regardless of the number of draws; `ProgramJoint`
@@ -106,8 +106,9 @@ class ProgramJoint:
                 "elbo_terms(…).total_elbo bounds the evidence of all data together."
             )
         self.supports = {n: support_of(s["fn"]) or s["fn"].support for n, s in sites.items()}
-        guide_sites = (name for name, _ in traces.guide.iter_stochastic_nodes())
-        self.auxiliary = [name for name in guide_sites if name not in sites]
+        guide_sites = [name for name, _ in traces.guide.iter_stochastic_nodes()]
+        hidden = getattr(program, "hidden_in_guide", [])
+        self.auxiliary = [*hidden, *(name for name in guide_sites if name not in sites)]
         self.scores_latents = not self.auxiliary
         self.layouts = layouts_of(*traces)
         self.way = way_of(program, batch)
@@ -123,7 +124,7 @@ class ProgramJoint:
     def log_guide(self, z: Latents) -> Tensor:
         if self.auxiliary:
             raise ConfigError(
-                f"the guide draws {self.auxiliary[0]!r}, which the model lacks, so its density at "
+                f"the guide draws {self.auxiliary[0]!r} besides these latents, so its density at "
                 "given latents is unknown: only its own draws can be weighted.\n"
                 "Use log_evidence by 'iwae', or by 'ais' with start='prior', or posterior.hmc."
             )

@@ -69,7 +69,7 @@ def log_evidence(
 
     Args:
         program: "iwae" takes any program; so does "ais", if its local latents map from the real
-            line; "grid" takes a `VAE` of latent dimension ≤ 2, "enumerate" a
+            line or can be summed out; "grid" takes a `VAE` of latent dimension ≤ 2, "enumerate" a
             `VAE` with a discrete prior.
         x: (N, *event), in any container that `fit` takes.
         y: (N, …), covariates.

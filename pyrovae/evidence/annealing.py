@@ -35,6 +35,7 @@ from pyrovae.core.chunking import chunked
 from pyrovae.core.hamiltonian import Kernel, Tempered, adapted, point_at, transition
 from pyrovae.core.importance import WeightSums
 from pyrovae.core.joint import Unconstrained, joint_of
+from pyrovae.core.summed import without_discrete
 from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.record import Evidence, concat, estimated
@@ -100,6 +101,8 @@ def path_scale(start: Tensor, guide: Tensor, beta: float) -> Tensor:
 class AIS:
     """Annealed importance sampling, for programs with local latents that map from the real line.
 
+    Discrete latents with few values are summed out.
+
     Args:
         num_samples: S, chains per datum.
         num_temperatures: T, steps from f_0 to the posterior.
@@ -136,7 +139,7 @@ class AIS:
         self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
     ) -> Evidence:
         """Return the estimate of log p(x) for each datum; errors as in `log_evidence`."""
-        parts = []
+        program, parts = without_discrete(program, data), []
         for rows in rows_at_a_time(program, data, self.num_samples, memory_budget):
             density = Unconstrained(joint_of(program, rows), method="method='ais'")
             parts.append(summed(forward(density, pilot(density, self), self)))

@@ -23,6 +23,7 @@ from pyrovae.contract.validator import validated
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import Latents, Unconstrained, flat, joint_of
 from pyrovae.core.simulation import simulated
+from pyrovae.core.summed import without_discrete
 from pyrovae.data import Batch, concat
 from pyrovae.evidence.annealing import AIS, backward, forward, pilot, rows_at_a_time, summed
 
@@ -114,6 +115,7 @@ def bdmc(
             codes.append(flat({name: z[None] for name, z in latents.items()})[0])
             start = 0
             checked = validated(part, simulations.x, simulations.y)
+            part = without_discrete(part, checked)
             for rows in rows_at_a_time(part, checked, how.num_samples, memory_budget):
                 stop = start + rows.num_data
                 truth = {name: z[None, start:stop] for name, z in latents.items()}

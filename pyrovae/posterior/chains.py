@@ -19,6 +19,7 @@ from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.hamiltonian import Info, Kernel, Point, transition
 from pyrovae.core.joint import Unconstrained, flat, joint_of
+from pyrovae.core.summed import completed, without_discrete
 from pyrovae.data import Source
 from pyrovae.evidence.annealing import rows_at_a_time
 from pyrovae.posterior.convergence import bulk_ess, e_bfmi, split_r_hat
@@ -52,7 +53,8 @@ def hmc(
     own.
 
     Args:
-        program: any program whose local latents map from the real line.
+        program: any program whose local latents map from the real line; discrete ones with few
+            values are summed out while the others move, and then drawn given them.
         x: (N, *event).
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
@@ -114,15 +116,17 @@ def _hmc(
     num_leapfrog: int,
     memory_budget: int | None,
 ) -> Posterior:
-    draws, stats = [], []
-    for rows in rows_at_a_time(program, data, num_chains, memory_budget):
-        density = Unconstrained(joint_of(program, rows), method="posterior.hmc")
+    moved, draws, stats = [], [], []
+    moving = without_discrete(program, data)
+    for rows in rows_at_a_time(moving, data, num_chains, memory_budget):
+        density = Unconstrained(joint_of(moving, rows), method="posterior.hmc")
         point, kernel = warmed_up(density, num_chains, num_warmup, num_leapfrog)
         drawn = _drawn(density, point, kernel, num_samples)
-        draws.append(drawn[0])
+        moved.append(drawn[0])
+        draws.append(completed(moving, rows, drawn[0]))
         stats.append(drawn[1])
-    draws, stats = torch.cat(draws, 2), concat_stats(stats, 2)
-    ess, r_hat = least_ess(draws), split_r_hat(draws).amax(-1)
+    moved, draws, stats = torch.cat(moved, 2), torch.cat(draws, 2), concat_stats(stats, 2)
+    ess, r_hat = least_ess(moved), split_r_hat(moved).amax(-1)
     nan = torch.full_like(ess, math.nan)
     return Posterior(draws, ess, r_hat, nan, stats, e_bfmi(stats.energy))
 

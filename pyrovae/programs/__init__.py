@@ -20,7 +20,8 @@ Each has a file of its own, short enough to serve as a template for custom progr
 Methods take any program, these and custom ones, unless they need a property, which their error
 names:
 
-    local latents that map from the real line   log_evidence by "ais", bdmc, posterior.hmc
+    local latents that map from the real line,  log_evidence by "ais", bdmc, posterior.hmc
+    and discrete ones with few values
     a pathwise guide that declares parameters   posterior.refine, inference_gaps
     a guide without auxiliary sites             calibration, and annealing from the guide
     a model that uses the mask                  impute, and mask= of every method
