@@ -429,6 +429,26 @@ class TestAnyProgram:
         for verdict in found:
             assert verdict.meaning in page.text
 
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            (
+                "MixtureVAE",
+                ["c ~ p(c), z ~ p(z|c)", "Latents of a datum: z; summed out exactly: c"],
+            ),
+            ("MultimodalVAE", ["encoders a", "decoders b", "observed: a, b"]),
+            ("global in a plate", ["Latents of a datum: z; latents that all data share: w"]),
+        ],
+    )
+    def test_a_page_names_latents_and_parts(self, name, expected, tmp_path, monkeypatch):
+        path = tmp_path / "page.html"
+        monkeypatch.setattr("pyrovae.report.findings.NUM_REFINED", 2)
+        monkeypatch.setattr("pyrovae.report.findings.NUM_SIMULATED", 40)
+        pv.write_report(PROGRAMS[name].make(), data(name, 40), path, num_samples=30)
+        text = Page(path.read_text()).text
+        assert not [words for words in expected if words not in text]
+        assert "Module" not in text
+
     def test_hidden_cells_may_be_nan(self, tmp_path):
         """Calibration simulates complete data."""
         program, x = PROGRAMS["MultimodalVAE"].make(), data("MultimodalVAE", 40)

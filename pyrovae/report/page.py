@@ -5,6 +5,7 @@ Pictures are data URIs and the style is inline: no script, no font, no network.
 
 import base64
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -12,7 +13,10 @@ from jinja2 import Environment, StrictUndefined
 from torch import nn
 
 from pyrovae.contract.program import trace_once
+from pyrovae.core.draws import diagnosing
+from pyrovae.core.replay import sites_of
 from pyrovae.core.terms import bound_on
+from pyrovae.data import Batch
 from pyrovae.diagnostics import Decomposition
 from pyrovae.history import History
 from pyrovae.report import TERMS
@@ -105,6 +109,7 @@ def render(
         is_vae=is_plain_vae(program),
         summary=_summary(found, judged, of_what),
         of_what=of_what,
+        structure="" if is_plain_vae(program) else _structure(program, found.data),
         parts=_parts(program),
         terms=_terms(about),
         verdicts=judged,
@@ -144,16 +149,43 @@ def _summary(found: Findings, judged: tuple[Verdict, ...], of_what: str) -> str:
 ROLES = {"prior": "prior p(z)", "encoder": "encoder q(z|x)", "decoder": "decoder p(x|z)"}
 
 
+def _structure(program: nn.Module, data: Batch) -> str:
+    """Return the first line of a program's docstring, and the names of its sites."""
+    with diagnosing(program, 0):
+        sites = sites_of(program, data)
+    kinds = {
+        "Latents of a datum": [name for name in sites.latents if name not in sites.shared],
+        "latents that all data share": sites.shared,
+        "summed out exactly": sites.summed,
+        "observed": sites.observed,
+    }
+    named = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+    return f"{_meaning(type(program))} {named}."
+
+
+def _meaning(kind: type) -> str:
+    return (kind.__doc__ or "").strip().partition("\n")[0]
+
+
 def _parts(program: nn.Module) -> list[dict[str, Any]]:
     rows = []
-    for name, part in program.named_children():
+    for name, part in _named_parts(program):
         role = ROLES.get(name, name) if is_plain_vae(program) else name
         density = type(list(part.children())[-1] if isinstance(part, nn.Sequential) else part)
-        meaning = (density.__doc__ or "").strip().partition("\n")[0]
+        meaning = _meaning(density)
         size = sum(p.numel() for p in part.parameters())
         row = {"role": role, "name": density.__name__, "meaning": meaning, "num_parameters": size}
         rows.append(row)
     return rows
+
+
+def _named_parts(program: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts of a program, those in a ModuleDict or ModuleList one by one."""
+    for name, part in program.named_children():
+        if isinstance(part, nn.ModuleDict | nn.ModuleList):
+            yield from ((f"{name} {key}", one) for key, one in part.named_children())
+        else:
+            yield name, part
 
 
 def _network(spec: dict[str, Any]) -> str:
