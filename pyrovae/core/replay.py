@@ -52,7 +52,9 @@ def sites_of(program: nn.Module, data: Source | Batch) -> Sites:
 
     Example:
         >>> import pyrovae as pv, torch
-        >>> sites = sites_of(pv.build((2,), latent_dim=1), Batch(torch.ones(1, 2)))
+        >>> from pyrovae.handlers import own_store
+        >>> with own_store():
+        ...     sites = sites_of(pv.build((2,), latent_dim=1), Batch(torch.ones(1, 2)))
         >>> sites.latents, sites.summed, sites.observed
         (('z',), (), ('x',))
     """
