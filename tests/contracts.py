@@ -261,10 +261,13 @@ CONTAINERS = {
 
 # name → the kind of latent that it takes, and options that cost little
 EVIDENCE_METHODS = {
+    "importance": ("continuous", {"num_samples": 500}),
     "iwae": ("continuous", {"num_samples": 2000}),
+    "refined": ("continuous", {"num_samples": 500, "num_steps": 60}),
     "ais": ("continuous", {"num_samples": 64, "num_temperatures": 20}),
     "grid": ("continuous", {}),
     "enumerate": ("discrete", {}),
+    "auto": ("continuous", {}),
 }
 
 POSTERIOR_METHODS = {

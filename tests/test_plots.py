@@ -784,7 +784,7 @@ class TestSeveralModels:
         ax = plots.comparison(comparison_record())
         names = [label.get_text() for label in ax.get_yticklabels()]
         assert names == [
-            "StandardNormal\nk̂ too high: 10 %",
+            "StandardNormal\nlower bounds: 10 %",
             "a Gaussian mixture of 20\nk̂ too high: 2 %",
             "VampPrior",
         ]

@@ -36,13 +36,13 @@ def number_of(*arrays):
 
 def numbers(prior):
     vae, x = trained("eager", prior), digits()[:9]
-    budget = {"memory_budget": 600_000}
+    budget, iwae = {"memory_budget": 600_000}, {"method": "iwae", "num_samples": 9}
     ais = {"method": "ais", "num_samples": 2, "num_temperatures": 20, "memory_budget": 10**7}
     hmc = {"num_samples": 20, "num_warmup": 20, "memory_budget": 10**7}
     return {
         "weights": number_of(*vae.state_dict().values()),
-        "iwae": number_of(*pv.log_evidence(vae, x, num_samples=300, **budget)[:3]),
-        "subset": number_of(*pv.log_evidence(vae, digits(), num_samples=9, num_data=20)),
+        "iwae": number_of(*pv.log_evidence(vae, x, method="iwae", num_samples=300, **budget)[:3]),
+        "subset": number_of(*pv.log_evidence(vae, digits(), num_data=20, **iwae)[:5]),
         "ais": number_of(*pv.log_evidence(vae, x, **ais)[:2]),
         "sir": number_of(pv.posterior.sir(vae, x, num_samples=9, num_proposals=99).draws),
         "hmc": number_of(pv.posterior.hmc(vae, x, **hmc).draws),

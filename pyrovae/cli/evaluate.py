@@ -1,5 +1,6 @@
 """`pyrovae evaluate`: score a run's model on its held-out data."""
 
+from collections import Counter
 from typing import Annotated, Any
 
 from typer import Option
@@ -26,11 +27,12 @@ def evaluate_command(
 
     \b
     ELBO      −(reconstruction + KL), a lower bound of log p(x)
-    log p(x)  log (1/K) Σ_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x): a lower bound
-              in expectation, tighter for larger K
+    log p(x)  for each datum by the cheapest of quadrature (latent ≤ 2),
+              importance sampling, refined importance sampling and annealing
+              that has an interval; where none has, a lower bound
     active    latent dimensions with Var_x(E\\[z_d|x]) > 0.01
-    k̂         tail of a datum's weights; above the threshold the encoder misses
-              its posterior, and log p(x) is too low
+    k̂         tail of the weights p(x, z) / q(z|x) of K draws for a datum; above
+              the threshold the encoder misses its posterior
 
     \b
     Examples:
@@ -47,17 +49,17 @@ def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> di
     """Compute the numbers of `pyrovae evaluate`, nats per datum unless said otherwise."""
     import torch
 
-    from pyrovae.core.pareto import pareto_k_threshold
     from pyrovae.diagnostics.estimate import mean_of
 
     x = run.data.test
     if num_data is not None and num_data < len(x):
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num_data]
         x = x[rows]
-    evidence = pv.log_evidence(run.vae, x, num_samples=num_samples, seed=seed)
+    draws = {"num_samples": num_samples, "seed": seed}
+    evidence = pv.log_evidence(run.vae, x, method="auto", **draws)
+    reliability = pv.diagnostics.pareto_k(run.vae, x, **draws)
     active = pv.diagnostics.active_units(run.vae, x, seed=seed)
-    log_px, threshold = mean_of(evidence.log_px), pareto_k_threshold(num_samples)
-    failed = (evidence.pareto_k > threshold).double().mean().item()
+    log_px, failed = mean_of(evidence.log_px), len(reliability.failed) / len(x)
     return {
         "run": str(run.folder),
         "data": run.data.name,
@@ -68,7 +70,8 @@ def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> di
             "value": log_px.value,
             "std_error": log_px.std_error,
             "draw_error": (evidence.std_error**2).sum().sqrt().item() / len(x),
-            "estimator": f"importance sampling from q(z|x), K = {num_samples}",
+            "methods": dict(Counter(evidence.methods)),
+            "share_lower_bounds": evidence.upper.isinf().double().mean().item(),
         },
         "active_units": {
             "value": active.num_active,
@@ -79,7 +82,7 @@ def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> di
         "share_above_pareto_k": {
             "value": failed,
             "std_error": (failed * (1 - failed) / len(x)) ** 0.5,
-            "threshold": threshold,
+            "threshold": reliability.threshold,
         },
         "seed": seed,
     }
@@ -97,7 +100,7 @@ def show(result: dict[str, Any]) -> None:
         f"held out (N={result['num_data']})",
         title=f"{result['run']}: VAE on {result['data']}",
         caption=f"nats per datum ± standard error over the data; {NUM_SAMPLES} draws of z per "
-        f"datum, log p(x) by {log_px['estimator']} (error of its draws {log_px['draw_error']:.3f})",
+        f"datum; log p(x) by {_methods(log_px)} (error of its draws {log_px['draw_error']:.3f})",
     )
     table.add_column("value", justify="right")
     rows = {name: result[key] for key, name in labels(result["bound_on"]).items()}
@@ -108,3 +111,7 @@ def show(result: dict[str, Any]) -> None:
     percent, error = 100 * share["value"], 100 * share["std_error"]
     table.add_row(f"data with k̂ > {share['threshold']:.2f}", f"{percent:.1f} ± {error:.1f} %")
     Console(highlight=False).print(table)
+
+
+def _methods(log_px: dict[str, Any]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in log_px["methods"].items())

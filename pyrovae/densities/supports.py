@@ -152,6 +152,32 @@ def transform_onto(support: constraints.Constraint) -> Transform:
     return biject_to(support)
 
 
+def covers_line(support: constraints.Constraint) -> bool:
+    """Return whether the real line maps onto a support one to one: not onto a circle.
+
+    Example:
+        >>> covers_line(constraints.positive), covers_line(circle), covers_line(constraints.boolean)
+        (True, False, False)
+    """
+    try:
+        transform = transform_onto(support)
+    except NotImplementedError:
+        return False
+    return period_of(transform) is None
+
+
+def period_of(transform: Transform) -> float | None:
+    """Return the period of a map onto a circle, else None.
+
+    Example:
+        >>> period_of(Wrap()) == 2 * math.pi
+        True
+    """
+    while hasattr(transform, "base_transform"):
+        transform = transform.base_transform
+    return getattr(transform, "period", None)
+
+
 def _without_mixtures(support: constraints.Constraint) -> constraints.Constraint:
     """Return the support of the components of a mixture, which all have the same."""
     if isinstance(support, constraints.MixtureSameFamilyConstraint):

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from pyrovae.contract.covariates import sees_covariates
 from pyrovae.contract.validator import is_discrete
-from pyrovae.core.pareto import pareto_k_threshold
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo
 from pyrovae.errors import ConfigError
@@ -38,7 +37,8 @@ class ComparedModel(NamedTuple):
         difference: log p(x) of the best model minus that of this one, paired, with its error;
             0 ± 0 for the best. Positive is worse.
         bias: approximate downward bias of log_px by importance sampling; 0 for exact methods.
-        share_failed: share of the data with k̂ above its threshold: their log p(x) is too low.
+        share_failed: share of the data whose log p(x) is only bounded from below, without an
+            interval (`Evidence.upper` is ∞).
         elbo, reconstruction, kl: mean terms of the ELBO, with errors over data.
         mutual_information, marginal_kl: the surgery of its KL (see `decompose_elbo`).
     """
@@ -126,7 +126,7 @@ def compare_priors(
     y: Any = None,
     mask: Any = None,
     *,
-    method: str | Any = "iwae",
+    method: str | Any = "auto",
     num_globals: int = 10,
     seed: int | None = 0,
     memory_budget: int | None = None,
@@ -179,7 +179,6 @@ def compare_priors(
     data = {name: (x, None if name in blind else y, mask) for name in models}
     _check_kinds({name: is_discrete(m, *data[name]) for name, m in models.items()})
     evidence = {name: log_evidence(m, *data[name], **options) for name, m in models.items()}
-    num_samples = getattr(method, "num_samples", 1)
     order = sorted(models, key=lambda name: -evidence[name].log_px.mean().item())
     best = evidence[order[0]].log_px
     rows = []
@@ -193,7 +192,7 @@ def compare_priors(
                 mean_of(found.log_px),
                 mean_of(best - found.log_px),
                 (found.std_error**2).mean().item() / 2,  # E log p̂ ≈ log p − Var(log p̂) / 2
-                (found.pareto_k > pareto_k_threshold(max(num_samples, 2))).double().mean().item(),
+                found.upper.isinf().double().mean().item(),
                 parts.mean_elbo,
                 parts.mean_reconstruction,
                 parts.mean_kl,

@@ -175,7 +175,7 @@ def inference_gaps(
     error, k = found["approximation_std_error"], found["pareto_k"]
     if method != "refined":
         options = {"num_globals": num_globals, "seed": seed, "memory_budget": memory_budget}
-        options |= {"num_samples": num_samples} if method == "iwae" else {}
+        options |= {"num_samples": num_samples} if method in ("importance", "iwae") else {}
         evidence = log_evidence(program, x, y, mask, method=method, **options)
         log_px, k = evidence.log_px, evidence.pareto_k
         error = torch.hypot(evidence.std_error, found["best_elbo_std_error"])  # other draws

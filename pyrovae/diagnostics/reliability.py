@@ -105,7 +105,7 @@ def pareto_k(
     """
     num_samples = whole_number(num_samples, "num_samples", MIN_DRAWS)
     options = {"num_samples": num_samples, "seed": seed, "memory_budget": memory_budget}
-    found = log_evidence(program, x, y, mask, **options)
+    found = log_evidence(program, x, y, mask, method="iwae", **options)
     threshold = pareto_k_threshold(num_samples)
     return Reliability(found.pareto_k, found.ess, threshold, found.pareto_k <= threshold)
 

@@ -38,7 +38,7 @@ from pyrovae.core.joint import Unconstrained, joint_of
 from pyrovae.core.summed import without_discrete
 from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.record import Evidence, concat, estimated
+from pyrovae.evidence.record import Evidence, bounded, concat, estimated
 from pyrovae.runtime.memory import keep_freed_memory
 
 STEEPNESS = 4.0  # of the sigmoidal schedule: most temperatures are near the ends
@@ -46,6 +46,7 @@ PILOT_CHAINS = 8
 PILOT_TEMPERATURES = 200
 PILOT_GAIN = 0.3
 SCALE_DRAWS = 64
+MIN_CHAINS = 8  # for an interval
 BACKWARD_COST = 3  # memory with the backward pass, relative to the forward pass alone
 
 
@@ -163,10 +164,12 @@ def rows_at_a_time(
 
 
 def summed(log_weights: Tensor) -> Evidence:
-    """Return the record of (S, N) log-weights."""
+    """Return the record of (S, N) log-weights, with an interval from 8 chains on."""
+    if len(log_weights) >= MIN_CHAINS:
+        return estimated(log_weights, [len(log_weights)])
     sums = WeightSums(len(log_weights))
     sums.add(log_weights)
-    return estimated(sums)
+    return bounded(sums)
 
 
 def tempered(density: Unconstrained, how: AIS) -> Tempered:

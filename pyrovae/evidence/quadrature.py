@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyrovae.data import Batch, Source
-from pyrovae.densities.supports import support_of, transform_onto
+from pyrovae.densities.supports import period_of, support_of, transform_onto
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.record import Evidence, exact
 from pyrovae.networks import given
@@ -135,6 +135,8 @@ def settled_cells(vae: nn.Module, data: Source | Batch) -> Iterator[Settled]:
 
 def log_joint(vae: nn.Module, space: Space, batch: Batch, u: Tensor) -> Tensor:
     """Return log p(x, z) |∂z/∂u| in nats, (*S, N), at u (*S, 1 or N, D)."""
+    if batch.y is not None:  # one z for all data is not enough where a part sees their covariates
+        u = u.expand(*u.shape[:-2], batch.num_data, -1) if u.dim() > 2 else u
     z = space.transform(u)
     p_x = vae.decoder(z, *given(batch.y, vae.decoder))
     observed = log_likelihood(p_x, batch.x, batch.mask)
@@ -162,10 +164,7 @@ def space_of(p_z: Distribution, method: str) -> Space:
             f"{method} covers the latent space with cells, but this one has {dim} dimensions.\n"
             "It supports at most 2; use method='iwae', or posterior.sir for draws."
         )
-    innermost = transform
-    while hasattr(innermost, "base_transform"):
-        innermost = innermost.base_transform
-    return Space(transform, dim, getattr(innermost, "period", None))
+    return Space(transform, dim, period_of(transform))
 
 
 def _settling(vae: nn.Module, space: Space, batch: Batch) -> Iterator[tuple[Cells, Tensor, Tensor]]:

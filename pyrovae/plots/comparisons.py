@@ -132,5 +132,5 @@ def _difference(ax: Axes, place: int, row: Any) -> None:
 
 
 def _name(row: Any) -> str:
-    failed = f"\nk̂ too high: {100 * row.share_failed:.0f} %" if row.share_failed else ""
+    failed = f"\nlower bounds: {100 * row.share_failed:.0f} %" if row.share_failed else ""
     return f"{row.name}{failed}"

@@ -115,7 +115,7 @@ def examine(
         _collapse(program, data, seed),
         kl_weight(program, *few, seed=seed),
         None if seen is None else continued(program, train, test=tuple(data), **how),
-        log_evidence(program, *data, num_samples=num_samples, seed=seed),
+        log_evidence(program, *data, method="iwae", num_samples=num_samples, seed=seed),
         pareto_k_threshold(num_samples),
         if_possible(diagnostics.inference_gaps, *data.head(NUM_REFINED)),
         if_possible(diagnostics.calibration, NUM_SIMULATED, _covariates(data), **like),

@@ -1,0 +1,157 @@
+"""Estimate log p(x) by importance sampling from a normal density refined for each datum.
+
+    q_i(u) = N(m_i, L_i L_iᵀ) on the real line, z = T(u),
+    (m_i, L_i) = argmax E_q[log p(x_i, u) − log q_i(u)]        by Adam, from the guide's moments
+
+An encoder's guide is often too far from the posterior to sample from: its means are amortized, and
+its covariance is usually diagonal. Refined with a full covariance, it is near enough for most data.
+m and L are in units of the guide's mean and standard deviation, so that a step of Adam has the same
+meaning for all data. The gradients are pathwise without the score term (Roeder et al. 2017), which
+vanish without noise where q_i is the posterior. Then the mixture of q_i, its widened versions and
+the prior is sampled, as in `evidence.importance`: E[log p̂] ≤ log p(x) whatever q_i is.
+
+References:
+    Inference Suboptimality in Variational Autoencoders, Cremer, Li & Duvenaud, 2018,
+    https://arxiv.org/abs/1801.03558
+    Sticking the Landing, Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.checks import real_number, whole_number
+from pyrovae.core.joint import Unconstrained, joint_of
+from pyrovae.core.proposals import Guide, Mixture
+from pyrovae.data import Batch, Source
+from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
+from pyrovae.evidence.importance import Draws, sampled
+from pyrovae.evidence.record import Evidence, concat
+
+DRAWS_PER_STEP = 4
+MAX_DENSE = 100  # D: beyond it the covariance is diagonal
+
+
+@dataclass(frozen=True)
+class Refined(Draws):
+    """Importance sampling from a normal density refined for each datum.
+
+    For programs with local latents that map from the real line.
+
+    Args:
+        num_samples, std_error, ess, max_samples: draws per datum, as for `Draws`.
+        num_steps: number of Adam steps, each with 4 draws per datum.
+        learning_rate: its initial rate, in standard deviations of the guide.
+
+    References:
+        Inference Suboptimality in Variational Autoencoders, Cremer, Li & Duvenaud, 2018,
+        https://arxiv.org/abs/1801.03558
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.build((2,), latent_dim=1, seed=0)
+        >>> x = torch.ones(1, 2)
+        >>> found = pv.log_evidence(vae, x, method=Refined(num_steps=50))
+        >>> exact = pv.log_evidence(vae, x, method="grid").log_px
+        >>> bool(found.lower < exact < found.upper)
+        True
+    """
+
+    num_steps: int = 200
+    learning_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self.num_steps, "num_steps", 1)
+        real_number(self.learning_rate, "learning_rate", above=0.0)
+
+    def __call__(
+        self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
+    ) -> Evidence:
+        """Return the estimate of log p(x) for each datum; errors as in `log_evidence`."""
+        parts = []
+        for rows in rows_at_a_time(program, data, DRAWS_PER_STEP, memory_budget):
+            space = Unconstrained(joint_of(program, rows), method="method='refined'")
+            guide = optimized(space, self.num_steps, self.learning_rate).as_guide()
+            chunk = 3 * DRAWS_PER_STEP  # without gradients, as large as a step with them
+            parts.append(sampled(Mixture(space, guide), self, chunk))
+        return concat(parts)
+
+
+class Normal(NamedTuple):
+    """N(m, L Lᵀ) with m = center + scale · loc, L = scale · lower triangle, by datum.
+
+    Attributes:
+        center, scale: units of the coordinates, (N, D).
+        loc: (N, D).
+        log_diagonal: (N, D), of the triangle.
+        below: (N, D, D), whose entries below the diagonal are those of the triangle relative to
+            the diagonal of their row; (N, 0, 0) for a diagonal covariance.
+    """
+
+    center: Tensor
+    scale: Tensor
+    loc: Tensor
+    log_diagonal: Tensor
+    below: Tensor
+
+    def draw(self, num_samples: int) -> Tensor:
+        """Draw u, (S, N, D), with pathwise gradients."""
+        noise = torch.randn(num_samples, *self.loc.shape).to(self.loc)
+        return self._place(noise)
+
+    def _place(self, noise: Tensor) -> Tensor:
+        moved = noise
+        if self.below.numel():
+            moved = noise + torch.einsum("nij,snj->sni", self.below.tril(-1), noise)
+        return self.center + self.scale * (self.loc + self.log_diagonal.exp() * moved)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Return log q(u), (S, N), nats."""
+        moved = ((u - self.center) / self.scale - self.loc) / self.log_diagonal.exp()
+        if self.below.numel():
+            eye = torch.eye(u.shape[-1]).to(u)
+            unit = self.below.tril(-1) + eye
+            moved = torch.linalg.solve_triangular(
+                unit, moved.permute(1, 2, 0), upper=False, unitriangular=True
+            ).permute(2, 0, 1)
+        log_volume = (self.log_diagonal + self.scale.log()).sum(-1)
+        constant = 0.5 * u.shape[-1] * math.log(2 * math.pi)
+        return -0.5 * (moved**2).sum(-1) - log_volume - constant
+
+    def as_guide(self) -> Guide:
+        return Guide(self.draw, self.log_prob)
+
+
+def optimized(space: Unconstrained, num_steps: int, learning_rate: float) -> Normal:
+    """Return the normal density that maximizes the ELBO of each datum, from the guide's moments."""
+    start = space.draw_guide(SCALE_DRAWS)
+    normal = _start(start.mean(0), spread(start))
+    free = [value.requires_grad_() for value in normal[2:] if value.numel()]
+    # many entries below the diagonal move each number of u together
+    rates = (learning_rate, learning_rate, learning_rate / math.sqrt(start.shape[-1]))
+    groups = [{"params": [value], "lr": rate} for value, rate in zip(free, rates, strict=False)]
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    for _ in range(num_steps):
+        with torch.enable_grad():
+            u = normal.draw(DRAWS_PER_STEP)
+            fixed = Normal(*(value.detach() for value in normal))
+            log_weights = sum(space.terms(u)) - fixed.log_prob(u)
+            # a sum over data: parameters of a datum enter its own term only, and Adam is per entry
+            gradients = torch.autograd.grad(-log_weights.mean(0).sum(), free)
+        for value, gradient in zip(free, gradients, strict=True):
+            value.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+        optimizer.step()
+        schedule.step()
+    return Normal(*(value.detach() for value in normal))
+
+
+def _start(center: Tensor, scale: Tensor) -> Normal:
+    num_data, dim = center.shape
+    size = dim if 1 < dim <= MAX_DENSE else 0
+    zeros = torch.zeros_like(center)
+    return Normal(center, scale, zeros, zeros.clone(), zeros.new_zeros(num_data, size, size))
