@@ -85,7 +85,7 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     Args:
         path: path of the file.
         into: the model to fill, in place, with the same parts and sizes. None rebuilds a model
-            that `build` made, on the CPU and in train mode.
+            that `build` made, on the CPU and in eval mode, as `fit` leaves it.
 
     Returns:
         The model: `into`, or a new one.
@@ -113,7 +113,7 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     with opened(path, follow_links=True) as fd:
         file = read_tensor_file(fd, path)
     _check_description(file.description, path)
-    vae = _rebuilt(file, path) if into is None else into
+    vae = _rebuilt(file, path).eval() if into is None else into
     _check_fit(vae, file)
     for name, tensor in file.tensors.items():
         if has_nan(tensor):

@@ -18,10 +18,11 @@ def module_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
         >>> dropout.training
         True
     """
-    modes = [(m, m.training) for m in module.modules()]
-    module.train(training)
+    others = [m for m in module.modules() if m.training != training]
+    if others:  # a custom `train` may keep some of them as they are
+        module.train(training)
     try:
         yield
     finally:
-        for m, was_training in modes:
-            m.training = was_training
+        for m in others:
+            m.training = not training

@@ -8,8 +8,8 @@ iterates over epochs and batches, `checkpointer` saves and resumes, `monitor` fo
 space. What is reported is always the β = 1 ELBO and its two terms, averaged over the data of an
 epoch, regardless of the objective.
 
-`fit` changes the trained parameters and nothing else: generators, Pyro's parameter store,
-signal handlers and the module's train/eval mode are restored.
+`fit` changes the trained parameters and leaves the program in eval mode; generators, Pyro's
+parameter store and signal handlers are restored.
 """
 
 import math
@@ -86,7 +86,8 @@ def fit(
 ) -> History:
     """Train a program in place by stochastic variational inference.
 
-    Minimizes Σ_i l_i = −Σ_i ELBO_i (or another objective) with Adam on minibatch means.
+    Minimizes Σ_i l_i = −Σ_i ELBO_i (or another objective) with Adam on minibatch means. Steps are
+    taken in train mode; between them and afterwards, the program is in eval mode.
 
     Args:
         program: a `VAE`, or any module with Pyro's `model(x, y=None, mask=None)` and a `guide`

@@ -84,7 +84,12 @@ class Loop:
         return time.perf_counter() - self.start
 
     def run(self) -> None:
-        """Train from the current position to the end of the plan, or until patience runs out."""
+        """Train from the current position to the end of the plan, or until patience runs out.
+
+        Train mode is for steps only: callbacks, and the caller afterwards, find eval mode.
+        """
+        for program in (self.program, self.scored):
+            program.eval()
         while self.epoch <= self.plan.epochs and not self.is_exhausted:
             with module_mode(self.program, training=True), self.stream, own_store():
                 self._train()
