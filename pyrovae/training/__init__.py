@@ -39,6 +39,7 @@ from pyrovae.training.monitor import Monitor
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
 from pyrovae.training.plan import EAGER, GRAPH, Plan, engine_for
 from pyrovae.training.progress import progress_bar
+from pyrovae.training.single_row import check_single_row
 from pyrovae.training.step import TrainingStep
 from pyrovae.training.traced import ENGINES, TracedLoss
 from pyrovae.training.validation import (
@@ -196,6 +197,7 @@ def fit(
         facts = {}
         if folder or group.size > 1:
             facts = facts_of(program, plan, objective, data, held_out, group)
+        check_single_row(program, data, group.size)
         group.check_same(facts)
         group.broadcast(tensors_of(program))
         history = History(num_data=data.num_data, seed=plan.seed)
