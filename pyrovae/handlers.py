@@ -2,7 +2,8 @@
 
 A torch + Pyro process has three kinds of global state: random generators, Pyro's parameter
 store, and the train/eval mode of each module. Every public entry point of pyrovae runs
-inside the contexts of this file, so it has no side effects on them.
+inside the contexts of this file, so it has no side effects on them. While one thread is inside
+such a context, others wait before they enter one (`runtime.turns`).
 """
 
 import math
@@ -18,6 +19,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.threads import threads_for
+from pyrovae.runtime.turns import TURN
 
 __all__ = [
     "RandomStream",
@@ -39,7 +41,7 @@ def own_store() -> Iterator[None]:
         >>> "inside" in pyro.get_param_store()
         False
     """
-    with pyro.get_param_store().scope():
+    with TURN, pyro.get_param_store().scope():
         yield
 
 

@@ -30,10 +30,12 @@ from pyrovae.errors import (
 from pyrovae.runtime.files import opened, write_atomically
 from pyrovae.runtime.state_tree import check_keys, describe, memory_of
 from pyrovae.runtime.tensor_file import TensorFile, read_tensor_file, tensor_file
+from pyrovae.runtime.turns import exclusive
 
 FAMILIES = ("priors", "guides", "likelihoods")
 
 
+@exclusive
 def save(vae: nn.Module, path: Any) -> Path:
     """Write a model to one file, atomically: safetensors, with a JSON description.
 
@@ -79,6 +81,7 @@ def save(vae: nn.Module, path: Any) -> Path:
     return path
 
 
+@exclusive
 def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     """Read a model that `save` wrote.
 

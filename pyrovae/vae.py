@@ -31,6 +31,7 @@ from pyrovae.handlers import evaluation
 from pyrovae.networks import Given, given
 from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.turns import exclusive
 
 
 class LossTerms(NamedTuple):
@@ -180,6 +181,7 @@ class VAE(nn.Module):
         terms = self.loss_terms(x, y, mask, analytic_kl=analytic_kl)
         return terms.reconstruction + terms.kl
 
+    @exclusive
     def loss_terms(
         self, x: Any, y: Any = None, mask: Any = None, *, analytic_kl: bool = True
     ) -> LossTerms:
@@ -200,6 +202,7 @@ class VAE(nn.Module):
             -log_likelihood(p_x, x, mask), *kl_to_prior(q_z, p_z, z, analytic=analytic_kl)
         )
 
+    @exclusive
     def encode(self, x: Any, y: Any = None, mask: Any = None) -> dist.Distribution:
         """Return q(z|x): batch_shape (B,), event_shape (D,), in eval mode.
 
@@ -215,6 +218,7 @@ class VAE(nn.Module):
         with module_mode(self, training=False):
             return self.encoder(fill(x, mask), *given(y, self.encoder))
 
+    @exclusive
     def decode(self, z: Any, y: Any = None) -> dist.Distribution:
         """Return p(x|z): batch_shape z.shape[:-1], for z (*S, B, D), in eval mode.
 
@@ -247,6 +251,7 @@ class VAE(nn.Module):
                 f"takes (*S, B, {width}).\nPass latents of this model, such as encode(x).mean."
             ) from error
 
+    @exclusive
     def reconstruct(
         self, x: Any, y: Any = None, mask: Any = None, *, seed: int | None = None
     ) -> Tensor:
@@ -265,6 +270,7 @@ class VAE(nn.Module):
         with own_draws(seed), evaluation(self):
             return self.decode(self.encode(x, y, mask).sample(), y).mean
 
+    @exclusive
     def sample(self, n: int, y: Any = None, *, seed: int | None = None) -> Tensor:
         """Draw n data by ancestral sampling, z ~ p(z) then x ~ p(x|z): (n, *event), in eval mode.
 

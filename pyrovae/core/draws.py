@@ -24,6 +24,7 @@ from pyrovae.core.vectorized import Way, terms_at, way_of
 from pyrovae.data import Batch, Source
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.turns import exclusive
 
 Arrays = dict[str, Tensor]
 Reading = Callable[[Traces, int], Arrays]
@@ -126,6 +127,7 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
+@exclusive
 def elbo_terms(
     program: nn.Module,
     x: Any,

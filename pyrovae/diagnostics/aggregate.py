@@ -28,6 +28,7 @@ from pyrovae.contract import validated
 from pyrovae.core.draws import diagnosing, latent_names
 from pyrovae.core.joint import flat, joint_of
 from pyrovae.errors import DataError
+from pyrovae.runtime.turns import exclusive
 
 
 class AggregateTest(NamedTuple):
@@ -51,6 +52,7 @@ class AggregateTest(NamedTuple):
     num_draws: int
 
 
+@exclusive
 def aggregate_test(
     program: nn.Module,
     x: Any,

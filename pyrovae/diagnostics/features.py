@@ -41,6 +41,7 @@ from pyrovae.core.terms import Traces, terms_of
 from pyrovae.data import Batch
 from pyrovae.diagnostics.reliability import MIN_DRAWS
 from pyrovae.errors import ConfigError
+from pyrovae.runtime.turns import exclusive
 
 ARRAYS = 12  # of shape (S, n, J), in memory at once
 
@@ -76,6 +77,7 @@ class FeatureCheck(NamedTuple):
         return [tuple(int(i) for i in torch.unravel_index(at, shape)) for at in order]
 
 
+@exclusive
 def feature_check(
     program: nn.Module,
     x: Any,

@@ -39,6 +39,7 @@ from pyrovae.evidence import log_evidence
 from pyrovae.posterior import refine
 from pyrovae.posterior.offsets import chunk_of, log_weights
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.turns import exclusive
 from pyrovae.vae import is_plain_vae
 
 ROWS = 256  # data that are refined together
@@ -107,6 +108,7 @@ class InferenceGaps(NamedTuple):
         )
 
 
+@exclusive
 def inference_gaps(
     program: nn.Module,
     x: Any,

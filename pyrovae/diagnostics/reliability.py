@@ -23,6 +23,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.evidence import log_evidence
 from pyrovae.posterior import Posterior, hmc, refine, sir
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.turns import exclusive
 
 MIN_DRAWS = 21  # fewer leave k̂ undefined
 
@@ -64,6 +65,7 @@ class Reliability(NamedTuple):
         )
 
 
+@exclusive
 def pareto_k(
     program: nn.Module,
     x: Any,
@@ -110,6 +112,7 @@ def pareto_k(
     return Reliability(found.pareto_k, found.ess, threshold, found.pareto_k <= threshold)
 
 
+@exclusive
 def escalate(
     program: nn.Module,
     x: Any,

@@ -39,6 +39,7 @@ from pyrovae.core.draws import (
 from pyrovae.core.joint import joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.core.terms import Traces
+from pyrovae.runtime.turns import exclusive
 
 SENSITIVE = 0.05  # Kallioinen et al. 2023
 ROWS = 64
@@ -72,6 +73,7 @@ class PriorSensitivity(NamedTuple):
         return (self.prior > self.threshold) & (self.likelihood <= self.threshold)
 
 
+@exclusive
 def prior_sensitivity(
     program: nn.Module,
     x: Any,
@@ -144,6 +146,7 @@ def _sensitivities(found: Arrays, delta: float) -> Arrays:
     }
 
 
+@exclusive
 def power_sensitivity(
     z: Tensor, log_weights: Tensor, log_component: Tensor, *, delta: float = 0.01
 ) -> Tensor:

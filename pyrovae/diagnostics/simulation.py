@@ -36,6 +36,7 @@ from pyrovae.core.joint import flat, joint_of
 from pyrovae.core.simulation import simulated
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
+from pyrovae.runtime.turns import exclusive
 
 NUM_NULL = 1000  # simulated sets of uniform ranks for the band
 NUMBERS_AT_A_TIME = 2**20
@@ -90,6 +91,7 @@ class Calibration(NamedTuple):
         )
 
 
+@exclusive
 def calibration(
     program: nn.Module,
     n: int = 1000,

@@ -34,6 +34,7 @@ from pyrovae.diagnostics.by_dimension import read_kl
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.networks import given
 from pyrovae.runtime.memory import bytes_of
+from pyrovae.runtime.turns import exclusive
 from pyrovae.vae import is_plain_vae
 
 NUM_COMPARED = 64  # rows whose priors are compared
@@ -72,6 +73,7 @@ class Decomposition(NamedTuple):
     marginal_kl: Estimate
 
 
+@exclusive
 def decompose_elbo(
     program: nn.Module,
     x: Any,

@@ -33,6 +33,7 @@ from pyrovae.evidence.importance import IWAE
 from pyrovae.evidence.quadrature import Grid
 from pyrovae.evidence.record import Evidence, over_globals
 from pyrovae.evidence.sandwich import Sandwich, bdmc
+from pyrovae.runtime.turns import exclusive
 
 __all__ = [
     "AIS",
@@ -49,6 +50,7 @@ __all__ = [
 METHODS = MappingProxyType({"iwae": IWAE, "ais": AIS, "grid": Grid, "enumerate": Enumerate})
 
 
+@exclusive
 def log_evidence(
     program: nn.Module,
     x: Any,

@@ -25,6 +25,7 @@ from pyrovae.core.joint import Latents, Unconstrained, flat, joint_of
 from pyrovae.core.simulation import simulated
 from pyrovae.data import Batch, concat
 from pyrovae.evidence.annealing import AIS, backward, forward, pilot, rows_at_a_time, summed
+from pyrovae.runtime.turns import exclusive
 
 
 class Sandwich(NamedTuple):
@@ -53,6 +54,7 @@ class Sandwich(NamedTuple):
         return (self.upper - self.lower).std().item() / math.sqrt(len(self.lower))
 
 
+@exclusive
 def bdmc(
     program: nn.Module,
     n: int,

@@ -24,6 +24,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.posterior import sir
 from pyrovae.runtime.random_stream import RandomStream
+from pyrovae.runtime.turns import exclusive
 from pyrovae.vae import is_plain_vae
 
 
@@ -43,6 +44,7 @@ class Imputation(NamedTuple):
     pareto_k: Tensor
 
 
+@exclusive
 def impute(
     program: nn.Module,
     x: Any,

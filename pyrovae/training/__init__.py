@@ -31,7 +31,6 @@ from pyrovae.runtime.memory import keep_freed_memory
 from pyrovae.runtime.process_group import processes
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.signals import Interrupts
-from pyrovae.runtime.threads import threads_for
 from pyrovae.training.checkpointer import Checkpointer, facts_of
 from pyrovae.training.eager import EagerLoss, tensors_of, trainable
 from pyrovae.training.loop import Loop, evaluate
@@ -230,14 +229,13 @@ def _train(
     progress: bool | None,
 ) -> None:
     """Run the loop with its engine, checkpoints, callbacks and progress bar."""
-    losses, work = loop.steps.loss, loop.num_parameters * loop.data.batch_size
+    losses = loop.steps.loss
     then = checkpointer and checkpointer.resume(allow_data_change=allow_data_change)
     if loop.data.preloaded:  # each step frees its gradients; large data leave no memory to keep
         keep_freed_memory(losses.parameters[0].device)
     loop.steps.loss = _engine(then or loop.plan.compile, losses, loop)
     with (
         progress_bar(loop.plan.epochs, progress) as show,
-        threads_for(work),
         Interrupts() as interrupts,
         checkpointer.running(interrupts) if checkpointer else nullcontext(),
     ):
