@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyrovae.errors import ConfigError
+from pyrovae.runtime.ambient import in_full_precision
 from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.threads import threads_for
@@ -47,7 +48,7 @@ def own_store() -> Iterator[None]:
 
 @contextmanager
 def evaluation(program: nn.Module) -> Iterator[None]:
-    """Use eval mode, no gradients and a separate parameter store inside the block.
+    """Use eval mode, full precision, no gradients and a separate store inside the block.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -55,7 +56,8 @@ def evaluation(program: nn.Module) -> Iterator[None]:
         ...     print(layer(torch.zeros(1, 2)).requires_grad, layer.training)
         False False
     """
-    with module_mode(program, training=False), torch.no_grad(), own_store():
+    is_reading = module_mode(program, training=False)
+    with is_reading, torch.no_grad(), in_full_precision(), own_store():
         yield
 
 

@@ -27,10 +27,10 @@ from pyrovae.errors import (
     StateMismatchError,
     UnsafeFormatError,
 )
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.files import opened, write_atomically
 from pyrovae.runtime.state_tree import check_keys, describe, memory_of
 from pyrovae.runtime.tensor_file import TensorFile, read_tensor_file, tensor_file
-from pyrovae.runtime.turns import exclusive
 
 FAMILIES = ("priors", "guides", "likelihoods")
 
@@ -147,6 +147,11 @@ def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
             raise ConfigError(
                 f"{name} is a {type(value).__name__}, but only tensors are saved.\nMake it a "
                 "buffer, or run the module once if it is lazy and does not know its sizes yet."
+            )
+        if value.is_meta:
+            raise ConfigError(
+                f"{name} is on the device 'meta', where tensors have no values to save or to fill."
+                "\nBuild the model outside of torch.device('meta')."
             )
         key = memory_of(value)
         if key in first:

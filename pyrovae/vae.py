@@ -29,9 +29,9 @@ from pyrovae.data.batch import spread
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.networks import Given, given
+from pyrovae.runtime.ambient import exclusive, in_full_precision
 from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.runtime.turns import exclusive
 
 
 class LossTerms(NamedTuple):
@@ -215,7 +215,7 @@ class VAE(nn.Module):
             torch.Size([3, 1])
         """
         x, y, mask = validated(self, x, y, mask).whole()
-        with module_mode(self, training=False):
+        with module_mode(self, training=False), in_full_precision():
             return self.encoder(fill(x, mask), *given(y, self.encoder))
 
     @exclusive
@@ -240,7 +240,7 @@ class VAE(nn.Module):
             )
         y = as_covariates(y, z.shape[-2], self)
         try:
-            with module_mode(self, training=False):
+            with module_mode(self, training=False), in_full_precision():
                 return self.decoder(z, *given(y, self.decoder))
         except RuntimeError as error:
             width = self.prior(*given(y, self.prior)).event_shape[-1]

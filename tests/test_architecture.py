@@ -11,7 +11,7 @@ import pytest
 
 import pyrovae
 from pyrovae import protocols
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 PACKAGE = Path(pyrovae.__file__).parent
 

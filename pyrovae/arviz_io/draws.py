@@ -25,7 +25,7 @@ from pyrovae.core.replicates import observed_data, replicated
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.posterior import METHODS
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 ROWS = 256
 

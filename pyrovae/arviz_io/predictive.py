@@ -11,7 +11,7 @@ from pyrovae.arviz_io.observed import data_groups, labels_of
 from pyrovae.checks import as_tensor, warn_caller
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 
 @exclusive

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
+from pyrovae.contract.covariates import like_of
 from pyrovae.core.chunking import chunked
 from pyrovae.core.replay import sites_of
 from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
 from pyrovae.core.vectorized import Way, terms_at, way_of
 from pyrovae.data import Batch, Source
 from pyrovae.handlers import evaluation
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.runtime.turns import exclusive
 
 Arrays = dict[str, Tensor]
 Reading = Callable[[Traces, int], Arrays]
@@ -34,6 +35,7 @@ LATENT, OBSERVED = "latent ", "log_likelihood "  # prefixes of sites
 @contextmanager
 def diagnosing(program: nn.Module, seed: int | None) -> Iterator[None]:
     """Run in eval mode, without gradients, with this seed and a separate parameter store."""
+    like_of(program)  # raises if nothing can be computed
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
         yield
 

@@ -24,7 +24,7 @@ from pyrovae.core.draws import Arrays, diagnosing, latent_names, over_draws, rea
 from pyrovae.core.terms import Traces
 from pyrovae.diagnostics.by_dimension import read_kl, read_means
 from pyrovae.errors import DataError
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 ACTIVE = 0.01  # Burda et al. 2016, appendix C
 

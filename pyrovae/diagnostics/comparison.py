@@ -26,7 +26,7 @@ from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import log_evidence, method_of
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 
 class ComparedModel(NamedTuple):

@@ -41,7 +41,7 @@ from pyrovae.core.terms import Traces, terms_of
 from pyrovae.data import Batch
 from pyrovae.diagnostics.reliability import MIN_DRAWS
 from pyrovae.errors import ConfigError
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 ARRAYS = 12  # of shape (S, n, J), in memory at once
 
@@ -171,7 +171,7 @@ def _cells(program: nn.Module, piece: Batch, name: str, num_samples: int) -> Arr
     equal = (share * (drawn["replicate"] == x)).sum(0)
     found = {
         "log_conditional": log_w.logsumexp(0) - log_v.logsumexp(0),
-        "pit": below + torch.rand(equal.shape).to(equal) * equal,
+        "pit": below + torch.rand(equal.shape, dtype=torch.float32).to(equal) * equal,
         "pareto_k": pareto_k(log_v.flatten(1)).reshape(x.shape),
     }
     if mask is not None:

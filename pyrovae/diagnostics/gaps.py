@@ -38,8 +38,8 @@ from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.evidence import log_evidence
 from pyrovae.posterior import refine
 from pyrovae.posterior.offsets import chunk_of, log_weights
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.runtime.turns import exclusive
 from pyrovae.vae import is_plain_vae
 
 ROWS = 256  # data that are refined together

@@ -32,7 +32,7 @@ from pyrovae.core.replicates import replicated
 from pyrovae.data import Batch
 from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 Statistic = Callable[[Tensor], Any]
 

@@ -22,8 +22,8 @@ from pyrovae.data import open_source
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import log_evidence
 from pyrovae.posterior import Posterior, hmc, refine, sir
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.runtime.turns import exclusive
 
 MIN_DRAWS = 21  # fewer leave k̂ undefined
 

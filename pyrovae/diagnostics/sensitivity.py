@@ -39,7 +39,7 @@ from pyrovae.core.draws import (
 from pyrovae.core.joint import joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.core.terms import Traces
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 SENSITIVE = 0.05  # Kallioinen et al. 2023
 ROWS = 64

@@ -33,8 +33,8 @@ from pyrovae.data import Batch, Source
 from pyrovae.diagnostics.by_dimension import read_kl
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.networks import given
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.memory import bytes_of
-from pyrovae.runtime.turns import exclusive
 from pyrovae.vae import is_plain_vae
 
 NUM_COMPARED = 64  # rows whose priors are compared

@@ -33,7 +33,7 @@ from pyrovae.evidence.importance import IWAE
 from pyrovae.evidence.quadrature import Grid
 from pyrovae.evidence.record import Evidence, over_globals
 from pyrovae.evidence.sandwich import Sandwich, bdmc
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 __all__ = [
     "AIS",

@@ -25,7 +25,7 @@ from pyrovae.core.joint import Latents, Unconstrained, flat, joint_of
 from pyrovae.core.simulation import simulated
 from pyrovae.data import Batch, concat
 from pyrovae.evidence.annealing import AIS, backward, forward, pilot, rows_at_a_time, summed
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 
 class Sandwich(NamedTuple):

@@ -23,8 +23,8 @@ from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.posterior import sir
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.runtime.turns import exclusive
 from pyrovae.vae import is_plain_vae
 
 

@@ -25,8 +25,8 @@ from pyrovae.data import Source
 from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
 from pyrovae.posterior.leaves import Leaf, leaves_of, rebuilt
 from pyrovae.posterior.offsets import joined, no_worse, optimized
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.runtime.turns import exclusive
 from pyrovae.vae import is_plain_vae
 
 CHECK_DRAWS = 100  # for the ELBO before and after

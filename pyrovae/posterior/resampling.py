@@ -22,7 +22,7 @@ from pyrovae.core.joint import flat, joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.data import Batch, Source
 from pyrovae.posterior.record import Posterior, joined, shares_of
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 
 
 @exclusive

@@ -10,7 +10,7 @@ from pyrovae.checks import check_event_shape, whole_number
 from pyrovae.contract import validated
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.heads import positive
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.vae import fill, observed_only, register
 
 

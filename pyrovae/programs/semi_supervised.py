@@ -19,7 +19,7 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.heads import as_event_shape, split_features
 from pyrovae.networks import given
-from pyrovae.runtime.turns import exclusive
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.vae import fill, observed_only, register
 
 # exp(LOG_ZERO) is 0 in every float type; it is finite, so that 0 · log 0 is 0 and not NaN

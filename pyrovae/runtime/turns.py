@@ -4,7 +4,7 @@ Pyro's handlers, parameter store and validation flags, the default generators an
 shared module belong to the process. Two threads that change and restore them in turn would
 leave them changed: the second one restores what the first one had set. So every context manager of
 pyrovae that changes such state holds `TURN` until it has restored it, and a call that needs this
-state to stay as it is holds it throughout (`exclusive`).
+state to stay as it is holds it throughout (`ambient.exclusive`).
 
 A thread that holds it may take it again, also in a signal handler or a callback. A long run gives
 its turn away between two steps if another thread waits, and has none while its callbacks run. A
@@ -15,14 +15,8 @@ another thread that calls pyrovae; and generators that a thread seeds or draws f
 
 import os
 import threading
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 from pyro.poutine import runtime
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Turn:
@@ -75,25 +69,6 @@ class Turn:
 
 
 TURN = Turn()
-
-
-def exclusive(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function hold the turn, so that no other thread changes what it sees.
-
-    Example:
-        >>> @exclusive
-        ... def depth():
-        ...     return TURN.depth
-        >>> depth(), TURN.depth
-        (1, 0)
-    """
-
-    @wraps(function)
-    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
-        with TURN:
-            return function(*args, **kwargs)
-
-    return alone
 
 
 def _after_fork() -> None:

@@ -27,6 +27,7 @@ from torch import nn
 from pyrovae.checks import warn_caller
 from pyrovae.contract import validated
 from pyrovae.history import Epoch, History
+from pyrovae.runtime.ambient import as_usual, in_full_precision
 from pyrovae.runtime.memory import keep_freed_memory
 from pyrovae.runtime.process_group import processes
 from pyrovae.runtime.random_stream import RandomStream
@@ -185,6 +186,8 @@ def fit(
     folder = run_folder(run_dir, resume=resume, save_every=save_every)
     check_callbacks(callbacks, diagnostics_every)
     with ExitStack() as stack:
+        for context in (as_usual(), torch.enable_grad(), in_full_precision()):
+            stack.enter_context(context)
         group = stack.enter_context(processes(program, device))
         plan = replace(plan, seed=group.broadcast_object(plan.seed))
         move(program, device)
