@@ -10,7 +10,7 @@ and stays: draws name their dtype instead.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -21,6 +21,7 @@ from pyrovae.runtime.turns import TURN
 P = ParamSpec("P")
 R = TypeVar("R")
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+NOTHING = nullcontext()
 
 
 def as_usual() -> AbstractContextManager:
@@ -34,11 +35,14 @@ def as_usual() -> AbstractContextManager:
         >>> a, a.is_inference()
         (tensor([0.]), False)
     """
+    is_inference, is_on_cpu = torch.is_inference_mode_enabled(), torch.empty(0).is_cpu
+    if is_on_cpu and not is_inference:
+        return NOTHING
     stack = ExitStack()
-    if torch.is_inference_mode_enabled():
+    if is_inference:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-    if torch.empty(0).device.type != "cpu":
+    if not is_on_cpu:
         stack.enter_context(torch.device("cpu"))
     return stack
 
@@ -52,10 +56,12 @@ def in_full_precision() -> AbstractContextManager:
         ...     layer(x).dtype
         torch.float32
     """
+    devices = [device for device in AUTOCAST if torch.is_autocast_enabled(device)]
+    if not devices:
+        return NOTHING
     stack = ExitStack()
-    for device in AUTOCAST:
-        if torch.is_autocast_enabled(device):
-            stack.enter_context(torch.autocast(device, enabled=False))
+    for device in devices:
+        stack.enter_context(torch.autocast(device, enabled=False))
     return stack
 
 
