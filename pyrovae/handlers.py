@@ -2,7 +2,8 @@
 
 A torch + Pyro process has three kinds of global state: random generators, Pyro's parameter
 store, and the train/eval mode of each module. Every public entry point of pyrovae runs
-inside the contexts of this file, so it has no side effects on them.
+inside the contexts of this file, so it has no side effects on them. While one thread is inside
+such a context, others wait before they enter one (`runtime.turns`).
 """
 
 import math
@@ -15,9 +16,11 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyrovae.errors import ConfigError
+from pyrovae.runtime.ambient import in_full_precision
 from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.threads import threads_for
+from pyrovae.runtime.turns import TURN
 
 __all__ = [
     "RandomStream",
@@ -39,13 +42,13 @@ def own_store() -> Iterator[None]:
         >>> "inside" in pyro.get_param_store()
         False
     """
-    with pyro.get_param_store().scope():
+    with TURN, pyro.get_param_store().scope():
         yield
 
 
 @contextmanager
 def evaluation(program: nn.Module) -> Iterator[None]:
-    """Use eval mode, no gradients and a separate parameter store inside the block.
+    """Use eval mode, full precision, no gradients and a separate store inside the block.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -53,7 +56,8 @@ def evaluation(program: nn.Module) -> Iterator[None]:
         ...     print(layer(torch.zeros(1, 2)).requires_grad, layer.training)
         False False
     """
-    with module_mode(program, training=False), torch.no_grad(), own_store():
+    is_reading = module_mode(program, training=False)
+    with is_reading, torch.no_grad(), in_full_precision(), own_store():
         yield
 
 

@@ -27,6 +27,7 @@ from pyrovae.errors import (
     StateMismatchError,
     UnsafeFormatError,
 )
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.files import opened, write_atomically
 from pyrovae.runtime.state_tree import check_keys, describe, memory_of
 from pyrovae.runtime.tensor_file import TensorFile, read_tensor_file, tensor_file
@@ -34,6 +35,7 @@ from pyrovae.runtime.tensor_file import TensorFile, read_tensor_file, tensor_fil
 FAMILIES = ("priors", "guides", "likelihoods")
 
 
+@exclusive
 def save(vae: nn.Module, path: Any) -> Path:
     """Write a model to one file, atomically: safetensors, with a JSON description.
 
@@ -79,13 +81,14 @@ def save(vae: nn.Module, path: Any) -> Path:
     return path
 
 
+@exclusive
 def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     """Read a model that `save` wrote.
 
     Args:
         path: path of the file.
         into: the model to fill, in place, with the same parts and sizes. None rebuilds a model
-            that `build` made, on the CPU and in train mode.
+            that `build` made, on the CPU and in eval mode, as `fit` leaves it.
 
     Returns:
         The model: `into`, or a new one.
@@ -113,7 +116,7 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     with opened(path, follow_links=True) as fd:
         file = read_tensor_file(fd, path)
     _check_description(file.description, path)
-    vae = _rebuilt(file, path) if into is None else into
+    vae = _rebuilt(file, path).eval() if into is None else into
     _check_fit(vae, file)
     for name, tensor in file.tensors.items():
         if has_nan(tensor):
@@ -144,6 +147,11 @@ def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
             raise ConfigError(
                 f"{name} is a {type(value).__name__}, but only tensors are saved.\nMake it a "
                 "buffer, or run the module once if it is lazy and does not know its sizes yet."
+            )
+        if value.is_meta:
+            raise ConfigError(
+                f"{name} is on the device 'meta', where tensors have no values to save or to fill."
+                "\nBuild the model outside of torch.device('meta')."
             )
         key = memory_of(value)
         if key in first:

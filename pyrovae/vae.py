@@ -29,6 +29,8 @@ from pyrovae.data.batch import spread
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.networks import Given, given
+from pyrovae.runtime.ambient import exclusive, in_full_precision
+from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
 
 
@@ -153,9 +155,10 @@ class VAE(nn.Module):
     def loss(self, x: Any, y: Any = None, mask: Any = None, *, analytic_kl: bool = True) -> Tensor:
         """Return l_i = −E_q[log p(x_i|z)] + KL(q(z|x_i) ‖ p(z)) at one draw of z; lower is better.
 
-        It is differentiable and runs in the module's current train or eval mode. Its sum over
-        the data is the loss of Pyro's `TraceMeanField_ELBO` (or, with analytic_kl=False, of
-        `Trace_ELBO`) on the same draw.
+        It is meant for custom training loops: differentiable, and in the module's own train or
+        eval mode, unlike all other methods, which run in eval mode. Its sum over the data is the
+        loss of Pyro's `TraceMeanField_ELBO` (or, with analytic_kl=False, of `Trace_ELBO`) on the
+        same draw.
 
         Args:
             x: (B, *event).
@@ -178,6 +181,7 @@ class VAE(nn.Module):
         terms = self.loss_terms(x, y, mask, analytic_kl=analytic_kl)
         return terms.reconstruction + terms.kl
 
+    @exclusive
     def loss_terms(
         self, x: Any, y: Any = None, mask: Any = None, *, analytic_kl: bool = True
     ) -> LossTerms:
@@ -198,8 +202,11 @@ class VAE(nn.Module):
             -log_likelihood(p_x, x, mask), *kl_to_prior(q_z, p_z, z, analytic=analytic_kl)
         )
 
+    @exclusive
     def encode(self, x: Any, y: Any = None, mask: Any = None) -> dist.Distribution:
-        """Return q(z|x): batch_shape (B,), event_shape (D,). Arguments and errors as for `loss`.
+        """Return q(z|x): batch_shape (B,), event_shape (D,), in eval mode.
+
+        Arguments and errors are those of `loss`.
 
         Example:
             >>> import pyrovae as pv
@@ -208,10 +215,12 @@ class VAE(nn.Module):
             torch.Size([3, 1])
         """
         x, y, mask = validated(self, x, y, mask).whole()
-        return self.encoder(fill(x, mask), *given(y, self.encoder))
+        with module_mode(self, training=False), in_full_precision():
+            return self.encoder(fill(x, mask), *given(y, self.encoder))
 
+    @exclusive
     def decode(self, z: Any, y: Any = None) -> dist.Distribution:
-        """Return p(x|z): batch_shape z.shape[:-1], for z (*S, B, D) in units of the latent space.
+        """Return p(x|z): batch_shape z.shape[:-1], for z (*S, B, D), in eval mode.
 
         Raises:
             DataError: z is not finite, has no batch dimension, or differs from y in rows.
@@ -231,7 +240,8 @@ class VAE(nn.Module):
             )
         y = as_covariates(y, z.shape[-2], self)
         try:
-            return self.decoder(z, *given(y, self.decoder))
+            with module_mode(self, training=False), in_full_precision():
+                return self.decoder(z, *given(y, self.decoder))
         except RuntimeError as error:
             width = self.prior(*given(y, self.prior)).event_shape[-1]
             if z.shape[-1] == width:
@@ -241,10 +251,11 @@ class VAE(nn.Module):
                 f"takes (*S, B, {width}).\nPass latents of this model, such as encode(x).mean."
             ) from error
 
+    @exclusive
     def reconstruct(
         self, x: Any, y: Any = None, mask: Any = None, *, seed: int | None = None
     ) -> Tensor:
-        """Return E[x|z] at one draw z ~ q(z|x): (B, *event), in the units of x.
+        """Return E[x|z] at one draw z ~ q(z|x): (B, *event), in the units of x, in eval mode.
 
         Args:
             x: (B, *event); y and mask as for `loss`.
@@ -259,8 +270,9 @@ class VAE(nn.Module):
         with own_draws(seed), evaluation(self):
             return self.decode(self.encode(x, y, mask).sample(), y).mean
 
+    @exclusive
     def sample(self, n: int, y: Any = None, *, seed: int | None = None) -> Tensor:
-        """Draw n data by ancestral sampling, z ~ p(z) then x ~ p(x|z): (n, *event).
+        """Draw n data by ancestral sampling, z ~ p(z) then x ~ p(x|z): (n, *event), in eval mode.
 
         Args:
             n: the number of draws.

@@ -11,6 +11,8 @@ import pyro
 import pytest
 import torch
 
+from pyrovae.runtime.turns import TURN
+
 matplotlib.use("Agg")
 torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
 
@@ -25,6 +27,7 @@ def _fresh_process_state():
     yield
     pyro.clear_param_store()
     pyro.enable_validation(True)
+    assert not TURN.depth, "the turn was not given back: other threads would wait forever"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 import pyrovae
 from pyrovae import protocols
+from pyrovae.runtime.ambient import exclusive
 
 PACKAGE = Path(pyrovae.__file__).parent
 
@@ -207,6 +208,33 @@ def test_every_hook_is_used_where_its_docstring_says(hook):
     for user in users:
         text = "".join(path.read_text() for path in FILES if unit(path) == user)
         assert any(re.search(rf"\b{name}\b", text) for name in names), (hook, user)
+
+
+def test_every_reading_of_a_program_holds_the_turn():
+    """Otherwise another thread could change what it sees; runs give their turn away instead."""
+    wrapper = exclusive(lambda: None).__code__
+    held = (pyrovae, pyrovae.diagnostics, pyrovae.evidence, pyrovae.posterior)
+    functions = {n: getattr(module, n) for module in held for n in module.__all__}
+    readings = {n for n, f in functions.items() if inspect.isfunction(f) and _takes_program(f)}
+    assert len(readings) > 20
+    runs = {"fit", "refit_prior", "write_report"}
+    assert {n for n in readings if functions[n].__code__ is not wrapper} == runs
+
+
+def _takes_program(function):
+    return next(iter(inspect.signature(function).parameters)) in ("program", "vae")
+
+
+def test_no_generator_holds_a_context_while_it_waits():
+    """A context of this process would last as long as the caller keeps the generator."""
+    for path in FILES:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            blocks = [node for node in ast.walk(function) if isinstance(node, ast.With)]
+            waits = any(isinstance(n, ast.Yield) for block in blocks for n in ast.walk(block))
+            is_context = "contextmanager" in map(ast.unparse, function.decorator_list)
+            assert not waits or is_context, (path, function.name)
 
 
 def test_no_pickle_anywhere():

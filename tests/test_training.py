@@ -347,17 +347,25 @@ def test_gradients_left_by_the_caller_do_not_enter_the_first_step():
     assert trained(vae) == trained()
 
 
-def test_the_mode_of_each_module_is_restored():
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_steps_run_in_train_mode_and_all_else_in_eval_mode(ema_decay):
     vae = small_vae()
-    vae.encoder[0][0].eval()
-    modes = [m.training for m in vae.modules()]
-    seen = []
+    seen, between = [], []
     vae.encoder[0][0].register_forward_hook(lambda m, *_: seen.append(m.training))
-    pv.fit(vae, bits(20), validation=bits(20), epochs=1)
-    assert [m.training for m in vae.modules()] == modes
+    settings = {"epochs": 2, "ema_decay": ema_decay, "validation": bits(20)}
+    pv.fit(vae, bits(20), callbacks=[lambda v, _: between.append(v.training)], **settings)
     assert set(seen) == {True, False}  # trained in train mode, evaluated in eval mode
+    assert between == [False, False]
+    assert not any(m.training for m in vae.modules())
+
+
+def test_an_interrupted_run_leaves_eval_mode_and_a_refused_one_no_trace():
+    vae = small_vae()
+    with pytest.raises(pv.errors.DataError):
+        pv.fit(vae, 0.5 * bits(20), epochs=1)
+    assert vae.training
     with pytest.raises(RuntimeError):
-        pv.fit(vae.eval(), bits(20), epochs=1, callbacks=[stop])
+        pv.fit(vae, bits(20), epochs=1, callbacks=[stop])
     assert not vae.training
 
 

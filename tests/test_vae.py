@@ -1,5 +1,6 @@
 """The VAE as a Pyro program and as a network: every usual call, against exact answers."""
 
+import copy
 import math
 
 import pyro
@@ -13,6 +14,7 @@ from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from torch import nn
 
 import pyrovae as pv
+from pyrovae import guides, likelihoods, networks, priors
 from pyrovae.errors import ConfigError
 from pyrovae.networks import Given
 
@@ -122,6 +124,57 @@ def test_sampling_runs_in_eval_mode_and_restores_the_mode():
     assert vae.training
     assert decoder.training
     assert not vae.sample(2).requires_grad
+
+
+def with_dropout_and_norm():
+    """Return a VAE in train mode whose encoder and decoder depend on the mode."""
+    torch.manual_seed(0)
+    q, p = guides.DiagonalNormal(2), likelihoods.Bernoulli(6)
+
+    def noisy(inputs, outputs):
+        return nn.Sequential(
+            nn.Linear(inputs, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, outputs)
+        )
+
+    encoder = nn.Sequential(noisy(6, q.num_features), q)
+    decoder = nn.Sequential(networks.FlattenBatch(noisy(2, p.num_features), event_dims=1), p)
+    return pv.VAE(priors.StandardNormal(2), encoder, decoder)
+
+
+READINGS = {
+    "encode": lambda vae, x: vae.encode(x).mean,
+    "decode": lambda vae, x: vae.decode(x[:, :2]).mean,
+    "reconstruct": lambda vae, x: vae.reconstruct(x, seed=0),
+    "sample": lambda vae, x: vae.sample(3, seed=0),
+    "elbo_terms": lambda vae, x: pv.elbo_terms(vae, x).log_weights,
+    "log_evidence": lambda vae, x: pv.log_evidence(vae, x, num_samples=9).log_px,
+}
+
+
+@pytest.mark.parametrize("read", READINGS.values(), ids=READINGS)
+def test_a_reading_is_the_same_in_both_modes_and_moves_no_statistics(read):
+    vae, x = with_dropout_and_norm(), torch.ones(5, 6)
+    vae.loss(torch.rand(20, 6).round())  # running statistics that differ from the batch's
+    state = copy.deepcopy(vae.state_dict())
+    vae.decoder[1].eval()  # a mixed mode, to be restored
+    modes = [m.training for m in vae.modules()]
+    found = read(vae, x)
+    assert [m.training for m in vae.modules()] == modes
+    assert torch.equal(found, read(vae.eval(), x))
+    assert all(torch.equal(t, vae.state_dict()[name]) for name, t in state.items())
+
+
+def test_only_the_loss_follows_the_mode():
+    vae, x = with_dropout_and_norm(), torch.rand(5, 6).round()
+
+    def loss():
+        torch.manual_seed(0)
+        return vae.loss(x)
+
+    in_train_mode = loss()
+    vae.eval()
+    assert not torch.equal(in_train_mode, loss())
+    assert torch.equal(loss(), loss())
 
 
 def test_loss_is_differentiable_and_encode_too(vae, x):

@@ -26,10 +26,12 @@ from pyrovae.core.replicates import observed_data, replicated
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.posterior import METHODS
+from pyrovae.runtime.ambient import exclusive
 
 ROWS = 256
 
 
+@exclusive
 def to_arviz(
     program: nn.Module,
     x: Any,

@@ -11,8 +11,10 @@ from pyrovae.arviz_io.observed import data_groups, labels_of
 from pyrovae.checks import as_tensor, warn_caller
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError, DataError
+from pyrovae.runtime.ambient import exclusive
 
 
+@exclusive
 def predictive_to_arviz(
     samples: Mapping[str, Tensor],
     x: Any = None,

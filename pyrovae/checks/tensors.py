@@ -70,6 +70,8 @@ def _checked_tensor(value: Tensor, name: str) -> Tensor:
             f"{name} is a tensor of {kind}, but a density needs dense real numbers.\n"
             f"Convert it first: {name}.to_dense(), or {name}.real."
         )
+    if value.is_inference():
+        value = value.clone()  # which can be differentiated through, outside of inference mode
     is_wide_unsigned = value.dtype in (torch.uint16, torch.uint32, torch.uint64)
     return value.detach().double() if is_wide_unsigned else value.detach()
 

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from contextlib import suppress
 
 LIBRARIES = {"pyrovae", "pyro", "torch", "contextlib"}
 
@@ -18,4 +19,5 @@ def warn_caller(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    with suppress(ValueError):  # of a stderr that was closed, which must not end a run
+        warnings.warn(message, stacklevel=level)

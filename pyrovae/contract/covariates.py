@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyrovae.checks import as_tensor, check_finite
 from pyrovae.contract.requirements import modules_of
-from pyrovae.errors import DataError
+from pyrovae.errors import ConfigError, DataError
 
 
 class Like(NamedTuple):
@@ -18,12 +18,38 @@ class Like(NamedTuple):
 
 
 def like_of(program: nn.Module) -> Like:
-    """Return the device and dtype of the first floating-point parameter."""
+    """Return the device and dtype of the first floating-point parameter.
+
+    Raises:
+        ConfigError: nothing can be computed with it: it has 16 bits or no value, or it was made in
+            inference mode.
+    """
     for module in modules_of(program):
         for parameter in module._parameters.values():
             if parameter is not None and parameter.is_floating_point():
+                _check_computable(parameter, program)
                 return Like(parameter.device, parameter.dtype)
     return Like(None, torch.get_default_dtype())
+
+
+def _check_computable(parameter: Tensor, program: nn.Module) -> None:
+    whose = f"the parameters of this {type(program).__name__}"
+    if parameter.itemsize < 4:
+        raise ConfigError(
+            f"{whose} are {parameter.dtype}, but log-densities of hundreds of nats need more than "
+            "its 3 digits, and sums of them more still.\nWrite vae.float(); to compute only the "
+            "networks in 16 bits, train with fit(…, precision='bf16')."
+        )
+    if parameter.is_meta:
+        raise ConfigError(
+            f"{whose} are on the device 'meta', where tensors have shapes but no values: there is "
+            "nothing to train or to evaluate.\nBuild it outside of torch.device('meta')."
+        )
+    if parameter.is_inference():
+        raise ConfigError(
+            f"{whose} were made in inference mode: they cannot be trained, and nobody sees when "
+            "they change.\nBuild it outside of torch.inference_mode(), and evaluate it inside."
+        )
 
 
 def like_parameters(value: Tensor, program: nn.Module) -> Tensor:
@@ -89,11 +115,11 @@ def check_is_not_mask(y: Any, x: Any) -> None:
 
 def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
     """Return y as a tensor of num_data rows; floats in the parameters' dtype, integers as is."""
+    like = like_of(program)
     if y is None:
         return None
     y = as_tensor(y, "y")
     check_num_covariates(y, num_data)
     check_finite(y, name="y")
     check_is_seen(program)
-    like = like_of(program)
     return y.to(like.device, like.dtype if y.is_floating_point() else y.dtype)

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
+from pyrovae.contract.covariates import like_of
 from pyrovae.core.chunking import chunked
 from pyrovae.core.replay import sites_of
 from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
 from pyrovae.core.vectorized import Way, terms_at, way_of
 from pyrovae.data import Batch, Source
 from pyrovae.handlers import evaluation
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
 
 Arrays = dict[str, Tensor]
@@ -33,6 +35,7 @@ LATENT, OBSERVED = "latent ", "log_likelihood "  # prefixes of sites
 @contextmanager
 def diagnosing(program: nn.Module, seed: int | None) -> Iterator[None]:
     """Run in eval mode, without gradients, with this seed and a separate parameter store."""
+    like_of(program)  # raises if nothing can be computed
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
         yield
 
@@ -126,6 +129,7 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
+@exclusive
 def elbo_terms(
     program: nn.Module,
     x: Any,

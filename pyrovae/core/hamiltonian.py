@@ -139,7 +139,8 @@ def transition(density: Tempered, point: Point, kernel: Kernel) -> tuple[Point, 
     num_chains, num_data, _ = point.position.shape
     scale, num_leapfrog, style = kernel.scale, kernel.num_leapfrog, kernel.style
     first = torch.randn_like(point.position)
-    jitter = 1 + JITTER * (2 * torch.rand(num_chains, num_data).to(point.position) - 1)
+    uniform = torch.rand(num_chains, num_data, dtype=torch.float32).to(point.position)
+    jitter = 1 + JITTER * (2 * uniform - 1)
     step = (kernel.step_size * jitter)[..., None]  # (S, N, 1)
     kick = step if style is None else step * style.drift[:, None]
     new, half = point, first + 0.5 * _across(kick, scale, point.gradient)
@@ -249,4 +250,5 @@ def adapted(
         tensor([True])
     """
     moved = step_size * (gain * (acceptance.mean(0) - target)).exp()
-    return moved.clamp(max=torch.as_tensor(MAX_PATH / num_leapfrog).to(moved))
+    longest = torch.as_tensor(MAX_PATH / num_leapfrog, dtype=moved.dtype, device=moved.device)
+    return moved.clamp(max=longest)

@@ -59,6 +59,8 @@ class LoaderSource(Source):
         [3]
     """
 
+    smallest_batch = None  # until `accept` has seen all batches
+
     def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
         self.name = type(x).__name__
         if y is not None or mask is not None:
@@ -103,7 +105,7 @@ class LoaderSource(Source):
             raise self._failure(len(sizes) + 1, error) from error
         self.digests = {f"{name} sha256": digest.hexdigest() for name, digest in hashes.items()}
         self.num_data, self.num_batches = sum(sizes), len(sizes)
-        self.batch_size = max(sizes)
+        self.batch_size, self.smallest_batch = max(sizes), min(sizes)
 
     def epoch(self, shuffle: bool, skip: int = 0, share: slice = ALL) -> Iterator[Batch]:
         """Start one pass of the loader; skipped batches are read but not checked."""

@@ -50,6 +50,7 @@ class Source:
             its first epoch has ended.
         num_batches: the number of batches in an epoch; None if N is, or if a loader has no length.
         batch_size: B, the largest number of data in a batch.
+        smallest_batch: the smallest number of data in a batch; None if unknown.
         preloaded: all data as one batch if they are tensors in memory; else None.
         labels: names of rows and columns.
     """
@@ -144,6 +145,10 @@ class Source:
     def whole(self) -> Batch:
         """Return all rows as one batch in memory."""
         return self.preloaded or concat(list(self._in_order()))
+
+    @property
+    def smallest_batch(self) -> int | None:
+        return None if self.num_data is None else self.num_data % self.batch_size or self.batch_size
 
     @property
     def device(self) -> torch.device:

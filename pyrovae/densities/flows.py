@@ -22,6 +22,7 @@ from torch.distributions import AffineTransform, Distribution, Transform, constr
 
 from pyrovae.densities.drawn import RemembersDraw
 from pyrovae.errors import ConfigError
+from pyrovae.runtime.turns import TURN
 
 __all__ = ["autoregressive", "coupling", "spline"]
 
@@ -194,10 +195,11 @@ def located(transform: Transform, loc: Tensor, scale: Tensor) -> Transform:
 
 def _zuko() -> Any:
     """Import zuko on first use, keeping torch's argument validation, which zuko disables."""
-    validates = Distribution._validate_args
-    import zuko
+    with TURN:
+        validates = Distribution._validate_args
+        import zuko
 
-    Distribution.set_default_validate_args(validates)
+        Distribution.set_default_validate_args(validates)
     return zuko
 
 

@@ -31,6 +31,7 @@ from pyrovae.core.draws import diagnosing, latent_names
 from pyrovae.core.joint import flat, joint_of
 from pyrovae.data import Batch
 from pyrovae.errors import DataError
+from pyrovae.runtime.ambient import exclusive
 
 
 class AggregateTest(NamedTuple):
@@ -54,6 +55,7 @@ class AggregateTest(NamedTuple):
     num_draws: int
 
 
+@exclusive
 def aggregate_test(
     program: nn.Module,
     x: Any,
@@ -129,7 +131,7 @@ def _permuted(z: Tensor, num_permutations: int) -> tuple[Tensor, Tensor]:
     """Return energy (1 + B,) and KS (1 + B, D) of the pooled draws (2n, D), unpermuted first."""
     n = len(z) // 2
     sign = torch.cat([torch.ones(n), -torch.ones(n)]).to(z)
-    order = torch.rand(num_permutations, 2 * n).argsort(1)
+    order = torch.rand(num_permutations, 2 * n, dtype=torch.float32).argsort(1)
     signs = torch.cat([sign[None], sign[order.to(z.device)]])  # (1 + B, 2n), sum 0
     scaled = z / z.std(0).clamp(min=1e-300)
     distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")

@@ -24,6 +24,7 @@ from pyrovae.core.draws import Arrays, diagnosing, latent_names, over_draws, rea
 from pyrovae.core.terms import Traces
 from pyrovae.diagnostics.by_dimension import read_kl, read_means
 from pyrovae.errors import DataError
+from pyrovae.runtime.ambient import exclusive
 
 ACTIVE = 0.01  # Burda et al. 2016, appendix C
 
@@ -87,6 +88,7 @@ class Collapse(NamedTuple):
         )
 
 
+@exclusive
 def active_units(
     program: nn.Module,
     x: Any,
@@ -140,6 +142,7 @@ def active_units(
     return ActiveUnits(variance, std_error, variance > threshold, names)
 
 
+@exclusive
 def collapsed_dimensions(
     program: nn.Module,
     x: Any,

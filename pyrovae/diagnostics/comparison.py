@@ -25,6 +25,7 @@ from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.diagnostics.surgery import decompose_elbo
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import log_evidence, method_of
+from pyrovae.runtime.ambient import exclusive
 
 
 class ComparedModel(NamedTuple):
@@ -120,6 +121,7 @@ class Comparison(NamedTuple):
         return "\n".join(lines)
 
 
+@exclusive
 def compare_priors(
     models: Mapping[str, nn.Module],
     x: Any,

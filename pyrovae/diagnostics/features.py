@@ -44,6 +44,7 @@ from pyrovae.core.terms import Traces, terms_of
 from pyrovae.data import Batch
 from pyrovae.diagnostics.reliability import MIN_DRAWS
 from pyrovae.errors import ConfigError
+from pyrovae.runtime.ambient import exclusive
 
 ARRAYS = 12  # of shape (S, n, J), in memory at once
 
@@ -79,6 +80,7 @@ class FeatureCheck(NamedTuple):
         return [tuple(int(i) for i in torch.unravel_index(at, shape)) for at in order]
 
 
+@exclusive
 def feature_check(
     program: nn.Module,
     x: Any,
@@ -156,7 +158,8 @@ def _cells(programs: list[nn.Module], piece: Batch, name: str, num_samples: int)
     equal = each["equal"].mean(0)
     found = {
         "log_conditional": log_mean_exp(each["log_conditional"]),
-        "pit": each["below"].mean(0) + torch.rand(equal.shape).to(equal) * equal,
+        "pit": each["below"].mean(0)
+        + torch.rand(equal.shape, dtype=torch.float32).to(equal) * equal,
         "pareto_k": each["pareto_k"].amax(0),
     }
     mask = piece.sites[name].mask

@@ -41,6 +41,7 @@ from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.evidence import log_evidence
 from pyrovae.posterior import refine
 from pyrovae.posterior.offsets import log_weights
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
 
 ROWS = 256  # data that are refined together
@@ -109,6 +110,7 @@ class InferenceGaps(NamedTuple):
         )
 
 
+@exclusive
 def inference_gaps(
     program: nn.Module,
     x: Any,

@@ -32,6 +32,7 @@ from pyrovae.core.replicates import replicated
 from pyrovae.data import Batch
 from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
+from pyrovae.runtime.ambient import exclusive
 
 Statistic = Callable[[Tensor], Any]
 
@@ -56,6 +57,7 @@ class PredictiveCheck(NamedTuple):
         return torch.where(off == 0, 0.0, off / self.replicated.std(0))
 
 
+@exclusive
 def prior_check(
     program: nn.Module,
     x: Any,
@@ -101,6 +103,7 @@ def prior_check(
     return _check(program, (x, y, mask), statistic, True, num_samples, seed, memory_budget)
 
 
+@exclusive
 def posterior_check(
     program: nn.Module,
     x: Any,

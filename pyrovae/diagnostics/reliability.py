@@ -22,6 +22,7 @@ from pyrovae.data import open_source
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import log_evidence
 from pyrovae.posterior import Posterior, hmc, refine, sir
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
 
 MIN_DRAWS = 21  # fewer leave k̂ undefined
@@ -64,6 +65,7 @@ class Reliability(NamedTuple):
         )
 
 
+@exclusive
 def pareto_k(
     program: nn.Module,
     x: Any,
@@ -110,6 +112,7 @@ def pareto_k(
     return Reliability(found.pareto_k, found.ess, threshold, found.pareto_k <= threshold)
 
 
+@exclusive
 def escalate(
     program: nn.Module,
     x: Any,

@@ -41,6 +41,7 @@ from pyrovae.core.draws import (
 from pyrovae.core.pareto import pareto_k
 from pyrovae.core.terms import Traces
 from pyrovae.data import Batch
+from pyrovae.runtime.ambient import exclusive
 
 SENSITIVE = 0.05  # Kallioinen et al. 2023
 ROWS = 64
@@ -74,6 +75,7 @@ class PriorSensitivity(NamedTuple):
         return (self.prior > self.threshold) & (self.likelihood <= self.threshold)
 
 
+@exclusive
 def prior_sensitivity(
     program: nn.Module,
     x: Any,
@@ -155,6 +157,7 @@ def _sensitivities(found: Arrays, delta: float) -> Arrays:
     }
 
 
+@exclusive
 def power_sensitivity(
     z: Tensor, log_weights: Tensor, log_component: Tensor, *, delta: float = 0.01
 ) -> Tensor:

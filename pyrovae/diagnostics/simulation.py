@@ -36,6 +36,7 @@ from pyrovae.core.joint import flat, joint_of
 from pyrovae.core.simulation import simulated
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
+from pyrovae.runtime.ambient import exclusive
 
 NUM_NULL = 1000  # simulated sets of uniform ranks for the band
 NUMBERS_AT_A_TIME = 2**20
@@ -90,6 +91,7 @@ class Calibration(NamedTuple):
         )
 
 
+@exclusive
 def calibration(
     program: nn.Module,
     n: int = 1000,
@@ -196,7 +198,8 @@ def _ranks(
 def _rank(draws: Tensor, value: Tensor) -> Tensor:
     """Count the draws along dim 0 that are below, with a random share of the ties."""
     below, ties = (draws < value).sum(0), (draws == value).sum(0)
-    return below + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
+    share = torch.rand(ties.shape, dtype=torch.float32, device=ties.device)
+    return below + (share * (ties + 1)).long()
 
 
 def uniformity_p_value(ranks: Tensor, num_draws: int, num_bins: int) -> Tensor:

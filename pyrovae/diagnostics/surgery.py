@@ -33,6 +33,7 @@ from pyrovae.data import Batch, Source
 from pyrovae.diagnostics.by_dimension import read_kl
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.networks import given
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.memory import bytes_of
 from pyrovae.vae import is_plain_vae
 
@@ -72,6 +73,7 @@ class Decomposition(NamedTuple):
     marginal_kl: Estimate
 
 
+@exclusive
 def decompose_elbo(
     program: nn.Module,
     x: Any,

@@ -41,6 +41,7 @@ from pyrovae.evidence.quadrature import Grid
 from pyrovae.evidence.record import Evidence, over_globals
 from pyrovae.evidence.refined import Refined
 from pyrovae.evidence.sandwich import Sandwich, bdmc
+from pyrovae.runtime.ambient import exclusive
 
 __all__ = [
     "AIS",
@@ -70,6 +71,7 @@ METHODS = MappingProxyType(
 )
 
 
+@exclusive
 def log_evidence(
     program: nn.Module,
     x: Any,

@@ -100,7 +100,7 @@ class Normal(NamedTuple):
 
     def draw(self, num_samples: int) -> Tensor:
         """Draw u, (S, N, D), with pathwise gradients."""
-        noise = torch.randn(num_samples, *self.loc.shape).to(self.loc)
+        noise = torch.randn(num_samples, *self.loc.shape, dtype=torch.float32).to(self.loc)
         return self._place(noise)
 
     def _place(self, noise: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Normal(NamedTuple):
         """Return log q(u), (S, N), nats."""
         moved = ((u - self.center) / self.scale - self.loc) / self.log_diagonal.exp()
         if self.below.numel():
-            eye = torch.eye(u.shape[-1]).to(u)
+            eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
             unit = self.below.tril(-1) + eye
             moved = torch.linalg.solve_triangular(
                 unit, moved.permute(1, 2, 0), upper=False, unitriangular=True

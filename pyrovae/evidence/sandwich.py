@@ -26,6 +26,7 @@ from pyrovae.core.simulation import simulated
 from pyrovae.core.summed import without_discrete
 from pyrovae.data import Batch, concat
 from pyrovae.evidence.annealing import AIS, backward, forward, pilot, rows_at_a_time, summed
+from pyrovae.runtime.ambient import exclusive
 
 
 class Sandwich(NamedTuple):
@@ -54,6 +55,7 @@ class Sandwich(NamedTuple):
         return (self.upper - self.lower).std().item() / math.sqrt(len(self.lower))
 
 
+@exclusive
 def bdmc(
     program: nn.Module,
     n: int,

@@ -17,11 +17,13 @@ from pyrovae.contract import validated
 from pyrovae.core.draws import diagnosing
 from pyrovae.evidence.quadrature import Cells, Settled, refined, settled_cells
 from pyrovae.posterior.record import Posterior
+from pyrovae.runtime.ambient import exclusive
 
 FINE = 0.15  # h in units of the posterior's standard deviation: h²/12 = 0.19 % of its variance
 MAX_CUTS = 3
 
 
+@exclusive
 def grid(
     vae: nn.Module,
     x: Any,

@@ -25,12 +25,14 @@ from pyrovae.evidence.annealing import rows_at_a_time
 from pyrovae.posterior.convergence import bulk_ess, e_bfmi, split_r_hat
 from pyrovae.posterior.record import Posterior, SampleStats, concat_stats, joined, shares_of
 from pyrovae.posterior.warmup import warmed_up
+from pyrovae.runtime.ambient import exclusive
 
 MAX_DIVERGING = 0.001  # share of a datum's draws
 MIN_E_BFMI = 0.3  # Betancourt (2016)
 MIN_ENERGIES = 100  # draws per chain below which E-BFMI is too noisy to warn
 
 
+@exclusive
 def hmc(
     program: nn.Module,
     x: Any,

@@ -26,6 +26,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.posterior.record import Posterior, joined, shares_of
 from pyrovae.posterior.resampling import sir
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import is_plain_vae
 
@@ -46,6 +47,7 @@ class Imputation(NamedTuple):
     pareto_k: Tensor
 
 
+@exclusive
 def impute(
     program: nn.Module,
     x: Any,

@@ -26,6 +26,7 @@ from pyrovae.data import Source
 from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
 from pyrovae.posterior.leaves import Leaf, leaves_of, rebuilt
 from pyrovae.posterior.offsets import joined, no_worse, optimized
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import is_plain_vae
 
@@ -49,6 +50,7 @@ class Refined(NamedTuple):
     start_elbo: Tensor
 
 
+@exclusive
 def refine(
     program: nn.Module,
     x: Any,

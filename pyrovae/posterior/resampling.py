@@ -22,8 +22,10 @@ from pyrovae.core.joint import flat, joint_of
 from pyrovae.core.pareto import pareto_k
 from pyrovae.data import Batch, Source
 from pyrovae.posterior.record import Posterior, joined, shares_of
+from pyrovae.runtime.ambient import exclusive
 
 
+@exclusive
 def sir(
     program: nn.Module,
     x: Any,

@@ -11,6 +11,7 @@ from pyrovae.checks import check_event_shape, whole_number
 from pyrovae.contract import validated
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.programs.experts import loc_and_scale
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.vae import fill, observed_only, register
 
 
@@ -112,6 +113,7 @@ class DeepMarkovModel(nn.Module):
         states = [z.expand(*z.shape[:-2], num_data, -1) for z in states]
         return self.decoder(torch.stack(torch.broadcast_tensors(*states), -2)).to_event(1)
 
+    @exclusive
     def forecast(
         self,
         x: Any,

@@ -10,6 +10,7 @@ from pyrovae.checks import check_event_shape, whole_number
 from pyrovae.contract import validated
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.heads import positive
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.vae import fill, observed_only, register
 
 
@@ -104,6 +105,7 @@ class MixtureVAE(nn.Module):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", self.encoder(fill(x, mask)))
 
+    @exclusive
     def occupancy(
         self, x: Any, mask: Any = None, *, num_samples: int = 20, seed: int | None = 0
     ) -> Occupancy:

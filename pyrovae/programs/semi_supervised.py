@@ -19,6 +19,7 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.heads import as_event_shape, split_features
 from pyrovae.networks import given
+from pyrovae.runtime.ambient import exclusive
 from pyrovae.vae import fill, observed_only, register
 
 # exp(LOG_ZERO) is 0 in every float type; it is finite, so that 0 · log 0 is 0 and not NaN
@@ -171,6 +172,7 @@ class SemiSupervisedVAE(nn.Module):
             f"End the classifier in programs.CategoricalHead({classes})."
         )
 
+    @exclusive
     def classify(self, x: Any, mask: Any = None) -> Tensor:
         """Return q(y|x), the class probabilities (N, K), in eval mode without gradients.
 

@@ -30,6 +30,7 @@ from pyrovae.errors import ConfigError, DivergenceError
 from pyrovae.evidence import Evidence, log_evidence
 from pyrovae.objectives import BetaELBO
 from pyrovae.report.encoder import kl_weight
+from pyrovae.runtime.turns import TURN
 from pyrovae.training import fit
 from pyrovae.vae import is_plain_vae
 
@@ -181,7 +182,7 @@ def continued(
     later, objective = copy.deepcopy(program), None if beta == 1 else BetaELBO(beta)
     options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     try:
-        with warnings.catch_warnings():
+        with TURN, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Posterior collapse")  # a verdict says it
             fit(later, *seen, objective=objective, epochs=epochs, progress=False, **options)
     except (ConfigError, DivergenceError):

@@ -5,10 +5,14 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from pyrovae.runtime.turns import TURN
+
 
 @contextmanager
 def module_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
     """Set train or eval mode inside the block, and restore each submodule's own mode after it.
+
+    No other thread changes modes meanwhile.
 
     Example:
         >>> dropout = nn.Dropout()
@@ -18,10 +22,12 @@ def module_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
         >>> dropout.training
         True
     """
-    modes = [(m, m.training) for m in module.modules()]
-    module.train(training)
-    try:
-        yield
-    finally:
-        for m, was_training in modes:
-            m.training = was_training
+    with TURN:
+        others = [m for m in module.modules() if m.training != training]
+        if others:  # a custom `train` may keep some of them as they are
+            module.train(training)
+        try:
+            yield
+        finally:
+            for m in others:
+                m.training = not training

@@ -5,13 +5,16 @@ import random
 import numpy as np
 import torch
 
+from pyrovae.runtime.turns import TURN
+
 
 class RandomStream:
     """A separate generator state for torch, NumPy and `random`.
 
     While the `with` block runs, the global generators continue this stream; after it,
     they are the caller's again, and the stream remembers where it stopped. Entering
-    it many times, also within another, gives the same draws as entering it once.
+    it many times, also within another, gives the same draws as entering it once. Other threads
+    wait for the end of the block before they enter one.
 
     Args:
         seed: a whole number in [0, 2⁶⁴).
@@ -29,14 +32,16 @@ class RandomStream:
     """
 
     def __init__(self, seed: int):
-        self.seed, caller = seed, _global_state()
-        try:
-            _seed_torch(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002  (users' transforms draw from it)
-            random.seed(seed)
-            self._state = _global_state()
-        finally:
-            _set_global_state(caller)
+        self.seed = seed
+        with TURN:
+            caller = _global_state()
+            try:
+                _seed_torch(seed)
+                np.random.seed(seed % 2**32)  # noqa: NPY002  (users' transforms draw from it)
+                random.seed(seed)
+                self._state = _global_state()
+            finally:
+                _set_global_state(caller)
         self.depth = 0  # of `with` blocks that are running
 
     @property
@@ -51,19 +56,30 @@ class RandomStream:
             _set_global_state(state)
 
     def __enter__(self) -> "RandomStream":
-        if not self.depth:
-            self.caller = _global_state()
-            _set_global_state(self._state)
-            if torch.cuda.is_initialized() and not self._state[3]:
-                torch.cuda.manual_seed_all(self.seed)  # GPUs came into use since it was made
+        TURN.__enter__()
+        try:
+            if not self.depth:
+                self._begin()
+        except BaseException:  # of a state that is not one, or Ctrl-C
+            TURN.__exit__()
+            raise
         self.depth += 1
         return self
 
+    def _begin(self) -> None:
+        self.caller = _global_state()
+        _set_global_state(self._state)
+        if torch.cuda.is_initialized() and not self._state[3]:
+            torch.cuda.manual_seed_all(self.seed)  # GPUs came into use since it was made
+
     def __exit__(self, *exception: object) -> None:
         self.depth -= 1
-        if not self.depth:
-            self._state = _global_state()
-            _set_global_state(self.caller)
+        try:
+            if not self.depth:
+                self._state = _global_state()
+                _set_global_state(self.caller)
+        finally:
+            TURN.__exit__()
 
 
 def _seed_torch(seed: int) -> None:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from pyrovae.runtime.turns import TURN
+
 SMALL_STEP = 2**25  # multiplications, some milliseconds of one core with their gradients
 
 
@@ -23,10 +25,11 @@ def threads_for(num_multiplications: int) -> Iterator[None]:
         ...     torch.get_num_threads()
         1
     """
-    before = torch.get_num_threads()
-    if num_multiplications < SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with TURN:  # the number is that of the process
+        before = torch.get_num_threads()
+        if num_multiplications < SMALL_STEP:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

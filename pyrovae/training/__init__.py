@@ -8,8 +8,8 @@ iterates over epochs and batches, `checkpointer` saves and resumes, `monitor` fo
 space. What is reported is always the β = 1 ELBO and its two terms, averaged over the data of an
 epoch, regardless of the objective.
 
-`fit` changes the trained parameters and nothing else: generators, Pyro's parameter store,
-signal handlers and the module's train/eval mode are restored.
+`fit` changes the trained parameters and leaves the program in eval mode; generators, Pyro's
+parameter store and signal handlers are restored.
 """
 
 import math
@@ -27,11 +27,11 @@ from torch import nn
 from pyrovae.checks import warn_caller
 from pyrovae.contract import validated
 from pyrovae.history import Epoch, History
+from pyrovae.runtime.ambient import as_usual, in_full_precision
 from pyrovae.runtime.memory import keep_freed_memory
 from pyrovae.runtime.process_group import processes
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.signals import Interrupts
-from pyrovae.runtime.threads import threads_for
 from pyrovae.training.checkpointer import Checkpointer, facts_of
 from pyrovae.training.eager import EagerLoss, tensors_of, trainable
 from pyrovae.training.loop import Loop, evaluate
@@ -39,6 +39,7 @@ from pyrovae.training.monitor import Monitor
 from pyrovae.training.optimizers import optimizer_of, scheduler_of
 from pyrovae.training.plan import EAGER, GRAPH, Plan, engine_for
 from pyrovae.training.progress import progress_bar
+from pyrovae.training.single_row import check_single_row
 from pyrovae.training.step import TrainingStep
 from pyrovae.training.traced import ENGINES, TracedLoss
 from pyrovae.training.validation import (
@@ -86,7 +87,8 @@ def fit(
 ) -> History:
     """Train a program in place by stochastic variational inference.
 
-    Minimizes Σ_i l_i = −Σ_i ELBO_i (or another objective) with Adam on minibatch means.
+    Minimizes Σ_i l_i = −Σ_i ELBO_i (or another objective) with Adam on minibatch means. Steps are
+    taken in train mode; between them and afterwards, the program is in eval mode.
 
     Args:
         program: a `VAE`, or any module with Pyro's `model(x, y=None, mask=None)` and a `guide`
@@ -184,6 +186,8 @@ def fit(
     folder = run_folder(run_dir, resume=resume, save_every=save_every)
     check_callbacks(callbacks, diagnostics_every)
     with ExitStack() as stack:
+        for context in (as_usual(), torch.enable_grad(), in_full_precision()):
+            stack.enter_context(context)
         group = stack.enter_context(processes(program, device))
         plan = replace(plan, seed=group.broadcast_object(plan.seed))
         move(program, device)
@@ -195,6 +199,7 @@ def fit(
         facts = {}
         if folder or group.size > 1:
             facts = facts_of(program, plan, objective, data, held_out, group)
+        check_single_row(program, data, group.size)
         group.check_same(facts)
         group.broadcast(tensors_of(program))
         history = History(num_data=data.num_data, seed=plan.seed)
@@ -227,14 +232,13 @@ def _train(
     progress: bool | None,
 ) -> None:
     """Run the loop with its engine, checkpoints, callbacks and progress bar."""
-    losses, work = loop.steps.loss, loop.num_parameters * loop.data.batch_size
+    losses = loop.steps.loss
     then = checkpointer and checkpointer.resume(allow_data_change=allow_data_change)
     if loop.data.preloaded:  # each step frees its gradients; large data leave no memory to keep
         keep_freed_memory(losses.parameters[0].device)
     loop.steps.loss = _engine(then or loop.plan.compile, losses, loop)
     with (
         progress_bar(loop.plan.epochs, progress) as show,
-        threads_for(work),
         Interrupts() as interrupts,
         checkpointer.running(interrupts) if checkpointer else nullcontext(),
     ):

@@ -10,6 +10,7 @@ drawn again, skips the batches already used, and then restores the current strea
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyro
@@ -27,6 +28,8 @@ from pyrovae.runtime.modes import module_mode
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.runtime.run_folder import restore_stream
 from pyrovae.runtime.state_tree import check_like
+from pyrovae.runtime.threads import threads_for
+from pyrovae.runtime.turns import TURN
 from pyrovae.training.eager import loss_sums
 from pyrovae.training.plan import Plan
 from pyrovae.training.step import TrainingStep
@@ -84,10 +87,16 @@ class Loop:
         return time.perf_counter() - self.start
 
     def run(self) -> None:
-        """Train from the current position to the end of the plan, or until patience runs out."""
+        """Train from the current position to the end of the plan, or until patience runs out.
+
+        Train mode is for steps only: callbacks, and the caller afterwards, find eval mode.
+        """
+        for program in (self.program, self.scored):
+            program.eval()
         while self.epoch <= self.plan.epochs and not self.is_exhausted:
-            with module_mode(self.program, training=True), self.stream, own_store():
-                self._train()
+            batches = self._batches()
+            while self._train(batches):
+                TURN.give()
             self._finish_epoch()
         self.history.stopped_early = self.is_exhausted and len(self.history) < self.plan.epochs
 
@@ -108,20 +117,34 @@ class Loop:
         patience = self.plan.patience
         return bool(self.best and patience and self.best.waited >= patience)
 
-    def _train(self) -> None:
-        """Train on the remaining batches of the epoch."""
-        for batch in self._batches():
-            self.first_batch = self.first_batch or batch
-            self._set_progress()
-            where = f"step {self.steps.num_steps + 1} (epoch {self.epoch}, batch {self.index + 1})"
-            with pyro.validation_enabled(self.steps.num_steps == 0):
-                sums = self.steps.take(batch, where).cpu()
-            self.sums += sums
-            self.index += 1
-            self.spikes.update(sums, batch.num_data, where)
-            for hook in self.after_step:
-                hook(self)
-        self.steps.flush()
+    def _train(self, batches: Iterator[Any]) -> bool:
+        """Train until the epoch ends or another thread waits; return whether batches may be left.
+
+        The other thread then finds the weights of a whole step, and the process as it was.
+        """
+        with module_mode(self.program, training=True), self.stream, own_store(), self._threads():
+            for batch in batches:
+                self._step(batch)
+                if TURN.is_awaited:
+                    return True
+            self.steps.flush()
+        return False
+
+    def _threads(self) -> AbstractContextManager:
+        return threads_for(self.num_parameters * self.data.batch_size)
+
+    def _step(self, batch: Any) -> None:
+        """Take one step, and call the hooks that follow it."""
+        self.first_batch = self.first_batch or batch
+        self._set_progress()
+        where = f"step {self.steps.num_steps + 1} (epoch {self.epoch}, batch {self.index + 1})"
+        with pyro.validation_enabled(self.steps.num_steps == 0):
+            sums = self.steps.take(batch, where).cpu()
+        self.sums += sums
+        self.index += 1
+        self.spikes.update(sums, batch.num_data, where)
+        for hook in self.after_step:
+            hook(self)
 
     def _batches(self) -> Iterator[Any]:
         """Yield this process's rows of the epoch's remaining batches; some may be empty."""
@@ -183,7 +206,8 @@ class Loop:
         """Evaluate the held-out data in one process, so that all have the same score."""
         score = None
         if self.group.is_first:
-            score = evaluate(self.scored, self.held_out, self.plan.seed)
+            with self._threads():
+                score = evaluate(self.scored, self.held_out, self.plan.seed)
         score, generators = self.group.broadcast_object((score, self._generator_states()))
         self._set_generators(generators)
         return score

@@ -10,7 +10,9 @@ from pyrovae.history import Epoch
 @contextmanager
 def progress_bar(epochs: int, progress: bool | None) -> Iterator[Callable[[Epoch], None]]:
     """Yield a function that shows an epoch's record on stderr, or does nothing."""
-    if progress is False or (progress is None and not sys.stderr.isatty()):
+    # pythonw and services have no stderr, and others have closed it
+    is_open = not getattr(sys.stderr, "closed", True)
+    if progress is False or not is_open or (progress is None and not sys.stderr.isatty()):
         yield lambda record: None
         return
     from rich.console import Console

@@ -23,6 +23,7 @@ from pyrovae.errors import DivergenceError
 from pyrovae.runtime.buffers import BuffersBefore
 from pyrovae.runtime.process_group import Alone
 from pyrovae.training.eager import Outcome
+from pyrovae.training.single_row import single_row_error
 
 
 class TrainingStep:
@@ -109,7 +110,10 @@ class TrainingStep:
             outcome = self.loss(batch)
         except ValueError as error:
             if not str(error).startswith("Expected parameter"):
-                raise
+                if batch.num_data > 1:
+                    raise
+                then = f"Parameters are as after step {self.num_steps}. "
+                raise single_row_error(self.program, error, then=then) from error
             # a distribution rejects its parameters; the rest of its message lists all values
             first_line = str(error).partition(", but found")[0]
             raise DivergenceError(
