@@ -44,6 +44,7 @@ def by_name(record, *names):
 
 
 AIS = {"num_samples": 2, "num_temperatures": 5}
+REFINED = {"num_samples": 20, "num_steps": 5}
 
 # name → (vae, x, folder) → numbers, a few milliseconds each
 CALLS = {
@@ -55,7 +56,9 @@ CALLS = {
     "sample": lambda vae, x, _: vae.sample(3, seed=0),
     "reconstruct": lambda vae, x, _: vae.reconstruct(x, seed=0),
     "elbo_terms": lambda vae, x, _: pv.elbo_terms(vae, x, num_samples=3).log_weights,
-    "iwae": lambda vae, x, _: pv.log_evidence(vae, x, num_samples=9)[:4],
+    "iwae": lambda vae, x, _: pv.log_evidence(vae, x, method="iwae", num_samples=9)[:4],
+    "importance": lambda vae, x, _: pv.log_evidence(vae, x, num_samples=20)[:4],
+    "refined": lambda vae, x, _: pv.log_evidence(vae, x, method="refined", **REFINED)[:4],
     "ais": lambda vae, x, _: pv.log_evidence(vae, x, method="ais", **AIS)[:2],
     "grid": lambda vae, x, _: pv.log_evidence(vae, x[:2], method="grid").log_px,
     "bdmc": lambda vae, x, _: by_name(pv.evidence.bdmc(vae, 3, **AIS), "lower", "upper"),
@@ -83,7 +86,8 @@ CALLS = {
 
 
 def compared(vae, x):
-    return list(diagnostics.compare_priors({"a": vae, "b": vae}, x, num_samples=9).log_px.values())
+    found = diagnostics.compare_priors({"a": vae, "b": vae}, x, method="iwae", num_samples=9)
+    return list(found.log_px.values())
 
 
 def escalated(vae, x):

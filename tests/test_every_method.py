@@ -29,6 +29,7 @@ TABLE = Path(pv.__file__).parent / "programs" / "methods.md"
 PROPERTIES = {
     "trainable": "parameters to train",
     "continuous": "a continuous local latent, and discrete ones with few values",
+    "line": "latents without angles",
     "pathwise": "a guide that declares its parameters and has pathwise gradients",
     "scored": "a guide without auxiliary sites, which has a density at given latents",
     "mask": "a model that uses the mask",
@@ -118,7 +119,7 @@ CASES = {
     "a Bayesian layer": case(with_global_latents, BITS),
     "VAE": case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),
     "VAE on the circle": case(
-        circular, numbers(N)[:, :2], lacks=["trainable", "pathwise"], is_vae=True
+        circular, numbers(N)[:, :2], lacks=["trainable", "pathwise", "line"], is_vae=True
     ),
     "VAE of bits": case(bits, BITS, lacks=["continuous", "pathwise"], is_vae=True),
     "VAE of spike and slab": case(spike_and_slab, BITS, is_vae=True),
@@ -154,8 +155,27 @@ METHODS = {
         "no trainable parameters|does not require grad",
     ),
     "elbo_terms": (lambda p, x, y: pv.elbo_terms(p, x, y), [], ""),
-    "log_evidence, iwae": (
+    "log_evidence, importance": (
         lambda p, x, y: pv.log_evidence(p, x, y, num_samples=25, num_globals=2),
+        [],
+        "",
+    ),
+    "log_evidence, iwae": (
+        lambda p, x, y: pv.log_evidence(p, x, y, method="iwae", num_samples=25, num_globals=2),
+        [],
+        "",
+    ),
+    "log_evidence, refined": (
+        lambda p, x, y: pv.log_evidence(
+            p, x, y, method="refined", num_samples=25, num_steps=2, num_globals=2
+        ),
+        ["continuous", "line"],
+        "is discrete|is an angle",
+    ),
+    "log_evidence, auto": (
+        lambda p, x, y: pv.log_evidence(
+            p, x, y, method="auto", num_samples=25, num_globals=2, max_evaluations=2000
+        ),
         [],
         "",
     ),
@@ -279,8 +299,11 @@ GROUPS = {
         "to_arviz",
     ),
     "Evidence": (
+        "log_evidence, importance",
         "log_evidence, iwae",
+        "log_evidence, refined",
         "log_evidence, ais",
+        "log_evidence, auto",
         "log_evidence, grid",
         "log_evidence, enumerate",
         "bdmc",

@@ -785,7 +785,7 @@ class TestSeveralModels:
         names = [label.get_text() for label in ax.get_yticklabels()]
         assert names == [
             "StandardNormal\nlower bounds: 10 %",
-            "a Gaussian mixture of 20\nk̂ too high: 2 %",
+            "a Gaussian mixture of 20\nlower bounds: 2 %",
             "VampPrior",
         ]
         points = [line for line in ax.lines if line.get_marker() == "o"]

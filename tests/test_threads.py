@@ -55,7 +55,7 @@ JOBS = {
     "fit, eager": lambda vae, seed, _: fitted(vae, seed, compile="eager"),
     "fit, graph": lambda vae, seed, _: fitted(vae, seed, compile="graph"),
     "fit, loader": lambda vae, seed, _: fitted_to_a_loader(vae, seed),
-    "log_evidence": lambda vae, seed, _: pv.log_evidence(vae, X, num_samples=9, seed=seed)[:4],
+    "log_evidence": lambda vae, seed, _: pv.log_evidence(vae, X, num_samples=20, seed=seed)[:4],
     "elbo_terms": lambda vae, seed, _: pv.elbo_terms(vae, X, seed=seed)[:3],
     "hmc": lambda vae, seed, _: (
         pv.posterior.hmc(vae, X[:2], num_samples=4, num_warmup=4, seed=seed).draws
@@ -187,7 +187,7 @@ def test_a_callback_may_wait_for_other_threads():
     vae = small_vae()
 
     def callback(model, record):
-        at_once(*[lambda: pv.log_evidence(model, X, num_samples=5)] * 2)
+        at_once(*[lambda: pv.log_evidence(model, X, num_samples=20)] * 2)
 
     assert len(pv.fit(vae, X, epochs=2, callbacks=[callback])) == 2
 

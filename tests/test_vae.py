@@ -147,7 +147,7 @@ READINGS = {
     "reconstruct": lambda vae, x: vae.reconstruct(x, seed=0),
     "sample": lambda vae, x: vae.sample(3, seed=0),
     "elbo_terms": lambda vae, x: pv.elbo_terms(vae, x).log_weights,
-    "log_evidence": lambda vae, x: pv.log_evidence(vae, x, num_samples=9).log_px,
+    "log_evidence": lambda vae, x: pv.log_evidence(vae, x, num_samples=20).log_px,
 }
 
 

@@ -251,5 +251,5 @@ def _transform(name: str, support: Any, method: str) -> Any:
         raise ConfigError(
             f"{method} moves latents along gradients on the real line, but the support of "
             f"{name!r}, {support}, is {kind}.\n"
-            "Use method='enumerate' for few discrete values, else method='iwae' or posterior.sir."
+            "Use method='enumerate' for few discrete values, else 'importance' or posterior.sir."
         ) from None

@@ -38,7 +38,7 @@ class Enumerate:
         if not is_plain_vae(program):
             raise ConfigError(
                 f"method='enumerate' sums over the values of the one latent of a VAE, but this is "
-                f"a {type(program).__name__}.\nWrite method='iwae', which takes any program."
+                f"a {type(program).__name__}.\nWrite method='importance', which takes any program."
             )
 
         def draw(rows: Batch):
@@ -61,7 +61,7 @@ def _values(joint: VAEJoint) -> Tensor:
         raise ConfigError(
             f"method='enumerate' sums over every value of z, but p(z) is a {type(p_z).__name__} "
             f"over {p_z.support}, whose values cannot be listed.\n"
-            "Use priors.Bernoulli or priors.Categorical, or method='iwae'."
+            "Use priors.Bernoulli or priors.Categorical, or method='importance'."
         ) from None
     return values.reshape(len(values), 1, *p_z.event_shape)
 

@@ -120,7 +120,7 @@ def settled_cells(vae: nn.Module, data: Source | Batch) -> Iterator[Settled]:
     if not is_plain_vae(vae):
         raise ConfigError(
             f"the grid covers the single latent of a VAE, but this is a {type(vae).__name__}.\n"
-            "Use method='iwae', or posterior.sir for draws, which take any program."
+            "Use method='importance', or posterior.sir for draws, which take any program."
         )
     vae, start = copy.deepcopy(vae).double(), 0
     for part in data.read(DATA_AT_A_TIME):
@@ -156,13 +156,13 @@ def space_of(p_z: Distribution, method: str) -> Space:
         raise ConfigError(
             f"{method} covers an area of the latent space with cells, but the support of p(z), "
             f"{p_z.support}, has no area: it is discrete or lower-dimensional.\n"
-            "Use method='enumerate' for discrete latents, method='iwae' for others."
+            "Use method='enumerate' for discrete latents, method='importance' for others."
         ) from None
     dim = transform.inv(p_z.sample()).shape[-1]
     if dim > 2:
         raise ConfigError(
             f"{method} covers the latent space with cells, but this one has {dim} dimensions.\n"
-            "It supports at most 2; use method='iwae', or posterior.sir for draws."
+            "It supports at most 2; use method='importance', or posterior.sir for draws."
         )
     return Space(transform, dim, period_of(transform))
 
@@ -191,7 +191,7 @@ def _settling(vae: nn.Module, space: Space, batch: Batch) -> Iterator[tuple[Cell
     raise ConfigError(
         f"the grid has not converged: log p(x) of datum {int(moved.argmax())} still changes by "
         f"{moved.max().item():.2g} nat at cells of width {cells.width:.2g}.\n"
-        "Its posterior is too narrow for a grid, or p(z) has an edge or a cusp; use method='iwae'."
+        "Its posterior is too narrow for a grid, or p(z) has an edge or a cusp; use 'importance'."
     )
 
 

@@ -24,9 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
-from pyrovae.core.joint import Unconstrained, joint_of
+from pyrovae.core.joint import ProgramJoint, Unconstrained, VAEJoint, joint_of
 from pyrovae.core.proposals import Guide, Mixture
+from pyrovae.core.summed import without_discrete
 from pyrovae.data import Batch, Source
+from pyrovae.densities.supports import covers_line
+from pyrovae.errors import ConfigError
 from pyrovae.evidence.annealing import SCALE_DRAWS, rows_at_a_time, spread
 from pyrovae.evidence.importance import Draws, sampled
 from pyrovae.evidence.record import Evidence, concat
@@ -39,7 +42,8 @@ MAX_DENSE = 100  # D: beyond it the covariance is diagonal
 class Refined(Draws):
     """Importance sampling from a normal density refined for each datum.
 
-    For programs with local latents that map from the real line.
+    For programs with local latents that map from the real line; discrete latents with few values
+    are summed out.
 
     Args:
         num_samples, std_error, ess, max_samples: draws per datum, as for `Draws`.
@@ -72,9 +76,9 @@ class Refined(Draws):
         self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
     ) -> Evidence:
         """Return the estimate of log p(x) for each datum; errors as in `log_evidence`."""
-        parts = []
+        program, parts = without_discrete(program, data), []
         for rows in rows_at_a_time(program, data, DRAWS_PER_STEP, memory_budget):
-            space = Unconstrained(joint_of(program, rows), method="method='refined'")
+            space = _line_of(joint_of(program, rows))
             guide = optimized(space, self.num_steps, self.learning_rate).as_guide()
             chunk = 3 * DRAWS_PER_STEP  # without gradients, as large as a step with them
             parts.append(sampled(Mixture(space, guide), self, chunk))
@@ -148,6 +152,17 @@ def optimized(space: Unconstrained, num_steps: int, learning_rate: float) -> Nor
         optimizer.step()
         schedule.step()
     return Normal(*(value.detach() for value in normal))
+
+
+def _line_of(joint: VAEJoint | ProgramJoint) -> Unconstrained:
+    space = Unconstrained(joint, method="method='refined'")
+    if around := [name for name, support in joint.supports.items() if not covers_line(support)]:
+        raise ConfigError(
+            f"method='refined' samples from a normal density on the real line, but {around[0]!r} "
+            "is an angle, so that a point of the circle is many points of the line.\n"
+            "Write method='importance', or 'ais', which moves around the circle."
+        )
+    return space
 
 
 def _start(center: Tensor, scale: Tensor) -> Normal:
