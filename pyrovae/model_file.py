@@ -13,7 +13,7 @@ import inspect
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.files import opened, write_atomically
 from pyrovae.runtime.state_tree import check_keys, describe, memory_of
 from pyrovae.runtime.tensor_file import TensorFile, read_tensor_file, tensor_file
+
+if TYPE_CHECKING:
+    from pyrovae.vae import VAE
+
+Program = TypeVar("Program", bound=nn.Module)
 
 FAMILIES = ("priors", "guides", "likelihoods")
 
@@ -79,6 +84,12 @@ def save(vae: nn.Module, path: Any) -> Path:
     description = {"kind": "model", "aliases": aliases, "frozen": frozen, "parts": parts_of(vae)}
     write_atomically(path, tensor_file(tensors, description | _recipe(vae, tensors, aliases)))
     return path
+
+
+@overload
+def load(path: Any, *, into: None = None) -> "VAE": ...
+@overload
+def load(path: Any, *, into: Program) -> Program: ...
 
 
 @exclusive
