@@ -56,8 +56,12 @@ FUNCTIONS = {
     "encode": lambda vae, x: vae.encode(x).mean,
     "reconstruct": lambda vae, x: vae.reconstruct(x, seed=1),
     "elbo_terms": lambda vae, x: pv.elbo_terms(vae, x, num_samples=3),
-    "log_evidence, iwae": lambda vae, x: pv.log_evidence(vae, x, **FAST),
+    "log_evidence, importance": lambda vae, x: pv.log_evidence(vae, x, num_samples=20),
     "log_evidence, subset": lambda vae, x: pv.log_evidence(vae, x, num_samples=20, num_data=5),
+    "log_evidence, refined": lambda vae, x: pv.log_evidence(
+        vae, x, method="refined", num_samples=20, num_steps=2
+    ),
+    "log_evidence, auto": lambda vae, x: pv.log_evidence(line(), x, method="auto")[:-1],
     "log_evidence, ais": lambda vae, x: pv.log_evidence(
         vae, x, method="ais", num_samples=2, num_temperatures=3, memory_budget=2**16
     ),
@@ -98,7 +102,7 @@ READ = {
     *("Dataset", "DataLoader, shuffled", "stream", "iterable of batches"),
 }
 # a function of each way of asking: all rows, chunks, chosen rows, names, batches of an epoch
-ASK = {"loss", "log_evidence, iwae", "log_evidence, subset", "to_arviz", "refit_prior"}
+ASK = {"loss", "log_evidence, importance", "log_evidence, subset", "to_arviz", "refit_prior"}
 
 
 def pairs():

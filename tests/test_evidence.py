@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("float64")
         {"method": "ais", "num_samples": 100, "num_temperatures": 60},
         {"method": "ais", "num_samples": 100, "num_temperatures": 10, "start": "guide"},
     ],
-    ids=["iwae", "ais", "ais from the guide"],
+    ids=["importance", "ais", "ais from the guide"],
 )
 def test_estimate_is_within_its_stated_error(settings):
     truth = LinearGaussian()
@@ -96,9 +96,9 @@ def test_exact_posterior_gives_the_evidence_without_error(settings):
 def test_any_program_with_two_local_latents():
     program, x = Ladder(), torch.tensor([[1.0, 0.5], [-2.0, -1.0], [0.0, 3.0]])
     exact = dist.MultivariateNormal(torch.zeros(2), Ladder.covariance).log_prob(x)
-    iwae = pv.log_evidence(program, x, num_samples=20_000)
+    drawn = pv.log_evidence(program, x, num_samples=20_000)
     ais = pv.log_evidence(program, x, method="ais", num_samples=200, num_temperatures=40)
-    for found in (iwae, ais):
+    for found in (drawn, ais):
         assert ((found.log_px - exact) / found.std_error).abs().max() < 4.5
         assert (found.std_error < 0.1).all()
 

@@ -95,7 +95,7 @@ def main() -> None:
     data = pv.datasets.binarized_mnist()
     vae, training = model_of(data, options)
     x = data.valid[::10] if options.choose else data.test
-    found = pv.log_evidence(vae, x, num_samples=options.num_samples)
+    found = pv.log_evidence(vae, x, method="iwae", num_samples=options.num_samples)
     error = found.log_px.std() / math.sqrt(len(x))
     step = compare({"loop": handwritten(data.train.flatten(1), 64, SIZES["mnist"])}, 3, 100)["loop"]
     split = "validation" if options.choose else "test"

@@ -39,8 +39,8 @@ def main() -> None:
     x_test = x_test[100:]
     mask = torch.rand(x_test.shape, generator=torch.Generator().manual_seed(0)) < 0.5
 
-    whole = pv.log_evidence(vae, x_test, num_samples=2000).log_px
-    observed = pv.log_evidence(vae, x_test, mask=mask, num_samples=2000).log_px
+    whole = pv.log_evidence(vae, x_test, method="iwae", num_samples=2000).log_px
+    observed = pv.log_evidence(vae, x_test, mask=mask, method="iwae", num_samples=2000).log_px
     ours = whole - observed
 
     flat = [t.double().flatten(1) for t in (x, x_test)]

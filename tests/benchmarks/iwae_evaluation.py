@@ -65,12 +65,14 @@ def main() -> None:
     ours, theirs = [], []
     with torch.no_grad():
         hand_written(vae, x[:2], 100)
-        pv.log_evidence(vae, x[:2], num_samples=100)
+        pv.log_evidence(vae, x[:2], method="iwae", num_samples=100)
         for _ in range(settings.repeats):
             seconds, reference = timed(hand_written, vae, x, settings.num_samples)
             theirs.append(seconds)
             seconds, found = timed(
-                lambda: pv.log_evidence(vae, x, num_samples=settings.num_samples, seed=None)
+                lambda: pv.log_evidence(
+                    vae, x, method="iwae", num_samples=settings.num_samples, seed=None
+                )
             )
             ours.append(seconds)
     ratio = statistics.median(ours) / statistics.median(theirs)

@@ -21,7 +21,7 @@ def compare(name: str, x, x_test, sizes, sizes_test, likelihoods: dict, epochs: 
         settings = {"latent_dim": 10, "hidden": (128,), "seed": 0, "data": x}
         vae = pv.build(x.shape[1:], likelihood=likelihood, **settings)
         pv.fit(vae, x, sizes, epochs=epochs, batch_size=128, progress=False)
-        log_px = pv.log_evidence(vae, x_test, sizes_test, num_samples=500).log_px
+        log_px = pv.log_evidence(vae, x_test, sizes_test, method="iwae", num_samples=500).log_px
         first = log_px if first is None else first
         gain = log_px - first
         error = gain.std().item() / math.sqrt(len(gain))

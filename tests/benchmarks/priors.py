@@ -42,7 +42,7 @@ def main() -> None:
         start = time.perf_counter()
         vae = trained(prior, data, settings.epochs)
         seconds = time.perf_counter() - start
-        log_px = pv.log_evidence(vae, x, num_samples=settings.num_samples).log_px
+        log_px = pv.log_evidence(vae, x, method="iwae", num_samples=settings.num_samples).log_px
         first = log_px if first is None else first
         gain = log_px - first
         error = gain.std() / math.sqrt(len(gain))
