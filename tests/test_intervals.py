@@ -5,6 +5,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from benchmarks import coverage
 from oracles import AffineEncoder, ExactEncoder, Ladder, LinearGaussian, wide_guide
 from torch import nn
 
@@ -120,7 +121,7 @@ def test_standard_error_is_that_of_strata():
     assert interval(log_weights, [100])[1].item() > 0.01
 
 
-def coverage(vae, x, exact, method, repetitions: int) -> torch.Tensor:
+def covered(vae, x, exact, method, repetitions: int) -> torch.Tensor:
     """1 where the interval contains log p(x), 0 where not, NaN without an interval."""
     every = [pv.log_evidence(vae, x, method=method, seed=seed) for seed in range(repetitions)]
     lower, upper = (torch.stack([getattr(e, end) for e in every]) for end in ("lower", "upper"))
@@ -134,7 +135,7 @@ def test_intervals_cover_where_the_error_of_the_guide_alone_does_not(num_samples
     x = (torch.rand(50, 12) > 0.5).double()
     vae = pv.build((12,), latent_dim=2, hidden=(16,), seed=0).double()
     exact = pv.log_evidence(vae, x, method="grid").log_px
-    found = coverage(vae, x, exact, Importance(num_samples), 20)
+    found = covered(vae, x, exact, Importance(num_samples), 20)
     assert found.isfinite().double().mean() > 0.95
     # 1000 intervals: the binomial error of 0.95 is 0.007
     assert 0.92 < found[found.isfinite()].mean() < 0.985
@@ -143,6 +144,22 @@ def test_intervals_cover_where_the_error_of_the_guide_alone_does_not(num_samples
     naive = ((alone.log_px - exact).abs() < 1.96 * alone.std_error)[is_good]
     assert naive.double().mean() < 0.8  # negative control
     assert alone.upper.isinf().all()  # so it states no interval
+
+
+@pytest.mark.slow
+def test_intervals_cover_on_every_model_for_every_method():
+    """Four models, untrained and trained; the numbers are printed by `pytest -s`."""
+    torch.set_default_dtype(torch.float32)
+    found = list(coverage.cells())
+    print(*found, sep="\n")
+    stated = [cell for cell in found if not cell.method.startswith(coverage.ALONE)]
+    for cell in stated:
+        # 2.5 binomial errors on top of 0.90 to 0.99
+        slack = 2.5 * (0.05 * 0.95 / max(1, cell.num_intervals)) ** 0.5
+        assert cell.num_intervals < 20 or 0.90 - slack < cell.coverage < 0.99 + slack, cell
+    assert sum(cell.share > 0.5 for cell in stated) > 0.7 * len(stated)
+    alone = [cell.coverage for cell in found if cell.method.startswith(coverage.ALONE)]
+    assert min(alone) < 0.7  # negative control
 
 
 def correlated(num_features: int = 8, latent_dim: int = 5) -> LinearGaussian:

@@ -10,6 +10,8 @@ whose k̂ is below its threshold.
 """
 
 import argparse
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.distributions as dist
@@ -26,6 +28,7 @@ METHODS = {
     "refined, K = 1000": (Refined(1000), 10),
     "ais, 70 temperatures": (AIS(num_temperatures=70), 10),
 }
+ALONE = "guide alone, k̂ good"
 
 
 def linear(latent_dim: int, likelihood: nn.Module, weight: torch.Tensor) -> pv.VAE:
@@ -70,31 +73,47 @@ def exact(vae: pv.VAE, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tens
     return dist.MultivariateNormal(bias, weight @ weight.T + scale.diag() ** 2).log_prob(x.double())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    is_quick = parser.parse_args().quick
-    torch.set_num_threads(1)
+class Cell(NamedTuple):
+    """Coverage of a method on a model: share of data with an interval, and of those that hold."""
+
+    epochs: int
+    model: str
+    method: str
+    share: float
+    coverage: float
+    num_intervals: int
+
+
+def cells(shorter: int = 1) -> Iterator[Cell]:
+    """Yield the table row by row, with this fraction of the repetitions."""
     for epochs in (0, 30, 300):
         for name, (vae, x, mask) in models().items():
             if epochs:
                 pv.fit(vae, x, mask=mask, epochs=epochs, progress=False)
-            truth = exact(vae, x, mask)
+            given = (vae, x, mask, exact(vae, x, mask))
             for label, (method, repetitions) in METHODS.items():
-                repetitions = max(1, repetitions // 10) if is_quick else repetitions
-                covered = torch.cat(
-                    [_covered(vae, x, mask, truth, method, s) for s in range(repetitions)]
-                )
-                share = covered.isfinite().double().mean()
-                print(
-                    f"{epochs:3} epochs  {name:27} {label:21} interval for {100 * share:5.1f} %  "
-                    f"covers {100 * covered[covered.isfinite()].mean():5.1f} %",
-                    flush=True,
-                )
+                seeds = range(max(1, repetitions // shorter))
+                covered = torch.cat([_covered(*given, method, seed) for seed in seeds])
+                held = covered[covered.isfinite()]
+                share = len(held) / len(covered)
+                yield Cell(epochs, name, label, share, held.mean().item(), len(held))
             for count in (100, 1000):
-                covered = torch.cat([_naive(vae, x, mask, truth, count, s) for s in range(5)])
-                label = f"guide alone, K = {count}, where k̂ is good"
-                print(f"{'':12}{name:27} {label}: {100 * covered.mean():.1f} %")
+                held = torch.cat([_naive(*given, count, seed) for seed in range(5)])
+                share = len(held) / (5 * len(x))
+                label = f"{ALONE}, K = {count}"
+                yield Cell(epochs, name, label, share, held.mean().item(), len(held))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    torch.set_num_threads(1)
+    for cell in cells(10 if parser.parse_args().quick else 1):
+        print(
+            f"{cell.epochs:3} epochs  {cell.model:27} {cell.method:31} {100 * cell.share:5.1f} %  "
+            f"covers {100 * cell.coverage:5.1f} %  ({cell.num_intervals})",
+            flush=True,
+        )
 
 
 def _covered(vae, x, mask, truth, method, seed) -> torch.Tensor:
