@@ -282,6 +282,18 @@ def test_auto_answers_each_datum_by_the_first_method_that_can():
     assert cheap.upper[is_far].isinf().all()
 
 
+def test_auto_draws_more_towards_a_target_within_its_budget():
+    truth = correlated(latent_dim=3)
+    vae, x = truth.vae(AffineEncoder(torch.zeros(3, 8), truth.mean, torch.ones(3))), truth.sample(5)
+    fine = pv.log_evidence(vae, x, method="auto", std_error=0.01)
+    assert (fine.std_error <= 0.01).all()
+    assert ((fine.log_px - truth.log_evidence(x)).abs() < 4.5 * fine.std_error).all()
+    assert fine.methods == ("refined",) * 5
+    unreachable = pv.log_evidence(vae, x, method="auto", std_error=1e-9, max_evaluations=8000)
+    assert (unreachable.ess < 8000).all()
+    assert ((unreachable.log_px - truth.log_evidence(x)).abs() < 4.5 * unreachable.std_error).all()
+
+
 def test_auto_skips_methods_that_the_program_does_not_support():
     vae = pv.build((3,), latent_dim=3, prior="HypersphericalUniform", guide="PowerSpherical")
     found = pv.log_evidence(vae, torch.eye(3), method=Auto(num_samples=100))

@@ -12,9 +12,8 @@ evaluations of log p(x, z), of which a gradient takes two more:
 T, the temperatures of ais, is what the budget leaves.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,8 +39,8 @@ class Auto(Draws):
 
     Args:
         num_samples, std_error, ess, max_samples: draws per datum, as for `Draws`.
-        max_evaluations: evaluations of log p(x, z) per datum, apart from those of the grid and of
-            draws beyond the first round. Methods that would exceed it are left out.
+        max_evaluations: evaluations of log p(x, z) per datum, apart from those of the grid. Methods
+            that would exceed it are left out.
 
     Example:
         >>> import pyrovae as pv
@@ -84,28 +83,30 @@ class Auto(Draws):
         return best
 
     def _methods(self) -> Iterator[tuple[str, Any]]:
-        draws = {field.name: getattr(self, field.name) for field in fields(Draws)}
         yield "grid", Grid()
-        yield "importance", Importance(**draws)
-        refined = Refined(**draws)
-        cost = BACKWARD_COST * DRAWS_PER_STEP * refined.num_steps + self.num_samples
+        yield "importance", Importance(self.num_samples)
+        cost = BACKWARD_COST * DRAWS_PER_STEP * Refined.num_steps + self.num_samples
         left = self.max_evaluations - self.num_samples - cost
         if left < 0:
             return
-        yield "refined", refined
-        annealed = AIS()
-        step = BACKWARD_COST * (annealed.num_samples + PILOT_CHAINS) * annealed.num_leapfrog
-        if left >= step:
-            yield "ais", AIS(num_temperatures=left // step)
+        more = left // 2 if self.has_target else 0  # further draws towards the target
+        most = min(self.max_samples, self.num_samples + more)
+        target = {"std_error": self.std_error, "ess": self.ess, "max_samples": most}
+        yield "refined", Refined(self.num_samples, **target)
+        step = BACKWARD_COST * (AIS.num_samples + PILOT_CHAINS) * AIS.num_leapfrog
+        if left - more >= step:
+            yield "ais", AIS(num_temperatures=(left - more) // step)
 
     def _is_answered(self, found: Evidence) -> Tensor:
-        target = math.inf if self.std_error is None else self.std_error
-        return found.upper.isfinite() & (found.std_error <= target)
+        return found.upper.isfinite() & self.reached(found)
 
 
 def _improved(best: Evidence, found: Evidence, rows: Tensor) -> Evidence:
     """Return the record with `found` for those of its rows that it answers or bounds better."""
-    taken = found.upper.isfinite() | (best.upper[rows].isinf() & (found.log_px > best.log_px[rows]))
+    before = best.log_px[rows], best.std_error[rows], best.upper[rows].isfinite()
+    is_better = (found.std_error < before[1]) | ~before[2]
+    is_higher = (found.log_px > before[0]) & ~before[2]
+    taken = torch.where(found.upper.isfinite(), is_better, is_higher)
     arrays = []
     for old, new in zip(best[:-1], found[:-1], strict=True):
         merged = old.clone()

@@ -5,7 +5,8 @@
 E[log p̂] ≤ log p(x), as for the IWAE bound, and the gap shrinks with K. Unlike draws from the guide
 alone (`evidence.iwae`), those of the mixture (`core.proposals`) reach where the guide has no
 mass, so that k̂ and the standard error see what the guide misses: there is a 95 % interval
-(`evidence.interval`) wherever k̂ is below its threshold. A guide whose density at given latents is
+(`evidence.interval`) wherever k̂ is below its threshold and the effective sample size above a
+quarter of K. A guide whose density at given latents is
 unknown, for its auxiliary sites, gives the IWAE bound, without an interval.
 
 References:
@@ -60,14 +61,19 @@ class Draws:
             if getattr(self, name) is not None:
                 real_number(getattr(self, name), name, above=0.0)
 
-    def are_enough(self, found: Evidence) -> bool:
-        """Return whether all data reach the targets."""
+    @property
+    def has_target(self) -> bool:
+        """Whether K depends on the weights."""
+        return self.std_error is not None or self.ess is not None
+
+    def reached(self, found: Evidence) -> Tensor:
+        """Return whether each datum reaches the targets, (N,)."""
         is_reached = torch.ones_like(found.log_px, dtype=torch.bool)
         if self.std_error is not None:
             is_reached &= found.std_error <= self.std_error
         if self.ess is not None:
             is_reached &= found.ess >= self.ess
-        return bool(is_reached.all())
+        return is_reached
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def sampled(mixture: Mixture, draws: Draws, chunk: int) -> Evidence:
             parts[index] += _weights(mixture, index, count, chunk)
         found = _record(mixture, [torch.cat(of_one) for of_one in parts])
         counts = [sum(map(len, of_one)) for of_one in parts]
-        if draws.are_enough(found) or 2 * sum(counts) > draws.max_samples:
+        if draws.reached(found).all() or 2 * sum(counts) > draws.max_samples:
             return found
 
 
