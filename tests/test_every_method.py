@@ -225,6 +225,16 @@ METHODS = {
         ["scored"],
         "its density at given latents is unknown",
     ),
+    "coverage": (
+        lambda p, x, y: pv.diagnostics.coverage(p, N, y, like=x, num_draws=3, **SIMULATED),
+        [],
+        "",
+    ),
+    "local_coverage": (
+        lambda p, x, y: pv.diagnostics.local_coverage(p, x, y, n=4, num_draws=3, **SIMULATED),
+        ["scored"],
+        "its density at given latents is unknown",
+    ),
     "prior_check": (
         lambda p, x, y: pv.diagnostics.prior_check(p, x, y, statistic=mean_of_first, **FEW),
         [],
@@ -274,7 +284,6 @@ GROUPS = {
         "fit",
         "elbo_terms",
         "compare_priors",
-        "calibration",
         "impute",
         "to_arviz",
     ),
@@ -300,6 +309,7 @@ GROUPS = {
         "aggregate_test",
         "prior_sensitivity",
     ),
+    "Checks of the guide": ("calibration", "coverage", "local_coverage"),
     "Checks of the model": ("prior_check", "posterior_check", "feature_check"),
 }
 

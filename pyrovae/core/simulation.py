@@ -1,13 +1,18 @@
 """Data simulated from a program, with the latents that made them: z* ~ p(z), x ~ p(x|z*).
 
 z* is then an exact draw of p(z|x), against which guides and annealing are checked.
+
+Data like an observed x_obs are simulated with z* ~ q(z|x_obs) in place of the prior. z* is then a
+draw of q(z|x_obs) p(x|z) / ∫ q(z|x_obs) p(x|z) dz. Its rank among draws of another density is
+weighted, so that it is uniform nevertheless (`weighted_pit`).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrovae.contract import validated
 from pyrovae.contract.covariates import as_covariates
@@ -60,3 +65,52 @@ def simulated(
         sites = sites_of(part, chunk)
         latents = {name: found[name][0] for name in sites.latents}
         yield part, Batch(x if is_by_site(chunk.x) else x["x"], chunk.y), latents
+
+
+def simulated_near(program: nn.Module, batch: Batch) -> tuple[Batch, Arrays]:
+    """Return a datum x ~ p(x|z*) with z* ~ q(z|x_obs) for each row x_obs, and the local latents.
+
+    y and mask are those of the row.
+
+    Args:
+        program: without global latents, inside `diagnosing`.
+        batch: validated.
+    """
+    how = {"num_samples": 1, "memory_budget": None, "is_new": True}
+    found = next(replicated(program, batch, lambda _: program.guide, **how))
+    x = {name: found[name][0] for name in batch.sites}
+    latents = {name: found[name][0] for name in sites_of(program, batch).latents}
+    return replace(batch, x=x if is_by_site(batch.x) else x["x"]), latents
+
+
+def weighted_pit(values: Tensor, log_weights: Tensor) -> Tensor:
+    """Return the weighted rank in [0, 1] of the first of L + 1 values, ties in random order.
+
+    Let z_0 ~ g and z_1 … z_L ~ f, and w = g / f up to a factor. Given the set of the L + 1 values,
+    z_0 is the j-th of them with probability w_j / Σ w, so that
+
+        PIT = Σ_j w_j 1(t_j < t_0) + U Σ_j w_j 1(t_j = t_0),    Σ w = 1,  U ~ Uniform(0, 1)
+
+    is uniform for every L, whatever the statistic t.
+
+    Args:
+        values: (L + 1, n, …), t_j; that of the truth first.
+        log_weights: (L + 1, n), log w_j.
+
+    Returns:
+        (n, …) float64.
+
+    References:
+        Conformal Prediction Under Covariate Shift, Tibshirani et al., 2019,
+        https://arxiv.org/abs/1904.06019
+
+    Example:
+        >>> values = torch.tensor([[2.5], [1.0], [2.0], [3.0], [4.0]])
+        >>> pit = weighted_pit(values, torch.zeros(5, 1))
+        >>> bool((pit > 0.4) & (pit < 0.6))
+        True
+    """
+    share = log_weights.double().softmax(0)
+    share = share.reshape(*share.shape, *[1] * (values.dim() - 2))
+    below, equal = ((share * at).sum(0) for at in (values < values[0], values == values[0]))
+    return below + torch.rand(equal.shape, dtype=torch.float64).to(equal.device) * equal

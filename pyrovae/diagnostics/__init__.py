@@ -6,6 +6,7 @@
     pareto_k, escalate    which data the guide fails on, and their posterior by other methods
     inference_gaps        how much of log p(x) the guide's family and the encoder each lose
     calibration           whether q(z|x) is the posterior on simulated data
+    coverage, local_coverage        the same for all latents together; near observed data
     prior_check, posterior_check    a custom statistic on replicated data
     aggregate_test        whether the aggregate posterior is the prior
     compare_priors        which model has the best paired held-out evidence, and why
@@ -22,6 +23,7 @@ from pyrovae.core.terms import ElboTerms
 from pyrovae.diagnostics.aggregate import AggregateTest, aggregate_test
 from pyrovae.diagnostics.collapse import ActiveUnits, Collapse, active_units, collapsed_dimensions
 from pyrovae.diagnostics.comparison import ComparedModel, Comparison, compare_priors
+from pyrovae.diagnostics.coverage import Coverage, coverage, local_coverage
 from pyrovae.diagnostics.estimate import Estimate
 from pyrovae.diagnostics.features import FeatureCheck, feature_check
 from pyrovae.diagnostics.gaps import InferenceGaps, inference_gaps
@@ -38,6 +40,7 @@ __all__ = [
     "Collapse",
     "ComparedModel",
     "Comparison",
+    "Coverage",
     "Decomposition",
     "ElboTerms",
     "Estimate",
@@ -51,11 +54,13 @@ __all__ = [
     "calibration",
     "collapsed_dimensions",
     "compare_priors",
+    "coverage",
     "decompose_elbo",
     "elbo_terms",
     "escalate",
     "feature_check",
     "inference_gaps",
+    "local_coverage",
     "pareto_k",
     "posterior_check",
     "power_sensitivity",
