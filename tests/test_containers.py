@@ -77,6 +77,9 @@ FUNCTIONS = {
         vae, x, num_samples=30, num_steps=2
     )[:8],
     "local_coverage": lambda vae, x: pv.diagnostics.local_coverage(vae, x, n=3, num_draws=5),
+    "posterior_calibration": lambda vae, x: pv.diagnostics.posterior_calibration(
+        vae, x, n=3, num_draws=5
+    )[:6],
     "feature_check": lambda vae, x: pv.diagnostics.feature_check(vae, x, num_samples=30),
     "prior_check": lambda vae, x: pv.diagnostics.prior_check(vae, x, statistic=torch.mean),
     "posterior_check": lambda vae, x: pv.diagnostics.posterior_check(vae, x, statistic=torch.mean),

@@ -235,6 +235,13 @@ METHODS = {
         ["scored"],
         "its density at given latents is unknown",
     ),
+    "posterior_calibration": (
+        lambda p, x, y: pv.diagnostics.posterior_calibration(
+            p, x, y, n=4, num_draws=3, **SIMULATED
+        ),
+        ["scored"],
+        "its density at given latents is unknown",
+    ),
     "prior_check": (
         lambda p, x, y: pv.diagnostics.prior_check(p, x, y, statistic=mean_of_first, **FEW),
         [],
@@ -309,7 +316,12 @@ GROUPS = {
         "aggregate_test",
         "prior_sensitivity",
     ),
-    "Checks of the guide": ("calibration", "coverage", "local_coverage"),
+    "Checks of the guide": (
+        "calibration",
+        "coverage",
+        "local_coverage",
+        "posterior_calibration",
+    ),
     "Checks of the model": ("prior_check", "posterior_check", "feature_check"),
 }
 

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from pyrovae.contract import validated
 from pyrovae.contract.covariates import as_covariates
+from pyrovae.core.chunking import budget_of, bytes_per_draw
 from pyrovae.core.conditional import given_globals
+from pyrovae.core.joint import joint_of
 from pyrovae.core.replay import Arrays, sites_of
 from pyrovae.core.replicates import replicated
 from pyrovae.data import Batch, open_source
 from pyrovae.data.batch import is_by_site
 from pyrovae.errors import ConfigError
 from pyrovae.networks import given
+from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import is_plain_vae
 
 
@@ -81,6 +84,23 @@ def simulated_near(program: nn.Module, batch: Batch) -> tuple[Batch, Arrays]:
     x = {name: found[name][0] for name in batch.sites}
     latents = {name: found[name][0] for name in sites_of(program, batch).latents}
     return replace(batch, x=x if is_by_site(batch.x) else x["x"]), latents
+
+
+def rows_at_once(
+    program: nn.Module, batch: Batch, num_draws: int, memory_budget: int | None
+) -> int:
+    """Return the number of rows whose densities at `num_draws` latents fit the budget, at least 1.
+
+    Args:
+        program: without global latents, inside `diagnosing`.
+        batch: validated; the cost is measured on its first row.
+        num_draws: latents per row.
+        memory_budget: bytes, as for `log_evidence`.
+    """
+    with RandomStream(0):  # so that the measurement does not change the draws
+        joint = joint_of(program, batch.head())
+        cost = bytes_per_draw(lambda size: joint.terms(joint.draw_prior(size)))
+    return max(1, budget_of(memory_budget, batch.device).num_bytes // (cost * num_draws))
 
 
 def weighted_pit(values: Tensor, log_weights: Tensor) -> Tensor:

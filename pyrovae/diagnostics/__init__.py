@@ -7,6 +7,7 @@
     inference_gaps        how much of log p(x) the guide's family and the encoder each lose
     calibration           whether q(z|x) is the posterior on simulated data
     coverage, local_coverage        the same for all latents together; near observed data
+    posterior_calibration whether q(z|x) is the posterior of these data
     prior_check, posterior_check    a custom statistic on replicated data
     aggregate_test        whether the aggregate posterior is the prior
     compare_priors        which model has the best paired held-out evidence, and why
@@ -27,6 +28,10 @@ from pyrovae.diagnostics.coverage import Coverage, coverage, local_coverage
 from pyrovae.diagnostics.estimate import Estimate
 from pyrovae.diagnostics.features import FeatureCheck, feature_check
 from pyrovae.diagnostics.gaps import InferenceGaps, inference_gaps
+from pyrovae.diagnostics.posterior_calibration import (
+    PosteriorCalibration,
+    posterior_calibration,
+)
 from pyrovae.diagnostics.predictive import PredictiveCheck, posterior_check, prior_check
 from pyrovae.diagnostics.reliability import Reliability, escalate, pareto_k
 from pyrovae.diagnostics.sensitivity import PriorSensitivity, power_sensitivity, prior_sensitivity
@@ -46,6 +51,7 @@ __all__ = [
     "Estimate",
     "FeatureCheck",
     "InferenceGaps",
+    "PosteriorCalibration",
     "PredictiveCheck",
     "PriorSensitivity",
     "Reliability",
@@ -62,6 +68,7 @@ __all__ = [
     "inference_gaps",
     "local_coverage",
     "pareto_k",
+    "posterior_calibration",
     "posterior_check",
     "power_sensitivity",
     "prior_check",

@@ -39,7 +39,7 @@ from pyrovae.core.chunking import budget_of
 from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import Arrays, concat, diagnosing
 from pyrovae.core.joint import Latents, flat, joint_of
-from pyrovae.core.simulation import simulated, simulated_near, weighted_pit
+from pyrovae.core.simulation import rows_at_once, simulated, simulated_near, weighted_pit
 from pyrovae.data import Batch
 from pyrovae.densities.supports import Circle
 from pyrovae.diagnostics.features import uniform_p_value
@@ -245,6 +245,8 @@ def _pit(
     """Return pit and ess, (n,) each; weighted if the latents were drawn at the rows of `near`."""
     size = sum(max(1, z[0].numel()) for z in latents.values())
     rows = max(1, budget_of(memory_budget, data.device).num_bytes // (16 * num_draws * size))
+    if near is not None:
+        rows = min(rows, rows_at_once(program, near, num_draws + 1, memory_budget))
     found = []
     for start in range(0, data.num_data, rows):
         at = slice(start, start + rows)
