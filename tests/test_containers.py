@@ -81,6 +81,7 @@ FUNCTIONS = {
         vae, x, n=3, num_draws=5
     )[:6],
     "feature_check": lambda vae, x: pv.diagnostics.feature_check(vae, x, num_samples=30),
+    "typicality": lambda vae, x: pv.diagnostics.typicality(vae, x, num_replicates=20),
     "prior_check": lambda vae, x: pv.diagnostics.prior_check(vae, x, statistic=torch.mean),
     "posterior_check": lambda vae, x: pv.diagnostics.posterior_check(vae, x, statistic=torch.mean),
     "aggregate_test": lambda vae, x: pv.diagnostics.aggregate_test(vae, x, num_permutations=5),

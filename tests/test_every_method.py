@@ -269,6 +269,11 @@ METHODS = {
         ["elementwise"],
         "factorizes over",
     ),
+    "typicality": (
+        lambda p, x, y: pv.diagnostics.typicality(p, x, y, num_replicates=20, **FEW, num_globals=2),
+        [],
+        "",
+    ),
     "compare_priors": (
         lambda p, x, y: pv.diagnostics.compare_priors(
             {"it": p}, x, y, num_samples=25, num_globals=2
@@ -322,7 +327,7 @@ GROUPS = {
         "local_coverage",
         "posterior_calibration",
     ),
-    "Checks of the model": ("prior_check", "posterior_check", "feature_check"),
+    "Checks of the model": ("prior_check", "posterior_check", "feature_check", "typicality"),
 }
 
 

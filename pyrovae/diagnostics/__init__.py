@@ -8,6 +8,7 @@
     calibration           whether q(z|x) is the posterior on simulated data
     coverage, local_coverage        the same for all latents together; near observed data
     posterior_calibration whether q(z|x) is the posterior of these data
+    typicality            whether each x is like the data that the model generates
     prior_check, posterior_check    a custom statistic on replicated data
     aggregate_test        whether the aggregate posterior is the prior
     compare_priors        which model has the best paired held-out evidence, and why
@@ -37,6 +38,7 @@ from pyrovae.diagnostics.reliability import Reliability, escalate, pareto_k
 from pyrovae.diagnostics.sensitivity import PriorSensitivity, power_sensitivity, prior_sensitivity
 from pyrovae.diagnostics.simulation import Calibration, calibration
 from pyrovae.diagnostics.surgery import Decomposition, decompose_elbo
+from pyrovae.diagnostics.typicality import Typicality, typicality
 
 __all__ = [
     "ActiveUnits",
@@ -55,6 +57,7 @@ __all__ = [
     "PredictiveCheck",
     "PriorSensitivity",
     "Reliability",
+    "Typicality",
     "active_units",
     "aggregate_test",
     "calibration",
@@ -73,4 +76,5 @@ __all__ = [
     "power_sensitivity",
     "prior_check",
     "prior_sensitivity",
+    "typicality",
 ]
