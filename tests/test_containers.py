@@ -69,6 +69,8 @@ FUNCTIONS = {
     "decompose_elbo": lambda vae, x: pv.diagnostics.decompose_elbo(vae, x, num_aggregate=9),
     "active_units": lambda vae, x: pv.diagnostics.active_units(vae, x),
     "collapsed_dimensions": lambda vae, x: pv.diagnostics.collapsed_dimensions(vae, x),
+    "effective_latents": lambda vae, x: pv.diagnostics.effective_latents(vae, x)[:6],
+    "prune": lambda vae, x: list(pv.prune(vae, x, dimensions=[1]).vae.state_dict().values()),
     "pareto_k": lambda vae, x: pv.diagnostics.pareto_k(vae, x, num_samples=30),
     "escalate": lambda vae, x: pv.diagnostics.escalate(
         vae, x, rows=torch.tensor([7, 2]), method="sir", num_samples=3, num_proposals=20

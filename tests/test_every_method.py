@@ -34,6 +34,7 @@ PROPERTIES = {
     "mask": "a model that uses the mask",
     "elementwise": "a likelihood that factorizes over the numbers of a datum",
     "VAE": "a `VAE`",
+    "prunable": "a `VAE` of several latents: prior and guide factorize, linear layers at z",
     "discrete VAE": "a `VAE` with a discrete prior",
 }
 
@@ -49,7 +50,11 @@ class Case(NamedTuple):
 
 def case(make, x, y=None, *, lacks=(), is_vae=False):
     is_discrete_vae = is_vae and "continuous" in lacks
-    lacks = {*lacks, *(() if is_vae else ["VAE"]), *(() if is_discrete_vae else ["discrete VAE"])}
+    lacks = {
+        *lacks,
+        *(() if is_vae else ["VAE", "prunable"]),
+        *(() if is_discrete_vae else ["discrete VAE"]),
+    }
     assert lacks <= PROPERTIES.keys()
     return Case(make, x, y, frozenset(lacks))
 
@@ -118,11 +123,13 @@ CASES = {
     "a Bayesian layer": case(with_global_latents, BITS),
     "VAE": case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),
     "VAE on the circle": case(
-        circular, numbers(N)[:, :2], lacks=["trainable", "pathwise"], is_vae=True
+        circular, numbers(N)[:, :2], lacks=["trainable", "pathwise", "prunable"], is_vae=True
     ),
-    "VAE of bits": case(bits, BITS, lacks=["continuous", "pathwise"], is_vae=True),
-    "VAE of spike and slab": case(spike_and_slab, BITS, is_vae=True),
-    "a decoder as a prior": case(decoder_as_a_prior, BITS[:, :2], lacks=["trainable"], is_vae=True),
+    "VAE of bits": case(bits, BITS, lacks=["continuous", "pathwise", "prunable"], is_vae=True),
+    "VAE of spike and slab": case(spike_and_slab, BITS, lacks=["prunable"], is_vae=True),
+    "a decoder as a prior": case(
+        decoder_as_a_prior, BITS[:, :2], lacks=["trainable", "prunable"], is_vae=True
+    ),
 }
 
 
@@ -210,6 +217,16 @@ METHODS = {
         lambda p, x, y: pv.diagnostics.collapsed_dimensions(p, x, y),
         [],
         "",
+    ),
+    "effective_latents": (
+        lambda p, x, y: pv.diagnostics.effective_latents(p, x, y, num_resamples=9),
+        [],
+        "",
+    ),
+    "prune": (
+        lambda p, x, y: pv.prune(p, x, y, dimensions=[0], num_samples=25),
+        ["prunable"],
+        "prune cut|prune cannot cut|are to be removed",
     ),
     "inference_gaps": (
         lambda p, x, y: pv.diagnostics.inference_gaps(
@@ -318,6 +335,8 @@ GROUPS = {
         "decompose_elbo",
         "active_units",
         "collapsed_dimensions",
+        "effective_latents",
+        "prune",
         "aggregate_test",
         "prior_sensitivity",
     ),

@@ -2,7 +2,9 @@
 
     decompose_elbo        distortion, rate, and the KL split into information and prior misfit
     active_units          which latent dimensions vary with x
+    effective_latents     how many do, with an interval
     collapsed_dimensions  which have collapsed to the prior
+    prune                 the VAE without these
     pareto_k, escalate    which data the guide fails on, and their posterior by other methods
     inference_gaps        how much of log p(x) the guide's family and the encoder each lose
     calibration           whether q(z|x) is the posterior on simulated data
@@ -26,6 +28,7 @@ from pyrovae.diagnostics.aggregate import AggregateTest, aggregate_test
 from pyrovae.diagnostics.collapse import ActiveUnits, Collapse, active_units, collapsed_dimensions
 from pyrovae.diagnostics.comparison import ComparedModel, Comparison, compare_priors
 from pyrovae.diagnostics.coverage import Coverage, coverage, local_coverage
+from pyrovae.diagnostics.effective import EffectiveLatents, effective_latents
 from pyrovae.diagnostics.estimate import Estimate
 from pyrovae.diagnostics.features import FeatureCheck, feature_check
 from pyrovae.diagnostics.gaps import InferenceGaps, inference_gaps
@@ -34,6 +37,7 @@ from pyrovae.diagnostics.posterior_calibration import (
     posterior_calibration,
 )
 from pyrovae.diagnostics.predictive import PredictiveCheck, posterior_check, prior_check
+from pyrovae.diagnostics.pruning import Pruned, prune
 from pyrovae.diagnostics.reliability import Reliability, escalate, pareto_k
 from pyrovae.diagnostics.sensitivity import PriorSensitivity, power_sensitivity, prior_sensitivity
 from pyrovae.diagnostics.simulation import Calibration, calibration
@@ -49,6 +53,7 @@ __all__ = [
     "Comparison",
     "Coverage",
     "Decomposition",
+    "EffectiveLatents",
     "ElboTerms",
     "Estimate",
     "FeatureCheck",
@@ -56,6 +61,7 @@ __all__ = [
     "PosteriorCalibration",
     "PredictiveCheck",
     "PriorSensitivity",
+    "Pruned",
     "Reliability",
     "Typicality",
     "active_units",
@@ -65,6 +71,7 @@ __all__ = [
     "compare_priors",
     "coverage",
     "decompose_elbo",
+    "effective_latents",
     "elbo_terms",
     "escalate",
     "feature_check",
@@ -76,5 +83,6 @@ __all__ = [
     "power_sensitivity",
     "prior_check",
     "prior_sensitivity",
+    "prune",
     "typicality",
 ]
