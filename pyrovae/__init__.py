@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from pyrovae.builder import build
     from pyrovae.core.draws import elbo_terms
+    from pyrovae.diagnostics.pruning import prune
     from pyrovae.evidence import log_evidence
     from pyrovae.history import History
     from pyrovae.model_file import load, save
@@ -72,6 +73,7 @@ __all__ = [
     "predictive_to_arviz",
     "priors",
     "programs",
+    "prune",
     "refit_prior",
     "save",
     "to_arviz",
@@ -91,6 +93,7 @@ _HOME = {
     "load": "model_file",
     "log_evidence": "evidence",
     "predictive_to_arviz": "arviz_io",
+    "prune": "diagnostics.pruning",
     "refit_prior": "training.refit",
     "save": "model_file",
     "to_arviz": "arviz_io",

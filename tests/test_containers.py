@@ -73,6 +73,8 @@ FUNCTIONS = {
     "decompose_elbo": lambda vae, x: pv.diagnostics.decompose_elbo(vae, x, num_aggregate=9),
     "active_units": lambda vae, x: pv.diagnostics.active_units(vae, x),
     "collapsed_dimensions": lambda vae, x: pv.diagnostics.collapsed_dimensions(vae, x),
+    "effective_latents": lambda vae, x: pv.diagnostics.effective_latents(vae, x)[:6],
+    "prune": lambda vae, x: list(pv.prune(vae, x, dimensions=[1]).vae.state_dict().values()),
     "pareto_k": lambda vae, x: pv.diagnostics.pareto_k(vae, x, num_samples=30),
     "escalate": lambda vae, x: pv.diagnostics.escalate(
         vae, x, rows=torch.tensor([7, 2]), method="sir", num_samples=3, num_proposals=20
@@ -80,7 +82,12 @@ FUNCTIONS = {
     "inference_gaps": lambda vae, x: pv.diagnostics.inference_gaps(
         vae, x, num_samples=30, num_steps=2
     )[:8],
+    "local_coverage": lambda vae, x: pv.diagnostics.local_coverage(vae, x, n=3, num_draws=5),
+    "posterior_calibration": lambda vae, x: pv.diagnostics.posterior_calibration(
+        vae, x, n=3, num_draws=5
+    )[:6],
     "feature_check": lambda vae, x: pv.diagnostics.feature_check(vae, x, num_samples=30),
+    "typicality": lambda vae, x: pv.diagnostics.typicality(vae, x, num_replicates=20),
     "prior_check": lambda vae, x: pv.diagnostics.prior_check(vae, x, statistic=torch.mean),
     "posterior_check": lambda vae, x: pv.diagnostics.posterior_check(vae, x, statistic=torch.mean),
     "aggregate_test": lambda vae, x: pv.diagnostics.aggregate_test(vae, x, num_permutations=5),

@@ -35,6 +35,7 @@ PROPERTIES = {
     "mask": "a model that uses the mask",
     "elementwise": "a likelihood that factorizes over the numbers of a datum",
     "VAE": "a `VAE`",
+    "prunable": "a `VAE` of several latents: prior and guide factorize, linear layers at z",
     "discrete VAE": "a `VAE` with a discrete prior",
 }
 
@@ -50,7 +51,11 @@ class Case(NamedTuple):
 
 def case(make, x, y=None, *, lacks=(), is_vae=False):
     is_discrete_vae = is_vae and "continuous" in lacks
-    lacks = {*lacks, *(() if is_vae else ["VAE"]), *(() if is_discrete_vae else ["discrete VAE"])}
+    lacks = {
+        *lacks,
+        *(() if is_vae else ["VAE", "prunable"]),
+        *(() if is_discrete_vae else ["discrete VAE"]),
+    }
     assert lacks <= PROPERTIES.keys()
     return Case(make, x, y, frozenset(lacks))
 
@@ -119,11 +124,16 @@ CASES = {
     "a Bayesian layer": case(with_global_latents, BITS),
     "VAE": case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),
     "VAE on the circle": case(
-        circular, numbers(N)[:, :2], lacks=["trainable", "pathwise", "line"], is_vae=True
+        circular,
+        numbers(N)[:, :2],
+        lacks=["trainable", "pathwise", "line", "prunable"],
+        is_vae=True,
     ),
-    "VAE of bits": case(bits, BITS, lacks=["continuous", "pathwise"], is_vae=True),
-    "VAE of spike and slab": case(spike_and_slab, BITS, is_vae=True),
-    "a decoder as a prior": case(decoder_as_a_prior, BITS[:, :2], lacks=["trainable"], is_vae=True),
+    "VAE of bits": case(bits, BITS, lacks=["continuous", "pathwise", "prunable"], is_vae=True),
+    "VAE of spike and slab": case(spike_and_slab, BITS, lacks=["prunable"], is_vae=True),
+    "a decoder as a prior": case(
+        decoder_as_a_prior, BITS[:, :2], lacks=["trainable", "prunable"], is_vae=True
+    ),
 }
 
 
@@ -231,6 +241,16 @@ METHODS = {
         [],
         "",
     ),
+    "effective_latents": (
+        lambda p, x, y: pv.diagnostics.effective_latents(p, x, y, num_resamples=9),
+        [],
+        "",
+    ),
+    "prune": (
+        lambda p, x, y: pv.prune(p, x, y, dimensions=[0], num_samples=25),
+        ["prunable"],
+        "prune cut|prune cannot cut|are to be removed",
+    ),
     "inference_gaps": (
         lambda p, x, y: pv.diagnostics.inference_gaps(
             p, x, y, num_samples=25, num_steps=2, num_globals=2
@@ -241,6 +261,23 @@ METHODS = {
     "calibration": (
         lambda p, x, y: pv.diagnostics.calibration(
             p, N, y, like=x, num_draws=3, num_bins=2, **SIMULATED
+        ),
+        ["scored"],
+        "its density at given latents is unknown",
+    ),
+    "coverage": (
+        lambda p, x, y: pv.diagnostics.coverage(p, N, y, like=x, num_draws=3, **SIMULATED),
+        [],
+        "",
+    ),
+    "local_coverage": (
+        lambda p, x, y: pv.diagnostics.local_coverage(p, x, y, n=4, num_draws=3, **SIMULATED),
+        ["scored"],
+        "its density at given latents is unknown",
+    ),
+    "posterior_calibration": (
+        lambda p, x, y: pv.diagnostics.posterior_calibration(
+            p, x, y, n=4, num_draws=3, **SIMULATED
         ),
         ["scored"],
         "its density at given latents is unknown",
@@ -272,6 +309,11 @@ METHODS = {
         ["elementwise"],
         "factorizes over",
     ),
+    "typicality": (
+        lambda p, x, y: pv.diagnostics.typicality(p, x, y, num_replicates=20, **FEW, num_globals=2),
+        [],
+        "",
+    ),
     "compare_priors": (
         lambda p, x, y: pv.diagnostics.compare_priors(
             {"it": p}, x, y, num_samples=25, num_globals=2
@@ -294,7 +336,6 @@ GROUPS = {
         "fit",
         "elbo_terms",
         "compare_priors",
-        "calibration",
         "impute",
         "to_arviz",
     ),
@@ -320,10 +361,18 @@ GROUPS = {
         "decompose_elbo",
         "active_units",
         "collapsed_dimensions",
+        "effective_latents",
+        "prune",
         "aggregate_test",
         "prior_sensitivity",
     ),
-    "Checks of the model": ("prior_check", "posterior_check", "feature_check"),
+    "Checks of the guide": (
+        "calibration",
+        "coverage",
+        "local_coverage",
+        "posterior_calibration",
+    ),
+    "Checks of the model": ("prior_check", "posterior_check", "feature_check", "typicality"),
 }
 
 

@@ -5,9 +5,11 @@ summed out are drawn from p(c|x, z), or from the prior like z.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrovae.contract.layout import layouts_of
@@ -34,6 +36,7 @@ def replicated(
     num_samples: int,
     memory_budget: int | None,
     of: Callable[[dict], Tensor] = value_of,
+    is_new: bool = False,
 ) -> Iterator[Arrays]:
     """Yield replicates of the whole data, its observed sites and latents, in chunks (s, N, …).
 
@@ -45,6 +48,8 @@ def replicated(
         num_samples: S, the total number of replicates.
         memory_budget: bytes for one chunk; at least one replicate is made at a time.
         of: what to read of an observed site, its value by default.
+        is_new: whether discrete latents that are summed out are drawn from p(c|z), those of a new
+            datum, instead of p(c|x, z), those of this one.
     """
     model, batch = drawn(poutine.uncondition(program.model)), data.whole()
     one, sites = batch.head(), sites_of(program, batch)
@@ -53,11 +58,12 @@ def replicated(
         cost = bytes_per_draw(lambda size: draw_traces(model, nothing, *one, num_samples=size))
         chunk = max(1, budget_of(memory_budget, batch.device).num_bytes // (cost * batch.num_data))
     start = 0
+    joint = Unweighted(sites.observed)(program.model) if is_new else program.model
     for size in sizes(num_samples, chunk):
         guide = guide_for(slice(start, start + size)) if guide_for else nothing
         how = {"num_samples": size, "nesting": sites.nesting}
         if guide_for and sites.summed:
-            guide = _with_summed(program, guide, batch, sites, **how)
+            guide = _with_summed(joint, guide, batch, sites, **how)
         trace = draw_traces(model, guide, *batch, **how).model
         layouts = layouts_of(trace)
         found = {n: trace.nodes[n]["value"] for n in (*sites.latents, *sites.summed)}
@@ -66,11 +72,23 @@ def replicated(
         start += size
 
 
+class Unweighted(Messenger):
+    """Handler that leaves sites of the data out of the density."""
+
+    def __init__(self, names: tuple[str, ...]):
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["mask"] = False
+
+
 def _with_summed(
-    program: nn.Module, guide: Callable, batch: Batch, sites: Sites, **how: int
+    model: Callable, guide: Callable, batch: Batch, sites: Sites, **how: int
 ) -> Callable:
-    """Return a guide that fixes one draw of this guide, and c ~ p(c|x, z)."""
-    trace = posterior_trace(program.model, guide, *batch, **how)
+    """Return a guide that fixes one draw of this guide, and c given all other sites."""
+    trace = posterior_trace(model, guide, *batch, **how)
     names = [*sites.latents, *sites.summed]
     latents = {n: sites.layouts[n].canonical(trace.nodes[n]["value"]) for n in names}
     return guide_at(latents, sites.layouts)

@@ -137,7 +137,7 @@ def active_units(
     """
     threshold = real_number(threshold, "threshold", least=0.0)
     options = {"num_samples": num_samples, "seed": seed, "memory_budget": memory_budget}
-    found, names = _read_all(program, x, y, mask, read_means, **options)
+    found, names = read_all(program, x, y, mask, read_means, **options)
     variance, std_error = _variance_of_means(found["mean"])
     return ActiveUnits(variance, std_error, variance > threshold, names)
 
@@ -195,7 +195,7 @@ def collapsed_dimensions(
     kl_threshold = real_number(kl_threshold, "kl_threshold", least=0.0)
     tolerance = real_number(tolerance, "tolerance", least=0.0)
     options = {"num_samples": num_samples, "seed": seed, "memory_budget": memory_budget}
-    found, names = _read_all(program, x, y, mask, _read, **options)
+    found, names = read_all(program, x, y, mask, _read, **options)
     variance, _ = _variance_of_means(found["mean"])
     total = found["z"].double().var((0, 1))
     share = (variance.clamp(min=0.0) / total.clamp(min=1e-300)).clamp(max=1.0)
@@ -213,7 +213,8 @@ def _read(traces: Traces, num_data: int) -> Arrays:
     return {name: value for part in parts for name, value in part(traces, num_data).items()}
 
 
-def _read_all(program, x, y, mask, read, *, num_samples, seed, memory_budget):
+def read_all(program, x, y, mask, read, *, num_samples, seed, memory_budget):
+    """Return what `read` extracts at S draws for at least two data, and the names of latents."""
     num_samples = whole_number(num_samples, "num_samples", 2)
     data = validated(program, x, y, mask)
     if data.count() < 2:
