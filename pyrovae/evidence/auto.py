@@ -66,7 +66,7 @@ class Auto(Draws):
 
     def _answered(self, program: nn.Module, data: Batch, memory_budget: int | None) -> Evidence:
         best, refusal = None, None
-        is_open = torch.ones(data.num_data, dtype=torch.bool, device=data.x.device)
+        is_open = torch.ones(data.num_data, dtype=torch.bool, device=data.device)
         for name, method in self._methods():
             rows = is_open.nonzero()[:, 0]
             try:
