@@ -9,6 +9,7 @@ log p(x) is from the cheapest method that answers a datum; k̂ is that of the gu
 are subsampled at random, by the seed; the record holds the rows.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -154,6 +155,7 @@ def _up_to(evidence: Evidence, gaps: diagnostics.InferenceGaps) -> diagnostics.I
     return gaps._replace(
         log_px=log_px,
         approximation=family,
+        pareto_k=torch.where(is_bound, math.inf, -math.inf),  # of no use where there is an interval
         mean_approximation=mean_of(family, is_non_negative=True),
         mean_total=mean_of(total, is_non_negative=True),
     )
