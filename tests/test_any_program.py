@@ -233,13 +233,14 @@ class _Rows(Dataset):
 
 
 @pytest.mark.parametrize("name", LOCAL)
-@pytest.mark.parametrize("method", ["iwae", "ais"])
+@pytest.mark.parametrize("method", ["iwae", "ais", "auto"])
 def test_evidence_is_the_closed_form(name, method, float64):
     """log N(x; 0, C), or of the mixture, within five standard errors."""
     program, x = made(name), data(name, 6)
     options = {
         "iwae": {"num_samples": 4000},
         "ais": {"num_samples": 64, "num_temperatures": 40, "num_leapfrog": 3},
+        "auto": {"num_samples": 4000},
     }
     found = pv.log_evidence(program, x, method=method, **options[method])
     exact = PROGRAMS[name].log_density(numbers(6))

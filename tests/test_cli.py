@@ -642,6 +642,7 @@ class TestUse:
         result = pyrovae("impute", "normal", "holes.npy", *options)
         assert result.exit_code == 0, result.output
         assert "effective sample size of 100 weights: median" in result.stdout
+        assert "k̂ > 0.50, unreliable" in result.stdout  # 1 − 1/log₁₀ 100
         found = arrays("f.npz")
         assert found["draws"].shape == (5, 6, 8, 8)
         assert (found["draws"][:, :, 4:] == (x[:, 4:] > 0.5)).all()

@@ -688,6 +688,8 @@ class TestGaps:
     def test_the_legend_explains_hollow_points_where_there_are_any(self):
         ax = plots.gaps(gap_record())
         assert "too low" in ax.get_legend().get_texts()[0].get_text()
+        few = plots.gaps(gap_record(threshold=0.15))  # of few draws
+        assert "k̂ > 0.15" in few.get_legend().get_texts()[0].get_text()
         record = gap_record()
         record.pareto_k = np.zeros(4)
         assert plots.gaps(record).get_legend() is None

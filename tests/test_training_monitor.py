@@ -117,7 +117,7 @@ def test_a_record_agrees_with_the_diagnostics_at_the_weights_of_that_step():
         torch.tensor(last["kl_per_dimension"], dtype=torch.float64),
         found.kl_per_dimension.mean(0).double(),
     )
-    assert last["active_units"] == pv.diagnostics.active_units(vae, X, seed=1).num_active
+    assert last["active_units"] == pv.diagnostics.collapsed_dimensions(vae, X, seed=1).num_active
     assert last["elbo"] == pytest.approx(-last["rate"] - last["distortion"], rel=1e-5)
 
 

@@ -30,7 +30,8 @@ def evaluate_command(
     log p(x)  for each datum by the cheapest of quadrature (latent ≤ 2),
               importance sampling, refined importance sampling and annealing
               that has an interval; where none has, a lower bound
-    active    latent dimensions with Var_x(E\\[z_d|x]) > 0.01
+    active    latent dimensions that have not collapsed: Var_x(E\\[z_d|x]) > 0.01,
+              or KL(q(z_d|x) ‖ p(z_d)) > 0.05 nats for more than 1 % of the data
     k̂         tail of the weights p(x, z) / q(z|x) of K draws for a datum; above
               the threshold the encoder misses its posterior
 
@@ -58,7 +59,7 @@ def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> di
     draws = {"num_samples": num_samples, "seed": seed}
     evidence = pv.log_evidence(run.vae, x, method="auto", **draws)
     reliability = pv.diagnostics.pareto_k(run.vae, x, **draws)
-    active = pv.diagnostics.active_units(run.vae, x, seed=seed)
+    units = pv.diagnostics.collapsed_dimensions(run.vae, x, seed=seed)
     log_px, failed = mean_of(evidence.log_px), len(reliability.failed) / len(x)
     return {
         "run": str(run.folder),
@@ -74,10 +75,10 @@ def scores(run: Run, *, num_samples: int, num_data: int | None, seed: int) -> di
             "share_lower_bounds": evidence.upper.isinf().double().mean().item(),
         },
         "active_units": {
-            "value": active.num_active,
-            "of": len(active.is_active),
-            "variance": active.variance.tolist(),
-            "std_error": active.std_error.tolist(),
+            "value": units.num_active,
+            "of": len(units.names),
+            "variance": units.variance.tolist(),
+            "mean_kl": units.mean_kl.tolist(),
         },
         "share_above_pareto_k": {
             "value": failed,

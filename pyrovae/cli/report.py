@@ -30,17 +30,21 @@ def report_command(
 ) -> None:
     """Write one HTML page about a run: what it is, and whether to trust it.
 
-    The page needs no network. Its verdicts come from numbers with errors:
+    The page needs no network. Its verdicts are tests of numbers with errors:
 
     \b
     undertrained        a copy trained further gains much on held-out data
     posterior collapse  q(z|x) is the prior for every x
     over-regularized    the encoder is optimal for more KL than the ELBO has
+    guide too narrow    it is optimal for less
+    wrong likelihood    x varies about its code otherwise than p(x|z) says
     overfitting         training data are scored far better than held-out data
 
-    Also worth a look: data whose posterior the encoder misses, the inference gap,
-    prior misfit, and calibration. All use at most 1000 random rows each of the
-    training and the held-out data.
+    Also judged, as limits of its inference: for how many data log p(x) is only
+    bounded, data whose posterior the encoder misses, the inference gap, prior
+    misfit, and calibration. From these it says what to trust: samples, log p(x),
+    q(z|x) as a posterior, comparisons. All use at most 1000 random rows each of
+    the training and the held-out data.
 
     The run_dir of pyrovae.fit has no summary.json: name held-out data by --data.
     Other models than those of pyrovae.build: call pyrovae.write_report in Python.
@@ -94,8 +98,9 @@ def of_run_dir(
 def written(run: Run, *, num_samples: int, seed: int) -> tuple[tuple[Any, ...], str]:
     """Return the verdicts on a run, and its page."""
     from pyrovae.report.figures import pictures
-    from pyrovae.report.findings import Training, examine
+    from pyrovae.report.findings import examine
     from pyrovae.report.page import of_card, render
+    from pyrovae.report.trials import Training
     from pyrovae.report.verdicts import verdicts
 
     vae, card, data = run.vae, run.card, run.data
@@ -113,8 +118,12 @@ def written(run: Run, *, num_samples: int, seed: int) -> tuple[tuple[Any, ...], 
 
 
 def show(judged: tuple[Any, ...], target: Path) -> None:
-    """Print the verdicts in brief, and the path of the page."""
+    """Print the verdicts in brief, what to trust, and the path of the page."""
+    from pyrovae.report.trust import trust
+
     for verdict in judged:
         line = f"{SYMBOLS[verdict.status]:<8} {verdict.name}: {verdict.number or verdict.meaning}"
         typer.echo(line)
+    for use in trust(judged):
+        typer.echo(f"trust    {use.use}: {use.answer}")
     typer.echo(f"wrote    {target}")

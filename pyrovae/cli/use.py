@@ -161,8 +161,8 @@ def impute_command(
 
     The .npz holds draws (S, N, *event), mean (N, *event), mask (true where a
     pixel was observed), and ess and pareto_k (N,) of the importance weights. An
-    ess near 1, or k̂ above 0.7, means that the encoder misses the posterior of
-    that datum: do not trust its draws.
+    ess near 1, or k̂ above its threshold (0.7 for 2,200 proposals or more), means
+    that the encoder misses the posterior of that datum: do not trust its draws.
 
     \b
     Example:
@@ -184,11 +184,13 @@ def impute_command(
 
 
 def _in_words(found: Any, num_proposals: int, out: Path) -> str:
-    ess, k = found.ess, found.pareto_k
-    num_bad = int((k > 0.7).sum())
+    from pyrovae.core.pareto import pareto_k_threshold
+
+    ess, threshold = found.ess, pareto_k_threshold(num_proposals)
+    num_bad = int((found.pareto_k > threshold).sum())
     return (
         f"{len(found.draws)} draws of {len(ess)} data: {out}\n"
         f"effective sample size of {num_proposals} weights: median {ess.median():.0f}, "
         f"smallest {ess.min():.1f} (row {int(ess.argmin())})\n"
-        f"k̂ > 0.7, unreliable: {num_bad} of {len(ess)} data"
+        f"k̂ > {threshold:.2f}, unreliable: {num_bad} of {len(ess)} data"
     )

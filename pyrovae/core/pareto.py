@@ -6,8 +6,10 @@ A generalized Pareto density is fitted to the M largest of S weights, above a cu
 
 1/k is the number of finite moments of the weights: for k < ½ their variance is finite and the
 central limit theorem holds; above k̂ = min(1 − 1/log₁₀ S, 0.7), an estimate from S draws and its
-standard error are unreliable. The fit is Zhang & Stephens' empirical Bayes mean, with Vehtari's
-weak prior that pulls k̂ towards ½ by 10 pseudo-draws.
+standard error are unreliable. That is the one threshold of this library: for S draws the mean of
+weights with k needs S ≥ 10^(1/(1 − k)) of them, so S sets the largest k; beyond 0.7 that number
+grows so fast (10^10 at 0.9) that more draws are no remedy. The fit is Zhang & Stephens' empirical
+Bayes mean, with Vehtari's weak prior that pulls k̂ towards ½ by 10 pseudo-draws.
 
 Symbols: log_weights (S, N), nats, S draws for each of N data. Everything is float64.
 Left out: the smoothing of the weights that PSIS is named after.
@@ -29,6 +31,7 @@ from pyrovae.errors import ConfigError
 
 PRIOR_DRAWS = 10  # pseudo-draws with k = 1/2
 MIN_TAIL = 5
+MOST = 0.7  # threshold of k̂ for many draws
 LOG_TINY = math.log(torch.finfo(torch.float64).tiny)
 EQUAL = 1e-10  # nats: weights closer than this differ only by rounding
 
@@ -61,7 +64,7 @@ def pareto_k_threshold(num_samples: int) -> float:
         (0.5, 0.7)
     """
     num_samples = whole_number(num_samples, "num_samples", 2)
-    return min(1 - 1 / math.log10(num_samples), 0.7)
+    return min(1 - 1 / math.log10(num_samples), MOST)
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class ActiveUnits(NamedTuple):
     Attributes:
         variance: (D,), A_d, squared units of the latent space.
         std_error: (D,), its standard error over data.
-        is_active: (D,), variance above the threshold.
+        is_active: (D,), variance above the threshold. In a latent space of small scale a dimension
+            below it may still inform on x, by its KL: `collapsed_dimensions` counts both.
         names: D names.
     """
 
@@ -74,6 +75,11 @@ class Collapse(NamedTuple):
         """The names of the collapsed dimensions."""
         flags = self.is_collapsed.tolist()
         return tuple(name for name, flag in zip(self.names, flags, strict=True) if flag)
+
+    @property
+    def num_active(self) -> int:
+        """The number of dimensions that have not collapsed."""
+        return len(self.names) - len(self.collapsed)
 
     @property
     def message(self) -> str:

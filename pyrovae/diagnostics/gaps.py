@@ -35,7 +35,7 @@ from pyrovae.core.draws import (
     read_terms,
 )
 from pyrovae.core.joint import VAEJoint, joint_of
-from pyrovae.core.pareto import pareto_k
+from pyrovae.core.pareto import MOST, pareto_k, pareto_k_threshold
 from pyrovae.data import Batch
 from pyrovae.diagnostics.estimate import Estimate, mean_of
 from pyrovae.evidence import log_evidence
@@ -63,6 +63,7 @@ class InferenceGaps(NamedTuple):
         mean_approximation, mean_amortization, mean_total: means over data, with errors.
         generalization: mean ELBO of x minus that of the held-out data, with its error; None
             without `validation`.
+        threshold: largest acceptable k̂ for K draws.
     """
 
     log_px: Tensor
@@ -77,6 +78,7 @@ class InferenceGaps(NamedTuple):
     mean_amortization: Estimate
     mean_total: Estimate
     generalization: Estimate | None
+    threshold: float = MOST
 
     @property
     def advice(self) -> str:
@@ -192,6 +194,7 @@ def inference_gaps(
         k,
         *(mean_of(gap, is_non_negative=True) for gap in (*gaps, log_px - elbo)),
         _generalization(program, elbo, validation, num_samples, seed, memory_budget),
+        pareto_k_threshold(num_samples),
     )
 
 

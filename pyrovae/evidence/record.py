@@ -65,7 +65,7 @@ def estimated(log_weights: Tensor, counts: list[int]) -> Evidence:
     log_px, std_error, *ends = interval(log_weights, counts)
     ess = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
     ess, shape = ess.nan_to_num(nan=0.0).clamp(max=num_samples), pareto_k(log_weights)
-    is_heavy = shape >= pareto_k_threshold(num_samples)  # false if there are too few for k̂
+    is_heavy = shape > pareto_k_threshold(num_samples)  # false if there are too few for k̂
     is_reliable = ~is_heavy & (ess > LEAST_SHARE * num_samples)
     lower, upper = map(torch.where, [is_reliable] * 2, ends, _one_sided(log_px))
     return Evidence(log_px, std_error, ess, shape, _all(log_px), lower, upper)

@@ -207,8 +207,8 @@ def gaps(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Ax
     """Plot the gaps between log p(x) and the ELBO, one point per datum, means with errors.
 
     The approximation gap is due to the guide family, the amortization gap to the encoder network;
-    total is their sum. A hollow point has k̂ > 0.7: its log p(x), approximation gap and total are
-    too low.
+    total is their sum. A hollow point has k̂ above the record's threshold: its log p(x),
+    approximation gap and total are too low.
 
     Args:
         record: an `InferenceGaps` from `diagnostics.inference_gaps`.
@@ -244,12 +244,15 @@ def gaps(record: Any, *, title: str | None = None, ax: Axes | None = None) -> Ax
     if getattr(record, "generalization", None) is not None:
         rows.append(("train − held-out\nELBO", np.array([]), record.generalization))
     ax = own_axes(ax, 7, 1.2 + 0.8 * len(rows))
-    is_weak = as_real(record.pareto_k, "pareto_k") > THRESHOLD
+    threshold = _threshold(record, None)
+    is_weak = as_real(record.pareto_k, "pareto_k") > threshold
     for place, (name, values, mean) in enumerate(reversed(rows)):
         _gap(ax, place, values, is_weak & (not name.startswith("amortization")), mean)
     if is_weak.any():
         key = Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color=ORANGE)
-        ax.legend([key], ["k̂ > 0.7: log p(x) too low"], frameon=False, fontsize="small")
+        ax.legend(
+            [key], [f"k̂ > {threshold:.2f}: log p(x) too low"], frameon=False, fontsize="small"
+        )
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)

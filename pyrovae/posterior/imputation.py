@@ -38,7 +38,7 @@ class Imputation(NamedTuple):
         draws: (S, N, *event); observed cells hold x itself, missing ones a draw of p(x_m|x_o).
         mean: (N, *event), E[x | x_observed] by the same draws of z, without the noise of p(x|z).
         ess: (N,), effective sample size of the importance weights of the draws of z.
-        pareto_k: (N,), the tail shape of these weights; above 0.7 they are unreliable.
+        pareto_k: (N,), the tail shape of these weights; unreliable above `pareto_k_threshold`.
     """
 
     draws: Tensor

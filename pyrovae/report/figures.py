@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from pyrovae import plots
 from pyrovae.core.draws import over_draws, read_latents
 from pyrovae.data import Batch
-from pyrovae.diagnostics import Reliability
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
 from pyrovae.networks import given
@@ -112,14 +111,12 @@ def _are_images(program: nn.Module, found: Findings) -> bool:
 
 def _of_belief(found: Findings) -> list[Picture]:
     chosen = _made(
-        partial(plots.kl_by_dimension, found.held_out.kl_per_dimension),
+        partial(plots.kl_by_dimension, found.held_out.kl_per_dimension, active=_active(found)),
         "Bars: the KL of each latent dimension.",
         "KL(q(z|x) ‖ p(z)) per latent dimension, mean over held-out data: its information on x.",
     )
-    k, threshold = found.evidence.pareto_k, found.pareto_threshold
-    reliability = Reliability(k, found.evidence.ess, threshold, k <= threshold)
     chosen += _made(
-        partial(plots.pareto_k, reliability),
+        partial(plots.pareto_k, found.reliability),
         "The Pareto shape of each datum's importance weights.",
         "k̂ per datum: above the line, q(z|x) misses the posterior of that datum.",
     )
@@ -137,6 +134,12 @@ def _of_belief(found: Findings) -> list[Picture]:
             "often as they should.",
         )
     return chosen
+
+
+def _active(found: Findings) -> Any:
+    """Return the flags of the verdict on collapse; None for angles, which have two means each."""
+    collapse, num = found.collapse, found.held_out.kl_per_dimension.shape[-1]
+    return None if collapse is None or len(collapse.names) != num else ~collapse.is_collapsed
 
 
 def _of_failures(program: nn.Module, found: Findings) -> list[Picture]:
@@ -171,7 +174,8 @@ def worst_data(found: Findings, *, num: int = 10) -> list[dict[str, float]]:
         "log_px": evidence.log_px,
         "std_error": evidence.std_error,
         "elbo": found.held_out.elbo,
-        "pareto_k": evidence.pareto_k,
+        "is_bound": evidence.upper.isinf(),
+        "pareto_k": found.reliability.pareto_k,
     }
     worst = evidence.log_px.argsort()[:num].tolist()
     return [{name: column[i].item() for name, column in columns.items()} for i in worst]

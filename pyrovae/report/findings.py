@@ -1,16 +1,15 @@
 """The numbers behind a report: one pass over a run's model and data.
 
-Each number is a diagnostic of `pyrovae.diagnostics`, or one of the two here:
+Each number is a diagnostic of `pyrovae.diagnostics`, a trial (`report.trials`), or one of
 
-    continued   E_test[objective after N more steps] − E_test[before]: has training converged?
-    kl_weight   the weight of the KL at which the encoder is optimal (`report.encoder`)
+    kl_weight        the weight of the KL at which the encoder is optimal (`report.encoder`)
+    rank_distance    whether x varies about its code as p(x|z) says (`report.likelihood`)
 
-Large data are subsampled at random, by the seed; the record holds the rows.
+log p(x) is from the cheapest method that answers a datum; k̂ is that of the guide alone. Large data
+are subsampled at random, by the seed; the record holds the rows.
 """
 
-import copy
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -18,42 +17,30 @@ from torch import Tensor, nn
 
 import pyrovae.diagnostics as diagnostics
 from pyrovae.checks import whole_number
-from pyrovae.contract import validated
-from pyrovae.core.draws import diagnosing, elbo_terms
-from pyrovae.core.pareto import pareto_k_threshold
+from pyrovae.core.draws import diagnosing
 from pyrovae.core.replicates import replicated
-from pyrovae.data import Batch, Source
+from pyrovae.data import Batch
 from pyrovae.data.batch import is_by_site
 from pyrovae.diagnostics import Estimate
 from pyrovae.diagnostics.estimate import mean_of
-from pyrovae.errors import ConfigError, DivergenceError
+from pyrovae.errors import ConfigError
 from pyrovae.evidence import Evidence, log_evidence
-from pyrovae.objectives import BetaELBO
 from pyrovae.report.encoder import kl_weight
-from pyrovae.runtime.turns import TURN
-from pyrovae.training import fit
+from pyrovae.report.likelihood import rank_distance
+from pyrovae.report.trials import (
+    MORE_STEPS,
+    Continued,
+    Training,
+    continued,
+    opened,
+    prior_gain,
+    shuffled,
+)
 from pyrovae.vae import is_plain_vae
 
-MORE_STEPS = 500
 NUM_DATA = 1000  # rows of each part, at most
 NUM_REFINED = 200  # data whose inference gaps are measured
 NUM_SIMULATED = 500
-
-
-class Training(NamedTuple):
-    """The settings of training that continuing it needs."""
-
-    beta: float = 1.0  # weight of the KL
-    batch_size: int = 64
-    learning_rate: float = 1e-3  # of Adam
-
-
-class Continued(NamedTuple):
-    """The gain of further training on held-out data, nats per datum."""
-
-    gain: Estimate  # of the training objective, paired, with its error over data
-    spread: float  # standard deviation over data of the objective before
-    num_steps: int  # of Adam
 
 
 class Findings(NamedTuple):
@@ -64,10 +51,13 @@ class Findings(NamedTuple):
     collapse: diagnostics.Collapse | None  # inactive latent dimensions; None without local latents
     kl_weight: Estimate  # β̂ of the encoder, on training data, unitless
     continued: Continued | None  # None if training could not go on
-    evidence: Evidence  # log p(x) and k̂ of the held-out data
-    pareto_threshold: float  # largest acceptable k̂
+    unweighted: Continued | None  # the same with β = 1, of a model that was trained with another β
+    rank_distance: Estimate | None  # D of p(x|z), in [0, 1]; None if x cannot be replicated
+    evidence: Evidence  # log p(x) of the held-out data
+    reliability: diagnostics.Reliability  # k̂ of the guide, for the same data
     gaps: diagnostics.InferenceGaps | None  # None if the guide cannot be refined
     calibration: diagnostics.Calibration | None  # None if the latents do not allow it
+    prior_gain: Estimate | None  # of a mixture prior fitted to the codes; None if not tried
     data: Batch  # n held-out data, behind `held_out` and `evidence`
     rows: Tensor  # (n,), their rows in the held-out data
 
@@ -92,41 +82,52 @@ def examine(
         training: its training settings; the defaults of `Training` if omitted.
         num_samples: K ≥ 21, draws per datum for log p(x).
         num_steps: further steps of a copy; too few do not leave the plateau at the start.
-        thorough: also measure inference gaps and calibration, which take most of the time.
+        thorough: also measure inference gaps, calibration and the gain of another prior, and use
+            every method for log p(x) rather than importance sampling alone; most of the time.
         seed: random seed, also of the choice of data.
     """
     num_samples = whole_number(num_samples, "num_samples", 21)
     training = training or Training()
-    held_out, seen = _opened(program, test), None if train is None else _opened(program, train)
+    held_out, seen = opened(program, test), None if train is None else opened(program, train)
     rows = _some(held_out.count(), NUM_DATA, seed)
     data = held_out.take(rows)
     few = data if seen is None else seen.take(_some(seen.count(), NUM_DATA, seed + 1))
-    how = {"training": training, "num_steps": num_steps, "seed": seed}
     like = {} if is_plain_vae(program) else {"like": _complete(program, data, seed)}
+    simulation = {"n": NUM_SIMULATED, "y": _covariates(data), **like}
+
+    def after(beta: float) -> Continued | None:
+        how = {"training": training._replace(beta=beta), "num_steps": num_steps, "seed": seed}
+        return None if seen is None else continued(program, train, test=tuple(data), **how)
 
     def if_possible(measure: Any, *of: Any, **options: Any) -> Any:
         try:
-            return measure(program, *of, seed=seed, **options) if thorough else None
+            return measure(program, *of, seed=seed, **options)
         except (ConfigError, NotImplementedError):  # flows cannot be refined, codes not ranked
             return None
 
+    def if_thorough(measure: Any, *of: Any, **options: Any) -> Any:
+        return if_possible(measure, *of, **options) if thorough else None
+
+    draws = {"num_samples": num_samples, "seed": seed}
+    method = "auto" if thorough else "importance"
+    evidence = log_evidence(program, *data, method=method, **draws)
+    gaps = if_thorough(diagnostics.inference_gaps, *data.head(NUM_REFINED))
     return Findings(
-        diagnostics.decompose_elbo(program, *data, seed=seed),
-        None if seen is None else diagnostics.decompose_elbo(program, *few, seed=seed),
-        _collapse(program, data, seed),
-        kl_weight(program, *few, seed=seed),
-        None if seen is None else continued(program, train, test=tuple(data), **how),
-        log_evidence(program, *data, method="iwae", num_samples=num_samples, seed=seed),
-        pareto_k_threshold(num_samples),
-        if_possible(diagnostics.inference_gaps, *data.head(NUM_REFINED)),
-        if_possible(diagnostics.calibration, NUM_SIMULATED, _covariates(data), **like),
-        data,
-        rows,
+        held_out=diagnostics.decompose_elbo(program, *data, seed=seed),
+        training=None if seen is None else diagnostics.decompose_elbo(program, *few, seed=seed),
+        collapse=if_possible(diagnostics.collapsed_dimensions, *data),
+        kl_weight=kl_weight(program, *few, seed=seed),
+        continued=after(training.beta),
+        unweighted=None if training.beta == 1 else after(1.0),
+        rank_distance=if_possible(rank_distance, data),
+        evidence=evidence,
+        reliability=diagnostics.pareto_k(program, *data, **draws),
+        gaps=None if gaps is None else _up_to(evidence, gaps),
+        calibration=if_thorough(diagnostics.calibration, **simulation),
+        prior_gain=None if seen is None else if_thorough(prior_gain, few, test=data),
+        data=data,
+        rows=rows,
     )
-
-
-def _opened(program: nn.Module, data: Any) -> Source:
-    return validated(program, *(data if isinstance(data, tuple) else (data,)))
 
 
 def _complete(program: nn.Module, data: Batch, seed: int) -> Any:
@@ -145,53 +146,21 @@ def _covariates(data: Batch) -> Tensor | None:
     return None if data.y is None else data.y[torch.arange(NUM_SIMULATED) % data.num_data]
 
 
-def _collapse(program: nn.Module, data: Batch, seed: int) -> diagnostics.Collapse | None:
-    try:
-        return diagnostics.collapsed_dimensions(program, *data, seed=seed)
-    except ConfigError:  # it has no latent inside the plate
-        return None
-
-
-def _shuffled(total: int, seed: int) -> Tensor:
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed % 2**63))
+def _up_to(evidence: Evidence, gaps: diagnostics.InferenceGaps) -> diagnostics.InferenceGaps:
+    """Return the gaps with log p(x) of the page, which the largest of two bounds replaces."""
+    some = slice(len(gaps.elbo))
+    ours, is_bound = evidence.log_px[some], evidence.upper[some].isinf()
+    log_px = torch.where(is_bound, torch.maximum(ours, gaps.log_px), ours)
+    family, total = log_px - gaps.best_elbo, log_px - gaps.elbo
+    return gaps._replace(
+        log_px=log_px,
+        approximation=family,
+        pareto_k=torch.where(is_bound, math.inf, -math.inf),  # of no use where there is an interval
+        mean_approximation=mean_of(family, is_non_negative=True),
+        mean_total=mean_of(total, is_non_negative=True),
+    )
 
 
 def _some(total: int, most: int, seed: int) -> Tensor:
     """Choose at most `most` of `total` rows at random, in order."""
-    return _shuffled(total, seed)[:most].sort().values
-
-
-def continued(
-    program: nn.Module,
-    train: Any,
-    *,
-    test: Any,
-    training: Training,
-    num_steps: int = MORE_STEPS,
-    seed: int = 0,
-) -> Continued | None:
-    """Train a copy further and measure its gain on held-out data, in the training objective.
-
-    The steps are rounded up to whole epochs. None if training diverged or cannot be continued.
-    """
-    beta, batch_size, learning_rate = training
-    data, held_out = _opened(program, train), _opened(program, test).whole()
-    seen = data.take(_shuffled(data.count(), seed)[: num_steps * batch_size])
-    steps_per_epoch = math.ceil(seen.num_data / batch_size)
-    epochs = math.ceil(num_steps / steps_per_epoch)
-    later, objective = copy.deepcopy(program), None if beta == 1 else BetaELBO(beta)
-    options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    try:
-        with TURN, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Posterior collapse")  # a verdict says it
-            fit(later, *seen, objective=objective, epochs=epochs, progress=False, **options)
-    except (ConfigError, DivergenceError):
-        return None
-    before, after = (_objective(model, held_out, beta, seed) for model in (program, later))
-    return Continued(mean_of(after - before), before.std().item(), epochs * steps_per_epoch)
-
-
-def _objective(program: nn.Module, data: Batch, beta: float, seed: int) -> Tensor:
-    """Return E_q[log p(x|z)] − β KL, (N,), nats, with the same noise for models of equal size."""
-    terms = elbo_terms(program, *data, num_samples=10, seed=seed)
-    return (terms.log_likelihood - beta * terms.kl).mean(0).double()
+    return shuffled(total, seed)[:most].sort().values

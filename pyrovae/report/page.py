@@ -22,10 +22,19 @@ from pyrovae.history import History
 from pyrovae.report import TERMS
 from pyrovae.report.figures import Picture, worst_data
 from pyrovae.report.findings import Findings
-from pyrovae.report.verdicts import Verdict, problems
+from pyrovae.report.levels import NUM_ERRORS, Verdict
+from pyrovae.report.limits import mean_evidence
+from pyrovae.report.trust import Trust, trust
+from pyrovae.report.verdicts import problems
 from pyrovae.vae import is_plain_vae
 
 NUM_DRAWS = 10  # of `decompose_elbo`
+HEADLINES = {
+    "yes": "May be trusted",
+    "with care": "With care",
+    "no": "Not to be trusted",
+    "not judged": "Not judged",
+}
 MARKS = {"fine": "✓ fine", "look": "! worth a look", "problem": "✗ problem", "unknown": "? unknown"}
 
 
@@ -113,6 +122,7 @@ def render(
         parts=_parts(program),
         terms=_terms(about),
         verdicts=judged,
+        uses=trust(judged),
         marks=MARKS,
         belief_text=_belief(found),
         failure_text=_failures(found),
@@ -133,17 +143,23 @@ def _with_minus(text: str) -> str:
 
 def _summary(found: Findings, judged: tuple[Verdict, ...], of_what: str) -> str:
     named = ", ".join(problems(judged))
-    looks = ", ".join(verdict.name for verdict in judged if verdict.status == "look")
-    log_px = found.evidence.log_px
-    mean, error = log_px.mean().item(), log_px.std().item() / len(log_px) ** 0.5
-    sentences = (
-        f"Something is wrong with this model: {named}."
-        if named
-        else "No sign of a problem with this model.",
-        f"Worth a look: {looks}." if looks else "",
-        f"Held-out data have log p(x){of_what} = {mean:.2f} ± {error:.2f} nats on average.",
+    sentences = [f"Something is wrong with this model: {named}." if named else ""]
+    uses = trust(judged)
+    for answer, words in HEADLINES.items():
+        chosen = "; ".join(_with_reasons(use) for use in uses if use.answer == answer)
+        sentences.append(f"{words}: {chosen}." if chosen else "")
+    mean, error, num_bounds = mean_evidence(found)
+    sign = "≥" if num_bounds else "="
+    sentences.append(
+        f"Held-out data have log p(x){of_what} {sign} {mean:.2f} ± {error:.2f} nats on average."
     )
     return " ".join(filter(None, sentences))
+
+
+def _with_reasons(use: Trust) -> str:
+    """Return a use, with the conditions that speak against it."""
+    names = ", ".join(verdict.name for verdict in use.reasons)
+    return f"{use.use} ({names})" if names else use.use
 
 
 ROLES = {"prior": "prior p(z)", "encoder": "encoder q(z|x)", "decoder": "decoder p(x|z)"}
@@ -221,19 +237,20 @@ def _training(card: dict[str, Any]) -> str:
 def _belief(found: Findings) -> str:
     total = found.data.num_data
     return (
-        f"Each diagnostic comes with the number that decides it, from {total:,} held-out data "
-        "points, ± one standard error. A problem exceeds its threshold by three of them."
+        f"Each verdict is a test of the number beside it, from {total:,} held-out data points, at "
+        f"{NUM_ERRORS:g} of the standard errors shown: where it says “problem” or “fine”, it is "
+        "wrong for about one model in 700. “Look” means that there is some of it, or that it "
+        "cannot be excluded."
     )
 
 
 def _failures(found: Findings) -> str:
-    failed = int((found.evidence.pareto_k > found.pareto_threshold).sum())
-    total, threshold = found.data.num_data, found.pareto_threshold
-    if not failed:
-        return "Their log p(x) can be trusted: k̂ is below its threshold for all data."
+    num_bounds, total = mean_evidence(found)[2], found.data.num_data
+    if not num_bounds:
+        return "Each log p(x) has a 95 % interval; k̂ is that of q(z|x), which they do not need."
     return (
-        f"For {failed:,} of {total:,} data points k̂ is above {threshold:.2f}: their log p(x) is "
-        "too low, and its error cannot be trusted."
+        f"For {num_bounds:,} of {total:,} data points only a lower bound of log p(x) is known (≥), "
+        "so some may not belong here; k̂ is that of q(z|x)."
     )
 
 

@@ -15,9 +15,11 @@ from pyrovae.contract import validated
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
 from pyrovae.report.figures import pictures
-from pyrovae.report.findings import Training, examine
+from pyrovae.report.findings import examine
+from pyrovae.report.levels import Verdict
 from pyrovae.report.page import of_findings, render
-from pyrovae.report.verdicts import Verdict, verdicts
+from pyrovae.report.trials import Training
+from pyrovae.report.verdicts import verdicts
 
 
 def write_report(

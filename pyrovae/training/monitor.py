@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from pyrovae.data import Batch
-from pyrovae.diagnostics import active_units, collapsed_dimensions, decompose_elbo
+from pyrovae.diagnostics import collapsed_dimensions, decompose_elbo
 from pyrovae.diagnostics.collapse import Collapse
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import own_store
@@ -51,7 +51,7 @@ class Monitor:
     def record(self, step: int) -> dict[str, Any]:
         """Return a record: numbers in nats per datum, and lists of them by latent dimension."""
         found = decompose_elbo(self.program, *self.rows, num_samples=5, seed=self.seed)
-        units = active_units(self.program, *self.rows, seed=self.seed)
+        units = collapsed_dimensions(self.program, *self.rows, seed=self.seed)
         return {
             "step": step,
             "elbo": found.mean_elbo.value,
