@@ -154,6 +154,38 @@ class TestGaps:
             # 60 values, 14 degrees of freedom a datum: the ratio's own sd is about 0.1
             assert values.std(0).mean() / claimed == pytest.approx(1, abs=0.5), name
 
+    @pytest.mark.parametrize(
+        ("family", "unit"),
+        [(dist.Normal, 0.01), (dist.Normal, 1.0), (dist.Normal, 100.0), (dist.LogNormal, 1.0)],
+    )
+    def test_the_encoders_part_is_the_kl_in_any_unit_of_the_latents(self, family, unit):
+        """z ~ N(0, u²), x ~ N(z/u, ½²); q is off by 0.3 in mean and by 1.3 in scale."""
+        variance = 1 / (1 + 4)
+        scale = 1.3 * variance**0.5
+
+        class Off(nn.Module):
+            def forward(self, x):
+                center, width = 4 * variance * x + 0.3, torch.full_like(x, scale)
+                if family is dist.Normal:
+                    center, width = unit * center, unit * width
+                return family(center, width).to_event(1)
+
+        class Decoder(nn.Module):
+            def forward(self, z):
+                u = z / unit if family is dist.Normal else z.log()
+                return dist.Normal(u, 0.5).to_event(1)
+
+        spread = torch.tensor([unit if family is dist.Normal else 1.0])
+        prior = pv.priors.Fixed(
+            lambda loc, scale: family(loc, scale).to_event(1), loc=torch.zeros(1), scale=spread
+        )
+        vae = pv.VAE(prior, Off(), Decoder())
+        gaps = diagnostics.inference_gaps(vae, torch.randn(100, 1) * 1.25**0.5)
+        kl = -math.log(1.3) + (1.3**2 + 0.09 / variance) / 2 - 0.5
+        network = gaps.mean_amortization
+        assert abs(network.value - kl) < 5 * network.std_error
+        assert gaps.mean_approximation.value < 0.003
+
     def test_advice_names_the_larger_gap(self):
         truth = LinearGaussian(sigma=0.4)
         truth.weight = torch.tensor([[1.0, 0.95], [0.9, 1.0], [1.1, 1.0], [1.0, 1.0], [0.8, 0.9]])

@@ -67,6 +67,28 @@ def free_parameters(q_z: Distribution) -> list[Leaf]:
     return [Leaf(t, t.inv(vars(base)[n])) for n, t in transforms.items()]
 
 
+def units_of(q_z: Distribution, *, location: float) -> list[Tensor | float]:
+    """Return a unit for each leaf: for a location, this many scales of the density; else 1.
+
+    Positive parameters are on the real line by their logarithm, which has no unit.
+    """
+    base = _base(q_z)
+    constraint_of = {n: c for n, c in base.arg_constraints.items() if n in vars(base)}
+    scale = getattr(base, "scale", None)
+    if not isinstance(scale, Tensor):
+        scale = base.variance.sqrt() if hasattr(base, "loc") else torch.ones(())
+    scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0).detach()
+    units = []
+    for name, constraint in constraint_of.items():
+        has_unit = name == "loc" and _is_real(constraint) and vars(base)[name].shape == scale.shape
+        units.append(location * scale if has_unit else 1.0)
+    return units
+
+
+def _is_real(constraint: Any) -> bool:
+    return constraint in (constraints.real, constraints.real_vector)
+
+
 def rebuilt(q_z: Distribution, leaves: list[Leaf]) -> Distribution:
     """Return the density of q_z's family with these parameters."""
     if isinstance(q_z, torch.distributions.Independent):

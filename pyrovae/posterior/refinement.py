@@ -24,12 +24,13 @@ from pyrovae.core.draws import diagnosing
 from pyrovae.core.joint import VAEJoint
 from pyrovae.data import Source
 from pyrovae.evidence.annealing import BACKWARD_COST, rows_at_a_time
-from pyrovae.posterior.leaves import Leaf, leaves_of, rebuilt
+from pyrovae.posterior.leaves import Leaf, leaves_of, rebuilt, units_of
 from pyrovae.posterior.offsets import joined, no_worse, optimized
 from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import is_plain_vae
 
+LOCATION_STEP = 4.0  # standard deviations of the guide at a learning rate of 1
 CHECK_DRAWS = 100  # for the ELBO before and after
 
 
@@ -75,7 +76,9 @@ def refine(
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed.
         num_steps: number of Adam steps.
-        learning_rate: initial rate of Adam, for unconstrained parameters such as log-scales.
+        learning_rate: initial rate of Adam, for unconstrained parameters such as log-scales; a
+            location moves by four of the guide's standard deviations at a rate of 1, so that the
+            units of the latent space do not matter. Other programs than a `VAE` have no such units.
         num_samples: S, draws of z per datum and step.
         seed: random seed; None uses a fresh one.
         memory_budget: bytes for the draws of one chunk of data, as in `log_evidence`.
@@ -139,16 +142,20 @@ def _refined_program(
 
 
 def _optimized(joint: VAEJoint, num_steps: int, rate: float, num_samples: int) -> list[Leaf]:
-    leaves = leaves_of(joint.guide)
-    free = [leaf.free.requires_grad_() for leaf in leaves]
+    starts, units = leaves_of(joint.guide), units_of(joint.guide, location=LOCATION_STEP)
+    free = [torch.zeros_like(leaf.free).requires_grad_() for leaf in starts]
     optimizer = torch.optim.Adam(free, lr=rate)
+
+    def leaves() -> list[Leaf]:
+        rows = zip(starts, units, free, strict=True)
+        return [s._replace(free=s.free + u * d) for s, u, d in rows]
+
     for step in range(num_steps):
         optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / num_steps))
         with torch.enable_grad():
-            q_z = rebuilt(joint.guide, leaves)
-            fixed = rebuilt(
-                joint.guide, [leaf._replace(free=leaf.free.detach()) for leaf in leaves]
-            )
+            moved = leaves()
+            q_z = rebuilt(joint.guide, moved)
+            fixed = rebuilt(joint.guide, [leaf._replace(free=leaf.free.detach()) for leaf in moved])
             z = q_z.rsample((num_samples,))
             log_w = sum(joint.terms({"z": z})) - fixed.log_prob(z)
             # a sum over data: parameters of a datum enter its own term only, and Adam is per entry
@@ -156,7 +163,7 @@ def _optimized(joint: VAEJoint, num_steps: int, rate: float, num_samples: int) -
         for parameter, gradient in zip(free, gradients, strict=True):
             parameter.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
-    return [leaf._replace(free=leaf.free.detach()) for leaf in leaves]
+    return [leaf._replace(free=leaf.free.detach()) for leaf in leaves()]
 
 
 def _joined(found: list[list[Leaf]]) -> list[Leaf]:
