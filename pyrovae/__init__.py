@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pyrovae.report.writing import write_report
     from pyrovae.training import fit
     from pyrovae.training.refit import refit_prior
+    from pyrovae.training.seeds import seed_spread
     from pyrovae.vae import VAE
 
 
@@ -76,6 +77,7 @@ __all__ = [
     "prune",
     "refit_prior",
     "save",
+    "seed_spread",
     "to_arviz",
     "write_report",
 ]
@@ -96,6 +98,7 @@ _HOME = {
     "prune": "diagnostics.pruning",
     "refit_prior": "training.refit",
     "save": "model_file",
+    "seed_spread": "training.seeds",
     "to_arviz": "arviz_io",
 }
 

@@ -34,6 +34,7 @@ PROPERTIES = {
     "scored": "a guide without auxiliary sites, which has a density at given latents",
     "mask": "a model that uses the mask",
     "elementwise": "a likelihood that factorizes over the numbers of a datum",
+    "binary": "a likelihood of zeros and ones",
     "VAE": "a `VAE`",
     "prunable": "a `VAE` of several latents: prior and guide factorize, linear layers at z",
     "discrete VAE": "a `VAE` with a discrete prior",
@@ -50,6 +51,7 @@ class Case(NamedTuple):
 
 
 def case(make, x, y=None, *, lacks=(), is_vae=False):
+    lacks = {*lacks, *([] if x is BITS else ["binary"])}
     is_discrete_vae = is_vae and "continuous" in lacks
     lacks = {
         *lacks,
@@ -314,6 +316,13 @@ METHODS = {
         [],
         "",
     ),
+    "binary_calibration": (
+        lambda p, x, y: pv.diagnostics.binary_calibration(
+            p, x, y, num_samples=25, num_globals=2, num_resamples=20
+        ),
+        ["binary", "elementwise"],
+        "zeros and ones|factorizes over",
+    ),
     "compare_priors": (
         lambda p, x, y: pv.diagnostics.compare_priors(
             {"it": p}, x, y, num_samples=25, num_globals=2
@@ -372,7 +381,13 @@ GROUPS = {
         "local_coverage",
         "posterior_calibration",
     ),
-    "Checks of the model": ("prior_check", "posterior_check", "feature_check", "typicality"),
+    "Checks of the model": (
+        "prior_check",
+        "posterior_check",
+        "feature_check",
+        "binary_calibration",
+        "typicality",
+    ),
 }
 
 

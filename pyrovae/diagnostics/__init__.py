@@ -15,6 +15,7 @@
     aggregate_test        whether the aggregate posterior is the prior
     compare_priors        which model has the best paired held-out evidence, and why
     prior_sensitivity     how much prior and likelihood each shape a posterior
+    binary_calibration    whether predictive probabilities of binary features are frequencies
     feature_check         which features of x are not explained by the others
 
 All are pure functions of a program and data, in eval mode, with their own seed; they return
@@ -25,6 +26,7 @@ trains, is in `pyrovae.training.refit`.
 from pyrovae.core.draws import elbo_terms
 from pyrovae.core.terms import ElboTerms
 from pyrovae.diagnostics.aggregate import AggregateTest, aggregate_test
+from pyrovae.diagnostics.binary import BinaryCalibration, binary_calibration
 from pyrovae.diagnostics.collapse import ActiveUnits, Collapse, active_units, collapsed_dimensions
 from pyrovae.diagnostics.comparison import ComparedModel, Comparison, compare_priors
 from pyrovae.diagnostics.coverage import Coverage, coverage, local_coverage
@@ -47,6 +49,7 @@ from pyrovae.diagnostics.typicality import Typicality, typicality
 __all__ = [
     "ActiveUnits",
     "AggregateTest",
+    "BinaryCalibration",
     "Calibration",
     "Collapse",
     "ComparedModel",
@@ -66,6 +69,7 @@ __all__ = [
     "Typicality",
     "active_units",
     "aggregate_test",
+    "binary_calibration",
     "calibration",
     "collapsed_dimensions",
     "compare_priors",
