@@ -80,6 +80,16 @@ CALLS = {
     "posterior_check": lambda vae, x, _: diagnostics.posterior_check(vae, x, statistic=mean)[:2],
     "prior_sensitivity": lambda vae, x, _: diagnostics.prior_sensitivity(vae, x)[:2],
     "feature_check": lambda vae, x, _: diagnostics.feature_check(vae, x, num_samples=30)[:2],
+    "coverage": lambda vae, x, _: diagnostics.coverage(vae, 20, num_draws=9)[:2],
+    "local_coverage": lambda vae, x, _: diagnostics.local_coverage(vae, x[:2], n=9)[:2],
+    "posterior_calibration": lambda vae, x, _: diagnostics.posterior_calibration(vae, x[:2], n=9)[
+        :4
+    ],
+    "typicality": lambda vae, x, _: list(diagnostics.typicality(vae, x, num_replicates=20)),
+    "effective_latents": lambda vae, x, _: by_name(
+        diagnostics.effective_latents(vae, x), "variance", "probability"
+    ),
+    "prune": lambda vae, x, _: list(pv.prune(vae, x, dimensions=[0]).vae.parameters()),
     "compare_priors": lambda vae, x, _: compared(vae, x),
     "escalate": lambda vae, x, _: escalated(vae, x),
 }
