@@ -252,6 +252,17 @@ def test_auto_is_the_grid_in_two_dimensions():
     assert torch.equal(found.log_px, pv.log_evidence(vae, x, method="grid").log_px)
 
 
+def test_auto_leaves_a_grid_that_would_need_too_many_cells(monkeypatch):
+    vae, x = pv.build((3,), latent_dim=2, seed=0), torch.eye(3)
+    with pytest.raises(ConfigError, match="has not converged"):
+        pv.log_evidence(vae, x, method="grid", max_cells=1000)
+    monkeypatch.setattr(pv.evidence.auto, "GRID_CELLS", 1000)
+    exact = pv.log_evidence(vae, x, method="grid").log_px
+    found = pv.log_evidence(vae, x, method="auto")
+    assert "grid" not in found.methods
+    assert ((found.log_px - exact).abs() < 4.5 * found.std_error).all()
+
+
 def test_auto_answers_each_datum_by_the_first_method_that_can():
     """A guide that is right for some data, and far off for the others."""
     truth = correlated(latent_dim=3)

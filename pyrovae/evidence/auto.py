@@ -29,6 +29,7 @@ from pyrovae.evidence.record import Evidence, concat
 from pyrovae.evidence.refined import DRAWS_PER_STEP, Refined
 
 DATA_AT_A_TIME = 1024  # so that a container larger than memory is read once, block by block
+GRID_CELLS = 100_000
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Auto(Draws):
 
     Args:
         num_samples, std_error, ess, max_samples: draws per datum, as for `Draws`.
-        max_evaluations: evaluations of log p(x, z) per datum, apart from those of the grid. Methods
-            that would exceed it are left out.
+        max_evaluations: evaluations of log p(x, z) per datum, apart from those of the grid, which
+            are at most 100,000 a level. Methods that would exceed it are left out.
 
     Example:
         >>> import pyrovae as pv
@@ -83,7 +84,7 @@ class Auto(Draws):
         return best
 
     def _methods(self) -> Iterator[tuple[str, Any]]:
-        yield "grid", Grid()
+        yield "grid", Grid(GRID_CELLS)
         yield "importance", Importance(self.num_samples)
         cost = BACKWARD_COST * DRAWS_PER_STEP * Refined.num_steps + self.num_samples
         left = self.max_evaluations - self.num_samples - cost

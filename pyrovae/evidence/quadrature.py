@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from pyrovae.checks import whole_number
 from pyrovae.data import Batch, Source
 from pyrovae.densities.supports import period_of, support_of, transform_onto
 from pyrovae.errors import ConfigError
@@ -61,6 +62,10 @@ class Cells(NamedTuple):
 class Grid:
     """Quadrature over one or two latent dimensions of a `VAE`, exact to about 1e-6 nat.
 
+    Args:
+        max_cells: cells of a level per datum; a density that needs more, for its edges say, is an
+            error. None is 2²⁵ for the data in a chunk.
+
     Example:
         >>> import pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1, seed=0)
@@ -68,13 +73,19 @@ class Grid:
         tensor([0.], dtype=torch.float64)
     """
 
+    max_cells: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_cells is not None:
+            whole_number(self.max_cells, "max_cells", 1)
+
     def __call__(
         self, program: nn.Module, data: Source | Batch, *, memory_budget: int | None = None
     ) -> Evidence:
         """Return log p(x) for each datum; `MAX_CELLS` bounds the memory, not the budget."""
         shape = (data.count(),)
         log_px = torch.full(shape, math.nan, dtype=torch.float64, device=data.device)
-        for settled in settled_cells(program, data):
+        for settled in settled_cells(program, data, self.max_cells):
             log_px[settled.rows] = settled.log_px
         return exact(log_px)
 
@@ -115,7 +126,9 @@ class Settled(NamedTuple):
     log_px: Tensor
 
 
-def settled_cells(vae: nn.Module, data: Source | Batch) -> Iterator[Settled]:
+def settled_cells(
+    vae: nn.Module, data: Source | Batch, max_cells: int | None = None
+) -> Iterator[Settled]:
     """Yield each datum once, when its grid has converged; errors as in `Grid`."""
     if not is_plain_vae(vae):
         raise ConfigError(
@@ -128,7 +141,8 @@ def settled_cells(vae: nn.Module, data: Source | Batch) -> Iterator[Settled]:
         p_z = vae.prior(*given(part.y, vae.prior))
         space = space_of(p_z, "the grid")
         rows = torch.arange(start, start + part.num_data, device=part.device)
-        for cells, is_settled, log_px in _settling(vae, space, part):
+        most = MAX_CELLS if max_cells is None else max_cells * part.num_data
+        for cells, is_settled, log_px in _settling(vae, space, part, most):
             yield Settled(vae, space, part, cells, is_settled, rows[is_settled], log_px[is_settled])
         start += part.num_data
 
@@ -167,7 +181,9 @@ def space_of(p_z: Distribution, method: str) -> Space:
     return Space(transform, dim, period_of(transform))
 
 
-def _settling(vae: nn.Module, space: Space, batch: Batch) -> Iterator[tuple[Cells, Tensor, Tensor]]:
+def _settling(
+    vae: nn.Module, space: Space, batch: Batch, most: int
+) -> Iterator[tuple[Cells, Tensor, Tensor]]:
     """Yield per level the cells, which data have just converged, and log p(x), (N,) each."""
     q_z = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder))
     found = space.transform.inv(q_z.sample((16,)))
@@ -177,7 +193,7 @@ def _settling(vae: nn.Module, space: Space, batch: Batch) -> Iterator[tuple[Cell
     moved = torch.full_like(log_px, math.inf)
     for _ in range(MAX_LEVELS):
         # a density with an edge or a cusp refines endlessly: stop before memory runs out
-        if (cells.log_joint > log_px[cells.datum] - NEGLIGIBLE).sum() * 3**space.dim > MAX_CELLS:
+        if (cells.log_joint > log_px[cells.datum] - NEGLIGIBLE).sum() * 3**space.dim > most:
             break
         cells = refined(vae, space, batch, cells, log_px, is_open)
         after = torch.where(is_open, _log_sum(cells, batch.num_data), log_px)
