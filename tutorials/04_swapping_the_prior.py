@@ -114,9 +114,9 @@ print(f"the ring's radius was 2 and is now {models['own ring'].prior.radius.item
 # ## Did it matter?
 #
 # Held-out $\log p(x)$, by quadrature in the plane where its cells suffice, else by importance
-# sampling, and **paired** differences to the best model: some digits are hard for every model, and pairing
-# takes that out of the error. Bars are two standard errors. The columns on the right say why: `MI`
-# is $I_q$, then the mismatch $\mathrm{KL}(q(z)\,\|\,p(z))$, then the distortion.
+# sampling, and **paired** differences to the best model: some digits are hard for every model, and
+# pairing takes that out of the error. Bars are two standard errors. The columns on the right say
+# why: `MI` is $I_q$, then the mismatch $\mathrm{KL}(q(z)\,\|\,p(z))$, then the distortion.
 
 # %%
 comparison = pv.diagnostics.compare_priors(models, x_test)
