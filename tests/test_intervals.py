@@ -17,7 +17,7 @@ from pyrovae.data import Batch
 from pyrovae.errors import ConfigError
 from pyrovae.evidence import AIS, IWAE, Auto, Importance, Refined
 from pyrovae.evidence.interval import interval
-from pyrovae.evidence.refined import Normal, optimized
+from pyrovae.evidence.refined import Parameters, optimized
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -183,14 +183,15 @@ def test_refined_density_is_a_normal_density():
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(3, 4, generator=generator) for _ in range(4)]
     below = torch.randn(3, 4, 4, generator=generator)
-    normal = Normal(parts[0], parts[1].exp(), parts[2], parts[3], below)
+    found = Parameters(parts[0], parts[1].exp(), parts[2], parts[3], below)
+    normal = found.density()
     factor = below.tril(-1) + torch.eye(4)
-    factor = normal.scale[..., None] * normal.log_diagonal.exp()[..., None] * factor
-    mean = normal.center + normal.scale * normal.loc
+    factor = found.scale[..., None] * found.log_diagonal.exp()[..., None] * factor
+    mean = found.center + found.scale * found.loc
     expected = dist.MultivariateNormal(mean, scale_tril=factor)
     u = expected.sample((6,))
     torch.testing.assert_close(normal.log_prob(u), expected.log_prob(u), rtol=0, atol=1e-9)
-    draws = normal.draw(20_000)
+    draws = normal.sample((20_000,))
     z = (draws.mean(0) - mean) / (expected.stddev / 20_000**0.5)
     assert z.abs().max() < 5
     covariance = torch.einsum("sni,snj->nij", draws - mean, draws - mean) / len(draws)
@@ -205,7 +206,7 @@ def test_refined_density_is_the_posterior_where_that_is_normal():
     with diagnosing(vae, 0):
         space = Unconstrained(joint_of(vae, Batch(x)), method="")
         found = optimized(space, 1500, 0.2)
-        draws = found.draw(4000)
+        draws = found.sample((4000,))
     posterior = truth.posterior(x)
     sd = posterior.stddev.expand_as(posterior.loc)
     assert ((draws.mean(0) - posterior.loc) / sd).abs().max() < 0.15

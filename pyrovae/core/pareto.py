@@ -8,7 +8,7 @@ A generalized Pareto density is fitted to the M largest of S weights, above a cu
 central limit theorem holds; above k̂ = min(1 − 1/log₁₀ S, 0.7), an estimate from S draws and its
 standard error are unreliable. That is the one threshold of this library: for S draws the mean of
 weights with k needs S ≥ 10^(1/(1 − k)) of them, so S sets the largest k; beyond 0.7 that number
-grows so fast (10^10 at 0.9) that more draws are no remedy. The fit is Zhang & Stephens' empirical
+grows so fast (10^10 at 0.9) that more draws do not help. The fit is Zhang & Stephens' empirical
 Bayes mean, with Vehtari's weak prior that pulls k̂ towards ½ by 10 pseudo-draws.
 
 Symbols: log_weights (S, N), nats, S draws for each of N data. Everything is float64.

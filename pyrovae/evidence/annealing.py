@@ -33,12 +33,11 @@ from torch import Tensor, nn
 from pyrovae.checks import whole_number
 from pyrovae.core.chunking import chunked
 from pyrovae.core.hamiltonian import Kernel, Tempered, adapted, point_at, transition
-from pyrovae.core.importance import WeightSums
 from pyrovae.core.joint import Unconstrained, joint_of
 from pyrovae.core.summed import without_discrete
 from pyrovae.data import Batch, Source
 from pyrovae.errors import ConfigError
-from pyrovae.evidence.record import Evidence, bounded, concat, estimated
+from pyrovae.evidence.record import Evidence, bound, concat, estimated
 from pyrovae.runtime.memory import keep_freed_memory
 
 STEEPNESS = 4.0  # of the sigmoidal schedule: most temperatures are near the ends
@@ -167,9 +166,7 @@ def summed(log_weights: Tensor) -> Evidence:
     """Return the record of (S, N) log-weights, with an interval from 8 chains on."""
     if len(log_weights) >= MIN_CHAINS:
         return estimated(log_weights, [len(log_weights)])
-    sums = WeightSums(len(log_weights))
-    sums.add(log_weights)
-    return bounded(sums)
+    return bound(log_weights)
 
 
 def tempered(density: Unconstrained, how: AIS) -> Tempered:

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from pyrovae.checks import real_number, whole_number
 from pyrovae.core.chunking import chunked, sizes
-from pyrovae.core.importance import WeightSums, weighted_chunks
+from pyrovae.core.importance import weighted_chunks
 from pyrovae.core.joint import joint_of
 from pyrovae.core.proposals import MIN_DRAWS, Mixture, of_guide
 from pyrovae.data import Batch, Source
 from pyrovae.evidence.iwae import IWAE
-from pyrovae.evidence.record import Evidence, bounded, concat, estimated
+from pyrovae.evidence.record import Evidence, bound, concat, estimated
 from pyrovae.runtime.memory import keep_freed_memory
 
 MIN_DRAWS_UNWIDENED = 500  # for an interval from guide and prior alone
@@ -133,9 +133,7 @@ def _record(mixture: Mixture, parts: list[Tensor]) -> Evidence:
     log_weights = torch.cat(parts)
     if mixture.is_widened or len(log_weights) >= MIN_DRAWS_UNWIDENED:
         return estimated(log_weights, list(map(len, parts)))
-    sums = WeightSums(len(log_weights))
-    sums.add(log_weights)
-    return bounded(sums)
+    return bound(log_weights)
 
 
 def _weights(mixture: Mixture, index: int, count: int, chunk: int) -> Iterator[Tensor]:

@@ -54,6 +54,13 @@ def bounded(sums: WeightSums) -> Evidence:
     return Evidence(log_px, *others, _all(log_px), *_one_sided(log_px))
 
 
+def bound(log_weights: Tensor) -> Evidence:
+    """Return the record of (K, N) log-weights as a lower bound."""
+    sums = WeightSums(len(log_weights))
+    sums.add(log_weights)
+    return bounded(sums)
+
+
 def estimated(log_weights: Tensor, counts: list[int]) -> Evidence:
     """Return the record of (K, N) log-weights, K_j ≥ 2 of each component, with an interval.
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from pyrovae.checks import real_number, whole_number
 from pyrovae.core.joint import ProgramJoint, Unconstrained, VAEJoint, joint_of
@@ -79,21 +80,22 @@ class Refined(Draws):
         program, parts = without_discrete(program, data), []
         for rows in rows_at_a_time(program, data, DRAWS_PER_STEP, memory_budget):
             space = _line_of(joint_of(program, rows))
-            guide = optimized(space, self.num_steps, self.learning_rate).as_guide()
+            found = optimized(space, self.num_steps, self.learning_rate)
+            guide = Guide(lambda n, q=found: q.sample((n,)), found.log_prob)
             chunk = 3 * DRAWS_PER_STEP  # without gradients, as large as a step with them
             parts.append(sampled(Mixture(space, guide), self, chunk))
         return concat(parts)
 
 
-class Normal(NamedTuple):
-    """N(m, L Lᵀ) with m = center + scale · loc, L = scale · lower triangle, by datum.
+class Parameters(NamedTuple):
+    """N(m, L Lᵀ) in units of the guide's moments, by datum.
 
     Attributes:
-        center, scale: units of the coordinates, (N, D).
-        loc: (N, D).
-        log_diagonal: (N, D), of the triangle.
-        below: (N, D, D), whose entries below the diagonal are those of the triangle relative to
-            the diagonal of their row; (N, 0, 0) for a diagonal covariance.
+        center, scale: mean and standard deviation of the guide, (N, D).
+        loc: (N, D), (m − center) / scale.
+        log_diagonal: (N, D), of L relative to scale.
+        below: (N, D, D), whose entries below the diagonal are those of L relative to the diagonal
+            of their row; (N, 0, 0) for a diagonal covariance.
     """
 
     center: Tensor
@@ -102,39 +104,21 @@ class Normal(NamedTuple):
     log_diagonal: Tensor
     below: Tensor
 
-    def draw(self, num_samples: int) -> Tensor:
-        """Draw u, (S, N, D), with pathwise gradients."""
-        noise = torch.randn(num_samples, *self.loc.shape, dtype=torch.float32).to(self.loc)
-        return self._place(noise)
-
-    def _place(self, noise: Tensor) -> Tensor:
-        moved = noise
-        if self.below.numel():
-            moved = noise + torch.einsum("nij,snj->sni", self.below.tril(-1), noise)
-        return self.center + self.scale * (self.loc + self.log_diagonal.exp() * moved)
-
-    def log_prob(self, u: Tensor) -> Tensor:
-        """Return log q(u), (S, N), nats."""
-        moved = ((u - self.center) / self.scale - self.loc) / self.log_diagonal.exp()
-        if self.below.numel():
-            eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-            unit = self.below.tril(-1) + eye
-            moved = torch.linalg.solve_triangular(
-                unit, moved.permute(1, 2, 0), upper=False, unitriangular=True
-            ).permute(2, 0, 1)
-        log_volume = (self.log_diagonal + self.scale.log()).sum(-1)
-        constant = 0.5 * u.shape[-1] * math.log(2 * math.pi)
-        return -0.5 * (moved**2).sum(-1) - log_volume - constant
-
-    def as_guide(self) -> Guide:
-        return Guide(self.draw, self.log_prob)
+    def density(self) -> Distribution:
+        """Return the density, of batch shape (N,)."""
+        mean = self.center + self.scale * self.loc
+        diagonal = self.scale * self.log_diagonal.exp()
+        if not self.below.numel():
+            return Independent(Normal(mean, diagonal), 1)
+        factor = self.below.tril(-1) * diagonal[..., None] + torch.diag_embed(diagonal)
+        return MultivariateNormal(mean, scale_tril=factor)
 
 
-def optimized(space: Unconstrained, num_steps: int, learning_rate: float) -> Normal:
+def optimized(space: Unconstrained, num_steps: int, learning_rate: float) -> Distribution:
     """Return the normal density that maximizes the ELBO of each datum, from the guide's moments."""
     start = space.draw_guide(SCALE_DRAWS)
-    normal = _start(start.mean(0), spread(start))
-    free = [value.requires_grad_() for value in normal[2:] if value.numel()]
+    found = _start(start.mean(0), spread(start))
+    free = [value.requires_grad_() for value in found[2:] if value.numel()]
     # many entries below the diagonal move each number of u together
     rates = (learning_rate, learning_rate, learning_rate / math.sqrt(start.shape[-1]))
     groups = [{"params": [value], "lr": rate} for value, rate in zip(free, rates, strict=False)]
@@ -142,8 +126,8 @@ def optimized(space: Unconstrained, num_steps: int, learning_rate: float) -> Nor
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     for _ in range(num_steps):
         with torch.enable_grad():
-            u = normal.draw(DRAWS_PER_STEP)
-            fixed = Normal(*(value.detach() for value in normal))
+            u = found.density().rsample((DRAWS_PER_STEP,))
+            fixed = Parameters(*(value.detach() for value in found)).density()
             log_weights = sum(space.terms(u)) - fixed.log_prob(u)
             # a sum over data: parameters of a datum enter its own term only, and Adam is per entry
             gradients = torch.autograd.grad(-log_weights.mean(0).sum(), free)
@@ -151,7 +135,7 @@ def optimized(space: Unconstrained, num_steps: int, learning_rate: float) -> Nor
             value.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
         schedule.step()
-    return Normal(*(value.detach() for value in normal))
+    return Parameters(*(value.detach() for value in found)).density()
 
 
 def _line_of(joint: VAEJoint | ProgramJoint) -> Unconstrained:
@@ -165,8 +149,8 @@ def _line_of(joint: VAEJoint | ProgramJoint) -> Unconstrained:
     return space
 
 
-def _start(center: Tensor, scale: Tensor) -> Normal:
+def _start(center: Tensor, scale: Tensor) -> Parameters:
     num_data, dim = center.shape
     size = dim if 1 < dim <= MAX_DENSE else 0
     zeros = torch.zeros_like(center)
-    return Normal(center, scale, zeros, zeros.clone(), zeros.new_zeros(num_data, size, size))
+    return Parameters(center, scale, zeros, zeros.clone(), zeros.new_zeros(num_data, size, size))
