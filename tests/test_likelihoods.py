@@ -103,9 +103,15 @@ EXTREME = {
 }
 
 
-def largest_error(density, exact, values, *axes, dtype=torch.float32):
+def largest_error(density, exact, *axes, dtype=torch.float32):
     """|error| / max(1, |exact|) of log p over all combinations, and where it is largest."""
-    cases = torch.tensor(list(itertools.product(values, *axes)), dtype=dtype)
+    return largest_error_at(
+        density, exact, torch.tensor(list(itertools.product(*axes)), dtype=dtype)
+    )
+
+
+def largest_error_at(density, exact, cases):
+    """The same at rows of x and parameters."""
     x, *parameters = cases.unbind(-1)
     log_p = density(*parameters).log_prob(x).tolist()
     with mpmath.workdps(60):
@@ -126,6 +132,63 @@ def test_float64_log_density_over_extreme_parameters(case):
     worst, where = largest_error(*case, dtype=torch.float64)
     # 1e6 counts of relative rounding 1e-16, and the truncated series' 2e-14
     assert worst < 1e-10, where
+
+
+NUM_RANDOM = 3000
+
+
+def magnitudes(low, high):
+    """10^u with u uniform."""
+    return 10 ** (low + (high - low) * torch.rand(NUM_RANDOM))
+
+
+def signed(values):
+    return values * (2 * torch.randint(2, values.shape) - 1)
+
+
+def levels(most):
+    return torch.randint(most + 1, (NUM_RANDOM,))
+
+
+RANDOM = {
+    "ContinuousBernoulli": lambda: (torch.rand(NUM_RANDOM), signed(magnitudes(-6, 4))),
+    "StudentT": lambda: (
+        signed(magnitudes(-3, 15)),
+        1 + magnitudes(-4, 6),
+        signed(magnitudes(-3, 6)),
+        magnitudes(-5, 6),
+    ),
+    "Poisson": lambda: (magnitudes(0, 6).floor() - 1, magnitudes(-5, 6)),
+    "NegativeBinomial": lambda: (
+        magnitudes(0, 6).floor() - 1,
+        magnitudes(-5, 6),
+        magnitudes(-5, 6),
+    ),
+    "ZeroInflatedNegativeBinomial": lambda: (
+        magnitudes(0, 6).floor() * levels(1),
+        magnitudes(-5, 6),
+        magnitudes(-5, 6),
+        signed(magnitudes(-3, 2)),
+    ),
+    "DiscretizedLogistic": lambda: (
+        levels(255).double() / 255,
+        signed(magnitudes(-3, 3)),
+        magnitudes(-3, 6),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", EXTREME)
+def test_random_parameters_of_every_magnitude(name, dtype):
+    """The counts are printed by `pytest -s`."""
+    density, exact, *_ = EXTREME[name]
+    torch.manual_seed(0)
+    cases = torch.stack([column.to(dtype) for column in RANDOM[name]()], -1)
+    worst, where = largest_error_at(density, exact, cases)
+    print(f"\n{name}, {dtype}: {len(cases):,} log-densities, largest relative error {worst:.1e}")
+    assert worst < {torch.float32: 1e-4, torch.float64: 1e-10}[dtype], where
 
 
 @pytest.mark.parametrize(
