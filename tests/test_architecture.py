@@ -28,7 +28,7 @@ LAYERS = [
     {"contract"},
     {"vae"},
     {"programs", "builder"},
-    {"model_file"},
+    {"model_file", "part_file"},
     {"core"},
     {"objectives", "evidence"},
     {"posterior"},
