@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from pyrovae.core.pareto import MOST
 from pyrovae.errors import DataError
 from pyrovae.plots.inputs import as_array, as_finite, as_real, record_with, some_names, with_shape
 from pyrovae.plots.style import BLUE, COLORS, ORANGE, RED, dot_area, dress, own_axes
 
 MOST_NAMES = 40  # named bars, at most
+THRESHOLD = 0.7  # core.pareto.MOST; importing that would import torch
 ERRORS = 2  # standard errors on either side of a bar
 
 
@@ -185,7 +185,7 @@ def pareto_k(
 
 def _threshold(k: Any, num_samples: int | None) -> float:
     if num_samples is None:
-        return float(getattr(k, "threshold", MOST))
+        return float(getattr(k, "threshold", THRESHOLD))
     from pyrovae.core.pareto import pareto_k_threshold  # imports torch, which plots do not need
 
     return pareto_k_threshold(num_samples)
