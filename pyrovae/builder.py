@@ -44,7 +44,7 @@ def build(
     guide: Choice = "DiagonalNormal",
     likelihood: Choice = "Bernoulli",
     network: Choice = "mlp",
-    hidden: Sequence[int] = (200,),
+    hidden: Sequence[int] | None = None,
     data: Any = None,
     seed: int | None = None,
 ) -> VAE:
@@ -61,7 +61,8 @@ def build(
         guide: a name in `pyrovae.guides`.
         likelihood: a name in `pyrovae.likelihoods`.
         network: "mlp", "gated_mlp", "residual_mlp" or "conv".
-        hidden: the encoder's hidden widths; the decoder has them in reverse.
+        hidden: the encoder's hidden widths, or channels of "conv"; the decoder has them in reverse.
+            None stands for (200,), or (32, 64, 64) of "conv".
         data: (N, *event), training data in any container, to initialize parts from: the decoder's
             bias at their mean, the pseudo-inputs of a VampPrior at 500 of them; {"name":
             "VampPrior", "pseudo_inputs": x[:50]} overrides these.
@@ -98,6 +99,7 @@ def build(
         p = made(likelihoods, likelihood)
         name, options = _name_and_options(network)
         networks = NETWORKS[_checked_name("network", name, NETWORKS)]
+        hidden = networks.hidden if hidden is None else hidden
         into_q = networks.encoder(event_shape, q.num_features, hidden=hidden, **options)
         from_z = networks.decoder(latent_dim, features_of(p), hidden=hidden[::-1], **options)
         encoder = nn.Sequential(into_q, q)

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
-from pyrovae.cli.data import gray_images
+from pyrovae.cli.data import read_rows
 from pyrovae.errors import ConfigError, DataError, DivergenceError
 from pyrovae.networks import Given
 from pyrovae.vae import fill, observed_only
@@ -385,7 +385,7 @@ def test_the_largest_seed_and_an_empty_file(tmp_path):
     found = pv.refit_prior(build(), X, pv.priors.LearnedNormal(2), seed=2**64 - 1, epochs=1)
     assert found.gain.std_error > 0
     np.save(tmp_path / "x.npy", np.zeros((0, 8, 8), np.uint8))
-    x, is_bytes = gray_images(str(tmp_path / "x.npy"))
+    x, is_bytes = read_rows(str(tmp_path / "x.npy"), "Bernoulli")
     assert (tuple(x.shape), is_bytes) == ((0, 8, 8), False)
 
 

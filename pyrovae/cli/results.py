@@ -117,7 +117,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
     facts = {
         "pixels": result["pixels"],
         "held out": result["held_out_is"],
-        "latent": f"dimension {settings['latent_dim']}; hidden {settings['hidden']}",
+        "latent": f"dimension {settings['latent_dim']}; hidden {tuple(result['spec']['hidden'])}",
         "parts": f"{settings['prior']}, {settings['guide']}, {settings['likelihood']}",
         "trained": f"with β = {beta:g}{'' if beta == 1 else '; the ELBO above is that of β = 1'}",
         "epochs": f"{epochs}; seed {result['seed']}; {result['seconds']:.0f} s in total",
