@@ -412,6 +412,19 @@ class TestResume:
         assert result.exit_code == 2
         assert message in words(result.stderr)
 
+    def test_a_killed_run_is_looked_at_as_it_is(self, undrawn):
+        x = torch.bernoulli(torch.full((30, 4), 0.3))
+        np.save("x.npy", x.numpy())
+        run_of("run", "--data", "x.npy")
+        for name in ("summary.json", "model.safetensors"):  # as if killed before its end
+            Path("run", name).unlink()
+        result = pyrovae("evaluate", "run")
+        assert result.exit_code == 2
+        assert "pyrovae fit --resume run --epochs 1" in words(result.stderr)
+        assert pyrovae("fit", "--resume", "run", "--epochs", "1").exit_code == 0
+        assert pyrovae("evaluate", "run").exit_code == 0
+        assert len(json.loads(Path("run/summary.json").read_text())["history"]) == 2
+
     def test_epochs_extend_a_run_or_end_it_early(self, undrawn):
         run_of("whole", "--epochs", "4")
         run_of("run", "--epochs", "2")
