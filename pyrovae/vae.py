@@ -55,7 +55,8 @@ class VAE(nn.Module):
         prior: module, `prior()` → p(z), batch_shape (), event_shape (D,).
         encoder: module, `encoder(x)` → q(z|x), batch_shape (B,), event_shape (D,).
         decoder: module, `decoder(z)` → p(x|z), batch_shape z.shape[:-1], event_shape
-            x.shape[1:]. A part wrapped in `networks.Given` also takes y, last.
+            x.shape[1:]. A part wrapped in `networks.Given` also takes y, last; an encoder that is
+            `networks.SeesMask` takes the mask before it.
 
     Raises:
         ConfigError: a part is not a module.
