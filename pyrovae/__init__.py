@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyrovae.evidence import log_evidence
     from pyrovae.history import History
     from pyrovae.model_file import load, save
+    from pyrovae.part_file import export
     from pyrovae.posterior.imputation import impute
     from pyrovae.report.writing import write_report
     from pyrovae.training import fit
@@ -58,6 +59,7 @@ __all__ = [
     "elbo_terms",
     "errors",
     "evidence",
+    "export",
     "fit",
     "guides",
     "handlers",
@@ -87,6 +89,7 @@ _HOME = {
     "History": "history",
     "build": "builder",
     "elbo_terms": "core.draws",
+    "export": "part_file",
     "fit": "training",
     "impute": "posterior.imputation",
     "write_report": "report.writing",

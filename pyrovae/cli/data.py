@@ -65,7 +65,7 @@ def _gray(name: str, seed: int) -> tuple[Any, str]:
     if x.dim() < 2 or len(x) < 10:
         raise DataError(
             f"{name} holds an array of shape {tuple(x.shape)}, but each row must be one datum, "
-            "(N, H, W) or (N, D), with N ≥ 10: a fifth is held out."
+            "(N, H, W), (N, 3, H, W) or (N, D), with N ≥ 10: a fifth is held out."
         )
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     test, train = x[order].tensor_split([len(x) // 5])

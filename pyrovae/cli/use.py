@@ -12,6 +12,7 @@ from pyrovae.cli.data import rows_of
 from pyrovae.cli.options import DataOption, ForceOption, RunFolder, SeedOption
 from pyrovae.cli.runs import open_run
 from pyrovae.errors import ConfigError, DataError
+from pyrovae.images import can_be_drawn
 
 
 @app.command("sample")
@@ -52,9 +53,9 @@ def sample_command(
 
 
 def _picture(mean: Any, title: str, path: Path) -> None:
-    if mean.dim() != 3:
+    if not can_be_drawn(mean.shape[1:]):
         raise DataError(
-            f"a datum has shape {tuple(mean.shape[1:])}, so it is not an image (H, W).\n"
+            f"a datum has shape {tuple(mean.shape[1:])}, which is not an image.\n"
             "Give --out an .npz file."
         )
     pv.plots.images(mean, title=title).figure.savefig(path, dpi=120, format="png")

@@ -20,7 +20,8 @@ MARGIN = 1e-3  # as in the code of Burda et al. 2016, which clips pixel means to
 def features_of(head: nn.Module) -> torch.Size:
     """Return the shape of a head's features: (count, *event_shape).
 
-    It is (F,) if F is not a multiple of the event's size. It is the `out_features` of a decoder.
+    It is the head's `feature_shape` if it declares one, and (F,) if F is not a multiple of the
+    event's size. It is the `out_features` of a decoder.
 
     Args:
         head: a likelihood with `num_features` and `event_shape`.
@@ -30,6 +31,8 @@ def features_of(head: nn.Module) -> torch.Size:
         >>> features_of(Bernoulli((28, 28)))
         torch.Size([1, 28, 28])
     """
+    if hasattr(head, "feature_shape"):
+        return head.feature_shape
     count, rest = divmod(head.num_features, head.event_shape.numel())
     return torch.Size((head.num_features,) if rest else (count, *head.event_shape))
 
