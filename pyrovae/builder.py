@@ -21,7 +21,15 @@ from pyrovae.checks import nearest, seed_number
 from pyrovae.data import open_source
 from pyrovae.errors import ConfigError
 from pyrovae.heads import as_event_shape, as_latent_shape
-from pyrovae.networks import NETWORKS, Given, features_of, start_at_mean
+from pyrovae.networks import (
+    NETWORKS,
+    Given,
+    JoinMask,
+    SeesMask,
+    features_of,
+    joined_shape,
+    start_at_mean,
+)
 from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import VAE
 
@@ -45,6 +53,7 @@ def build(
     likelihood: Choice = "Bernoulli",
     network: Choice = "mlp",
     hidden: Sequence[int] | None = None,
+    sees_mask: bool = False,
     data: Any = None,
     seed: int | None = None,
 ) -> VAE:
@@ -63,6 +72,7 @@ def build(
         network: "mlp", "gated_mlp", "residual_mlp" or "conv".
         hidden: the encoder's hidden widths, or channels of "conv"; the decoder has them in reverse.
             None stands for (200,), or (32, 64, 64) of "conv".
+        sees_mask: whether the encoder also sees which cells are missing (`networks.SeesMask`).
         data: (N, *event), training data in any container, to initialize parts from: the decoder's
             bias at their mean, the pseudo-inputs of a VampPrior at 500 of them; {"name":
             "VampPrior", "pseudo_inputs": x[:50]} overrides these.
@@ -100,9 +110,15 @@ def build(
         name, options = _name_and_options(network)
         networks = NETWORKS[_checked_name("network", name, NETWORKS)]
         hidden = networks.hidden if hidden is None else hidden
-        into_q = networks.encoder(event_shape, q.num_features, hidden=hidden, **options)
+        into_q = networks.encoder(
+            joined_shape(event_shape) if sees_mask else event_shape,
+            q.num_features,
+            hidden=hidden,
+            **options,
+        )
         from_z = networks.decoder(latent_dim, features_of(p), hidden=hidden[::-1], **options)
         encoder = nn.Sequential(into_q, q)
+        encoder = SeesMask(JoinMask(encoder, event_shape)) if sees_mask else encoder
         known["encoder"] = encoder
         decoder = nn.Sequential(from_z, p)
         if data is not None:
@@ -119,6 +135,7 @@ def build(
         "likelihood": likelihood,
         "network": network,
         "hidden": list(hidden),
+        "sees_mask": sees_mask,
     }
     vae.data_spec = data_spec
     return vae

@@ -3,7 +3,8 @@
     encoder   x (B, *event)  ->  mean, stddev of q(z|x), each (B, D)
     decoder   z (B, D)       ->  mean E[x|z], (B, *event)
 
-Both also take y if they are `Given` covariates. B is free. What is exported is the part in eval
+Both also take y if they are `Given` covariates; an encoder that is `SeesMask` takes the mask
+before it. B is free. What is exported is the part in eval
 mode; draws, densities and the prior stay in Python.
 """
 
@@ -25,7 +26,7 @@ from pyrovae.networks import given
 from pyrovae.runtime.ambient import exclusive
 from pyrovae.runtime.files import write_atomically
 from pyrovae.runtime.random_stream import RandomStream
-from pyrovae.vae import VAE, is_plain_vae
+from pyrovae.vae import VAE, is_plain_vae, visible
 
 NUM_ROWS = 7  # of the example: torch takes sizes that are equal by chance to be equal always
 MOMENTS = {"encoder": ("mean", "stddev"), "decoder": ("mean",)}
@@ -66,7 +67,7 @@ def export(
               pip install 'pyrovae[export]'
     `.pt2`    PyTorch's exported program: torch.export.load(path).module()(x)
 
-    Inputs are named x (decoder: z) and y, outputs mean and stddev (decoder: mean), all in the
+    Inputs are named x (decoder: z), mask and y, outputs mean and stddev (decoder: mean), all in the
     dtype of the parameters; the number of rows is free. Missing cells of x must be filled with 0.
 
     Args:
@@ -129,7 +130,10 @@ def export(
 
 def _example_of(vae: VAE, part: str, x: Tensor, y: Tensor | None) -> Example:
     module = getattr(vae, part)
-    of_x = {"x": x} if part == "encoder" else {"z": vae.encoder(x, *given(y, vae.encoder)).sample()}
+    seen = visible(x, None, vae.encoder)
+    of_x = dict(zip(("x", "mask"), seen, strict=False))
+    if part == "decoder":
+        of_x = {"z": vae.encoder(*seen, *given(y, vae.encoder)).sample()}
     inputs = of_x | dict(zip("y", given(y, module), strict=False))
     moments = Moments(module, MOMENTS[part])
     try:

@@ -41,6 +41,15 @@ class LearnsScale(Protocol):
     learns_scale_per_cell: bool
 
 
+class SeesMissing(Protocol):
+    """A part of x that is called with the mask of x as well, as `networks.SeesMask` is.
+
+    Used by: vae (`visible`), programs; parts that wrap another one pass it on.
+    """
+
+    sees_mask: bool
+
+
 class ChecksData(Protocol):
     """A part whose covariates y must satisfy more than having one row per datum, or a program.
 

@@ -55,7 +55,8 @@ class VAE(nn.Module):
         prior: module, `prior()` → p(z), batch_shape (), event_shape (D,).
         encoder: module, `encoder(x)` → q(z|x), batch_shape (B,), event_shape (D,).
         decoder: module, `decoder(z)` → p(x|z), batch_shape z.shape[:-1], event_shape
-            x.shape[1:]. A part wrapped in `networks.Given` also takes y, last.
+            x.shape[1:]. A part wrapped in `networks.Given` also takes y, last; an encoder that is
+            `networks.SeesMask` takes the mask before it.
 
     Raises:
         ConfigError: a part is not a module.
@@ -115,7 +116,8 @@ class VAE(nn.Module):
 
     def check_parts(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
         """Raise ConfigError unless the parts fulfill their contract on these two rows."""
-        check_parts(self.prior, self.encoder, self.decoder, x, y, fill(x, mask))
+        seen = visible(x, mask, self.encoder)
+        check_parts(self.prior, self.encoder, self.decoder, x, y, seen)
 
     # The probabilistic interpretation.
 
@@ -148,7 +150,7 @@ class VAE(nn.Module):
         """Run q(z|x) as a Pyro program: plate "data", site "z". Arguments as for `model`."""
         register(self)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", self.encoder(fill(x, mask), *given(y, self.encoder)))
+            pyro.sample("z", self.encoder(*visible(x, mask, self.encoder), *given(y, self.encoder)))
 
     # The neural-network interpretation.
 
@@ -195,7 +197,7 @@ class VAE(nn.Module):
         """
         x, y, mask = validated(self, x, y, mask).whole()
         p_z = self.prior(*given(y, self.prior))
-        q_z = self.encoder(fill(x, mask), *given(y, self.encoder))
+        q_z = self.encoder(*visible(x, mask, self.encoder), *given(y, self.encoder))
         z = q_z.rsample() if q_z.has_rsample else q_z.sample()
         p_x = self.decoder(z, *given(y, self.decoder))
         return LossTerms(
@@ -216,7 +218,7 @@ class VAE(nn.Module):
         """
         x, y, mask = validated(self, x, y, mask).whole()
         with module_mode(self, training=False), in_full_precision():
-            return self.encoder(fill(x, mask), *given(y, self.encoder))
+            return self.encoder(*visible(x, mask, self.encoder), *given(y, self.encoder))
 
     @exclusive
     def decode(self, z: Any, y: Any = None) -> dist.Distribution:
@@ -371,6 +373,28 @@ def fill(
         support = support.base_constraint
     inside = (c for c in (0.0, 1.0, 0.5) if bool(support.check(torch.tensor(c))))
     return torch.where(spread(mask, x), x, next(inside, 0.0))
+
+
+def visible(x: Tensor, mask: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:
+    """Return what a part of x sees: x with missing cells filled, and the mask if it is `SeesMask`.
+
+    Args:
+        x: (B, *event).
+        mask: of x's shape, or (B,) for whole data; true where x is observed.
+        part: an encoder, or another module of x.
+
+    Example:
+        >>> x, mask = torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]])
+        >>> visible(x, mask, nn.Identity())
+        (tensor([[1., 0.]]),)
+        >>> from pyrovae.networks import SeesMask
+        >>> visible(x, mask, SeesMask(nn.Identity()))
+        (tensor([[1., 0.]]), tensor([[ True, False]]))
+    """
+    filled = fill(x, mask)
+    if not getattr(part, "sees_mask", False):
+        return (filled,)
+    return filled, torch.ones_like(x, dtype=torch.bool) if mask is None else spread(mask, x)
 
 
 def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribution:

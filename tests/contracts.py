@@ -20,6 +20,7 @@ import torch
 from helpers import (
     N,
     conditional,
+    not_at_random,
     semi_supervised,
     shifted,
     small_vae,
@@ -174,6 +175,8 @@ PROGRAMS = {
     "covariates": Program(conditional, LABELS.clamp(min=0)),
     "semi-supervised": Program(semi_supervised, LABELS),
     "global latents": Program(with_global_latents),
+    "not at random": Program(not_at_random),
+    "sees the mask": Program(lambda: small_vae(sees_mask=True)),
     "tied weights": Program(tied),
     "two shifts": Program(shifted),
 }

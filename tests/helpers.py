@@ -13,7 +13,14 @@ from torch import Tensor, nn
 import pyrovae as pv
 from pyrovae import guides, likelihoods, priors
 from pyrovae.networks import Concat, Given, OneHot, mlp
-from pyrovae.programs import BayesianVAE, CategoricalHead, GivenGlobal, SemiSupervisedVAE
+from pyrovae.programs import (
+    BayesianVAE,
+    CategoricalHead,
+    GivenGlobal,
+    NotMissingAtRandomVAE,
+    SelfMasking,
+    SemiSupervisedVAE,
+)
 from pyrovae.runtime.run_folder import RunFolder
 
 N = 37  # rows: a multiple of no batch size in the tests
@@ -102,6 +109,13 @@ def with_global_latents() -> nn.Module:
     decoder = GivenGlobal(Stretched(vae.decoder))
     w = priors.StandardNormal(2), priors.LearnedNormal(2)
     return BayesianVAE(vae.prior, vae.encoder, decoder, *w)
+
+
+def not_at_random() -> nn.Module:
+    """Return a small normal VAE whose large values go missing."""
+    vae = small_vae(likelihood="Normal")
+    missing = SelfMasking(4, sign=-1)
+    return NotMissingAtRandomVAE(vae.prior, vae.encoder, vae.decoder, missing)
 
 
 class Tied(nn.Module):

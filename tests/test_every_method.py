@@ -74,6 +74,12 @@ def sequences():
     return pv.programs.SequenceVAE(pv.programs.GaussianProcess(1), encoder, decoder)
 
 
+def not_at_random():
+    vae = pv.build(3, latent_dim=1, likelihood="Normal", seed=0)
+    missing = pv.programs.SelfMasking(3, sign=-1)
+    return pv.programs.NotMissingAtRandomVAE(vae.prior, vae.encoder, vae.decoder, missing)
+
+
 def spike_and_slab():
     def density(w, s):
         mixture = dist.MixtureSameFamily(dist.Categorical(w), dist.Normal(torch.zeros_like(s), s))
@@ -124,6 +130,7 @@ CASES = {
         lacks=["pathwise"],
     ),
     "a Bayesian layer": case(with_global_latents, BITS),
+    "NotMissingAtRandomVAE": case(not_at_random, numbers(N)),
     "VAE": case(lambda: pv.build((4,), latent_dim=2, seed=0), BITS, is_vae=True),
     "VAE on the circle": case(
         circular,

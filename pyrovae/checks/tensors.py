@@ -10,7 +10,7 @@ from pyrovae.checks.places import at, chunks, first_true
 from pyrovae.errors import DataError
 
 
-def as_tensor(value: Any, name: str = "x") -> Tensor:
+def as_tensor(value: Any, name: str = "x", *, is_masked: bool = False) -> Tensor:
     """Return a detached strided tensor with the caller's numbers; never a view of their array.
 
     Accepts tensors, NumPy arrays of any order, stride or byte order, numeric data frames,
@@ -19,6 +19,8 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
     Args:
         value: the data.
         name: the caller's name for it, for the message.
+        is_masked: whether a mask of it is given: missing values of a data frame are then NaN, and
+            otherwise an error.
 
     Raises:
         DataError: value is complex, sparse, text, object or otherwise not numeric; the message
@@ -40,8 +42,8 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
             f"{name} is a masked array, but a density would see its masked values.\n"
             f"Pass {name}.filled(0) as x and ~np.ma.getmaskarray({name}) as mask=."
         )
-    if _is_frame(value):
-        value = _from_data_frame(value, name)
+    if is_frame(value):
+        value = _from_data_frame(value, name, is_masked=is_masked)
     if hasattr(value, "tocsr"):
         raise DataError(
             f"{name} is a sparse matrix, but a dense array is needed: {name}.toarray()."
@@ -87,20 +89,20 @@ def as_labels(value: Any) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
         >>> rows.tolist(), columns
         (['r', 's'], ('a',))
     """
-    if not _is_frame(value):
+    if not is_frame(value):
         return None, None
     index = getattr(value, "index", None)
     is_default = index is None or callable(index) or type(index).__name__ == "RangeIndex"
-    return None if is_default else np.asarray(index), tuple(map(str, _names(value)))
+    return None if is_default else np.asarray(index), tuple(map(str, names_of(value)))
 
 
-def _is_frame(value: Any) -> bool:
+def is_frame(value: Any) -> bool:
     """Return whether value is a pandas or polars data frame, or an Arrow table."""
     is_table = hasattr(value, "columns") and hasattr(value, "dtypes")
     return is_table or (hasattr(value, "column_names") and hasattr(value, "schema"))
 
 
-def _frame(value: Any) -> Any:
+def as_frame(value: Any) -> Any:
     import narwhals.stable.v1 as nw
 
     if hasattr(value, "set_axis"):  # pandas, where names may occur twice
@@ -108,28 +110,36 @@ def _frame(value: Any) -> Any:
     return nw.from_native(value, eager_only=True)
 
 
-def _names(value: Any) -> list[Any]:
+def names_of(value: Any) -> list[Any]:
     return list(value.column_names if hasattr(value, "column_names") else value.columns)
 
 
-def _from_data_frame(value: Any, name: str) -> np.ndarray:
-    frame = _frame(value)
+def _from_data_frame(value: Any, name: str, *, is_masked: bool) -> np.ndarray:
+    frame = as_frame(value)
     arrays = []
-    for column, values in zip(_names(value), frame.iter_columns(), strict=True):
+    for column, values in zip(names_of(value), frame.iter_columns(), strict=True):
         if not (values.dtype.is_numeric() or str(values.dtype) == "Boolean"):
             raise DataError(
                 f"column {column!r} of {name} has dtype {values.dtype}, but a density needs "
                 f"numbers.\nEncode it, or drop it: {name}.drop(columns=[{column!r}])."
             )
         is_missing = values.is_null().to_numpy()
-        if is_missing.any():
+        if is_missing.any() and not is_masked:
             raise DataError(
                 f"column {column!r} of {name} has a missing value in row {is_missing.argmax()} "
                 f"({is_missing.sum():,} in all), and an encoder cannot read it.\n"
-                f"Pass x={name}.fillna(0) together with mask={name}.notna()."
+                f"{_advice(value, name)}"
             )
         arrays.append(values.to_numpy().astype("float64"))
     return np.stack(arrays, 1) if arrays else np.empty((len(frame), 0))
+
+
+def _advice(frame: Any, name: str) -> str:
+    if name != "x":
+        return "Drop these rows, or fill the column with a number."
+    is_pandas = hasattr(frame, "notna")
+    mask = "x.notna()" if is_pandas else "x.select(polars.all().is_not_null())"
+    return f"If it may be left out, pass mask={mask} alongside x: true where x is observed."
 
 
 def as_mask(mask: Any, x: Tensor, *, is_whole: bool = True) -> Tensor | None:

@@ -180,7 +180,9 @@ def impute_command(
         counts = {"num_samples": num_samples, "num_proposals": num_proposals}
         with new_file(out, force=force) as path:
             found = pv.impute(run.vae, x, mask=mask, **counts, seed=seed)
-            _write_npz(path, **found._asdict(), mask=mask)
+            arrays = found._asdict()
+            del arrays["data"]  # the file itself
+            _write_npz(path, **arrays)
         typer.echo(_in_words(found, num_proposals, out))
 
 

@@ -20,7 +20,12 @@ NUM_SAMPLES = 3
 
 
 def check_parts(
-    prior: nn.Module, encoder: nn.Module, decoder: nn.Module, x: Tensor, y: Any, filled: Tensor
+    prior: nn.Module,
+    encoder: nn.Module,
+    decoder: nn.Module,
+    x: Tensor,
+    y: Any,
+    seen: tuple[Tensor, ...],
 ) -> None:
     """Raise ConfigError, naming the part, unless each returns a density of the right shapes.
 
@@ -28,7 +33,7 @@ def check_parts(
         prior, encoder, decoder: the parts.
         x: (2, *event), two rows of the data.
         y: (2, …), their covariates, or None.
-        filled: x as the encoder sees it, with missing cells filled.
+        seen: x as the encoder sees it, with missing cells filled, and the mask if it takes it.
 
     Example:
         >>> import torch
@@ -37,7 +42,7 @@ def check_parts(
         >>> encoder = nn.Sequential(networks.mlp(4, q.num_features), q)
         >>> decoder = nn.Sequential(networks.mlp(2, p.num_features), p)
         >>> x = torch.ones(2, 4)
-        >>> check_parts(priors.StandardNormal(2), encoder, decoder, x, None, x)
+        >>> check_parts(priors.StandardNormal(2), encoder, decoder, x, None, (x,))
         Traceback (most recent call last):
             ...
         pyrovae.errors.ConfigError: p(z) is over shape (2,), but q(z|x) is over (3,); ...
@@ -54,19 +59,19 @@ def check_parts(
         is_worth_a_try = encoder_fits(x, decoder, p_z, y)
     except ConfigError:
         # a decoder built for the encoder's latents rejects the prior's: report that instead
-        if latents := _latents_of(encoder, y, filled):
+        if latents := _latents_of(encoder, y, seen):
             _check_same_latents(p_z, latents)
         raise
     if is_worth_a_try:
-        q_z = _called("encoder", encoder, y, filled)
+        q_z = _called("encoder", encoder, y, *seen)
         _check_batch("encoder", q_z, (2,), "one density for each row of x")
         _check_same_latents(p_z, q_z)
 
 
-def _latents_of(encoder: nn.Module, y: Any, filled: Tensor) -> dist.Distribution | None:
+def _latents_of(encoder: nn.Module, y: Any, seen: tuple[Tensor, ...]) -> dist.Distribution | None:
     """Return q(z|x), or None if the encoder itself fails."""
     try:
-        q_z = encoder(filled, *given(y, encoder))
+        q_z = encoder(*seen, *given(y, encoder))
     except Exception:
         return None
     return q_z if isinstance(q_z, dist.Distribution) else None

@@ -32,7 +32,7 @@ from pyrovae.data import Batch
 from pyrovae.densities.supports import support_of, transform_onto
 from pyrovae.errors import ConfigError
 from pyrovae.networks import given
-from pyrovae.vae import VAE, fill, is_plain_vae, log_likelihood
+from pyrovae.vae import VAE, is_plain_vae, log_likelihood, visible
 
 Latents = dict[str, Tensor]
 
@@ -57,7 +57,7 @@ class VAEJoint:
         x, y, mask = batch
         self.decoder, self.batch = vae.decoder, batch
         self.prior = vae.prior(*given(y, vae.prior))
-        self.guide = vae.encoder(fill(x, mask), *given(y, vae.encoder))
+        self.guide = vae.encoder(*visible(x, mask, vae.encoder), *given(y, vae.encoder))
         self.scores_latents = True
         self.supports = {"z": support_of(self.prior) or self.prior.support}
 

@@ -32,7 +32,11 @@ class ArraySource(Source):
     def __init__(self, x: Any, y: Any = None, mask: Any = None, *, batch_size: int):
         rows, columns = as_labels(arrays_of(x)[0])
         self.labels = Labels(rows, None if is_by_site(x) else columns)
-        self.preloaded = Batch(x, y, mask, self.labels).map_named(as_tensor)
+
+        def read(array: Any, name: str) -> torch.Tensor:
+            return as_tensor(array, name, is_masked=mask is not None and name.startswith("x"))
+
+        self.preloaded = Batch(x, y, mask, self.labels).map_named(read)
         self.dtypes = {name: array.dtype for name, array in self.preloaded.columns.items()}
         self.batch_size = batch_size
 

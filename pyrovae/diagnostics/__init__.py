@@ -17,6 +17,7 @@
     prior_sensitivity     how much prior and likelihood each shape a posterior
     binary_calibration    whether predictive probabilities of binary features are frequencies
     feature_check         which features of x are not explained by the others
+    pool                  one estimate and its error from several completed data sets
 
 All are pure functions of a program and data, in eval mode, with their own seed; they return
 records of named arrays, in nats per datum unless a name says otherwise. `refit_prior`, which
@@ -34,6 +35,7 @@ from pyrovae.diagnostics.effective import EffectiveLatents, effective_latents
 from pyrovae.diagnostics.estimate import Estimate
 from pyrovae.diagnostics.features import FeatureCheck, feature_check
 from pyrovae.diagnostics.gaps import InferenceGaps, inference_gaps
+from pyrovae.diagnostics.pooling import Pooled, pool
 from pyrovae.diagnostics.posterior_calibration import (
     PosteriorCalibration,
     posterior_calibration,
@@ -61,6 +63,7 @@ __all__ = [
     "Estimate",
     "FeatureCheck",
     "InferenceGaps",
+    "Pooled",
     "PosteriorCalibration",
     "PredictiveCheck",
     "PriorSensitivity",
@@ -82,6 +85,7 @@ __all__ = [
     "inference_gaps",
     "local_coverage",
     "pareto_k",
+    "pool",
     "posterior_calibration",
     "posterior_check",
     "power_sensitivity",

@@ -40,7 +40,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.networks import given
 from pyrovae.networks.cut import cut_inputs, cut_outputs, cut_tensors, layers_with
 from pyrovae.runtime.ambient import exclusive
-from pyrovae.vae import VAE, fill, is_plain_vae, log_likelihood
+from pyrovae.vae import VAE, is_plain_vae, log_likelihood, visible
 
 ROWS = 16  # data, and latents, at which densities are compared
 TOLERANCE = 1e-4  # relative, of log-densities in float32
@@ -188,12 +188,12 @@ def _cut(vae: VAE, batch: Batch, kept: Tensor) -> VAE:
     now = smaller.prior(*y_of["prior"])
     _check(factors.log_prob(z)[..., kept].sum(-1), lambda: now.log_prob(z[:, kept]), "prior")
 
-    filled = fill(x, mask)
-    head, q_z = _head(smaller.encoder, dim), vae.encoder(filled, *y_of["encoder"])
+    seen = (*visible(x, mask, vae.encoder), *y_of["encoder"])
+    head, q_z = _head(smaller.encoder, dim), vae.encoder(*seen)
     factors = _factors(q_z, "encoder")
 
     def encode() -> Distribution:
-        return smaller.encoder(filled, *y_of["encoder"])
+        return smaller.encoder(*seen)
 
     index = (torch.arange(head.num_features // dim)[:, None] * dim + kept.cpu()).flatten()
     for layer in layers_with(smaller.encoder, encode, after=head):

@@ -28,7 +28,7 @@ from pyrovae.densities.supports import period_of, support_of, transform_onto
 from pyrovae.errors import ConfigError
 from pyrovae.evidence.record import Evidence, exact
 from pyrovae.networks import given
-from pyrovae.vae import fill, is_plain_vae, log_likelihood
+from pyrovae.vae import is_plain_vae, log_likelihood, visible
 
 DATA_AT_A_TIME = 256
 NUMBERS_AT_A_TIME = 2**18  # per evaluation of the decoder, so that they fit a processor cache
@@ -185,7 +185,8 @@ def _settling(
     vae: nn.Module, space: Space, batch: Batch, most: int
 ) -> Iterator[tuple[Cells, Tensor, Tensor]]:
     """Yield per level the cells, which data have just converged, and log p(x), (N,) each."""
-    q_z = vae.encoder(fill(batch.x, batch.mask), *given(batch.y, vae.encoder))
+    seen = visible(batch.x, batch.mask, vae.encoder)
+    q_z = vae.encoder(*seen, *given(batch.y, vae.encoder))
     found = space.transform.inv(q_z.sample((16,)))
     cells = _first_cells(vae, space, batch, found)
     log_px = _log_sum(cells, batch.num_data)

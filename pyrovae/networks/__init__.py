@@ -8,7 +8,8 @@ with that signature works; these are the common ones:
     conv_encoder, conv_decoder      the same signature, images in and images out
 
 `NETWORKS` names the pairs for autoencoders. `Given`, `Concat` and `OneHot` handle covariates,
-`FlattenBatch` leading sample dimensions; `start_at_mean` initializes a decoder.
+`SeesMask` and `JoinMask` missing data, `FlattenBatch` leading sample dimensions; `start_at_mean`
+initializes a decoder.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pyrovae.networks.conv import Bias, conv_decoder, conv_encoder
 from pyrovae.networks.covariates import Concat, Given, OneHot, concat, given
 from pyrovae.networks.dense import Dense, GatedDense, Residual, gated_mlp, mlp, residual_mlp, stack
 from pyrovae.networks.flatten_batch import FlattenBatch
+from pyrovae.networks.missing import JoinMask, SeesMask, joined_shape
 from pyrovae.networks.start import features_of, start_at_mean
 
 __all__ = [
@@ -31,15 +33,18 @@ __all__ = [
     "FlattenBatch",
     "GatedDense",
     "Given",
+    "JoinMask",
     "Network",
     "OneHot",
     "Residual",
+    "SeesMask",
     "concat",
     "conv_decoder",
     "conv_encoder",
     "features_of",
     "gated_mlp",
     "given",
+    "joined_shape",
     "mlp",
     "residual_mlp",
     "stack",

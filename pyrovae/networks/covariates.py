@@ -52,6 +52,7 @@ class Given(nn.Module):
     def __init__(self, part: nn.Module):
         super().__init__()
         self.part = part
+        self.sees_mask = getattr(part, "sees_mask", False)
 
     def forward(self, *args: Tensor | None):
         try:

@@ -5,6 +5,9 @@
 z is drawn by sampling-importance-resampling (`posterior.sir`). The guide at x_observed is only
 the proposal, so a poor guide shows in the effective sample size, not silently in the draws.
 With global latents w, an equal share of the draws is given each w ~ q(w), the same for all data.
+
+A completed data set is one draw of all missing cells. A statistic of each of m of them, pooled by
+Rubin's rules (`diagnostics.pool`), has an error that includes what is not known of these cells.
 """
 
 from collections.abc import Callable
@@ -21,7 +24,8 @@ from pyrovae.core.joint import by_site, joint_of
 from pyrovae.core.replay import Arrays, guide_at, sites_of
 from pyrovae.core.replicates import replicated, value_of
 from pyrovae.data import Batch
-from pyrovae.data.batch import is_by_site
+from pyrovae.data.batch import arrays_of, is_by_site
+from pyrovae.data.frames import beside, with_cells
 from pyrovae.errors import ConfigError
 from pyrovae.handlers import evaluation
 from pyrovae.posterior.record import Posterior, joined, shares_of
@@ -39,12 +43,89 @@ class Imputation(NamedTuple):
         mean: (N, *event), E[x | x_observed] by the same draws of z, without the noise of p(x|z).
         ess: (N,), effective sample size of the importance weights of the draws of z.
         pareto_k: (N,), the tail shape of these weights; unreliable above `pareto_k_threshold`.
+        mask: of x's shape, true where x is observed; with a dict x, of all its sites.
+        data: x as it was passed, whose names of rows and columns `frame` and `frames` give back.
+
+    The draws condition on the fitted weights: they vary as p(x_m|x_o) of this model does, not as
+    models that fit the data equally well do. So intervals from m data sets are somewhat narrow
+    ("not fully proper" multiple imputation). The rest of the variation comes from weights with a
+    posterior (`programs.BayesianVAE`), or from pooling the data sets of fits with several seeds,
+    each on rows drawn with replacement.
+
+    References:
+        Multiple Imputation for Nonresponse in Surveys, Rubin, 1987.
+
+    Example:
+        >>> import pandas as pd, pyrovae as pv
+        >>> x = pd.DataFrame({"a": [1.0, 0.0], "b": [None, 1.0]}, index=["r", "s"])
+        >>> vae = pv.build(2, latent_dim=1, seed=0)
+        >>> found = pv.impute(vae, x, mask=x.notna(), num_samples=50)
+        >>> found.frame().round(1)
+             a    b
+        r  1.0  0.6
+        s  0.0  1.0
+        >>> [int(frame.isna().sum().sum()) for frame in found.frames(3)]
+        [0, 0, 0]
+        >>> list(found.reliability().index)
+        ['r', 's']
     """
 
     draws: Tensor
     mean: Tensor
     ess: Tensor
     pareto_k: Tensor
+    mask: Tensor
+    data: Any
+
+    def frame(self) -> Any:
+        """Return the data frame that was passed, its missing cells filled with E[x_m|x_o].
+
+        Observed cells are those of the frame, to the bit, as are index, columns and their order.
+
+        Raises:
+            ConfigError: x was not a data frame of one number per column.
+        """
+        return self._with_cells(self.mean)
+
+    def frames(self, m: int) -> list[Any]:
+        """Return m completed data frames, each with one draw of all missing cells.
+
+        Raises:
+            ConfigError: x was not a data frame, or m is not a whole number from 1 to S.
+        """
+        num_samples = len(next(iter(arrays_of(self.draws))))
+        if whole_number(m, "m", 1) > num_samples:
+            raise ConfigError(
+                f"m = {m} data sets, but there are {num_samples} draws: some would be equal.\n"
+                f"Write impute(…, num_samples={m})."
+            )
+        # far apart: neighbors may share global latents
+        chosen = (torch.arange(m) * num_samples) // m
+        if is_by_site(self.draws):
+            each = ({n: draws[i] for n, draws in self.draws.items()} for i in chosen)
+            return [self._with_cells(values) for values in each]
+        return [self._with_cells(self.draws[i]) for i in chosen]
+
+    def reliability(self) -> Any:
+        """Return a data frame of "ess" and "pareto_k", with the rows of the one that was passed.
+
+        Raises:
+            ConfigError: x was not a data frame.
+        """
+        return beside(
+            next(iter(arrays_of(self.data))),
+            {"ess": self.ess.numpy(force=True), "pareto_k": self.pareto_k.numpy(force=True)},
+        )
+
+    def _with_cells(self, values: Any) -> Any:
+        if is_by_site(self.data):
+            sites = self.data.items()
+            return {n: _completed(x, self.mask[n], values[n]) for n, x in sites}
+        return _completed(self.data, self.mask, values)
+
+
+def _completed(x: Any, mask: Tensor, values: Tensor) -> Any:
+    return with_cells(x, mask.numpy(force=True), values.numpy(force=True))
 
 
 @exclusive
@@ -63,7 +144,8 @@ def impute(
 
     Args:
         program: any program that uses the mask.
-        x: (N, *event); the values of missing cells do not matter.
+        x: (N, *event); the values of missing cells do not matter, and may be missing from a data
+            frame.
         y: (N, …), covariates.
         mask: of x's shape, true where x is observed; with a dict x, a dict of masks.
         num_samples: S, draws per datum.
@@ -98,7 +180,8 @@ def impute(
     if batch.mask is None:
         raise ConfigError(
             "mask = None, but impute needs to know which cells of x are missing.\n"
-            "Pass mask=, true where x is observed: mask=~torch.isnan(x)."
+            "Pass mask=, true where x is observed: mask=~torch.isnan(x), or mask=x.notna() of a "
+            "data frame."
         )
     with diagnosing(program, seed):
         programs = given_globals(program, batch, num_globals)
@@ -108,14 +191,14 @@ def impute(
     posteriors, *decoded = zip(*parts, strict=True)
     replicates, means = (concat(list(arrays), 0) for arrays in decoded)
     posterior = joined(list(posteriors))
-    draws, mean = {}, {}
+    draws, mean, masks = {}, {}, {}
     for name, (values, _, seen) in batch.sites.items():
-        observed = torch.tensor(True) if seen is None else seen
+        masks[name] = observed = torch.ones_like(values).bool() if seen is None else seen
         draws[name] = torch.where(observed, values, replicates[name])
         mean[name] = torch.where(observed, values, means[name].mean(0))
     if not is_by_site(batch.x):
-        draws, mean = draws["x"], mean["x"]
-    return Imputation(draws, mean, posterior.ess, posterior.pareto_k)
+        draws, mean, masks = draws["x"], mean["x"], masks["x"]
+    return Imputation(draws, mean, posterior.ess, posterior.pareto_k, masks, x)
 
 
 def _decoded(

@@ -8,6 +8,7 @@
     DeepMarkovModel     z_t ~ p(z_t|z_{t−1}),  x_t ~ p(x_t|z_t)
     SequenceVAE         z ~ Gaussian process over the times,  x_t ~ p(x_t|z_t)
     TopicVAE            θ ~ p(θ) on the simplex,  x ~ Multinomial(n, π(θ))
+    NotMissingAtRandomVAE   z ~ p(z),  x ~ p(x|z),  s ~ p(s|x);           s: the mask of x
 
 `Measurement` and `PriorGuide` make a trained decoder the prior of an inverse problem.
 
@@ -40,6 +41,7 @@ from pyrovae.programs.experts import MixtureOfExperts, ProductOfExperts
 from pyrovae.programs.ladder import LadderVAE
 from pyrovae.programs.markov import DeepMarkovModel
 from pyrovae.programs.measurement import Measurement, PriorGuide
+from pyrovae.programs.missing_not_at_random import NotMissingAtRandomVAE, SelfMasking
 from pyrovae.programs.mixture import MixtureVAE, NormalOfClass, Occupancy
 from pyrovae.programs.multimodal import MultimodalVAE
 from pyrovae.programs.semi_supervised import CategoricalHead, SemiSupervisedVAE, partly_known
@@ -58,9 +60,11 @@ __all__ = [
     "MixtureVAE",
     "MultimodalVAE",
     "NormalOfClass",
+    "NotMissingAtRandomVAE",
     "Occupancy",
     "PriorGuide",
     "ProductOfExperts",
+    "SelfMasking",
     "SemiSupervisedVAE",
     "SequenceVAE",
     "TopicVAE",

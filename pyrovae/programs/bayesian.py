@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pyrovae.checks import check_event_shape
 from pyrovae.networks import given
-from pyrovae.vae import fill, observed_only, register
+from pyrovae.vae import fill, observed_only, register, visible
 
 
 class GivenGlobal(nn.Module):
@@ -36,6 +36,7 @@ class GivenGlobal(nn.Module):
     def __init__(self, part: nn.Module):
         super().__init__()
         self.part = part
+        self.sees_mask = getattr(part, "sees_mask", False)
 
     def forward(self, *args: Tensor):
         return self.part(*args)
@@ -110,7 +111,9 @@ class BayesianVAE(nn.Module):
         register(self)
         w = pyro.sample("w", self.global_guide())
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", self.encoder(fill(x, mask), *seen(self.encoder, y, w)))
+            pyro.sample(
+                "z", self.encoder(*visible(x, mask, self.encoder), *seen(self.encoder, y, w))
+            )
 
 
 def seen(part: nn.Module, y: Tensor | None, w: Tensor) -> tuple[Tensor, ...]:

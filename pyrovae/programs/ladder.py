@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pyrovae.checks import check_event_shape
 from pyrovae.errors import ConfigError
 from pyrovae.programs.experts import product_of_normals
-from pyrovae.vae import fill, observed_only, register
+from pyrovae.vae import fill, observed_only, register, visible
 
 
 class LadderVAE(nn.Module):
@@ -87,10 +87,10 @@ class LadderVAE(nn.Module):
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Run q(z|x): sites "z_{L−1}" … "z_0". Arguments as for `model`."""
         register(self)
-        features, found = fill(x, mask), []
+        features, found = visible(x, mask, self.networks[0]), []
         for network, head in zip(self.networks, self.heads, strict=True):
-            features = network(features)
-            found.append(head(features))
+            features = (network(*features),)
+            found.append(head(*features))
         top = len(self.layers)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample(f"z_{top}", found[top])

@@ -12,7 +12,7 @@ from pyrovae.contract import validated
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.programs.experts import loc_and_scale
 from pyrovae.runtime.ambient import exclusive
-from pyrovae.vae import fill, observed_only, register
+from pyrovae.vae import fill, observed_only, register, visible
 
 
 class DeepMarkovModel(nn.Module):
@@ -96,7 +96,8 @@ class DeepMarkovModel(nn.Module):
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Run q(z|x), from the first time to the last. Arguments as for `model`."""
         register(self)
-        backward = self.rnn(fill(x, mask).flatten(2).flip(1))[0].flip(1)  # (B, T, H)
+        parts = (part.flatten(2).flip(1) for part in visible(x, mask, self.rnn))
+        backward = self.rnn(*parts)[0].flip(1)  # (B, T, H)
         seen = None if mask is None else mask.flatten(2).any(-1)  # (B, T)
         z, p_z = x.new_zeros(len(x), self.latent_dim), self.prior()
         with pyro.plate("data", len(x), dim=-1):

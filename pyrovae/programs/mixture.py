@@ -11,7 +11,7 @@ from pyrovae.contract import validated
 from pyrovae.handlers import RandomStream, evaluation
 from pyrovae.heads import positive
 from pyrovae.runtime.ambient import exclusive
-from pyrovae.vae import fill, observed_only, register
+from pyrovae.vae import fill, observed_only, register, visible
 
 
 class Occupancy(NamedTuple):
@@ -103,7 +103,7 @@ class MixtureVAE(nn.Module):
         """Run q(z|x): site "z". Arguments as for `model`."""
         register(self)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", self.encoder(fill(x, mask)))
+            pyro.sample("z", self.encoder(*visible(x, mask, self.encoder)))
 
     @exclusive
     def occupancy(
@@ -129,7 +129,7 @@ class MixtureVAE(nn.Module):
         num_samples = whole_number(num_samples, "num_samples", 1)
         x, _, mask = validated(self, x, None, mask).whole()
         with RandomStream(seed), evaluation(self):
-            z = self.encoder(fill(x, mask)).sample((num_samples,))  # (S, N, D)
+            z = self.encoder(*visible(x, mask, self.encoder)).sample((num_samples,))  # (S, N, D)
             p_c = self.class_prior()
             c = p_c.enumerate_support(expand=False).reshape(-1, 1, 1)
             joint = p_c.log_prob(c) + self.components(c).log_prob(z)  # (K, S, N)

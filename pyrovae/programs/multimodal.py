@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pyrovae.data.batch import num_rows
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.programs.experts import ProductOfExperts
-from pyrovae.vae import fill, observed_only, register
+from pyrovae.vae import fill, observed_only, register, visible
 
 Arrays = dict[str, Tensor]
 
@@ -88,7 +88,9 @@ class MultimodalVAE(nn.Module):
         """Run q(z|x): site "z". Arguments as for `model`."""
         register(self)
         mask = mask or {}
-        found = [encoder(fill(x[n], mask.get(n))) for n, encoder in self.encoders.items()]
+        found = [
+            encoder(*visible(x[n], mask.get(n), encoder)) for n, encoder in self.encoders.items()
+        ]
         observed = [_has_data(mask.get(name)) for name in self.encoders]
         with pyro.plate("data", num_rows(x), dim=-1):
             pyro.sample("z", self.experts(found, observed, self.prior()))

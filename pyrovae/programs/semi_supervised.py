@@ -20,7 +20,7 @@ from pyrovae.handlers import evaluation
 from pyrovae.heads import as_event_shape, split_features
 from pyrovae.networks import given
 from pyrovae.runtime.ambient import exclusive
-from pyrovae.vae import fill, observed_only, register
+from pyrovae.vae import fill, observed_only, register, visible
 
 # exp(LOG_ZERO) is 0 in every float type; it is finite, so that 0 · log 0 is 0 and not NaN
 LOG_ZERO = -1e4
@@ -153,13 +153,13 @@ class SemiSupervisedVAE(nn.Module):
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Run q(y|x) q(z|x, y): plate "data", sites "y" (enumerated on request) and "z"."""
         register(self)
-        label, x = self.labels(x, y), fill(x, mask)
+        label = self.labels(x, y)
         with pyro.plate("data", len(x), dim=-1):
-            q_y = self._over_labels(self.classifier(x))
+            q_y = self._over_labels(self.classifier(*visible(x, mask, self.classifier)))
             known = (label >= 0) * q_y.log_prob(label.clamp(min=0))
             pyro.factor("classification", -self.alpha * known, has_rsample=True)
             y = pyro.sample("y", certain(q_y, label), infer={"enumerate": "parallel"})
-            pyro.sample("z", self.encoder(x, *given(y, self.encoder)))
+            pyro.sample("z", self.encoder(*visible(x, mask, self.encoder), *given(y, self.encoder)))
 
     def _over_labels(self, q_y: dist.Distribution) -> dist.Distribution:
         classes = self.label_prior().enumerate_support().numel()
@@ -185,7 +185,7 @@ class SemiSupervisedVAE(nn.Module):
         """
         x, _, mask = validated(self, x, None, mask).whole()
         with evaluation(self):
-            return self.classifier(fill(x, mask)).probs
+            return self.classifier(*visible(x, mask, self.classifier)).probs
 
     def check_data(self, x: Tensor, y: Tensor) -> None:
         """Check every label before training; errors as for `labels`."""

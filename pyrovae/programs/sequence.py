@@ -12,7 +12,7 @@ from pyrovae.checks import check_event_shape, whole_number
 from pyrovae.errors import DataError
 from pyrovae.heads import positive
 from pyrovae.programs.experts import loc_and_scale
-from pyrovae.vae import fill, observed_only, register
+from pyrovae.vae import fill, observed_only, register, visible
 
 JITTER = 1e-4  # of the variance, added to the diagonal
 
@@ -127,8 +127,8 @@ class SequenceVAE(nn.Module):
     def guide(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Run q(z|x) = Π_t q(z_t|x_t): site "z". Arguments as for `model`."""
         register(self)
-        x = fill(x, mask)
-        q_z = self.encoder(x.flatten(0, 1))
+        seen = visible(x, mask, self.encoder)
+        q_z = self.encoder(*(part.flatten(0, 1) for part in seen))
         pair = loc_and_scale(q_z, "q(z_t|x_t)", "the times are independent under q")
         loc, scale = (part.unflatten(0, x.shape[:2]).mT for part in pair)
         with pyro.plate("data", len(x), dim=-1):

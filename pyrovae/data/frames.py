@@ -1,0 +1,79 @@
+"""Data frames with other numbers: pandas, polars and Arrow, of which none is imported here.
+
+Rows, columns, their order and their names are those of the given frame, as is every cell that is
+not replaced, to the bit.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pyrovae.checks.tensors import as_frame, is_frame, names_of
+from pyrovae.errors import ConfigError
+
+
+def with_cells(frame: Any, mask: np.ndarray, values: np.ndarray) -> Any:
+    """Return a copy of a data frame with other numbers in the cells where mask is false.
+
+    A column keeps its dtype if that can hold the new numbers: floats always, whole numbers and
+    truth values if these are whole; otherwise it becomes float64.
+
+    Args:
+        frame: (N, D), a pandas or polars data frame, or an Arrow table.
+        mask: (N, D), true in cells to keep.
+        values: (N, D).
+
+    Raises:
+        ConfigError: frame is not a data frame.
+
+    Example:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"a": [1.0, None], "b": [3, 4]}, index=["r", "s"])
+        >>> with_cells(frame, frame.notna().to_numpy(), np.full((2, 2), 0.5))
+             a  b
+        r  1.0  3
+        s  0.5  4
+    """
+    found = _narwhals(frame)  # pandas columns numbered, since names may occur twice
+    columns = zip(found.iter_columns(), mask.T, values.T, strict=True)
+    filled = found.with_columns(*(_filled(*column) for column in columns)).to_native()
+    return filled.set_axis(names_of(frame), axis=1) if hasattr(frame, "set_axis") else filled
+
+
+def _narwhals(frame: Any) -> Any:
+    if is_frame(frame):
+        return as_frame(frame)
+    raise ConfigError(
+        f"the data were a {type(frame).__name__}, without names of rows and columns to give back.\n"
+        "Pass x as a pandas or polars data frame, or read the tensors: draws, mean, ess, pareto_k."
+    )
+
+
+def _filled(column: Any, is_kept: np.ndarray, values: np.ndarray) -> Any:
+    import narwhals.stable.v1 as nw
+
+    index = np.flatnonzero(~is_kept)
+    if not len(index):
+        return column
+    new = values[index].astype("float64")
+    is_whole = bool((new == np.floor(new)).all())
+    dtype = column.dtype if column.dtype.is_float() or is_whole else nw.Float64()
+    as_float = column.cast(nw.Float64()) if not column.dtype.is_float() else column
+    filled = as_float.scatter(index.tolist(), new.tolist())
+    return filled if filled.dtype == dtype else filled.cast(dtype)
+
+
+def beside(frame: Any, columns: dict[str, np.ndarray]) -> Any:
+    """Return a data frame of the same kind and index with other columns, one row per row.
+
+    Example:
+        >>> import pandas as pd
+        >>> beside(pd.DataFrame({"a": [1.0]}, index=["r"]), {"ess": np.ones(1)})
+           ess
+        r  1.0
+    """
+    import narwhals.stable.v1 as nw
+
+    found = nw.from_dict(columns, native_namespace=_narwhals(frame).__native_namespace__())
+    native = found.to_native()
+    return native.set_axis(frame.index, axis=0) if hasattr(frame, "set_axis") else native
