@@ -7,6 +7,8 @@ the mean instead of the mean itself. The map features ↦ mean is inverted by bi
 likelihood's own `.mean`, so likelihoods need not support it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -14,6 +16,7 @@ from torch.distributions import constraints
 from pyrovae.checks import as_mask, as_tensor, check_event_shape, check_finite
 from pyrovae.errors import ConfigError
 
+MOST = 2.0**40  # of a parameter, as far as the bisection goes
 MARGIN = 1e-3  # as in the code of Burda et al. 2016, which clips pixel means to [0.001, 0.999]
 
 
@@ -129,8 +132,13 @@ def _features_at(head: nn.Module, start: Tensor, target: Tensor) -> Tensor:
         def features_at(value: Tensor, first: int = first) -> Tensor:
             return torch.cat([start[:first], value, start[first + size :]])
 
-        value = _bisect(lambda t, at=features_at: head(at(t)).mean.flatten(), target)
-        features = features_at(value)
+        def mean_at(value: Tensor, at: Callable = features_at) -> Tensor:
+            return head(at(value)).mean.flatten()
+
+        far = torch.full_like(target, MOST)
+        if ((mean_at(far) < target) | (mean_at(-far) > target)).any():
+            continue  # before the many steps of a bisection
+        features = features_at(_bisect(mean_at, target))
         if torch.allclose(head(features).mean.flatten(), target, rtol=1e-3, atol=1e-4):
             return features
     raise ConfigError(
