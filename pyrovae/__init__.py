@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         posterior,
         priors,
         programs,
+        sklearn,
     )
     from pyrovae.arviz_io import (
         comparison_to_arviz,
@@ -80,6 +81,7 @@ __all__ = [
     "refit_prior",
     "save",
     "seed_spread",
+    "sklearn",
     "to_arviz",
     "write_report",
 ]

@@ -35,7 +35,7 @@ LAYERS = [
     {"diagnostics"},
     {"history"},
     {"training"},
-    {"arviz_io", "plots", "datasets"},
+    {"arviz_io", "plots", "datasets", "sklearn"},
     {"report"},
     {"cli"},
     {"__init__", "__main__"},
