@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
 from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_number, whole_number
+from pyrovae.checks.supports import inside
 from pyrovae.contract.covariates import as_covariates, like_parameters
 from pyrovae.contract.parts import check_parts
 from pyrovae.contract.validator import validated
@@ -360,7 +361,7 @@ def fill(
     Args:
         x: (B, *event).
         mask: of x's shape, or (B,) for whole data; true where x is observed.
-        support: of x, or of one number in it.
+        support: of x, of one number in it, or of its columns (`constraints.cat`).
 
     Example:
         >>> fill(torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]]))
@@ -370,8 +371,7 @@ def fill(
         return x
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    inside = (c for c in (0.0, 1.0, 0.5) if bool(support.check(torch.tensor(c))))
-    return torch.where(spread(mask, x), x, next(inside, 0.0))
+    return torch.where(spread(mask, x), x, inside(support, x.dtype, x.device))
 
 
 def visible(x: Tensor, mask: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:

@@ -23,7 +23,8 @@ from pyrovae.checks import (
     check_values,
     is_clearly_fine,
 )
-from pyrovae.checks.values import elementwise, has_edges, innermost
+from pyrovae.checks.supports import columns_of, has_edges
+from pyrovae.checks.values import elementwise, innermost
 from pyrovae.contract.covariates import (
     check_is_not_mask,
     check_is_seen,
@@ -174,7 +175,7 @@ class Validator:
         density, support = required
         is_fine = mask is None and support is not None
         if not (is_fine and is_clearly_fine(x, density.event_shape, support, self.like.dtype)):
-            check_values(x, density, mask)
+            check_values(x, density, mask, names=site.labels.columns)
             check_precision(x, self.like.dtype, mask, p_x=density)
 
     def cast(self, batch: Batch) -> Batch:
@@ -325,5 +326,13 @@ def is_discrete(program: nn.Module, x: Any, y: Any = None, mask: Any = None) -> 
     source.watch(validator)
     source.head()  # the first batch of a loader is validated only when it is read
     supports = [support_of(site.density) for site in validator.requirements.sites.values()]
-    known = {None if support is None else bool(support.is_discrete) for support in supports}
+    known = {kind for support in supports for kind in _kinds_of(support)}
     return known.pop() if len(known) == 1 else None
+
+
+def _kinds_of(support: Any) -> list[bool | None]:
+    """Return whether the support of each column is discrete; None where unknown."""
+    if support is None:
+        return [None]
+    columns = columns_of(innermost(support))
+    return [bool(each.is_discrete) for each in (columns.supports if columns else [support])]
