@@ -377,6 +377,8 @@ def fill(
 def visible(x: Tensor, mask: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:
     """Return what a part of x sees: x with missing cells filled, and the mask if it is `SeesMask`.
 
+    Missing cells are 0, or the part's own `neutral` values (`networks.Transformed`).
+
     Args:
         x: (B, *event).
         mask: of x's shape, or (B,) for whole data; true where x is observed.
@@ -390,10 +392,15 @@ def visible(x: Tensor, mask: Tensor | None, part: nn.Module) -> tuple[Tensor, ..
         >>> visible(x, mask, SeesMask(nn.Identity()))
         (tensor([[1., 0.]]), tensor([[ True, False]]))
     """
-    filled = fill(x, mask)
+    neutral = getattr(part, "neutral", None)
+    filled = fill(x, mask) if mask is None or neutral is None else _filled_with(neutral, x, mask)
     if not getattr(part, "sees_mask", False):
         return (filled,)
     return filled, torch.ones_like(x, dtype=torch.bool) if mask is None else spread(mask, x)
+
+
+def _filled_with(value: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(spread(mask, x), x, value.to(x.dtype))
 
 
 def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribution:

@@ -43,8 +43,9 @@ class Part(NamedTuple):
     space: "real" (quadrature over [−reach, reach]^D, D ≤ 2), "counts" (all x with `reach` values
     0, 1, … an entry), "levels" (likewise, scaled to [0, 1]), "binary", "one-hot" (all blocks of
     `reach` numbers), "unit" (quadrature over [0, 1]^D), "logit" (likewise, even in the logits,
-    |logit| ≤ reach), "pair" (likewise, for (z, 1 − z)), "simplex" (the same, as one vector rather
-    than a block) or "sphere" (quadrature over the circle).
+    |logit| ≤ reach), "half-line" (positive numbers, even in the logs), "pair" (like "logit", for
+    (z, 1 − z)), "simplex" (the same, as one vector rather than a block) or "sphere" (quadrature
+    over the circle).
     """
 
     make: Callable[[], nn.Module]
@@ -150,6 +151,24 @@ LIKELIHOODS = {
         lambda: likelihoods.ZeroInflatedNegativeBinomial(2, 2.0), "counts", 120
     ),
     "Multinomial": Part(lambda: likelihoods.Multinomial(3, total=4), "counts", 5),
+    "Columns, reals": Part(
+        lambda: likelihoods.Columns([{"kind": "StudentT", "df": 9.0}, "Normal"]), reach=40
+    ),
+    "Columns, positive": Part(
+        lambda: likelihoods.Columns(["LogNormal", "Gamma"]), "half-line", 30, points=1601
+    ),
+    "Columns, fractions": Part(lambda: likelihoods.Columns(["Beta", "Beta"]), "logit", 30),
+    "Columns, binary": Part(lambda: likelihoods.Columns(["Bernoulli"] * 3), "binary"),
+    "Columns, codes": Part(
+        lambda: likelihoods.Columns(
+            [{"kind": kind, "num_categories": 3} for kind in ("Ordinal", "Categorical", "Ordinal")]
+        ),
+        "counts",
+        3,
+    ),
+    "Columns, counts": Part(
+        lambda: likelihoods.Columns(["NegativeBinomial", "Poisson"]), "counts", 300
+    ),
 }
 
 

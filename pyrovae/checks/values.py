@@ -236,19 +236,22 @@ def _outside_support(
 ) -> str:
     columns, base = columns_of(support), elementwise(p_x)
     column = bad.first[1:] if columns else ()
-    if columns:
-        support = columns.at(bad.first)
-        base = base.of_column(*column) if hasattr(base, "of_column") else base
+    support = columns.at(bad.first) if columns else support
+    kind = base.kind_of(*column) if hasattr(base, "kind_of") else type(base).__name__
     low, high = _ends(x, column)
     value = f"{x[bad.first].item():.6g}" if x[bad.first].dim() == 0 else "a row"
     total = x.numel() if x[bad.first].dim() == 0 else len(x)
     name = f"column {names[column[0]]!r}: " if columns and names else ""
     what = "the column" if columns else "x"
     return (
-        f"{name}x{at(bad.first)} = {value}, but a {type(base).__name__} likelihood needs "
+        f"{name}x{at(bad.first)} = {value}, but {_a(kind)} likelihood needs "
         f"{_requirement(support)} ({bad.count:,} of {total:,} entries are not; {what} ranges from "
         f"{low:.6g} to {high:.6g}).\n{_fix(support, low, high)}"
     )
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIOU' else 'a'} {noun}"
 
 
 def _requirement(support: Any) -> str:

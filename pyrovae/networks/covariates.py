@@ -54,6 +54,11 @@ class Given(nn.Module):
         self.part = part
         self.sees_mask = getattr(part, "sees_mask", False)
 
+    @property
+    def neutral(self) -> Tensor | None:
+        """That of the part, if it has one (`protocols.FillsMissing`)."""
+        return getattr(self.part, "neutral", None)
+
     def forward(self, *args: Tensor | None):
         try:
             return self.part(*args)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks.values import elementwise
 from pyrovae.contract import validated
 from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import concat, diagnosing
@@ -40,7 +41,8 @@ class Imputation(NamedTuple):
 
     Attributes:
         draws: (S, N, *event); observed cells hold x itself, missing ones a draw of p(x_m|x_o).
-        mean: (N, *event), E[x | x_observed] by the same draws of z, without the noise of p(x|z).
+        mean: (N, *event), E[x | x_observed] by the same draws of z, without the noise of p(x|z); in
+            a categorical column of `Columns` the most frequent category of the draws.
         ess: (N,), effective sample size of the importance weights of the draws of z.
         pareto_k: (N,), the tail shape of these weights; unreliable above `pareto_k_threshold`.
         mask: of x's shape, true where x is observed; with a dict x, of all its sites.
@@ -215,7 +217,10 @@ def _by_decoder(vae: nn.Module, batch: Batch, draws: Tensor, seed: int) -> tuple
     """Return draws of x and E[x|z], (S, N, *event), at draws of z (S, N, D)."""
     with RandomStream(seed), evaluation(vae):
         p_x = vae.decode(draws.to(batch.x), batch.y)
-        return {"x": p_x.sample()}, {"x": p_x.mean}
+        x, mean = p_x.sample(), p_x.mean
+        if hasattr(elementwise(p_x), "is_nominal"):  # the codes of categories have no mean
+            mean = torch.where(elementwise(p_x).is_nominal, x.mode(0).values, mean)
+        return {"x": x}, {"x": mean}
 
 
 def _by_replicates(

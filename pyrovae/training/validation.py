@@ -21,6 +21,7 @@ from pyrovae.contract.sites import is_local
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.terms import bound_on
 from pyrovae.core.vectorized import Way, way_of
+from pyrovae.data.batch import spread
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
 from pyrovae.objectives import EnumELBO, Objective, TraceELBO
@@ -154,16 +155,27 @@ def warn_of_surprises(program: nn.Module, data: Any) -> None:
     if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
         warn_caller("the decoder has no trainable parameters: p(x|z) will not change")
     heads = () if decoder is None else decoder.modules()
-    learns_scale = any(getattr(head, "learns_scale_per_cell", False) for head in heads)
+    learns_scale = [head for head in heads if hasattr(head, "learns_scale_per_cell")]
     x = None if data.preloaded is None else data.preloaded.x
     if learns_scale and isinstance(x, torch.Tensor) and data.num_data > 1:
-        is_constant = (x == x[:1]).all(0)
+        is_constant = _is_constant(x, data.preloaded.mask)
+        is_learned = [torch.as_tensor(head.learns_scale_per_cell) for head in learns_scale]
+        is_constant = is_constant & sum(is_learned).to(x.device, torch.bool)
         if is_constant.any():
             first = ", ".join(str(int(i)) for i in is_constant.nonzero()[0])
             warn_caller(
                 f"x[:, {first}] is constant ({int(is_constant.sum()):,} in all): its learned scale "
                 "shrinks to the floor of 1e-5, which inflates log p(x). Drop it."
             )
+
+
+def _is_constant(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return which elements of a datum have one observed value, (*event,)."""
+    if mask is None:
+        return (x == x[:1]).all(0)
+    mask = spread(mask, x)
+    low, high = (torch.where(mask, x, end) for end in (torch.inf, -torch.inf))
+    return low.amin(0) == high.amax(0)
 
 
 def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: Any) -> Any:
