@@ -19,7 +19,7 @@ from torch import nn
 
 from pyrovae import guides, likelihoods, priors
 from pyrovae.checks import nearest, seed_number
-from pyrovae.data import Batch, open_source
+from pyrovae.data import Batch, Table, open_source
 from pyrovae.errors import ConfigError
 from pyrovae.heads import as_event_shape, as_latent_shape
 from pyrovae.networks import (
@@ -48,12 +48,12 @@ NAMES = {
 
 
 def build(
-    event_shape: int | Sequence[int],
+    event_shape: int | Sequence[int] | Table,
     *,
     latent_dim: int = 2,
     prior: Choice = "StandardNormal",
     guide: Choice = "DiagonalNormal",
-    likelihood: Choice = "Bernoulli",
+    likelihood: Choice | None = None,
     network: Choice = "mlp",
     hidden: Sequence[int] = (200,),
     inputs: str | Sequence[Any] | None = None,
@@ -68,11 +68,12 @@ def build(
     per datum as y.
 
     Args:
-        event_shape: the shape of one datum: x.shape[1:].
+        event_shape: the shape of one datum: x.shape[1:]; or a `data.table`, for the VAE of its
+            columns, started from its rows. It then reads data frames with these columns.
         latent_dim: D, the width of the bottleneck z.
         prior: a name in `pyrovae.priors`.
         guide: a name in `pyrovae.guides`.
-        likelihood: a name in `pyrovae.likelihoods`.
+        likelihood: a name in `pyrovae.likelihoods`; by default "Bernoulli", or the columns' kinds.
         network: "mlp", "gated_mlp", "residual_mlp" or "conv".
         hidden: the encoder's hidden widths; the decoder has them in reverse.
         inputs: what the encoder sees of x (`networks.Inputs`): "standardized", "log", "log1p" (for
@@ -101,6 +102,11 @@ def build(
         >>> build((8, 8), prior={"name": "LearnedNormal", "full": True}).spec["prior"]["full"]
         True
     """
+    table = event_shape if isinstance(event_shape, Table) else None
+    if table is not None:
+        event_shape, data = tuple(table.x.shape[1:]), table if data is None else data
+    if likelihood is None:
+        likelihood = "Bernoulli" if table is None else table.likelihood
     event_shape = as_event_shape(event_shape)
     if isinstance(hidden, int):
         raise ConfigError(
@@ -150,6 +156,7 @@ def build(
         "sees_mask": sees_mask,
     }
     vae.data_spec = data_spec
+    vae.schema = None if table is None else table.schema
     return vae
 
 

@@ -32,6 +32,15 @@ class LearnsScale(Protocol):
     learns_scale_per_cell: bool | Tensor  # of event_shape, if it differs between numbers
 
 
+class HasUnit(Protocol):
+    """A likelihood of real numbers whose features are in some unit, 1 or the data's spread.
+
+    Used by: training, which warns if x spreads far more.
+    """
+
+    unit: Tensor  # of event_shape
+
+
 class AsksForInputs(Protocol):
     """A likelihood that knows what an encoder should see of its data.
 
@@ -150,6 +159,18 @@ class SeesCovariates(Protocol):
     """
 
     sees_covariates: bool
+
+
+class ReadsFrames(Protocol):
+    """A program that reads data frames by a schema: names, kinds and categories of columns.
+
+    `fit` gives one to a program that it trains on named columns or classes; `build` to a program
+    for a table.
+
+    Used by: contract, for all data; training; model_file.
+    """
+
+    schema: Any  # a `data.Schema`, or None
 
 
 class ChecksParts(Protocol):

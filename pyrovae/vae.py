@@ -26,6 +26,7 @@ from pyrovae.checks.supports import inside
 from pyrovae.contract.covariates import as_covariates, like_parameters
 from pyrovae.contract.parts import check_parts
 from pyrovae.contract.validator import validated
+from pyrovae.data import Schema
 from pyrovae.data.batch import spread
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
@@ -96,6 +97,7 @@ class VAE(nn.Module):
                     f"returns a density; only a module moves with .to() and saves.\n{fix}"
                 )
         self.prior, self.encoder, self.decoder = prior, encoder, decoder
+        self.schema: Schema | None = None  # names of columns and classes of its data
 
     def forward(self, *args: object) -> None:
         """Raise ConfigError, because a VAE has no single output."""

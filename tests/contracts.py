@@ -32,7 +32,7 @@ from helpers import (
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from pyrovae import guides, likelihoods, objectives, priors
+from pyrovae import data, guides, likelihoods, objectives, priors
 from pyrovae.densities import flows
 from pyrovae.networks import mlp
 
@@ -273,6 +273,8 @@ CONTAINERS = {
     "pandas": lambda folder, x: pd.DataFrame(x.numpy()),
     "polars": lambda folder, x: pl.DataFrame(x.numpy()),
     "pyarrow": lambda folder, x: pa.table({str(i): c.numpy() for i, c in enumerate(x.T)}),
+    "table": lambda folder, x: data.table(pd.DataFrame(x.numpy())),
+    "table of polars": lambda folder, x: data.table(pl.DataFrame(x.numpy())),
     "Dataset": lambda folder, x: TensorDataset(x),
     "DataLoader": lambda folder, x: DataLoader(x, 5),
     "DataLoader, shuffled": lambda folder, x: DataLoader(x, 5, shuffle=True, drop_last=True),

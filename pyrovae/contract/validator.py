@@ -32,6 +32,7 @@ from pyrovae.contract.covariates import (
     check_num_rows,
     checking_parts,
     like_of,
+    read_by_schema,
     sees_covariates,
 )
 from pyrovae.contract.densities import check_densities
@@ -79,6 +80,7 @@ def validated(
         tensor([[0., 1.],
                 [1., 1.]])
     """
+    x, y, mask = read_by_schema(program, x, y, mask)
     validator = Validator(program)
     if batch_size is None:
         source = open_source(x, y, mask, batch_size=READ_AT_A_TIME)
@@ -322,7 +324,7 @@ def is_discrete(program: nn.Module, x: Any, y: Any = None, mask: Any = None) -> 
         True
     """
     validator = Validator(program)
-    source = open_source(x, y, mask)
+    source = open_source(*read_by_schema(program, x, y, mask))
     source.watch(validator)
     source.head()  # the first batch of a loader is validated only when it is read
     supports = [support_of(site.density) for site in validator.requirements.sites.values()]

@@ -102,6 +102,15 @@ class Columns(nn.Module):
         return learns
 
     @property
+    def unit(self) -> Tensor:
+        """The spread that each column is written for; infinite for other than real columns."""
+        unit = torch.full(self.event_shape, torch.inf)
+        for name in ("Normal", "StudentT"):
+            if name in self.groups:
+                unit[self.columns(name).cpu()] = self.groups[name].spread.cpu().to(unit)
+        return unit
+
+    @property
     def inputs(self) -> list[str | dict[str, Any]]:
         """What an encoder should see of each column, for `networks.Inputs`."""
         found: list[Any] = [None] * self.event_shape.numel()

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae.heads import EventShape, as_event_shape, positive, split_features
-from pyrovae.likelihoods.moments import FROM_DATA, hold_units, in_units, inputs_of, scaled
+from pyrovae.likelihoods.moments import FROM_DATA, hold_units, in_units, inputs_of, scaled, unit_of
 
 
 class HeteroscedasticNormal(nn.Module):
@@ -50,6 +50,11 @@ class HeteroscedasticNormal(nn.Module):
         self.event_shape = as_event_shape(event_shape)
         self.num_features = 2 * self.event_shape.numel()
         hold_units(self, center, spread)
+
+    @property
+    def unit(self) -> Tensor:
+        """The spread of each x_j that the features are written for, of event_shape."""
+        return unit_of(self)
 
     @property
     def inputs(self) -> str | None:

@@ -79,6 +79,11 @@ def scaled(head: nn.Module, value: Tensor) -> Tensor:
     return value if head.spread is None else head.spread * value
 
 
+def unit_of(head: nn.Module) -> Tensor:
+    """Return the spread of x that a head's features are written for, of event_shape."""
+    return torch.ones(head.event_shape) if head.spread is None else head.spread
+
+
 def inputs_of(head: nn.Module) -> str | None:
     """Return what an encoder should see: standardized data if the head standardizes them."""
     return None if head.center is None or head.spread is None else "standardized"

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae.heads import EventShape, as_event_shape, split_features
-from pyrovae.likelihoods.moments import FROM_DATA, hold_units, in_units, inputs_of
+from pyrovae.likelihoods.moments import FROM_DATA, hold_units, in_units, inputs_of, unit_of
 from pyrovae.likelihoods.own_positive import (
     held_scale,
     hold_scale,
@@ -67,6 +67,11 @@ class Normal(nn.Module):
     def scale(self) -> Tensor:
         """σ, of shape () or event_shape, in the units of x."""
         return held_scale(self)
+
+    @property
+    def unit(self) -> Tensor:
+        """The spread of each x_j that the features are written for, of event_shape."""
+        return unit_of(self)
 
     @property
     def inputs(self) -> str | None:

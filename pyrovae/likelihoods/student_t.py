@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pyrovae import densities
 from pyrovae.errors import ConfigError
 from pyrovae.heads import MIN_SCALE, EventShape, as_event_shape, split_features
-from pyrovae.likelihoods.moments import FROM_DATA, hold_units, in_units, inputs_of
+from pyrovae.likelihoods.moments import FROM_DATA, hold_units, in_units, inputs_of, unit_of
 from pyrovae.likelihoods.own_positive import (
     held_positive,
     held_scale,
@@ -87,6 +87,11 @@ class StudentT(nn.Module):
     def scale(self) -> Tensor:
         """s, of shape () or event_shape, in the units of x."""
         return held_scale(self)
+
+    @property
+    def unit(self) -> Tensor:
+        """The spread of each x_j that the features are written for, of event_shape."""
+        return unit_of(self)
 
     @property
     def inputs(self) -> str | None:

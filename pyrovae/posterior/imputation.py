@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.checks.values import elementwise
 from pyrovae.contract import validated
+from pyrovae.contract.covariates import read_by_schema
 from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import concat, diagnosing
 from pyrovae.core.joint import by_site, joint_of
@@ -178,6 +179,7 @@ def impute(
     settings = {"num_samples": num_samples, "num_proposals": num_proposals}
     num_samples, num_proposals = (whole_number(v, k, 1) for k, v in settings.items())
     num_globals = min(num_samples, whole_number(num_globals, "num_globals", 1))
+    x, y, mask = read_by_schema(program, x, y, mask)
     batch = validated(program, x, y, mask).whole()
     if batch.mask is None:
         raise ConfigError(
