@@ -227,6 +227,11 @@ def features_for(head: nn.Module, *batch: int) -> torch.Tensor:
     return torch.randn(*batch, head.num_features, generator=generator)
 
 
+def _table(frame):
+    """A table whose codes are the numbers in the frame."""
+    return data.table(frame, {str(name): "Normal" for name in frame.columns})
+
+
 def _saved(folder, x):
     np.save(folder / "x.npy", x.numpy())
     return np.load(folder / "x.npy", mmap_mode="r")
@@ -273,8 +278,8 @@ CONTAINERS = {
     "pandas": lambda folder, x: pd.DataFrame(x.numpy()),
     "polars": lambda folder, x: pl.DataFrame(x.numpy()),
     "pyarrow": lambda folder, x: pa.table({str(i): c.numpy() for i, c in enumerate(x.T)}),
-    "table": lambda folder, x: data.table(pd.DataFrame(x.numpy())),
-    "table of polars": lambda folder, x: data.table(pl.DataFrame(x.numpy())),
+    "table": lambda folder, x: _table(pd.DataFrame(x.numpy())),
+    "table of polars": lambda folder, x: _table(pl.DataFrame(x.numpy())),
     "Dataset": lambda folder, x: TensorDataset(x),
     "DataLoader": lambda folder, x: DataLoader(x, 5),
     "DataLoader, shuffled": lambda folder, x: DataLoader(x, 5, shuffle=True, drop_last=True),
