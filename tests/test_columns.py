@@ -428,3 +428,19 @@ def test_inputs_may_be_raw():
 def test_wrong_inputs_are_refused(inputs, message):
     with pytest.raises(ConfigError, match=message):
         pv.build(2, inputs=inputs)
+
+
+def test_imputed_categories_are_the_most_frequent_draws_in_any_program():
+    x = table(30)
+    vae = built(x)
+
+    class Custom(pv.VAE):  # not a plain VAE, so it is imputed by its Pyro program
+        def model(self, x, y=None, mask=None):
+            super().model(x, y, mask)
+
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[:, NAMES.index("Categorical")] = False
+    for program in (vae, Custom(vae.prior, vae.encoder, vae.decoder)):
+        found = pv.impute(program, x, mask=mask, num_samples=30, num_proposals=100)
+        codes = found.draws[..., NAMES.index("Categorical")]
+        assert torch.equal(found.mean[:, NAMES.index("Categorical")], codes.mode(0).values)

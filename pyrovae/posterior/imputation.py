@@ -13,6 +13,7 @@ Rubin's rules (`diagnostics.pool`), has an error that includes what is not known
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -199,7 +200,7 @@ def impute(
     for name, (values, _, seen) in batch.sites.items():
         masks[name] = observed = torch.ones_like(values).bool() if seen is None else seen
         draws[name] = torch.where(observed, values, replicates[name])
-        mean[name] = torch.where(observed, values, means[name].mean(0))
+        mean[name] = torch.where(observed, values, _summary(means[name], replicates[name]))
     if not is_by_site(batch.x):
         draws, mean, masks = draws["x"], mean["x"], masks["x"]
     return Imputation(draws, mean, posterior.ess, posterior.pareto_k, masks, x)
@@ -219,10 +220,21 @@ def _by_decoder(vae: nn.Module, batch: Batch, draws: Tensor, seed: int) -> tuple
     """Return draws of x and E[x|z], (S, N, *event), at draws of z (S, N, D)."""
     with RandomStream(seed), evaluation(vae):
         p_x = vae.decode(draws.to(batch.x), batch.y)
-        x, mean = p_x.sample(), p_x.mean
-        if hasattr(elementwise(p_x), "is_nominal"):  # the codes of categories have no mean
-            mean = torch.where(elementwise(p_x).is_nominal, x.mode(0).values, mean)
-        return {"x": x}, {"x": mean}
+        return {"x": p_x.sample()}, {"x": _mean_of(p_x)}
+
+
+def _mean_of(p_x: dist.Distribution) -> Tensor:
+    """Return E[x|z], NaN for categories, whose codes have no mean."""
+    cells = elementwise(p_x)
+    if not hasattr(cells, "is_nominal"):
+        return p_x.mean
+    return torch.where(cells.is_nominal, torch.nan, p_x.mean)
+
+
+def _summary(means: Tensor, draws: Tensor) -> Tensor:
+    """Return the average of means over draws of z; where NaN, the most frequent draw of x."""
+    mean = means.mean(0)
+    return torch.where(mean.isnan(), draws.mode(0).values, mean) if mean.isnan().any() else mean
 
 
 def _by_replicates(
@@ -241,4 +253,4 @@ def _by_replicates(
             how = {"num_samples": len(draws), "memory_budget": None, "of": of}
             return concat(list(replicated(program, batch, guide_for, **how)), 0)
 
-    return read(value_of), read(lambda site: site["fn"].mean)
+    return read(value_of), read(lambda site: _mean_of(site["fn"]))
