@@ -13,6 +13,7 @@ from pyrovae._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pyrovae import (
+        data,
         datasets,
         diagnostics,
         errors,
@@ -55,6 +56,7 @@ __all__ = [
     "History",
     "build",
     "comparison_to_arviz",
+    "data",
     "datasets",
     "diagnostics",
     "elbo_terms",

@@ -14,18 +14,21 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from pyrovae import guides, likelihoods, priors
 from pyrovae.checks import nearest, seed_number
-from pyrovae.data import open_source
+from pyrovae.data import Batch, Table, open_source
 from pyrovae.errors import ConfigError
 from pyrovae.heads import as_event_shape, as_latent_shape
 from pyrovae.networks import (
     NETWORKS,
     Given,
+    Inputs,
     JoinMask,
     SeesMask,
+    Transformed,
     features_of,
     joined_shape,
     start_at_mean,
@@ -45,14 +48,15 @@ NAMES = {
 
 
 def build(
-    event_shape: int | Sequence[int],
+    event_shape: int | Sequence[int] | Table,
     *,
     latent_dim: int = 2,
     prior: Choice = "StandardNormal",
     guide: Choice = "DiagonalNormal",
-    likelihood: Choice = "Bernoulli",
+    likelihood: Choice | None = None,
     network: Choice = "mlp",
     hidden: Sequence[int] | None = None,
+    inputs: str | Sequence[Any] | None = None,
     sees_mask: bool = False,
     data: Any = None,
     seed: int | None = None,
@@ -64,18 +68,24 @@ def build(
     per datum as y.
 
     Args:
-        event_shape: the shape of one datum: x.shape[1:].
+        event_shape: the shape of one datum: x.shape[1:]; or a `data.table`, for the VAE of its
+            columns, started from its rows. It then reads data frames with these columns.
         latent_dim: D, the width of the bottleneck z.
         prior: a name in `pyrovae.priors`.
         guide: a name in `pyrovae.guides`.
-        likelihood: a name in `pyrovae.likelihoods`.
+        likelihood: a name in `pyrovae.likelihoods`; by default "Bernoulli", or the columns' kinds.
         network: "mlp", "gated_mlp", "residual_mlp" or "conv".
         hidden: the encoder's hidden widths, or channels of "conv"; the decoder has them in reverse.
             None stands for (200,), or (32, 64, 64) of "conv".
+        inputs: what the encoder sees of x (`networks.Inputs`): "standardized", "log", "log1p" (for
+            counts), a list of these by column, or "raw", x itself. None takes what the likelihood
+            asks for: by kind of column for `Columns`, "standardized" for `Normal`,
+            `HeteroscedasticNormal` and `StudentT` that start from data, else "raw".
         sees_mask: whether the encoder also sees which cells are missing (`networks.SeesMask`).
         data: (N, *event), training data in any container, to initialize parts from: the decoder's
-            bias at their mean, the pseudo-inputs of a VampPrior at 500 of them; {"name":
-            "VampPrior", "pseudo_inputs": x[:50]} overrides these.
+            bias at their mean, center and spread of real data, the units of the encoder's inputs,
+            the pseudo-inputs of a VampPrior at 500 of them; {"name": "VampPrior",
+            "pseudo_inputs": x[:50]} overrides these.
         seed: the seed of the initial weights; None draws them from the global generator.
 
     Returns:
@@ -93,6 +103,11 @@ def build(
         >>> build((8, 8), prior={"name": "LearnedNormal", "full": True}).spec["prior"]["full"]
         True
     """
+    table = event_shape if isinstance(event_shape, Table) else None
+    if table is not None:
+        event_shape, data = tuple(table.x.shape[1:]), table if data is None else data
+    if likelihood is None:
+        likelihood = "Bernoulli" if table is None else table.likelihood
     event_shape = as_event_shape(event_shape)
     if isinstance(hidden, int):
         raise ConfigError(
@@ -100,30 +115,34 @@ def build(
             f"Write hidden=({hidden},)."
         )
     as_latent_shape(latent_dim)
-    data = None if data is None else open_source(data).whole().x
+    data = None if data is None else open_source(data).whole()
     known: dict[str, Any] = {"latent_dim": latent_dim, "event_shape": tuple(event_shape)}
     data_spec: dict[str, Any] = {}
     made = partial(_made, known=known, data=data, data_spec=data_spec)
     with nullcontext() if seed is None else RandomStream(seed_number(seed)):
         q = made(guides, guide)
         p = made(likelihoods, likelihood)
+        _check_same_event(p, event_shape)
         name, options = _name_and_options(network)
+        seen = _inputs(inputs, p, event_shape, data)
+        in_shape = event_shape if seen is None else seen.out_shape
         networks = NETWORKS[_checked_name("network", name, NETWORKS)]
         hidden = networks.hidden if hidden is None else hidden
         into_q = networks.encoder(
-            joined_shape(event_shape) if sees_mask else event_shape,
+            joined_shape(in_shape) if sees_mask else in_shape,
             q.num_features,
             hidden=hidden,
             **options,
         )
         from_z = networks.decoder(latent_dim, features_of(p), hidden=hidden[::-1], **options)
         encoder = nn.Sequential(into_q, q)
-        encoder = SeesMask(JoinMask(encoder, event_shape)) if sees_mask else encoder
+        encoder = SeesMask(JoinMask(encoder, in_shape)) if sees_mask else encoder
+        encoder = encoder if seen is None else Transformed(seen, encoder)
         known["encoder"] = encoder
         decoder = nn.Sequential(from_z, p)
         if data is not None:
             with suppress(ConfigError):  # a Categorical has no mean to start at
-                start_at_mean(decoder, data)
+                start_at_mean(decoder, data.x, mask=data.mask)
         if "size" in inspect.signature(p.forward).parameters:
             decoder = Given(likelihoods.CountDecoder(from_z, p))
         vae = VAE(made(priors, prior), encoder, decoder)
@@ -135,10 +154,35 @@ def build(
         "likelihood": likelihood,
         "network": network,
         "hidden": list(hidden),
+        "inputs": inputs,
         "sees_mask": sees_mask,
     }
     vae.data_spec = data_spec
+    vae.schema = None if table is None else table.schema
     return vae
+
+
+def _inputs(choice: Any, likelihood: nn.Module, event_shape: Any, data: Any) -> Inputs | None:
+    """Return the transformation of the encoder's inputs, started from data; None for x itself."""
+    wanted = getattr(likelihood, "inputs", None) if choice is None else choice
+    if wanted is None or wanted == "raw":
+        return None
+    inputs = Inputs(event_shape, wanted)
+    return inputs if data is None else inputs.start_at(_with_nan(data))
+
+
+def _with_nan(data: Batch) -> Any:
+    """Return x with NaN where it is hidden."""
+    return data.x if data.mask is None else torch.where(data.mask.bool(), data.x.float(), torch.nan)
+
+
+def _check_same_event(likelihood: nn.Module, event_shape: Any) -> None:
+    if likelihood.event_shape != event_shape:
+        raise ConfigError(
+            f"event_shape is {tuple(event_shape)}, but this {type(likelihood).__name__} "
+            f"likelihood is over shape {tuple(likelihood.event_shape)}.\n"
+            "Give it a kind for each column of x."
+        )
 
 
 def _made(family: Any, choice: Choice, *, known: dict, data: Any, data_spec: dict) -> nn.Module:
@@ -148,12 +192,15 @@ def _made(family: Any, choice: Choice, *, known: dict, data: Any, data_spec: dic
     signature = inspect.signature(constructor)
     kind = family.__name__.rpartition(".")[2]
     hooks = {n: f for n, f in getattr(constructor, "from_data", {}).items() if n not in options}
+    if data is None:  # what has a default does without
+        empty = inspect.Parameter.empty
+        hooks = {n: f for n, f in hooks.items() if signature.parameters[n].default is empty}
     if hooks and data is None:
         raise ConfigError(
             f"this {kind[:-1]} starts from data, but none were given.\n"
             "Write build(…, data=x_train)."
         )
-    taken = {n: hook(data) for n, hook in hooks.items()}
+    taken = {n: hook(_with_nan(data)) for n, hook in hooks.items()}
     asked = signature.parameters.keys() - options.keys() - taken.keys()
     arguments = {n: known[n] for n in known if n in asked} | taken
     try:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.checks import as_path, shortened
+from pyrovae.data.schema import Schema
 from pyrovae.errors import (
     CheckpointError,
     ConfigError,
@@ -82,6 +83,8 @@ def save(vae: nn.Module, path: Any) -> Path:
     held = vae.state_dict(keep_vars=True)
     frozen = [n for n, t in held.items() if isinstance(t, nn.Parameter) and not t.requires_grad]
     description = {"kind": "model", "aliases": aliases, "frozen": frozen, "parts": parts_of(vae)}
+    schema = getattr(vae, "schema", None)
+    description["schema"] = None if schema is None else schema.to_json()
     write_atomically(path, tensor_file(tensors, description | _recipe(vae, tensors, aliases)))
     return path
 
@@ -129,12 +132,15 @@ def load(path: Any, *, into: nn.Module | None = None) -> nn.Module:
     _check_description(file.description, path)
     vae = _rebuilt(file, path).eval() if into is None else into
     _check_fit(vae, file)
+    schema = _schema_in(file, path)
     for name, tensor in file.tensors.items():
         if has_nan(tensor):
             raise CorruptCheckpointError(
                 f"{path}: {shortened(name)} has NaN, which is never saved.", path
             )
     _fill(vae, file.tensors)
+    if schema is not None:
+        vae.schema = schema
     return vae
 
 
@@ -316,6 +322,17 @@ def _largest_size(arguments: list[Any]) -> int:
     sizes = [math.prod(a) for a in lists if all(type(size) is int for size in a)]
     whole = [a for a in arguments if type(a) is int]
     return max([*sizes, *whole, math.prod(whole)])
+
+
+def _schema_in(file: TensorFile, path: Path) -> Schema | None:
+    """Return the names of columns and classes in a file, if it holds any."""
+    stored = file.description.get("schema")
+    try:
+        return None if stored is None else Schema.from_json(stored)
+    except ValueError as error:
+        raise CorruptCheckpointError(
+            f"{path}: its names of columns are not readable: {shortened(error)}.", path
+        ) from None
 
 
 # Filling a model.

@@ -38,7 +38,35 @@ class LearnsScale(Protocol):
     Used by: training, which warns of constant columns, where the scale falls to 0.
     """
 
-    learns_scale_per_cell: bool
+    learns_scale_per_cell: bool | Tensor  # of event_shape, if it differs between numbers
+
+
+class HasUnit(Protocol):
+    """A likelihood of real numbers whose features are in some unit, 1 or the data's spread.
+
+    Used by: training, which warns if x spreads far more.
+    """
+
+    unit: Tensor  # of event_shape
+
+
+class AsksForInputs(Protocol):
+    """A likelihood that knows what an encoder should see of its data.
+
+    Used by: builder.
+    """
+
+    inputs: Any  # the argument `kinds` of `networks.Inputs`, or None for x itself
+
+
+class StartsAt(Protocol):
+    """A head that finds its own features at the mean of data, and may set numbers of its own.
+
+    Used by: networks (`start_at_mean`).
+    """
+
+    def start_at(self, x: Tensor) -> Tensor:
+        """Return features (F,) from data (N, *event) in float64, NaN where hidden."""
 
 
 class SeesMissing(Protocol):
@@ -48,6 +76,15 @@ class SeesMissing(Protocol):
     """
 
     sees_mask: bool
+
+
+class FillsMissing(Protocol):
+    """A part of x with values of its own for missing cells, such as the center of each column.
+
+    Used by: vae (`visible`); parts that wrap another one pass it on.
+    """
+
+    neutral: Tensor | None  # of event_shape
 
 
 class ChecksData(Protocol):
@@ -64,7 +101,8 @@ class StartsFromData(Protocol):
     """A part whose constructor takes arguments made from training data.
 
     `from_data` maps the name of each to a function of the data, (N, *event), which returns a
-    tensor. `build(data=x)` calls it unless the option is given, and draws with its own seed.
+    tensor; hidden cells are NaN. `build(data=x)` calls it unless the option is given, and draws
+    with its own seed; without data, an argument with a default keeps that.
     `load` passes a placeholder of the same shape and range instead, and then fills the part from
     the file.
 
@@ -99,6 +137,18 @@ class Enumerable(Protocol):
         """Return all values, (K, *batch or 1s, *event)."""
 
 
+class HasKinds(Protocol):
+    """A density of cells whose kind differs between columns.
+
+    Used by: checks, whose messages name the kind; posterior, which does not average codes.
+    """
+
+    is_nominal: Tensor  # (C,), whether the numbers of a column are codes without order
+
+    def kind_of(self, column: int) -> str:
+        """Return the name of the kind of a column."""
+
+
 class HasLevels(Protocol):
     """A support of finitely many levels between 0 and 1, such as gray levels.
 
@@ -118,6 +168,18 @@ class SeesCovariates(Protocol):
     """
 
     sees_covariates: bool
+
+
+class ReadsFrames(Protocol):
+    """A program that reads data frames by a schema: names, kinds and categories of columns.
+
+    `fit` gives one to a program that it trains on named columns or classes; `build` to a program
+    for a table.
+
+    Used by: contract, for all data; training; model_file.
+    """
+
+    schema: Any  # a `data.Schema`, or None
 
 
 class ChecksParts(Protocol):

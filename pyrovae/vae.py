@@ -29,9 +29,11 @@ from pyrovae.checks import (
     seed_number,
     whole_number,
 )
+from pyrovae.checks.supports import inside
 from pyrovae.contract.covariates import as_covariates, like_parameters
 from pyrovae.contract.parts import check_parts
 from pyrovae.contract.validator import validated
+from pyrovae.data import Schema
 from pyrovae.data.batch import spread
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
@@ -103,6 +105,7 @@ class VAE(nn.Module):
                     f"returns a density; only a module moves with .to() and saves.\n{fix}"
                 )
         self.prior, self.encoder, self.decoder = prior, encoder, decoder
+        self.schema: Schema | None = None  # names of columns and classes of its data
 
     def forward(self, *args: object) -> None:
         """Raise ConfigError, because a VAE has no single output."""
@@ -394,7 +397,7 @@ def fill(
     Args:
         x: (B, *event).
         mask: of x's shape, or (B,) for whole data; true where x is observed.
-        support: of x, or of one number in it.
+        support: of x, of one number in it, or of its columns (`constraints.cat`).
 
     Example:
         >>> fill(torch.tensor([[1.0, torch.nan]]), torch.tensor([[True, False]]))
@@ -404,12 +407,13 @@ def fill(
         return x
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    inside = (c for c in (0.0, 1.0, 0.5) if bool(support.check(torch.tensor(c))))
-    return torch.where(spread(mask, x), x, next(inside, 0.0))
+    return torch.where(spread(mask, x), x, inside(support, x.dtype, x.device))
 
 
 def visible(x: Tensor, mask: Tensor | None, part: nn.Module) -> tuple[Tensor, ...]:
     """Return what a part of x sees: x with missing cells filled, and the mask if it is `SeesMask`.
+
+    Missing cells are 0, or the part's own `neutral` values (`networks.Transformed`).
 
     Args:
         x: (B, *event).
@@ -424,10 +428,15 @@ def visible(x: Tensor, mask: Tensor | None, part: nn.Module) -> tuple[Tensor, ..
         >>> visible(x, mask, SeesMask(nn.Identity()))
         (tensor([[1., 0.]]), tensor([[ True, False]]))
     """
-    filled = fill(x, mask)
+    neutral = getattr(part, "neutral", None)
+    filled = fill(x, mask) if mask is None or neutral is None else _filled_with(neutral, x, mask)
     if not getattr(part, "sees_mask", False):
         return (filled,)
     return filled, torch.ones_like(x, dtype=torch.bool) if mask is None else spread(mask, x)
+
+
+def _filled_with(value: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(spread(mask, x), x, value.to(x.dtype))
 
 
 def observed_only(p_x: dist.Distribution, mask: Tensor | None) -> dist.Distribution:

@@ -32,7 +32,7 @@ from helpers import (
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from pyrovae import guides, likelihoods, objectives, priors
+from pyrovae import data, guides, likelihoods, objectives, priors
 from pyrovae.densities import flows
 from pyrovae.networks import mlp
 
@@ -43,8 +43,9 @@ class Part(NamedTuple):
     space: "real" (quadrature over [−reach, reach]^D, D ≤ 2), "counts" (all x with `reach` values
     0, 1, … an entry), "levels" (likewise, scaled to [0, 1]), "binary", "one-hot" (all blocks of
     `reach` numbers), "unit" (quadrature over [0, 1]^D), "logit" (likewise, even in the logits,
-    |logit| ≤ reach), "pair" (likewise, for (z, 1 − z)), "simplex" (the same, as one vector rather
-    than a block) or "sphere" (quadrature over the circle).
+    |logit| ≤ reach), "half-line" (positive numbers, even in the logs), "pair" (like "logit", for
+    (z, 1 − z)), "simplex" (the same, as one vector rather than a block) or "sphere" (quadrature
+    over the circle).
     """
 
     make: Callable[[], nn.Module]
@@ -156,6 +157,24 @@ LIKELIHOODS = {
         lambda: likelihoods.ZeroInflatedNegativeBinomial(2, 2.0), "counts", 120
     ),
     "Multinomial": Part(lambda: likelihoods.Multinomial(3, total=4), "counts", 5),
+    "Columns, reals": Part(
+        lambda: likelihoods.Columns([{"kind": "StudentT", "df": 9.0}, "Normal"]), reach=40
+    ),
+    "Columns, positive": Part(
+        lambda: likelihoods.Columns(["LogNormal", "Gamma"]), "half-line", 30, points=1601
+    ),
+    "Columns, fractions": Part(lambda: likelihoods.Columns(["Beta", "Beta"]), "logit", 30),
+    "Columns, binary": Part(lambda: likelihoods.Columns(["Bernoulli"] * 3), "binary"),
+    "Columns, codes": Part(
+        lambda: likelihoods.Columns(
+            [{"kind": kind, "num_categories": 3} for kind in ("Ordinal", "Categorical", "Ordinal")]
+        ),
+        "counts",
+        3,
+    ),
+    "Columns, counts": Part(
+        lambda: likelihoods.Columns(["NegativeBinomial", "Poisson"]), "counts", 300
+    ),
 }
 
 
@@ -214,6 +233,11 @@ def features_for(head: nn.Module, *batch: int) -> torch.Tensor:
     return torch.randn(*batch, head.num_features, generator=generator)
 
 
+def _table(frame):
+    """A table whose codes are the numbers in the frame."""
+    return data.table(frame, {str(name): "Normal" for name in frame.columns})
+
+
 def _saved(folder, x):
     np.save(folder / "x.npy", x.numpy())
     return np.load(folder / "x.npy", mmap_mode="r")
@@ -260,6 +284,8 @@ CONTAINERS = {
     "pandas": lambda folder, x: pd.DataFrame(x.numpy()),
     "polars": lambda folder, x: pl.DataFrame(x.numpy()),
     "pyarrow": lambda folder, x: pa.table({str(i): c.numpy() for i, c in enumerate(x.T)}),
+    "table": lambda folder, x: _table(pd.DataFrame(x.numpy())),
+    "table of polars": lambda folder, x: _table(pl.DataFrame(x.numpy())),
     "Dataset": lambda folder, x: TensorDataset(x),
     "DataLoader": lambda folder, x: DataLoader(x, 5),
     "DataLoader, shuffled": lambda folder, x: DataLoader(x, 5, shuffle=True, drop_last=True),

@@ -66,7 +66,13 @@ def assert_equal_bits(a, b):
 # Models that `build` made.
 
 X = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]])
-NEEDS = {"Categorical": {"num_categories": 3}}
+THREE = {"num_categories": 3}
+NEEDS = {
+    "Categorical": THREE,
+    "Columns": {
+        "kinds": ["Normal", {"kind": "Ordinal", **THREE}, {"kind": "Categorical", **THREE}, "Beta"]
+    },
+}
 BUILT = {
     **{f"prior {n}": {"prior": n} for n in priors.__all__ if n != "Fixed"},
     **{f"guide {n}": {"guide": n} for n in guides.__all__},

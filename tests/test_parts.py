@@ -50,6 +50,9 @@ def points(part: Part, event_shape: torch.Size) -> tuple[torch.Tensor, float]:
         y, log_volume = grid(part.reach, 801, size if part.space == "logit" else 1)
         log_volume = log_volume + (logsigmoid(y) + logsigmoid(-y)).sum(-1)
         return (y if part.space == "logit" else torch.cat([y, -y], -1)).sigmoid(), log_volume
+    if part.space == "half-line":
+        y, log_volume = grid(part.reach, part.points, size)
+        return y.exp(), log_volume + y.sum(-1)
     if part.space == "sphere":
         angle = torch.arange(1600) * (2 * math.pi / 1600)
         return torch.stack([angle.cos(), angle.sin()], -1), math.log(2 * math.pi / 1600)

@@ -49,14 +49,14 @@ def test_its_numbers_are_those_of_the_vae():
 
 
 def test_it_learns_more_than_the_columns_alone():
-    model = VAETransformer(epochs=300, random_state=0).fit(X)
+    model = VAETransformer(1, epochs=300, random_state=0).fit(X)
     independent = -0.5 * (X**2 + np.log(2 * np.pi)).sum(1).mean()
     assert model.score(X) > independent + 1
 
 
 def test_missing_cells_are_imputed_and_others_are_left():
     hidden = np.random.default_rng(0).random(X.shape) < 0.2
-    model = VAETransformer(epochs=300, num_samples=100, random_state=0)
+    model = VAETransformer(1, epochs=300, num_samples=100, random_state=0)
     holes = np.where(hidden, np.nan, X)
     filled = model.fit(holes).impute(holes)
     np.testing.assert_array_equal(filled[~hidden], X[~hidden])

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae.checks.places import NUMBERS_AT_A_TIME, Counter, at, chunks
+from pyrovae.checks.supports import cells_with_edges, columns_of, has_edges, inside, whole_cells
 from pyrovae.errors import DataError
 
 
@@ -35,13 +36,16 @@ def check_event_shape(x: Any, event_shape: torch.Size) -> None:
     raise DataError(message)
 
 
-def check_values(x: Any, p_x: Distribution, mask: Any = None) -> None:
+def check_values(
+    x: Any, p_x: Distribution, mask: Any = None, *, names: tuple[str, ...] | None = None
+) -> None:
     """Raise DataError unless each observed cell of x is finite and in the support of p(x|z).
 
     Args:
         x: (N, *event), as the caller passed it (any dtype, a tensor or `Rows`).
         p_x: p(x|z) for one datum, with the required event shape and support.
         mask: of x's shape; false entries are ignored.
+        names: of the columns of x, for the message.
 
     Example:
         >>> import pyro.distributions as dist
@@ -54,12 +58,13 @@ def check_values(x: Any, p_x: Distribution, mask: Any = None) -> None:
     for start, rows, observed in chunks(x, mask):
         is_bad = ~support.check(rows)
         if has_edges(support):
-            is_bad = is_bad | ~_has_density(p_x, rows, observed, is_bad)
+            has_density = _has_density(p_x, rows, observed, is_bad)
+            is_bad = is_bad | (~has_density & cells_with_edges(support, rows.device))
         if observed is not None and is_bad.dim() == rows.dim():
             is_bad = is_bad & observed
         bad.add(is_bad, start)
     if bad.count:
-        raise DataError(_outside_support(x, bad, p_x, support))
+        raise DataError(_outside_support(x, bad, p_x, support, names))
 
 
 def is_clearly_fine(x: Any, event_shape: torch.Size, support: Any, dtype: torch.dtype) -> bool:
@@ -124,22 +129,12 @@ def _for_any_datum(support: Any) -> Any:
     return type(support)(*(low_or_high[n](torch.as_tensor(b)).item() for n, b in bounds.items()))
 
 
-def has_edges(support: Any) -> bool:
-    """Return whether a continuous support has edges, where the density may be 0 or infinite.
-
-    Example:
-        >>> has_edges(constraints.unit_interval), has_edges(constraints.real)
-        (True, False)
-    """
-    edged = (constraints.unit_interval, constraints.positive, constraints.nonnegative)
-    return isinstance(support, tuple(type(e) for e in edged)) and not support.is_discrete
-
-
 def _has_density(p_x: Distribution, rows: Tensor, observed: Tensor | None, is_bad: Tensor):
     """Return which values have a finite log-density; Gamma, for one, includes 0 in its support."""
     base = elementwise(p_x)
-    middle = torch.where(is_bad, 0.5, rows)  # 0.5 lies inside every support with edges
-    middle = middle if observed is None else torch.where(observed, middle, 0.5)
+    within = inside(innermost(p_x.support), torch.get_default_dtype(), rows.device)
+    middle = torch.where(is_bad, within, rows)
+    middle = middle if observed is None else torch.where(observed, middle, within)
     middle = middle.to(torch.get_default_dtype())
     # p_x may have a batch of data: each value must have a density under all of them
     lead = len(base.batch_shape) - (rows.dim() - 1)
@@ -204,20 +199,22 @@ def check_precision(
     largest, exact = math.sqrt(ends.max) / 2, 2 / ends.eps
     if x.element_size() == 1 or _is_within(x, exact):
         return
+    is_whole: Any = not x.is_floating_point()
+    if not is_whole and p_x is not None:
+        is_whole = whole_cells(innermost(p_x.support), getattr(x, "device", None))
     large, inexact = Counter(), Counter()
     for start, rows, observed in chunks(x, mask):
         size = rows.double().abs()
         seen = torch.ones_like(size, dtype=torch.bool) if observed is None else observed
         large.add((size > largest) & seen, start)
-        inexact.add((size > exact) & seen, start)
+        inexact.add((size > exact) & seen & is_whole, start)
     if large.count:
         raise DataError(
             f"x{at(large.first)} = {x[large.first].item():.3g}, but its square overflows {dtype} "
             f"({large.count:,} of {x.numel():,} entries above {largest:.3g}), and a log-density "
             "squares it.\nStandardize x: (x - x.mean(0)) / x.std(0)."
         )
-    is_whole = p_x is not None and getattr(innermost(p_x.support), "is_discrete", False)
-    if inexact.count and (is_whole or not x.is_floating_point()):
+    if inexact.count:
         raise DataError(
             f"x{at(inexact.first)} = {int(x[inexact.first])}, but whole numbers above "
             f"{exact:,.0f} are not exact in {dtype} ({inexact.count:,} of {x.numel():,} entries).\n"
@@ -231,25 +228,37 @@ def _is_within(x: Any, bound: float) -> bool:
     return -bound <= low and high <= bound
 
 
-def _ends(x: Any) -> tuple[float, float]:
-    """Return the smallest and largest number of x; NaN if it holds one."""
+def _ends(x: Any, column: tuple[int, ...] = ()) -> tuple[float, float]:
+    """Return the smallest and largest number of x, or of a column; NaN if it holds one."""
     # torch does not order wide unsigned integers
     is_ordered = x.is_floating_point() or x.element_size() == 1
-    parts = (rows if is_ordered else rows.double() for _, rows, _ in chunks(x))
-    both = torch.stack([torch.stack(part.aminmax()).double() for part in parts])
+    parts = (rows[(slice(None), *column)] for _, rows, _ in chunks(x))
+    ends = [(part if is_ordered else part.double()).aminmax() for part in parts]
+    both = torch.stack([torch.stack(pair).double() for pair in ends])
     return both[:, 0].min().item(), both[:, 1].max().item()
 
 
-def _outside_support(x: Any, bad: Counter, p_x: Distribution, support: Any) -> str:
-    base = elementwise(p_x)
-    low, high = _ends(x)
+def _outside_support(
+    x: Any, bad: Counter, p_x: Distribution, support: Any, names: tuple[str, ...] | None
+) -> str:
+    columns, base = columns_of(support), elementwise(p_x)
+    column = bad.first[1:] if columns else ()
+    support = columns.at(bad.first) if columns else support
+    kind = base.kind_of(*column) if hasattr(base, "kind_of") else type(base).__name__
+    low, high = _ends(x, column)
     value = f"{x[bad.first].item():.6g}" if x[bad.first].dim() == 0 else "a row"
     total = x.numel() if x[bad.first].dim() == 0 else len(x)
+    name = f"column {names[column[0]]!r}: " if columns and names else ""
+    what = "the column" if columns else "x"
     return (
-        f"x{at(bad.first)} = {value}, but a {type(base).__name__} likelihood needs "
-        f"{_requirement(support)} ({bad.count:,} of {total:,} entries are not; x ranges from "
+        f"{name}x{at(bad.first)} = {value}, but {_a(kind)} likelihood needs "
+        f"{_requirement(support)} ({bad.count:,} of {total:,} entries are not; {what} ranges from "
         f"{low:.6g} to {high:.6g}).\n{_fix(support, low, high)}"
     )
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIOU' else 'a'} {noun}"
 
 
 def _requirement(support: Any) -> str:

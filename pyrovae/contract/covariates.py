@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import as_tensor, check_finite
+from pyrovae.data import Schema
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.runtime.modes import modules_of
 
@@ -64,6 +65,21 @@ def like_parameters(value: Tensor, program: nn.Module) -> Tensor:
     return value.to(*like_of(program))
 
 
+def read_by_schema(program: nn.Module, x: Any, y: Any, mask: Any) -> tuple[Any, Any, Any]:
+    """Return data as the program's schema reads data frames and names; others unchanged."""
+    schema = getattr(program, "schema", None)
+    return (x, read_names(program, y), mask) if schema is None else schema.read(x, y, mask)
+
+
+def read_names(program: nn.Module, y: Any) -> Any:
+    """Return y with names of classes as the codes of the program's schema.
+
+    Raises:
+        DataError: a name is unknown, or the program knows no names.
+    """
+    return (getattr(program, "schema", None) or Schema()).read_y(y)
+
+
 def check_num_rows(x: Any) -> None:
     """Raise DataError unless x has at least one row."""
     if not x.dim() or not len(x):
@@ -118,7 +134,7 @@ def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
     like = like_of(program)
     if y is None:
         return None
-    y = as_tensor(y, "y")
+    y = as_tensor(read_names(program, y), "y")
     check_num_covariates(y, num_data)
     check_finite(y, name="y")
     check_is_seen(program)

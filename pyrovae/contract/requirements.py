@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn.modules.batchnorm import _NormBase
 
+from pyrovae.checks.supports import columns_of
 from pyrovae.densities.supports import support_of
 from pyrovae.runtime.modes import modules_of
 
@@ -17,7 +18,8 @@ class Requirement(NamedTuple):
 
     Attributes:
         density: p(x|z) of two data, without a mask.
-        support: the support of one element of x, if it is the same for every datum; else None.
+        support: the support of one element of x, or of its columns, if it is the same for every
+            datum; else None.
     """
 
     density: Distribution
@@ -54,7 +56,9 @@ def _support_for_all(density: Distribution) -> constraints.Constraint | None:
     support = support_of(density)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support if support is not None and is_one_for_all(support) else None
+    columns = None if support is None else columns_of(support)
+    each = [support] if columns is None else columns.supports
+    return support if support is not None and all(map(is_one_for_all, each)) else None
 
 
 def _weak(thing: Any) -> ref | None:
@@ -109,6 +113,8 @@ def state_of(program: nn.Module) -> tuple[tuple, list]:
 
 def is_one_for_all(support: constraints.Constraint) -> bool:
     """Return whether every number of a datum has this same support, regardless of the others."""
+    if columns_of(support):
+        return False
     attributes = vars(support).values()
     is_by_cell = any(isinstance(value, Tensor) and value.numel() > 1 for value in attributes)
     return support.event_dim == 0 and not is_by_cell

@@ -23,7 +23,8 @@ from pyrovae.checks import (
     check_values,
     is_clearly_fine,
 )
-from pyrovae.checks.values import elementwise, has_edges, innermost
+from pyrovae.checks.supports import columns_of, has_edges
+from pyrovae.checks.values import elementwise, innermost
 from pyrovae.contract.covariates import (
     check_is_not_mask,
     check_is_seen,
@@ -31,6 +32,7 @@ from pyrovae.contract.covariates import (
     check_num_rows,
     checking_parts,
     like_of,
+    read_by_schema,
     sees_covariates,
 )
 from pyrovae.contract.densities import check_densities
@@ -78,6 +80,7 @@ def validated(
         tensor([[0., 1.],
                 [1., 1.]])
     """
+    x, y, mask = read_by_schema(program, x, y, mask)
     validator = Validator(program)
     if batch_size is None:
         source = open_source(x, y, mask, batch_size=READ_AT_A_TIME)
@@ -174,7 +177,7 @@ class Validator:
         density, support = required
         is_fine = mask is None and support is not None
         if not (is_fine and is_clearly_fine(x, density.event_shape, support, self.like.dtype)):
-            check_values(x, density, mask)
+            check_values(x, density, mask, names=site.labels.columns)
             check_precision(x, self.like.dtype, mask, p_x=density)
 
     def cast(self, batch: Batch) -> Batch:
@@ -321,9 +324,17 @@ def is_discrete(program: nn.Module, x: Any, y: Any = None, mask: Any = None) -> 
         True
     """
     validator = Validator(program)
-    source = open_source(x, y, mask)
+    source = open_source(*read_by_schema(program, x, y, mask))
     source.watch(validator)
     source.head()  # the first batch of a loader is validated only when it is read
     supports = [support_of(site.density) for site in validator.requirements.sites.values()]
-    known = {None if support is None else bool(support.is_discrete) for support in supports}
+    known = {kind for support in supports for kind in _kinds_of(support)}
     return known.pop() if len(known) == 1 else None
+
+
+def _kinds_of(support: Any) -> list[bool | None]:
+    """Return whether the support of each column is discrete; None where unknown."""
+    if support is None:
+        return [None]
+    columns = columns_of(innermost(support))
+    return [bool(each.is_discrete) for each in (columns.supports if columns else [support])]

@@ -1,21 +1,26 @@
 """Containers of data, each a source of batches.
 
+    Table                                   FrameSource     a data frame read column by column
     tensor, array, data frame, list         ArraySource     in memory, shuffled by index
     numpy.memmap                            MappedSource    read in windows of shuffled blocks
     scipy sparse matrix                     SparseSource    rows made dense batch by batch
     map-style Dataset, DataLoader           LoaderSource    all batches checked before training
     IterableDataset, iterable of batches    StreamSource    each batch checked as it arrives
 
-A new container adds one file here and one line to `SOURCES`. `pyrovae.contract.validated` opens a
-source and checks it against a program.
+`table` reads a data frame of mixed columns. A new container adds one file here and one line to
+`SOURCES`. `pyrovae.contract.validated` opens a source and checks it against a program.
 """
 
 from types import MappingProxyType
 from typing import Any
 
+from pyrovae.data.alignment import aligned
 from pyrovae.data.arrays import ArraySource
 from pyrovae.data.batch import Batch, Labels, concat, is_by_site
+from pyrovae.data.framed import FrameSource
 from pyrovae.data.loaders import LoaderSource, StreamSource
+from pyrovae.data.proposals import table
+from pyrovae.data.schema import Schema, Table
 from pyrovae.data.source import Source, Validator
 from pyrovae.data.tables import MappedSource, SparseSource
 from pyrovae.errors import ConfigError, DataError
@@ -24,20 +29,25 @@ __all__ = [
     "SOURCES",
     "ArraySource",
     "Batch",
+    "FrameSource",
     "Labels",
     "LoaderSource",
     "MappedSource",
+    "Schema",
     "Source",
     "SparseSource",
     "StreamSource",
+    "Table",
     "Validator",
     "concat",
     "open_source",
+    "table",
 ]
 
 # the first source that takes a container is used; ArraySource takes the remaining ones
 SOURCES = MappingProxyType(
     {
+        "table": FrameSource,
         "loader": LoaderSource,
         "stream": StreamSource,
         "sparse": SparseSource,
@@ -55,7 +65,8 @@ def open_source(x: Any, y: Any = None, mask: Any = None, *, batch_size: int = 12
             Dataset of x, (x, y) or (x, y, mask), tuples or dicts; a DataLoader or another
             iterable of batches of these.
         y: covariates, (N, …), alongside an array.
-        mask: of x's shape, alongside an array.
+        mask: of x's shape, alongside an array. Columns and rows of data frames are matched by
+            name (`data.alignment`).
         batch_size: B for arrays and Datasets; a DataLoader has its own.
 
     Raises:
@@ -75,5 +86,6 @@ def open_source(x: Any, y: Any = None, mask: Any = None, *, batch_size: int = 12
         )
     if is_by_site(x) and not x:
         raise DataError("x is an empty dict, but it needs an array for each observed site.")
+    x, y, mask = aligned(x, y, mask)
     kind = next(kind for kind in SOURCES.values() if kind.takes(x))
     return kind(x, y, mask, batch_size=batch_size)

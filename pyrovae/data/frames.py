@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyrovae.checks.tensors import as_frame, is_frame, names_of
+from pyrovae.data.schema import Table
 from pyrovae.errors import ConfigError
 
 
@@ -19,7 +20,7 @@ def with_cells(frame: Any, mask: np.ndarray, values: np.ndarray) -> Any:
     truth values if these are whole; otherwise it becomes float64.
 
     Args:
-        frame: (N, D), a pandas or polars data frame, or an Arrow table.
+        frame: (N, D), a pandas or polars data frame, an Arrow table, or a `Table`.
         mask: (N, D), true in cells to keep.
         values: (N, D).
 
@@ -34,10 +35,65 @@ def with_cells(frame: Any, mask: np.ndarray, values: np.ndarray) -> Any:
         r  1.0  3
         s  0.5  4
     """
+    if isinstance(frame, Table):
+        return _with_categories(frame, mask, values)
     found = _narwhals(frame)  # pandas columns numbered, since names may occur twice
     columns = zip(found.iter_columns(), mask.T, values.T, strict=True)
     filled = found.with_columns(*(_filled(*column) for column in columns)).to_native()
     return filled.set_axis(names_of(frame), axis=1) if hasattr(frame, "set_axis") else filled
+
+
+def _with_categories(table: Table, mask: np.ndarray, values: np.ndarray) -> Any:
+    """Return the data frame of a table with other cells, codes as the names of categories."""
+    frame = table.frame
+    found, filled = _narwhals(frame), []
+    for cells, j in zip(found.iter_columns(), table.positions(), strict=True):
+        column = table.schema.columns[j]
+        if column.categories is None:
+            filled.append(_filled(cells, mask[:, j], values[:, j]))
+        else:
+            codes = values[:, j][~mask[:, j]].astype(int)
+            names = [column.categories[code] for code in codes]
+            filled.append(_with_names(cells, np.flatnonzero(~mask[:, j]), names))
+    native = found.with_columns(*filled).to_native()
+    return native.set_axis(names_of(frame), axis=1) if hasattr(frame, "set_axis") else native
+
+
+def _with_names(cells: Any, index: np.ndarray, names: list[Any]) -> Any:
+    """Return a narwhals Series with categories in these rows, of the same dtype."""
+    import narwhals.stable.v1 as nw
+
+    native = cells.to_native()
+    if not len(index):
+        return cells
+    if hasattr(native, "iloc"):
+        native = native.copy()
+        native.iloc[index] = names
+        return nw.from_native(native, series_only=True)
+    values = cells.to_list()
+    for i, name in zip(index, names, strict=True):
+        values[i] = name
+    space = cells.__native_namespace__()
+    if hasattr(space, "Series"):  # polars
+        made = space.Series(cells.name, values).cast(native.dtype)
+    else:
+        made = _arrow(space, native, values)
+    return nw.from_native(made, series_only=True).alias(cells.name)
+
+
+def _arrow(pa: Any, native: Any, values: list[Any]) -> Any:
+    """Return an Arrow array of values, with the dictionary of another one if it has one."""
+    if not pa.types.is_dictionary(native.type):
+        return pa.chunked_array([values], type=native.type)
+    known = native.unify_dictionaries().combine_chunks().dictionary.to_pylist()
+    known += sorted(set(values) - set(known) - {None})
+    codes = [None if value is None else known.index(value) for value in values]
+    array = pa.DictionaryArray.from_arrays(
+        pa.array(codes, native.type.index_type),
+        pa.array(known, native.type.value_type),
+        ordered=native.type.ordered,
+    )
+    return pa.chunked_array([array])
 
 
 def _narwhals(frame: Any) -> Any:
@@ -74,6 +130,7 @@ def beside(frame: Any, columns: dict[str, np.ndarray]) -> Any:
     """
     import narwhals.stable.v1 as nw
 
+    frame = frame.frame if isinstance(frame, Table) else frame
     found = nw.from_dict(columns, native_namespace=_narwhals(frame).__native_namespace__())
     native = found.to_native()
     return native.set_axis(frame.index, axis=0) if hasattr(frame, "set_axis") else native

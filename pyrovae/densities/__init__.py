@@ -9,17 +9,27 @@ broadcast against each other. Values are data, without gradients with respect to
 Log-densities are in nats.
 """
 
+from pyrovae.densities.beta import Beta
+from pyrovae.densities.by_width import Categories, Levels
 from pyrovae.densities.categorical import Categorical
+from pyrovae.densities.columns import Columns
 from pyrovae.densities.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.densities.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyrovae.densities.discretized_logistic import DiscretizedLogistic
 from pyrovae.densities.multinomial import Multinomial
+from pyrovae.densities.positive import Gamma, LogNormal
 from pyrovae.densities.student_t import StudentT
 
 __all__ = [
+    "Beta",
     "Categorical",
+    "Categories",
+    "Columns",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
+    "Gamma",
+    "Levels",
+    "LogNormal",
     "Multinomial",
     "NegativeBinomial",
     "Poisson",

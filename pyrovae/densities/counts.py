@@ -103,6 +103,10 @@ class NegativeBinomial(Elementwise):
         return self.rate.expand(self.batch_shape)
 
     @property
+    def mode(self) -> Tensor:
+        return (self.rate * (1 - 1 / self.concentration)).clamp(min=0.0).floor()
+
+    @property
     def variance(self) -> Tensor:
         return self.rate + self.rate**2 / self.concentration
 

@@ -14,8 +14,9 @@ network's flat output. Log-densities are in nats, summed over the event.
     real                           Normal, HeteroscedasticNormal, StudentT
     counts 0, 1, 2, …              Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial
     counts with a given total      Multinomial
+    columns of different kinds     Columns
 
-All but the last factorize over the elements of x, so they take a `mask`. Count
+All but the multinomial factorize over the elements of x, so they take a `mask`. Count
 likelihoods also take the size of each datum: `pyrovae.likelihoods.count_decoder`.
 
 A density of reals declares as `learns_scale_per_cell` whether each element of x has its own
@@ -24,6 +25,7 @@ learned scale: `fit` then warns about constant columns. Custom heads may declare
 
 from pyrovae.likelihoods.bernoulli import Bernoulli
 from pyrovae.likelihoods.categorical import Categorical
+from pyrovae.likelihoods.columns import Columns
 from pyrovae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.likelihoods.count_decoder import CountDecoder as CountDecoder  # not a head
 from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic
@@ -39,6 +41,7 @@ from pyrovae.likelihoods.zero_inflated_negative_binomial import ZeroInflatedNega
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "Columns",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",

@@ -37,6 +37,23 @@ def held_positive(head: nn.Module, name: str) -> Tensor:
     return getattr(head, f"fixed_{name}") if raw is None else positive(raw)
 
 
+def hold_scale(head: nn.Module, scale: float | Tensor | None, *, is_learned: bool) -> None:
+    """Add a scale in the units of x to a head that has a `spread`, in whose units it is learned."""
+    if scale is None:
+        has_units = is_learned and head.spread is not None
+        scale = torch.ones(head.event_shape) if has_units else 1.0
+    elif is_learned and head.spread is not None:
+        scale = torch.as_tensor(scale, dtype=torch.get_default_dtype()) / head.spread
+    hold_positive(head, "scale", scale, is_learned=is_learned)
+
+
+def held_scale(head: nn.Module) -> Tensor:
+    """Return the scale that `hold_scale` added, in the units of x."""
+    scale = held_positive(head, "scale")
+    is_learned = hasattr(head, "raw_scale")
+    return head.spread * scale if is_learned and head.spread is not None else scale
+
+
 def is_learned_per_cell(head: nn.Module, name: str) -> bool:
     """Return whether each element of x has its own number and these are trained."""
     raw = getattr(head, f"raw_{name}", None)

@@ -7,9 +7,12 @@ from torch import Tensor, nn
 from pyrovae import densities
 from pyrovae.errors import ConfigError
 from pyrovae.heads import MIN_SCALE, EventShape, as_event_shape, split_features
+from pyrovae.likelihoods.moments import FROM_DATA, hold_units, in_units, inputs_of, unit_of
 from pyrovae.likelihoods.own_positive import (
     held_positive,
+    held_scale,
     hold_positive,
+    hold_scale,
     how_held,
     is_learned_per_cell,
 )
@@ -25,9 +28,13 @@ class StudentT(nn.Module):
     Args:
         event_shape: the shape of one datum.
         df: ν: a number > 1, or a tensor of event_shape.
-        scale: s in the units of x: a number, or a tensor of event_shape.
+        scale: s in the units of x: a number, or a tensor of event_shape. None is 1, or if it is
+            learned the spread of the data, one for each x_j.
         learn_df: whether to learn ν = 1 + softplus + 1e-5, starting from `df`.
         learn_scale: whether to learn s = softplus + 1e-5, starting from `scale`.
+        center, spread: units of the features, μ = center + spread · feature, and of a learned s:
+            numbers or tensors of event_shape; None is 0 and 1. `build(data=)` takes mean and
+            standard deviation of the data.
 
     Attributes:
         num_features: the product of event_shape.
@@ -46,13 +53,17 @@ class StudentT(nn.Module):
         tensor(True)
     """
 
+    from_data = FROM_DATA
+
     def __init__(
         self,
         event_shape: EventShape,
         df: float | Tensor = 4.0,
-        scale: float | Tensor = 1.0,
+        scale: float | Tensor | None = None,
         learn_df: bool = False,
         learn_scale: bool = True,
+        center: float | Tensor | None = None,
+        spread: float | Tensor | None = None,
     ):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
@@ -64,7 +75,8 @@ class StudentT(nn.Module):
                 "below 1, x has no mean to reconstruct.\nWrite for example df=4.0."
             )
         hold_positive(self, "df_above_one", excess, is_learned=learn_df)
-        hold_positive(self, "scale", scale, is_learned=learn_scale)
+        hold_units(self, center, spread)
+        hold_scale(self, scale, is_learned=learn_scale)
 
     @property
     def df(self) -> Tensor:
@@ -74,7 +86,17 @@ class StudentT(nn.Module):
     @property
     def scale(self) -> Tensor:
         """s, of shape () or event_shape, in the units of x."""
-        return held_positive(self, "scale")
+        return held_scale(self)
+
+    @property
+    def unit(self) -> Tensor:
+        """The spread of each x_j that the features are written for, of event_shape."""
+        return unit_of(self)
+
+    @property
+    def inputs(self) -> str | None:
+        """What an encoder should see of x (`networks.Inputs`)."""
+        return inputs_of(self)
 
     @property
     def learns_scale_per_cell(self) -> bool:
@@ -83,7 +105,9 @@ class StudentT(nn.Module):
 
     def forward(self, features: Tensor) -> dist.Distribution:
         (loc,) = split_features(features, self.event_shape)
-        return densities.StudentT(self.df, loc, self.scale).to_event(len(self.event_shape))
+        return densities.StudentT(self.df, in_units(self, loc), self.scale).to_event(
+            len(self.event_shape)
+        )
 
     def extra_repr(self) -> str:
         df = how_held(self, "df_above_one").replace("_above_one", "")

@@ -8,8 +8,8 @@ with that signature works; these are the common ones:
     conv_encoder, conv_decoder      the same signature, images in and images out
 
 `NETWORKS` names the pairs for autoencoders. `Given`, `Concat` and `OneHot` handle covariates,
-`SeesMask` and `JoinMask` missing data, `FlattenBatch` leading sample dimensions; `start_at_mean`
-initializes a decoder.
+`SeesMask` and `JoinMask` missing data, `Inputs` and `Transformed` the units of an encoder's input,
+`FlattenBatch` leading sample dimensions; `start_at_mean` initializes a decoder.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,12 @@ from pyrovae.networks.conv import Bias, conv_decoder, conv_encoder
 from pyrovae.networks.covariates import Concat, Given, OneHot, concat, given
 from pyrovae.networks.dense import Dense, GatedDense, Residual, gated_mlp, mlp, residual_mlp, stack
 from pyrovae.networks.flatten_batch import FlattenBatch
+from pyrovae.networks.inputs import INPUTS, Inputs, Transformed
 from pyrovae.networks.missing import JoinMask, SeesMask, joined_shape
 from pyrovae.networks.start import features_of, start_at_mean
 
 __all__ = [
+    "INPUTS",
     "NETWORKS",
     "Bias",
     "Concat",
@@ -33,11 +35,13 @@ __all__ = [
     "FlattenBatch",
     "GatedDense",
     "Given",
+    "Inputs",
     "JoinMask",
     "Network",
     "OneHot",
     "Residual",
     "SeesMask",
+    "Transformed",
     "concat",
     "conv_decoder",
     "conv_encoder",

@@ -54,6 +54,11 @@ class Given(nn.Module):
         self.part = part
         self.sees_mask = getattr(part, "sees_mask", False)
 
+    @property
+    def neutral(self) -> Tensor | None:
+        """That of the part, if it has one (`protocols.FillsMissing`)."""
+        return getattr(self.part, "neutral", None)
+
     def forward(self, *args: Tensor | None):
         try:
             return self.part(*args)
@@ -102,7 +107,8 @@ class OneHot(nn.Module):
         if y.is_floating_point():
             raise DataError(
                 f"y has dtype {y.dtype}, but class labels are the whole numbers 0 … "
-                f"{len(self.eye) - 1}.\nWrite y.long() for labels; real covariates need no OneHot."
+                f"{len(self.eye) - 1}.\nWrite y.long() for labels, y['label'] for a column of a "
+                "frame; real covariates need no OneHot."
             )
         try:
             return functional.embedding(y.long(), self.eye)

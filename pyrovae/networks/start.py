@@ -76,6 +76,10 @@ def start_at_mean(decoder: nn.Sequential, x: Tensor, *, mask: Tensor | None = No
     mask = as_mask(mask, x)
     check_finite(x, mask)
     with torch.no_grad():
+        if hasattr(head, "start_at"):
+            hidden = x.double() if mask is None else torch.where(mask, x.double(), torch.nan)
+            bias.copy_(head.start_at(hidden))
+            return decoder
         target = _data_mean(x, mask).to(bias.device, bias.dtype)
         bias.copy_(_features_at(head, bias, _inside(target, head(bias).support)))
     return decoder

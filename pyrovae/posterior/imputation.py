@@ -13,11 +13,14 @@ Rubin's rules (`diagnostics.pool`), has an error that includes what is not known
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
+from pyrovae.checks.values import elementwise
 from pyrovae.contract import validated
+from pyrovae.contract.covariates import read_by_schema
 from pyrovae.core.conditional import given_globals
 from pyrovae.core.draws import concat, diagnosing
 from pyrovae.core.joint import by_site, joint_of
@@ -40,7 +43,8 @@ class Imputation(NamedTuple):
 
     Attributes:
         draws: (S, N, *event); observed cells hold x itself, missing ones a draw of p(x_m|x_o).
-        mean: (N, *event), E[x | x_observed] by the same draws of z, without the noise of p(x|z).
+        mean: (N, *event), E[x | x_observed] by the same draws of z, without the noise of p(x|z); in
+            a categorical column of `Columns` the most frequent category of the draws.
         ess: (N,), effective sample size of the importance weights of the draws of z.
         pareto_k: (N,), the tail shape of these weights; unreliable above `pareto_k_threshold`.
         mask: of x's shape, true where x is observed; with a dict x, of all its sites.
@@ -176,6 +180,7 @@ def impute(
     settings = {"num_samples": num_samples, "num_proposals": num_proposals}
     num_samples, num_proposals = (whole_number(v, k, 1) for k, v in settings.items())
     num_globals = min(num_samples, whole_number(num_globals, "num_globals", 1))
+    x, y, mask = read_by_schema(program, x, y, mask)
     batch = validated(program, x, y, mask).whole()
     if batch.mask is None:
         raise ConfigError(
@@ -195,7 +200,7 @@ def impute(
     for name, (values, _, seen) in batch.sites.items():
         masks[name] = observed = torch.ones_like(values).bool() if seen is None else seen
         draws[name] = torch.where(observed, values, replicates[name])
-        mean[name] = torch.where(observed, values, means[name].mean(0))
+        mean[name] = torch.where(observed, values, _summary(means[name], replicates[name]))
     if not is_by_site(batch.x):
         draws, mean, masks = draws["x"], mean["x"], masks["x"]
     return Imputation(draws, mean, posterior.ess, posterior.pareto_k, masks, x)
@@ -215,7 +220,21 @@ def _by_decoder(vae: nn.Module, batch: Batch, draws: Tensor, seed: int) -> tuple
     """Return draws of x and E[x|z], (S, N, *event), at draws of z (S, N, D)."""
     with RandomStream(seed), evaluation(vae):
         p_x = vae.decode(draws.to(batch.x), batch.y)
-        return {"x": p_x.sample()}, {"x": p_x.mean}
+        return {"x": p_x.sample()}, {"x": _mean_of(p_x)}
+
+
+def _mean_of(p_x: dist.Distribution) -> Tensor:
+    """Return E[x|z], NaN for categories, whose codes have no mean."""
+    cells = elementwise(p_x)
+    if not hasattr(cells, "is_nominal"):
+        return p_x.mean
+    return torch.where(cells.is_nominal, torch.nan, p_x.mean)
+
+
+def _summary(means: Tensor, draws: Tensor) -> Tensor:
+    """Return the average of means over draws of z; where NaN, the most frequent draw of x."""
+    mean = means.mean(0)
+    return torch.where(mean.isnan(), draws.mode(0).values, mean) if mean.isnan().any() else mean
 
 
 def _by_replicates(
@@ -234,4 +253,4 @@ def _by_replicates(
             how = {"num_samples": len(draws), "memory_budget": None, "of": of}
             return concat(list(replicated(program, batch, guide_for, **how)), 0)
 
-    return read(value_of), read(lambda site: site["fn"].mean)
+    return read(value_of), read(lambda site: _mean_of(site["fn"]))

@@ -18,7 +18,12 @@ NUM_PSEUDO_INPUTS = 500  # Tomczak & Welling 2018
 def _some_rows(data: Tensor) -> Tensor:
     """Return at most 500 rows of (N, *event) data, chosen at random."""
     chosen = torch.randperm(len(data))[:NUM_PSEUDO_INPUTS]
-    return data[chosen].to(torch.get_default_dtype())
+    rows = data[chosen].to(torch.get_default_dtype())
+    if not rows.isnan().any():
+        return rows
+    # the median is a value of its column, such as a category that exists
+    middle = data.to(rows.dtype).nanmedian(0).values.nan_to_num(0.0)
+    return torch.where(rows.isnan(), middle, rows)
 
 
 class VampPrior(nn.Module):

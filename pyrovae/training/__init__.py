@@ -48,6 +48,7 @@ from pyrovae.training.validation import (
     held_out_batches,
     loss_settings,
     move,
+    names_remembered,
     run_folder,
     seeded_generators,
     warn_of_surprises,
@@ -193,7 +194,7 @@ def fit(
         plan = replace(plan, seed=group.broadcast_object(plan.seed))
         move(program, device)
         generators = stack.enter_context(seeded_generators(plan.seed, x, validation))
-        with RandomStream(plan.seed):
+        with RandomStream(plan.seed), names_remembered(program, x, y):
             data = validated(program, x, y, mask, batch_size=plan.batch_size)
         with RandomStream(plan.seed):  # so that its order does not depend on the training data
             held_out = held_out_batches(program, validation, plan.batch_size, y)

@@ -15,12 +15,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from pyrovae.checks import warn_caller, whole_number
+from pyrovae.checks.places import first_true
 from pyrovae.contract import validated
 from pyrovae.contract.program import trace_once
 from pyrovae.contract.sites import is_local
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.terms import bound_on
 from pyrovae.core.vectorized import Way, way_of
+from pyrovae.data import Schema
+from pyrovae.data.batch import spread
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import History
 from pyrovae.objectives import EnumELBO, Objective, TraceELBO
@@ -28,6 +31,8 @@ from pyrovae.runtime.run_folder import RunFolder
 from pyrovae.training.eager import Settings, trainable
 from pyrovae.training.monitor import check_monitorable
 from pyrovae.training.plan import Plan
+
+MAX_SPREAD = 20.0  # in units of the decoder's features
 
 
 def checked_objective(program: nn.Module, objective: ELBO | None) -> ELBO:
@@ -127,6 +132,25 @@ def run_folder(run_dir: Any, *, resume: bool, save_every: int | None) -> RunFold
     return None
 
 
+@contextmanager
+def names_remembered(program: nn.Module, x: Any, y: Any) -> Iterator[None]:
+    """Let the program know the names of columns and classes in its training data.
+
+    If the data are refused, it knows what it knew before.
+    """
+    before = getattr(program, "schema", None)
+    learned = (before or Schema()).learned_from(x, y)
+    if learned == Schema():
+        yield
+        return
+    program.schema = learned
+    try:
+        yield
+    except BaseException:
+        program.schema = before
+        raise
+
+
 def check_callbacks(callbacks: Any, diagnostics_every: Any) -> None:
     """Raise ConfigError unless callbacks is a sequence and diagnostics_every a whole number."""
     if callable(callbacks):
@@ -154,16 +178,50 @@ def warn_of_surprises(program: nn.Module, data: Any) -> None:
     if decoder is not None and not any(p.requires_grad for p in decoder.parameters()):
         warn_caller("the decoder has no trainable parameters: p(x|z) will not change")
     heads = () if decoder is None else decoder.modules()
-    learns_scale = any(getattr(head, "learns_scale_per_cell", False) for head in heads)
+    heads = list(heads)
+    learns_scale = [head for head in heads if hasattr(head, "learns_scale_per_cell")]
     x = None if data.preloaded is None else data.preloaded.x
+    if isinstance(x, torch.Tensor):
+        _warn_of_units(heads, data)
     if learns_scale and isinstance(x, torch.Tensor) and data.num_data > 1:
-        is_constant = (x == x[:1]).all(0)
+        is_constant = _is_constant(x, data.preloaded.mask)
+        is_learned = [torch.as_tensor(head.learns_scale_per_cell) for head in learns_scale]
+        is_constant = is_constant & sum(is_learned).to(x.device, torch.bool)
         if is_constant.any():
             first = ", ".join(str(int(i)) for i in is_constant.nonzero()[0])
             warn_caller(
                 f"x[:, {first}] is constant ({int(is_constant.sum()):,} in all): its learned scale "
                 "shrinks to the floor of 1e-5, which inflates log p(x). Drop it."
             )
+
+
+def _warn_of_units(heads: list[nn.Module], data: Any) -> None:
+    """Warn of real data whose spread is far from the unit of the decoder's features."""
+    x, mask = data.preloaded.x, data.preloaded.mask
+    for head in heads:
+        unit = getattr(head, "unit", None)
+        if unit is None or unit.shape != x.shape[1:] or data.num_data < 2:
+            continue
+        seen = x.double() if mask is None else torch.where(spread(mask, x), x.double(), torch.nan)
+        size = (seen - seen.nanmean(0)).square().nanmean(0).sqrt().nan_to_num(0.0)
+        ratio = size / unit.to(size)
+        if ratio.max() > MAX_SPREAD:
+            at = first_true(ratio == ratio.max())
+            warn_caller(
+                f"x[:, {', '.join(map(str, at))}] has a standard deviation of {size[at]:.3g}, but "
+                f"the decoder's features are in units of {unit[at]:.3g}, in which training is slow "
+                "or fails.\nWrite build(…, data=x), which takes the units of the data, or "
+                "standardize x."
+            )
+
+
+def _is_constant(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return which elements of a datum have one observed value, (*event,)."""
+    if mask is None:
+        return (x == x[:1]).all(0)
+    mask = spread(mask, x)
+    low, high = (torch.where(mask, x, end) for end in (torch.inf, -torch.inf))
+    return low.amin(0) == high.amax(0)
 
 
 def held_out_batches(program: nn.Module, validation: Any, batch_size: int, y: Any) -> Any:
