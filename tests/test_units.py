@@ -109,3 +109,15 @@ def test_fit_does_not_warn_of_units_where_they_fit(name):
     settings = {"latent_dim": 1, "hidden": (4,), "likelihood": name}
     pv.fit(pv.build(13, data=x, **settings), x, epochs=1)
     pv.fit(pv.build(13, **settings), (x - x.mean(0)) / x.std(0), epochs=1)
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_pixels_share_one_spread(network):
+    x = torch.zeros(40, 6, 6)
+    x[:, 2:4, 2:4] = torch.rand(40, 2, 2, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0] = 1.0  # a pixel that is on once
+    vae = pv.build((6, 6), likelihood="Normal", network=network, hidden=(4,), data=x, seed=0)
+    assert vae.decoder[-1].spread.unique().numel() == 1
+    assert vae.encoder.inputs(x).abs().max() < 10
+    assert type(vae.encoder[-1]).__name__ == "DiagonalNormal"
+    assert pv.fit(vae, x, epochs=1)[0].elbo < 0

@@ -155,10 +155,15 @@ class Inputs(nn.Module):
         return mask.index_select(-1, columns)
 
     def start_at(self, x: Tensor) -> "Inputs":
-        """Set center and spread of t(x) to those of data, (N, *event), NaN where hidden."""
+        """Set center and spread of t(x) to those of data, (N, *event), NaN where hidden.
+
+        The elements of an image share one spread: a pixel that rarely varies would be amplified.
+        """
         t = self._each(x.double())
         center = t.nanmean(0).nan_to_num(0.0)
-        spread = (t - center).square().nanmean(0).sqrt().nan_to_num(0.0)
+        square = (t - center).square().nanmean(0).nan_to_num(0.0)
+        square = square.mean().expand(square.shape) if square.dim() > 1 else square
+        spread = square.sqrt()
         is_constant = spread <= 1e-6 * center.abs()
         self.center.copy_(torch.where(self.is_code, 0.0, center))
         self.spread.copy_(torch.where(is_constant | self.is_code, 1.0, spread))
@@ -169,16 +174,17 @@ class Inputs(nn.Module):
         return f"event_shape={tuple(self.event_shape)}, {names if self.is_by_column else names[2:]}"
 
 
-class Transformed(nn.Module):
-    """Part of x that sees `Inputs` of it: part(u(x)), and the mask of the features if it sees one.
+class Transformed(nn.Sequential):
+    """Part of x that sees `Inputs` of it, part(u(x)), and the mask of the features if it sees one.
 
     Args:
         inputs: x → features.
-        part: a module of the features, such as Sequential(network, head), or `SeesMask` of one.
+        parts: modules applied in turn to the features, such as a network and a head; or one that
+            also takes the mask, `SeesMask`.
 
     Attributes:
         neutral: the x that programs fill in for missing elements.
-        sees_mask: as of the part.
+        sees_mask: as of the first part.
 
     Example:
         >>> inputs = Inputs(2, "log1p")
@@ -186,19 +192,26 @@ class Transformed(nn.Module):
         tensor([[0.0000, 1.0000]])
     """
 
-    def __init__(self, inputs: Inputs, part: nn.Module):
-        super().__init__()
-        self.inputs, self.part = inputs, part
-        self.sees_mask = getattr(part, "sees_mask", False)
+    def __init__(self, inputs: Inputs, *parts: nn.Module):
+        super().__init__(inputs, *parts)
+        self.sees_mask = getattr(parts[0], "sees_mask", False)
+
+    @property
+    def inputs(self) -> Inputs:
+        return self[0]
 
     @property
     def neutral(self) -> Tensor:
         return self.inputs.neutral
 
     def forward(self, x: Tensor, *others: Any):
+        inputs, first, *rest = self
         if self.sees_mask and others:
-            others = (self.inputs.mask_of(others[0]), *others[1:])
-        return self.part(self.inputs(x), *others)
+            others = (inputs.mask_of(others[0]), *others[1:])
+        features = first(inputs(x), *others)
+        for part in rest:
+            features = part(features)
+        return features
 
 
 def _checked(choice: Any) -> tuple[str, int]:
