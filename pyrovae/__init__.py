@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         posterior,
         priors,
         programs,
+        sklearn,
     )
     from pyrovae.arviz_io import (
         comparison_to_arviz,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pyrovae.evidence import log_evidence
     from pyrovae.history import History
     from pyrovae.model_file import load, save
+    from pyrovae.part_file import export
     from pyrovae.posterior.imputation import impute
     from pyrovae.report.writing import write_report
     from pyrovae.training import fit
@@ -60,6 +62,7 @@ __all__ = [
     "elbo_terms",
     "errors",
     "evidence",
+    "export",
     "fit",
     "guides",
     "handlers",
@@ -80,6 +83,7 @@ __all__ = [
     "refit_prior",
     "save",
     "seed_spread",
+    "sklearn",
     "to_arviz",
     "write_report",
 ]
@@ -89,6 +93,7 @@ _HOME = {
     "History": "history",
     "build": "builder",
     "elbo_terms": "core.draws",
+    "export": "part_file",
     "fit": "training",
     "impute": "posterior.imputation",
     "write_report": "report.writing",

@@ -55,7 +55,7 @@ def build(
     guide: Choice = "DiagonalNormal",
     likelihood: Choice | None = None,
     network: Choice = "mlp",
-    hidden: Sequence[int] = (200,),
+    hidden: Sequence[int] | None = None,
     inputs: str | Sequence[Any] | None = None,
     sees_mask: bool = False,
     data: Any = None,
@@ -75,7 +75,8 @@ def build(
         guide: a name in `pyrovae.guides`.
         likelihood: a name in `pyrovae.likelihoods`; by default "Bernoulli", or the columns' kinds.
         network: "mlp", "gated_mlp", "residual_mlp" or "conv".
-        hidden: the encoder's hidden widths; the decoder has them in reverse.
+        hidden: the encoder's hidden widths, or channels of "conv"; the decoder has them in reverse.
+            None stands for (200,), or (32, 64, 64) of "conv".
         inputs: what the encoder sees of x (`networks.Inputs`): "standardized", "log", "log1p" (for
             counts), a list of these by column, or "raw", x itself. None takes what the likelihood
             asks for: by kind of column for `Columns`, "standardized" for `Normal`,
@@ -126,6 +127,7 @@ def build(
         seen = _inputs(inputs, p, event_shape, data)
         in_shape = event_shape if seen is None else seen.out_shape
         networks = NETWORKS[_checked_name("network", name, NETWORKS)]
+        hidden = networks.hidden if hidden is None else hidden
         into_q = networks.encoder(
             joined_shape(in_shape) if sees_mask else in_shape,
             q.num_features,

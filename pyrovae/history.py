@@ -45,7 +45,8 @@ class History:
         seed: seed of the run; a fresh one if None was given.
         best_epoch: the epoch whose weights were kept; the last one without validation data, or
             if every validation ELBO was NaN.
-        stopped_early: whether patience ran out before the planned number of epochs.
+        stopped_early: whether patience ran out, or a callback ended the run, before the planned
+            number of epochs.
         bound_on: what each elbo bounds: "log p(x)", or "log p(x) of the relaxed model" for relaxed
             latents (`priors.RelaxedBernoulli`).
         engine: how steps were computed: "eager", "graph" or "inductor", and why not otherwise.

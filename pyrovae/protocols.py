@@ -23,6 +23,15 @@ class Head(Protocol):
     event_shape: Size  # of its distribution
 
 
+class HasFeatureShape(Protocol):
+    """A head whose features are not (count, *event_shape).
+
+    Used by: networks (`features_of`).
+    """
+
+    feature_shape: Size
+
+
 class LearnsScale(Protocol):
     """A likelihood that may have a learned scale for each number of a datum.
 

@@ -21,7 +21,14 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
-from pyrovae.checks import as_tensor, check_event_shape, check_finite, seed_number, whole_number
+from pyrovae.checks import (
+    as_tensor,
+    check_event_shape,
+    check_finite,
+    real_number,
+    seed_number,
+    whole_number,
+)
 from pyrovae.checks.supports import inside
 from pyrovae.contract.covariates import as_covariates, like_parameters
 from pyrovae.contract.parts import check_parts
@@ -57,7 +64,8 @@ class VAE(nn.Module):
         prior: module, `prior()` → p(z), batch_shape (), event_shape (D,).
         encoder: module, `encoder(x)` → q(z|x), batch_shape (B,), event_shape (D,).
         decoder: module, `decoder(z)` → p(x|z), batch_shape z.shape[:-1], event_shape
-            x.shape[1:]. A part wrapped in `networks.Given` also takes y, last.
+            x.shape[1:]. A part wrapped in `networks.Given` also takes y, last; an encoder that is
+            `networks.SeesMask` takes the mask before it.
 
     Raises:
         ConfigError: a part is not a module.
@@ -275,16 +283,28 @@ class VAE(nn.Module):
             return self.decode(self.encode(x, y, mask).sample(), y).mean
 
     @exclusive
-    def sample(self, n: int, y: Any = None, *, seed: int | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        y: Any = None,
+        *,
+        temperature: float = 1.0,
+        mean: bool = False,
+        seed: int | None = None,
+    ) -> Tensor:
         """Draw n data by ancestral sampling, z ~ p(z) then x ~ p(x|z): (n, *event), in eval mode.
 
         Args:
             n: the number of draws.
-            y: (n, …), covariates.
+            y: (n, …), covariates; or one label, for all draws.
+            temperature: T > 0, a factor of the prior's scale (`densities.tempered`); only at T = 1
+                are draws those of the model.
+            mean: return E[x|z] in place of draws of x.
             seed: the seed of the draws; None uses the global generator.
 
         Raises:
-            ConfigError: n is not a whole number ≥ 1.
+            ConfigError: n is not a whole number ≥ 1, or temperature is not 1 and the prior has no
+                scale.
 
         Example:
             >>> import pyrovae as pv
@@ -293,10 +313,24 @@ class VAE(nn.Module):
             torch.Size([4, 2])
         """
         n = whole_number(n, "n", 1)
-        y = as_covariates(y, n, self)
+        temperature = real_number(temperature, "temperature", above=0)
+        y = as_covariates(_for_all(y, n), n, self)
         with own_draws(seed), evaluation(self):
             p_z = self.prior(*given(y, self.prior))
-            return self.decode(p_z.expand([n]).sample(), y).sample()
+            if temperature != 1:
+                from pyrovae.densities.tempered import tempered
+
+                p_z = tempered(p_z, temperature)
+            p_x = self.decode(p_z.expand([n]).sample(), y)
+            return p_x.mean if mean else p_x.sample()
+
+
+def _for_all(y: Any, n: int) -> Any:
+    """Return one label as the label of n data; others unchanged."""
+    if y is None or isinstance(y, list | tuple):
+        return y
+    y = as_tensor(y, "y")
+    return y.expand(n) if y.dim() == 0 else y
 
 
 def register(module: nn.Module, name: str = "vae") -> None:

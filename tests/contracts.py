@@ -142,6 +142,12 @@ LIKELIHOODS = {
     "ContinuousBernoulli": Part(lambda: likelihoods.ContinuousBernoulli(2), "unit"),
     "Categorical": Part(lambda: likelihoods.Categorical((2, 2), 3), "counts", 3),
     "DiscretizedLogistic": Part(lambda: likelihoods.DiscretizedLogistic(2, 17), "levels", 17),
+    "DiscretizedLogisticMixture": Part(
+        lambda: likelihoods.DiscretizedLogisticMixture(2, 9, 3), "levels", 9
+    ),
+    "DiscretizedLogisticMixture, in color": Part(
+        lambda: likelihoods.DiscretizedLogisticMixture((3, 1, 1), 9, 2), "levels", 9
+    ),
     "Poisson": Part(lambda: likelihoods.Poisson(2), "counts", 40),
     "NegativeBinomial": Part(lambda: likelihoods.NegativeBinomial(2, 2.0), "counts", 120),
     "NegativeBinomial, fixed concentration": Part(

@@ -25,6 +25,7 @@ from pyrovae.cli import numbers, verify
 from pyrovae.errors import DivergenceError
 
 PICTURES = ("latent.png", "reconstructions.png", "samples.png", "training.png")
+LEVELS = "DiscretizedLogistic:num_levels=17"
 QUICK = ("--epochs", "2", "--hidden", "16")
 HEAVY = ("torch", "pyro", "matplotlib", "sklearn", "arviz", "numpy")
 COMMANDS = ("fit", "evaluate", "verify", "sample", "encode", "impute", "compare", "report")
@@ -55,6 +56,12 @@ def fit(*args):
     result = pyrovae("fit", "--out", "run", *QUICK, *args)
     assert result.exit_code == 0, result.output
     return result, json.loads(Path("run", "summary.json").read_text(encoding="utf-8"))
+
+
+def run_of(folder, *args):
+    result = pyrovae("fit", *QUICK, *args, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return json.loads(Path(folder, "summary.json").read_text(encoding="utf-8"))
 
 
 def words(text):
@@ -179,6 +186,7 @@ class TestFit:
             "binarize": None,
             "latent_dim": 3,
             "hidden": [16],
+            "key": None,
             "prior": "StandardNormal",
             "guide": "DiagonalNormal",
             "likelihood": "Bernoulli",
@@ -392,7 +400,8 @@ class TestResume:
         ("options", "message"),
         [
             (("--resume", "nowhere"), "nowhere has no settings.json"),
-            (("--resume", "nowhere", "--epochs", "3"), "but --epochs was also given"),
+            (("--resume", "nowhere", "--epochs", "3"), "nowhere has no settings.json"),
+            (("--resume", "nowhere", "--seed", "3"), "but --seed was also given"),
             (("--resume", "broken"), "is damaged"),
         ],
     )
@@ -402,6 +411,91 @@ class TestResume:
         result = pyrovae("fit", *options)
         assert result.exit_code == 2
         assert message in words(result.stderr)
+
+    def test_a_killed_run_is_looked_at_as_it_is(self, undrawn):
+        x = torch.bernoulli(torch.full((30, 4), 0.3))
+        np.save("x.npy", x.numpy())
+        run_of("run", "--data", "x.npy")
+        for name in ("summary.json", "model.safetensors"):  # as if killed before its end
+            Path("run", name).unlink()
+        result = pyrovae("evaluate", "run")
+        assert result.exit_code == 2
+        assert "pyrovae fit --resume run --epochs 1" in words(result.stderr)
+        assert pyrovae("fit", "--resume", "run", "--epochs", "1").exit_code == 0
+        assert pyrovae("evaluate", "run").exit_code == 0
+        assert len(json.loads(Path("run/summary.json").read_text())["history"]) == 2
+
+    def test_epochs_extend_a_run_or_end_it_early(self, undrawn):
+        run_of("whole", "--epochs", "4")
+        run_of("run", "--epochs", "2")
+        for epochs, num in ((4, 4), (1, 4)):
+            assert pyrovae("fit", "--resume", "run", "--epochs", epochs).exit_code == 0
+            cards = [json.loads(Path(d, "summary.json").read_text()) for d in ("whole", "run")]
+            assert len(cards[1]["history"]) == num
+            assert cards[0]["model_sha256"] == cards[1]["model_sha256"]
+            assert json.loads(Path("run/settings.json").read_text())["epochs"] == epochs
+
+
+class TestSettings:
+    def test_options_of_parts_and_files_of_settings_make_the_same_run(self, undrawn):
+        parts = ("--prior", "GaussianMixture:num_components=3", "--likelihood", LEVELS)
+        cards = [run_of("line", *parts, "--seed", "3", "--latent-dim", "3")]
+        Path("run.toml").write_text(
+            'seed = 9\nlatent-dim = 3\nhidden = [16]\nprior = {name = "GaussianMixture", '
+            f'num_components = 3}}\nlikelihood = "{LEVELS}"\n'
+        )
+        cards.append(run_of("file", "--settings", "run.toml", "--seed", "3"))
+        assert cards[0]["spec"] == cards[1]["spec"]
+        assert cards[0]["model_sha256"] == cards[1]["model_sha256"]
+        again = run_of("again", "--settings", "line/settings.json")
+        assert again["model_sha256"] == cards[0]["model_sha256"]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("latent_dims = 3", "Did you mean 'latent_dim'?"),
+            ("latent_dim = 'many'", "latent_dim = 'many'"),
+            ("latent_dim = 0", "latent_dim = 0"),
+            ("latent_dim = ", "is not TOML"),
+            ("precision = 'int4'", "precision = 'int4'"),
+        ],
+    )
+    def test_a_wrong_file_is_refused(self, text, message):
+        Path("run.toml").write_text(text)
+        result = pyrovae("fit", "--settings", "run.toml")
+        assert result.exit_code == 2
+        assert message in words(result.stderr)
+
+    def test_an_option_of_a_part_needs_a_value(self):
+        result = pyrovae("fit", "--prior", "GaussianMixture:num_components")
+        assert result.exit_code == 2
+        assert "is not an option of the form key=value" in words(result.stderr)
+
+    def test_conv_has_its_own_widths(self, undrawn):
+        result = pyrovae("fit", "--network", "conv", "--epochs", "1", "--out", "run")
+        assert result.exit_code == 0, result.output
+        card = json.loads(Path("run/summary.json").read_text())
+        assert card["spec"]["hidden"] == [32, 64, 64]
+
+    def test_two_arrays_of_a_file_are_training_and_held_out_data(self, undrawn):
+        x = np.random.default_rng(0).integers(0, 256, (60, 3, 6, 5)).astype("u1")
+        np.savez("colors.npz", train=x[:40], test=x[40:], other=np.zeros(3))
+        options = ("--data", "colors.npz", "--likelihood", "DiscretizedLogisticMixture")
+        _, summary = fit(*options, "--key", "train,test", "--network", "conv")
+        sizes = summary["training"]["num_data"], summary["held_out"]["num_data"]
+        assert sizes == (40, 20)
+        assert "byte / 255" in summary["held_out_is"]
+        for key, message in (("nothing", "expected a key 'nothing'"), ("train,other", "N ≥ 10")):
+            result = pyrovae("fit", *options, "--key", key)
+            assert result.exit_code == 2
+            assert message in words(result.stderr)
+
+    def test_bytes_are_counts_for_likelihoods_of_counts(self, undrawn):
+        x = np.random.default_rng(0).integers(0, 9, (50, 4)).astype("u1")
+        np.save("x.npy", x)
+        for likelihood in ("Categorical:num_categories=9", "NegativeBinomial", "Poisson"):
+            card = run_of(likelihood, "--data", "x.npy", "--likelihood", likelihood)
+            assert "byte / 255" not in card["held_out_is"]
 
 
 @pytest.mark.skipif(not HAS_MNIST, reason="PYROVAE_DATA names no folder with mnist")

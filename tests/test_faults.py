@@ -208,8 +208,10 @@ def test_a_run_killed_while_saving_a_step_ends_like_an_undisturbed_one(share, tm
 def test_killed_at_every_point(tmp_path):
     seen = run_calls()[0]
     assert {"mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir"} <= set(seen)
-    for at, part in points(seen):
+    places = list(points(seen))
+    for at, part in places:
         kill_and_resume(tmp_path / f"run {at} {part}", at, part)
+    print(f"\nkilled and resumed at {len(places)} points of {len(seen)} system calls")
 
 
 @pytest.mark.slow
@@ -465,6 +467,7 @@ def test_every_flipped_bit_of_a_file_is_detected(tmp_path):
         path.write_bytes(flipped(whole, bit))
         with pytest.raises(CheckpointError):
             load(path, into=other)
+    print(f"\n{8 * len(whole):,} files of one flipped bit were refused")
 
 
 # Hostile files.

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
-from pyrovae.cli.data import gray_images
+from pyrovae.cli.data import read_rows
 from pyrovae.errors import ConfigError, DataError, DivergenceError
 from pyrovae.networks import Given
 from pyrovae.vae import fill, observed_only
@@ -385,5 +385,84 @@ def test_the_largest_seed_and_an_empty_file(tmp_path):
     found = pv.refit_prior(build(), X, pv.priors.LearnedNormal(2), seed=2**64 - 1, epochs=1)
     assert found.gain.std_error > 0
     np.save(tmp_path / "x.npy", np.zeros((0, 8, 8), np.uint8))
-    x, is_bytes = gray_images(str(tmp_path / "x.npy"))
+    x, is_bytes = read_rows(str(tmp_path / "x.npy"), "Bernoulli")
     assert (tuple(x.shape), is_bytes) == ((0, 8, 8), False)
+
+
+def prior_of(make):
+    return pv.priors.Fixed(make, loc=torch.zeros(2))
+
+
+def fit_with(**settings):
+    return pv.fit(build(), X, epochs=1, progress=False, **settings)
+
+
+class Together(nn.Module):
+    """A program with one row for all data."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def model(self, x, y=None, mask=None):
+        pyro.module("together", self)
+        with pyro.plate("data", 1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + self.weight, 1.0).expand([1]), obs=x[:1])
+
+    def guide(self, x, y=None, mask=None):
+        with pyro.plate("data", 1):
+            pyro.sample("z", dist.Normal(self.weight, 1.0))
+
+
+class NoGuideForB(Together):
+    def model(self, x, y=None, mask=None):
+        pyro.module("together", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("b", dist.Normal(0.0, 1.0)) + pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x, y=None, mask=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.weight, 1.0))
+
+
+WRONG_ARGUMENTS = {
+    "a vae called": (lambda: build()(X), "vae.loss"),
+    "one latent vector": (lambda: build().decode(torch.zeros(2)), r"z\[None\]"),
+    "a prior that is a tensor": (lambda: prior_of(lambda loc: loc), "returned a Tensor"),
+    "a prior of two numbers": (lambda: prior_of(lambda loc: dist.Normal(loc, 1.0)), "to_event"),
+    "a share to hold out": (lambda: fit_with(validation=0.1), "held-out data, not a fraction"),
+    "a site that x lacks": (
+        lambda: pv.diagnostics.feature_check(build(), X, site="text"),
+        "the sites of x are 'x'",
+    ),
+    "an option that a part lacks": (
+        lambda: build(prior={"name": "GaussianMixture", "num_parts": 3}),
+        "Its signature is GaussianMixture",
+    ),
+    "a choice without its name": (lambda: build(prior={"num_components": 3}), "not its name"),
+    "a mask by site": (lambda: build().loss(X, mask={"x": X > 0}), "mask is a dict"),
+    "a decoder that returns a tensor": (
+        lambda: pv.VAE(build().prior, build().encoder, Part(lambda w, z: z)).loss(X),
+        "must return a pyro.distributions.Distribution",
+    ),
+    "one row for all data": (lambda: pv.elbo_terms(Together(), X[:, 0]), "1 rows"),
+    "a latent without a guide": (
+        lambda: pv.elbo_terms(NoGuideForB(), X[:, 0]),
+        "in the model only",
+    ),
+    "an unknown engine": (lambda: fit_with(compile="jax"), "jax"),
+    "a level of 2": (
+        lambda: pv.diagnostics.binary_calibration(build(), X, level=2.0),
+        "level",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ARGUMENTS)
+def test_a_wrong_argument_is_named(name):
+    make, match = WRONG_ARGUMENTS[name]
+    with pytest.raises((ConfigError, DataError), match=match) as caught:
+        make()
+    assert len(str(caught.value).splitlines()) <= 6

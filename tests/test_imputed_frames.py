@@ -144,3 +144,17 @@ def test_tensors_have_no_frames(vae):
             call()
     with pytest.raises(ConfigError, match="num_samples=4"):
         found.frames(4)
+
+
+@pytest.mark.parametrize("make", [pandas, lambda: pl.DataFrame(CELLS)], ids=["pandas", "polars"])
+def test_every_function_takes_a_frame_with_missing_values_and_a_mask(make):
+    """Bit for bit what it does with other numbers in the missing cells."""
+    x, found = make(), []
+    for data in (x, torch.tensor(as_pandas(x).fillna(9.0).to_numpy())):
+        one = pv.build(3, latent_dim=1, likelihood="Normal", sees_mask=True, seed=0)
+        history = pv.fit(one, data, mask=MASK, validation=(data, None, MASK), epochs=2)
+        evidence = pv.log_evidence(one, data, mask=MASK, num_samples=20).log_px
+        found.append((history["validation_elbo"], one.encode(data, mask=MASK).mean, evidence))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(found[0][2], found[1][2])

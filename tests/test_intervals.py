@@ -5,7 +5,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from benchmarks import coverage
+from benchmarks import interval_coverage
 from oracles import AffineEncoder, ExactEncoder, Ladder, LinearGaussian, wide_guide
 from torch import nn
 
@@ -150,15 +150,15 @@ def test_intervals_cover_where_the_error_of_the_guide_alone_does_not(num_samples
 def test_intervals_cover_on_every_model_for_every_method():
     """Four models, untrained and trained; the numbers are printed by `pytest -s`."""
     torch.set_default_dtype(torch.float32)
-    found = list(coverage.cells())
+    found = list(interval_coverage.cells())
     print(*found, sep="\n")
-    stated = [cell for cell in found if not cell.method.startswith(coverage.ALONE)]
+    stated = [cell for cell in found if not cell.method.startswith(interval_coverage.ALONE)]
     for cell in stated:
         # 2.5 binomial errors on top of 0.90 to 0.99
         slack = 2.5 * (0.05 * 0.95 / max(1, cell.num_intervals)) ** 0.5
         assert cell.num_intervals < 20 or 0.90 - slack < cell.coverage < 0.99 + slack, cell
     assert sum(cell.share > 0.5 for cell in stated) > 0.7 * len(stated)
-    alone = [cell.coverage for cell in found if cell.method.startswith(coverage.ALONE)]
+    alone = [cell.coverage for cell in found if cell.method.startswith(interval_coverage.ALONE)]
     assert min(alone) < 0.7  # negative control
 
 

@@ -104,9 +104,15 @@ EXTREME = {
 }
 
 
-def largest_error(density, exact, values, *axes, dtype=torch.float32):
+def largest_error(density, exact, *axes, dtype=torch.float32):
     """|error| / max(1, |exact|) of log p over all combinations, and where it is largest."""
-    cases = torch.tensor(list(itertools.product(values, *axes)), dtype=dtype)
+    return largest_error_at(
+        density, exact, torch.tensor(list(itertools.product(*axes)), dtype=dtype)
+    )
+
+
+def largest_error_at(density, exact, cases):
+    """The same at rows of x and parameters."""
     x, *parameters = cases.unbind(-1)
     log_p = density(*parameters).log_prob(x).tolist()
     with mpmath.workdps(60):
@@ -127,6 +133,63 @@ def test_float64_log_density_over_extreme_parameters(case):
     worst, where = largest_error(*case, dtype=torch.float64)
     # 1e6 counts of relative rounding 1e-16, and the truncated series' 2e-14
     assert worst < 1e-10, where
+
+
+NUM_RANDOM = 3000
+
+
+def magnitudes(low, high):
+    """10^u with u uniform."""
+    return 10 ** (low + (high - low) * torch.rand(NUM_RANDOM))
+
+
+def signed(values):
+    return values * (2 * torch.randint(2, values.shape) - 1)
+
+
+def levels(most):
+    return torch.randint(most + 1, (NUM_RANDOM,))
+
+
+RANDOM = {
+    "ContinuousBernoulli": lambda: (torch.rand(NUM_RANDOM), signed(magnitudes(-6, 4))),
+    "StudentT": lambda: (
+        signed(magnitudes(-3, 15)),
+        1 + magnitudes(-4, 6),
+        signed(magnitudes(-3, 6)),
+        magnitudes(-5, 6),
+    ),
+    "Poisson": lambda: (magnitudes(0, 6).floor() - 1, magnitudes(-5, 6)),
+    "NegativeBinomial": lambda: (
+        magnitudes(0, 6).floor() - 1,
+        magnitudes(-5, 6),
+        magnitudes(-5, 6),
+    ),
+    "ZeroInflatedNegativeBinomial": lambda: (
+        magnitudes(0, 6).floor() * levels(1),
+        magnitudes(-5, 6),
+        magnitudes(-5, 6),
+        signed(magnitudes(-3, 2)),
+    ),
+    "DiscretizedLogistic": lambda: (
+        levels(255).double() / 255,
+        signed(magnitudes(-3, 3)),
+        magnitudes(-3, 6),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", EXTREME)
+def test_random_parameters_of_every_magnitude(name, dtype):
+    """The counts are printed by `pytest -s`."""
+    density, exact, *_ = EXTREME[name]
+    torch.manual_seed(0)
+    cases = torch.stack([column.to(dtype) for column in RANDOM[name]()], -1)
+    worst, where = largest_error_at(density, exact, cases)
+    print(f"\n{name}, {dtype}: {len(cases):,} log-densities, largest relative error {worst:.1e}")
+    assert worst < {torch.float32: 1e-4, torch.float64: 1e-10}[dtype], where
 
 
 @pytest.mark.parametrize(
@@ -462,3 +525,86 @@ def test_heteroscedastic_scale_differs_between_data():
     p_x = likelihoods.HeteroscedasticNormal(1)(torch.tensor([[0.0, -3.0], [0.0, 3.0]]))
     # log(1 + exp(∓3)) + 1e-5
     assert p_x.base_dist.scale[:, 0].tolist() == pytest.approx([0.048597, 3.048597], rel=1e-4)
+
+
+# Mixtures of discretized logistics.
+
+
+def colored(channel_dim=-3, num_levels=17):
+    """Two images of 2×3 pixels with strong coupling, 4 components."""
+    torch.manual_seed(0)
+    shape = (2, 2, 3, 3, 4)
+    return densities.logistic_mixture.ColoredLogistics(
+        torch.randn(2, 2, 3, 4),
+        torch.rand(shape),
+        0.05 + 0.1 * torch.rand(shape),
+        torch.randn(shape).tanh(),
+        num_levels=num_levels,
+        channel_dim=channel_dim,
+    )
+
+
+def test_color_is_the_product_of_conditional_channels(float64):
+    p = colored()
+    x = p.sample()
+    found = torch.zeros(2)
+    for at in itertools.product(range(2), range(2), range(3)):
+        red, green, blue = (x[at[0], c, at[1], at[2]] for c in range(3))
+        k01, k02, k12 = p.coupling[at]
+        terms = []
+        for m in range(4):
+            loc = p.loc[at][:, m].clone()
+            loc[1] += k01[m] * (red - 0.5)
+            loc[2] += k02[m] * (red - 0.5) + k12[m] * (green - 0.5)
+            one = densities.DiscretizedLogistic(loc, p.scale[at][:, m], 17)
+            log_p = one.log_prob(torch.stack([red, green, blue])).sum()
+            terms.append(p.logits[at].log_softmax(-1)[m] + log_p)
+        found[at[0]] += torch.stack(terms).logsumexp(0)
+    torch.testing.assert_close(p.log_prob(x), found)
+
+
+def test_colors_last_are_colors_first_transposed(float64):
+    first, last = colored(-3), colored(-1)
+    x = first.sample((5,))
+    assert x.shape == (5, 2, 3, 2, 3)
+    torch.testing.assert_close(last.log_prob(x.movedim(-3, -1)), first.log_prob(x))
+    torch.testing.assert_close(last.mean, first.mean.movedim(-3, -1))
+
+
+def test_color_samples_have_the_mean_and_the_coupling_of_the_density(float64):
+    p = colored()
+    x = p.sample((20_000,))
+    error = x.std(0) / 20_000**0.5
+    # half a level, 1/32 of the scale, and 5 standard errors
+    assert ((x.mean(0) - p.mean).abs() < 0.5 / 16 + 0.15 / 32 + 5 * error).all()
+    # by chance of the order: the same numbers without their coupling
+    shuffled = torch.stack([x[torch.randperm(20_000), :, c] for c in range(3)], 2)
+    gain = p.log_prob(x).mean() - p.log_prob(shuffled).mean()
+    assert gain > 1
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [("conv", (3, 8, 8)), ("conv", (8, 8, 3)), ("conv", (1, 8, 8)), ("mlp", (8, 8, 3)), ("mlp", 6)],
+)
+def test_a_vae_with_a_mixture_of_logistics_learns_images(network, shape):
+    torch.manual_seed(0)
+    event = torch.zeros(shape).shape
+    x = 0.2 * torch.rand(40, *event) + 0.8 * torch.rand(40, *[1] * len(event))
+    x = (255 * x).round() / 255
+    likelihood = {"name": "DiscretizedLogisticMixture", "num_components": 3}
+    vae = pv.build(event, network=network, hidden=(8, 8), likelihood=likelihood, seed=0)
+    history = pv.fit(vae, x, epochs=30, batch_size=20, learning_rate=3e-3, seed=0)
+    assert history[-1].elbo > history[0].elbo + 0.05 * x[0].numel()  # nats
+    assert vae.sample(3, seed=0).shape == (3, *event)
+    assert vae.reconstruct(x).shape == x.shape
+
+
+def test_cells_of_a_color_image_cannot_be_masked_but_gray_ones_can():
+    mask = torch.rand(4, 3, 2, 2) > 0.5
+    x = torch.zeros(4, 3, 2, 2)
+    color = vae_of(likelihood=likelihoods.DiscretizedLogisticMixture((3, 2, 2)))
+    with pytest.raises(ConfigError, match="factorizes over the cells"):
+        color.loss(x, mask=mask)
+    gray = vae_of(likelihood=likelihoods.DiscretizedLogisticMixture((2, 2)))
+    assert gray.loss(x[:, 0], mask=mask[:, 0]).isfinite().all()

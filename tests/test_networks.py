@@ -140,6 +140,37 @@ def test_convolutions_reach_any_size(event):
     assert decoder(torch.zeros(2, 2)).unflatten(-1, event).shape == (2, *event)
 
 
+def same_weights(*pair):
+    first, last = pair
+    with torch.no_grad():
+        for a, b in zip(last.parameters(), first.parameters(), strict=True):
+            a.copy_(b)
+    return pair
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_last_are_transposed_inside_the_networks(channels):
+    shapes = (channels, 9, 7), (9, 7, channels)
+    first, last = same_weights(*(networks.conv_encoder(s, 4, hidden=(2, 3)) for s in shapes))
+    x = torch.randn(5, channels, 9, 7)
+    torch.testing.assert_close(last(x.movedim(1, -1)), first(x))
+    decoders = (networks.conv_decoder(2, (2, *s), hidden=(3, 2)) for s in shapes)
+    first, last = same_weights(*decoders)
+    z = torch.randn(4, 5, 2)
+    images = first(z).unflatten(-1, (2, *shapes[0])).movedim(-3, -1)  # (S, B, count, H, W, C)
+    torch.testing.assert_close(last(z).unflatten(-1, (2, *shapes[1])), images)
+
+
+def test_images_with_channels_last_are_learned_from_the_start():
+    x = torch.rand(1, 6, 5, 3).expand(8, 6, 5, 3)
+    vae = pv.build((6, 5, 3), network="conv", likelihood="Normal", hidden=(4, 4), data=x, seed=0)
+    (first,) = [m for m in vae.encoder.modules() if isinstance(m, nn.Conv2d)][:1]
+    assert first.in_channels == 3
+    torch.testing.assert_close(vae.reconstruct(x, seed=0), x, atol=0.3, rtol=0)
+    bias = vae.decoder[0].module[-1].bias
+    assert torch.equal(bias, x[0].flatten()) or torch.allclose(bias, x[0].flatten())
+
+
 @pytest.mark.parametrize("event", [(6, 5), (3, 6, 5)])
 def test_decoder_features_are_in_the_order_of_the_heads(event):
     """Channels of the last convolution = (parameter, color), as `split_features` cuts them."""

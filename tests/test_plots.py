@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import pyrovae
 from pyrovae import plots
-from pyrovae.core.pareto import pareto_k_threshold
+from pyrovae.core.pareto import MOST, pareto_k_threshold
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.history import Epoch, History
 
@@ -179,6 +179,34 @@ class TestImages:
         assert ax.get_xlabel() == f"white = {4 * X.min() - 1:.4g}, black = {4 * X.max() - 1:.4g}"
         assert plots.images(X / 2).get_xlabel() == "white = 0, black = 1"
 
+    @pytest.mark.parametrize("dim", [1, 3])
+    def test_color_is_drawn_as_it_is_with_channels_first_or_last(self, dim):
+        color = np.random.default_rng(0).random((7, 5, 4, 3))
+        ax = plots.images(np.moveaxis(color, 3, dim), columns=3)
+        shown = pixels(ax)
+        tiles = [
+            shown[1 + i * 6 : 6 + i * 6, 1 + j * 5 : 5 + j * 5] for i in range(3) for j in range(3)
+        ]
+        np.testing.assert_array_equal([tile[..., :3] for tile in tiles[:7]], color)
+        assert (shown[0, :, 3] == 0).all()  # the gaps are transparent
+        assert ax.get_xlabel() == "dark = 0, light = 1"
+
+    def test_one_channel_is_gray_and_opacity_lies_over_white(self):
+        np.testing.assert_array_equal(pixels(plots.images(X[:, None])), pixels(plots.images(X)))
+        color = np.concatenate([np.full((1, 5, 5, 3), 0.25), np.full((1, 5, 5, 1), 0.5)], -1)
+        color[0, 0, 0] = 1
+        assert pixels(plots.images(color))[2, 2, 0] == 0.625
+
+    def test_every_grid_takes_color(self):
+        x = np.random.default_rng(0).random((4, 3, 5, 4))
+        pairs = pixels(plots.reconstructions(x, 1 - x))
+        np.testing.assert_array_equal(pairs[1, 1, :3], x[0, :, 0, 0])
+        rows = pixels(plots.traversals(x.reshape(2, 2, 3, 5, 4), [0.0, 1.0]))
+        np.testing.assert_array_equal(rows[1, 1, :3], x[0, :, 0, 0])
+        plane = pixels(plots.latent_manifold(x, [0.0, 1.0]))  # z0 across, z1 upwards
+        np.testing.assert_array_equal(plane[7, 1, :3], x[0, :, 0, 0])
+        np.testing.assert_array_equal(plane[1, 1, :3], x[1, :, 0, 0])
+
     def test_takes_tensors_with_gradients_and_bytes(self):
         plots.images(torch.rand(3, 4, 4, requires_grad=True))
         plots.images(torch.zeros(3, 4, 4, dtype=torch.uint8))
@@ -188,7 +216,7 @@ class TestImages:
         assert plots.images(X, ax=ax, title="seven") is ax
         assert ax.get_title() == "seven"
 
-    @pytest.mark.parametrize("shape", [(5, 4), (2, 1, 5, 4), (0, 5, 4)])
+    @pytest.mark.parametrize("shape", [(5, 4), (2, 5, 5, 5), (0, 5, 4), (2, 0, 4)])
     def test_refuses_other_shapes(self, shape):
         with pytest.raises(DataError, match=r"array has shape .* needs \(N, H, W\)"):
             plots.images(np.zeros(shape))
@@ -637,6 +665,7 @@ class TestParetoK:
         assert ax.get_title() == "k̂ > 0.70 for 2 of 6 data points (1 unknown): rows 3, 1"
 
     def test_the_threshold_is_the_records_or_that_of_the_draws(self):
+        assert plots.readings.THRESHOLD == MOST
         record = SimpleNamespace(pareto_k=torch.tensor([0.4, 0.6]), threshold=0.5)
         assert plots.pareto_k(record).lines[0].get_ydata()[0] == 0.5
         drawn = plots.pareto_k(record, num_samples=200).lines[0].get_ydata()[0]

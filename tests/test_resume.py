@@ -1128,6 +1128,22 @@ def test_the_environment_does_not_change_the_run(name, tmp_path):
 # Callbacks that raise.
 
 
+@pytest.mark.parametrize("save_every", [1, None])
+def test_a_run_that_a_callback_ended_stays_ended(save_every, tmp_path):
+    settings = SETTINGS | {"epochs": 6, "save_every": save_every, "run_dir": tmp_path}
+
+    def at_3(program, record):
+        return record.epoch == 3
+
+    ended, again = small_vae(), small_vae(seed=5)
+    first = pv.fit(ended, bits(), callbacks=[at_3], **settings)
+    second = pv.fit(again, bits(), callbacks=[at_3], resume=True, **settings)
+    assert len(first) == len(second) == 3
+    assert first.stopped_early
+    assert second.stopped_early
+    assert digest(ended.state_dict()) == digest(again.state_dict())
+
+
 def test_a_callback_that_raises_leaves_the_state_intact(tmp_path):
     seen, program = [], small_vae()
 

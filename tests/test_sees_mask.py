@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 shapes = pytest.mark.parametrize(
     ("network", "event"),
     [*itertools.product([n for n in NETWORKS if n != "conv"], [(4,), (2, 3)]),
-     ("conv", (4, 5)), ("conv", (3, 4, 5))],
+     ("conv", (4, 5)), ("conv", (3, 4, 5)), ("conv", (4, 5, 3))],
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_the_joined_input_is_x_with_zeros_and_the_mask():
     x = torch.tensor([[2.0, torch.nan]])
     found = JoinMask(nn.Identity(), 2)(x, torch.tensor([[True, False]]))
     assert found.tolist() == [[[2.0, 0.0], [1.0, 0.0]]]
-    for event in ((3,), (2, 3), (2, 3, 4)):
+    for event in ((3,), (2, 3), (2, 3, 5)):
         x = torch.rand(5, 7, *event)
         joined = JoinMask(nn.Identity(), event)(x, x > 0.5)
         assert joined.shape[2:] == joined_shape(event)
@@ -67,6 +67,14 @@ def test_no_gradient_through_the_mask_nor_missing_cells():
     by_x, by_mask = torch.autograd.grad(mean, [x, weight], allow_unused=True)
     assert by_mask is None
     assert torch.equal(by_x != 0, mask)
+
+
+def test_channels_of_an_image_that_come_last_are_moved():
+    x = torch.rand(2, 5, 6, 3)
+    joined = JoinMask(nn.Identity(), (5, 6, 3))(x, x > 0.5)
+    assert joined.shape[1:] == joined_shape((5, 6, 3))
+    assert torch.equal(joined[:, :3].movedim(1, -1), torch.where(x > 0.5, x, 0.0))
+    assert torch.equal(joined[:, 3:].movedim(1, -1), (x > 0.5).double())
 
 
 @pytest.mark.parametrize("filler", [1e30, float("nan")])
@@ -183,6 +191,14 @@ def test_saved_and_loaded(tmp_path):
     again = pv.load(tmp_path / "vae.safetensors")
     assert again.spec["sees_mask"] is True
     assert torch.equal(again.encode(x, mask=mask).mean, vae.encode(x, mask=mask).mean)
+
+
+def test_exported_with_the_mask_as_an_input(tmp_path):
+    vae, x, mask = small_vae(sees_mask=True), bits(5), some_mask((5, 4))
+    path = pv.export(vae, tmp_path / "encoder.pt2", x)
+    mean, _ = torch.export.load(path).module()(torch.where(mask, x, 0.0).double(), mask)
+    torch.testing.assert_close(mean, vae.encode(x, mask=mask).mean)
+    pv.export(vae, tmp_path / "decoder.pt2", x, part="decoder")
 
 
 def test_with_covariates():

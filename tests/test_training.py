@@ -455,6 +455,19 @@ def test_validation_does_not_change_the_training():
     assert trained(patience=None, epochs=1) == trained(validation=bits(5), epochs=1)
 
 
+def test_a_callback_ends_the_run():
+    def at_2(program, record):
+        return record.epoch == 2
+
+    history = pv.fit(small_vae(), bits(20), epochs=9, callbacks=[at_2, lambda *_: None])
+    assert len(history) == 2
+    assert history.stopped_early
+    others = [lambda *_: "yes", lambda *_: 1, lambda *_: torch.tensor(True)]  # not True itself
+    history = pv.fit(small_vae(), bits(20), epochs=3, callbacks=others)
+    assert len(history) == 3
+    assert not history.stopped_early
+
+
 def test_callbacks_get_the_program_and_its_records_in_order():
     vae, calls = small_vae(), []
     callbacks = [lambda *args: calls.append(("a", *args)), lambda *args: calls.append(("b", *args))]

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import unchanged
+from helpers import conditional, unchanged
 from oracles import AffineEncoder, ExactEncoder, LinearGaussian, all_binary, grid
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
@@ -15,6 +15,7 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae import guides, likelihoods, networks, priors
+from pyrovae.densities.tempered import tempered
 from pyrovae.errors import ConfigError
 from pyrovae.networks import Given
 
@@ -96,6 +97,50 @@ def test_covariates_reach_given_parts_only(x):
 
 
 # ---- the network's calls
+
+
+SCALED = {
+    "StandardNormal": lambda: pv.priors.StandardNormal(2),
+    "LearnedNormal, full": lambda: pv.priors.LearnedNormal(2, full=True),
+    "GaussianMixture": lambda: pv.priors.GaussianMixture(2, num_components=3),
+    "FlowPrior": lambda: pv.priors.FlowPrior(2, flow="autoregressive"),
+    "StudentT": lambda: pv.priors.Fixed(
+        lambda df: dist.StudentT(df, 0.0, torch.ones(2)).to_event(1), df=torch.tensor(5.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", SCALED.values(), ids=SCALED)
+def test_temperature_scales_draws_about_the_centers(make, float64):
+    torch.manual_seed(0)
+    p = make()()
+    cold = tempered(p, 0.1)
+    z = cold.expand([2000]).sample()
+    assert torch.isfinite(cold.log_prob(z)).all()
+    torch.testing.assert_close(tempered(p, 1.0).log_prob(z), p.log_prob(z))
+    # from the nearest center, scales and not variances are a tenth
+    centers = getattr(p, "component_distribution", None)
+    centers = z.mean(0, keepdim=True) if centers is None else centers.mean
+    far = tempered(p, 1.0).expand([2000]).sample()
+    spread = [torch.cdist(draws, centers).amin(1).median() for draws in (z, far)]
+    assert 0.05 < spread[0] / spread[1] < 0.2
+
+
+def test_sample_takes_a_temperature_means_and_one_label():
+    vae = conditional()
+    one, many = vae.sample(5, 2, seed=0), vae.sample(5, torch.full((5,), 2), seed=0)
+    assert torch.equal(one, many)
+    mean = vae.sample(5, 2, mean=True, seed=0)
+    assert ((mean > 0) & (mean < 1)).all()
+    plain = pv.build((4,), latent_dim=2, seed=0)
+    nearly = plain.sample(50, temperature=1e-6, mean=True, seed=0)
+    center = plain.decode(torch.zeros(1, 2)).mean
+    torch.testing.assert_close(nearly, center.expand(50, 4), rtol=0, atol=1e-4)
+    with pytest.raises(ConfigError, match="temperature = 0"):
+        plain.sample(1, temperature=0)
+    discrete = pv.build((4,), prior={"name": "Bernoulli", "probs": 0.5}, guide="Bernoulli")
+    with pytest.raises(ConfigError, match=r"has no scale.*\n.*temperature=1"):
+        discrete.sample(1, temperature=0.5)
 
 
 def test_sample_is_ancestral(float64):

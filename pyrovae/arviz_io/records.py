@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from pyrovae.arviz_io.container import as_container, attributes_of, has_datatree
+from pyrovae.core.pareto import MOST
 from pyrovae.diagnostics.comparison import Comparison
 from pyrovae.errors import DataError
 from pyrovae.history import History
@@ -97,7 +98,7 @@ def _elpd(log_px: Tensor) -> Any:
         own = {"kind": "loo", "elpd": total, "se": error, "p": math.nan, "elpd_i": each}
         own |= {"n_samples": 1, "n_data_points": num_data, "scale": "log", "warning": False}
         known = {field.name for field in fields(ELPDData)}  # kind is gone since version 1
-        return ELPDData(**{n: v for n, v in own.items() if n in known}, good_k=0.7)
+        return ELPDData(**{n: v for n, v in own.items() if n in known}, good_k=MOST)
     from arviz.stats.stats_utils import ELPDData
 
     names = ["elpd_loo", "se", "p_loo", "n_samples", "n_data_points", "warning", "loo_i", "scale"]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyrovae as pv
+from pyrovae.cli.settings import choice, name_of
 from pyrovae.errors import ConfigError, DataError
 
 DATA_SETS = ("digits", "mnist", "fashion_mnist", "binarized_mnist", "omniglot", "frey_faces")
@@ -29,14 +30,20 @@ class Images(NamedTuple):
 
 
 def load(
-    name: str, *, binarize: str | None = None, likelihood: str = "Bernoulli", seed: int = 0
+    name: str,
+    *,
+    binarize: str | None = None,
+    likelihood: str = "Bernoulli",
+    key: str | None = None,
+    seed: int = 0,
 ) -> Images:
     """Load the named data set or file, binarized.
 
     `binarize=None` chooses what the likelihood needs; only Bernoulli needs pixels in {0, 1}. The
-    seed determines the split of a file and the fixed draw of "sampled".
+    seed determines the split of a file and the fixed draw of "sampled". `key` names the array of an
+    .npz, or two: training and held-out data.
     """
-    data, split = _gray(name, seed)
+    data, split = _gray(name, likelihood, key, seed)
     pixels = binarize or default_pixels(data.name, likelihood)
     gray = (data.train, data.valid, data.test)
     parts = [None if x is None else _binary(x, pixels, likelihood) for x in gray]
@@ -46,46 +53,92 @@ def load(
 
 def default_pixels(data: str, likelihood: str) -> str:
     """Return the binarization of this data set that the likelihood needs, or "none"."""
-    is_done = data == "binarized_mnist" or likelihood != "Bernoulli"
+    is_done = data == "binarized_mnist" or name_of(likelihood) != "Bernoulli"
     return "none" if is_done else "threshold"
 
 
-def _gray(name: str, seed: int) -> tuple[Any, str]:
+def _gray(name: str, likelihood: str, key: str | None, seed: int) -> tuple[Any, str]:
     """Return the raw data, and a description of the held-out split."""
     if name in DATA_SETS:
+        if key is not None:
+            raise ConfigError(f"--key {key!r} names an array of a file, but {name} is a data set.")
         return getattr(pv.datasets, name)(), "its test split"
     if not Path(name).suffix and not Path(name).is_file():
         raise ConfigError(
             f"--data {name!r} is neither a data set nor a file.\nData sets: {', '.join(DATA_SETS)}."
             "\nFiles: .npy, .npz, .csv, .parquet, .feather, IDX: images (N, H, W) or rows (N, D)."
         )
-    import torch
-
-    x, is_bytes = gray_images(name)
-    if x.dim() < 2 or len(x) < 10:
-        raise DataError(
-            f"{name} holds an array of shape {tuple(x.shape)}, but each row must be one datum, "
-            "(N, H, W) or (N, D), with N ≥ 10: a fifth is held out."
+    keys = [None] if key is None else key.split(",")
+    if len(keys) > 2:
+        raise ConfigError(
+            f"--key {key!r} names {len(keys)} arrays, but data are one, or two parts."
         )
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    test, train = x[order].tensor_split([len(x) // 5])
-    split = f"a fifth of the rows, at random{'; gray = byte / 255' if is_bytes else ''}"
+    read = [read_rows(name, likelihood, one) for one in keys]
+    for x, _ in read:
+        if x.dim() < 2 or len(x) < 10:
+            raise DataError(
+                f"{name} holds an array of shape {tuple(x.shape)}, but each row must be one datum, "
+                "(N, H, W), (N, 3, H, W) or (N, D), with N ≥ 10: a fifth is held out."
+            )
+    (train, *held_out), is_bytes = [x for x, _ in read], read[0][1]
+    if held_out:
+        (test,), split = held_out, f"the array {keys[1]!r}"
+    else:
+        order = _permutation(len(train), seed)
+        test, train = train[order].tensor_split([len(train) // 5])
+        split = "a fifth of the rows, at random"
+    if test.shape[1:] != train.shape[1:]:
+        raise DataError(
+            f"{name}: the arrays {key!r} hold data of shapes {tuple(train.shape[1:])} and "
+            f"{tuple(test.shape[1:])}, but both are data of one model.\nGive arrays of equal shape."
+        )
+    split += "; gray = byte / 255" if is_bytes else ""
     return pv.datasets.Data(train, test, name=Path(name).name.partition(".")[0]), split
 
 
-def gray_images(path: str) -> tuple[Any, bool]:
-    """Read the images in a file as floats (bytes / 255), and whether they were bytes."""
+def _permutation(num: int, seed: int) -> Any:
     import torch
 
-    x = pv.datasets.from_file(path)
+    return torch.randperm(num, generator=torch.Generator().manual_seed(seed))
+
+
+def read_rows(path: str, likelihood: str, key: str | None = None) -> tuple[Any, bool]:
+    """Read data as floats, and whether they were bytes that were divided by 255.
+
+    Bytes are levels of gray or color, unless the likelihood is one of counts or categories.
+    """
+    import torch
+
+    x = pv.datasets.from_file(path, key)
     x = x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x  # one gray channel
-    is_bytes = x.dtype == torch.uint8 and bool((x > 1).any())
+    is_bytes = x.dtype == torch.uint8 and bool((x > 1).any()) and not _takes_counts(likelihood)
     return (x.float() / 255 if is_bytes else x.float()), is_bytes
+
+
+def _takes_counts(likelihood: str) -> bool:
+    """Return whether a likelihood is one of whole numbers beyond 0 and 1."""
+    import torch
+
+    from pyrovae.builder import part_named
+    from pyrovae.densities.supports import support_of
+
+    options = choice(likelihood)
+    options = {} if isinstance(options, str) else {k: v for k, v in options.items() if k != "name"}
+    try:
+        head = part_named(pv.likelihoods, name_of(likelihood))(1, **options)
+    except TypeError:  # `build` names the option
+        return False
+    support = support_of(head(torch.zeros(1, head.num_features)))
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    is_boolean = support is torch.distributions.constraints.boolean
+    is_unit = is_boolean or getattr(support, "upper_bound", None) == 1
+    return bool(support.is_discrete) and not is_unit
 
 
 def rows_of(path: str, run: Any) -> tuple[Any, Any]:
     """Read images, binarized like a run's data, and the mask: true where observed (not NaN)."""
-    x, _ = gray_images(path)
+    x, _ = read_rows(path, run.card["settings"]["likelihood"])
     shape = tuple(run.vae.spec["event_shape"])
     if tuple(x.shape[1:]) != shape or not len(x):
         raise DataError(
@@ -103,7 +156,7 @@ def _fixed(x: Any, seed: int) -> Any:
 def _binary(x: Any, pixels: str, likelihood: str) -> Any:
     if pixels != "none":
         return pv.datasets.binarize(x, pixels)
-    if likelihood != "Bernoulli" or ((x == 0) | (x == 1)).all():
+    if name_of(likelihood) != "Bernoulli" or ((x == 0) | (x == 1)).all():
         return x
     raise DataError(
         "--binarize none needs pixels that are 0 or 1, but these have other values "

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,9 +25,11 @@ import pyrovae as pv
 from pyrovae.cli.base import app, errors_as_exit_codes, file_name, path_of
 from pyrovae.cli.data import DATA_SETS, Images, load
 from pyrovae.cli.results import pictures, plain, provenance, show, summary
+from pyrovae.cli.settings import choice, from_settings_file, name_of, widths
 from pyrovae.errors import CheckpointError, ConfigError
 
 SETTINGS = "settings.json"
+PARTS = ("prior", "guide", "likelihood", "network")
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,14 @@ class Settings:
     """Settings of a run; None is decided by the data or the date."""
 
     data: str
+    key: str | None
     binarize: str | None
     prior: str
     guide: str
     likelihood: str
     network: str
     latent_dim: int
-    hidden: tuple[int, ...]
+    hidden: tuple[int, ...] | None
     epochs: int
     batch_size: int
     learning_rate: float
@@ -51,14 +54,6 @@ class Settings:
     precision: str
     device: str | None
     out: Path | None
-
-
-def widths(text: str) -> tuple[int, ...]:
-    """Parse hidden widths: "300,100" → (300, 100)."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text!r} is not a list of widths such as 200 or 300,300.")
-    return tuple(map(int, parts))
 
 
 def engine(text: str) -> str:
@@ -77,6 +72,10 @@ def fit_command(
         str,
         Option(parser=file_name, metavar="NAME", help=f"{', '.join(DATA_SETS)}, or a file."),
     ] = "digits",
+    key: Annotated[
+        str | None,
+        Option(metavar="NAMES", help="Array of an .npz: one, or training,held-out."),
+    ] = None,
     binarize: Annotated[
         Literal["threshold", "sampled", "none"] | None,
         Option(
@@ -99,8 +98,14 @@ def fit_command(
     ] = "mlp",
     latent_dim: Annotated[int, Option(min=1, metavar="D", help="Dimension of z.")] = 2,
     hidden: Annotated[
-        Any, Option(parser=widths, metavar="WIDTHS", help="E.g. 300,200; reversed in the decoder.")
-    ] = "200,200",
+        Any,
+        Option(
+            parser=widths,
+            metavar="WIDTHS",
+            help="E.g. 300,200, channels of conv; reversed in the decoder. Default 200,200; conv "
+            "32,64,64.",
+        ),
+    ] = None,
     epochs: Annotated[int, Option(min=1, metavar="N", help="Passes over the data.")] = 100,
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Data per step.")] = 64,
     learning_rate: Annotated[float, Option(metavar="RATE", help="Learning rate of Adam.")] = 1e-3,
@@ -127,8 +132,12 @@ def fit_command(
         Option(
             parser=path_of,
             metavar="DIR",
-            help="Resume an interrupted run; takes no other option.",
+            help="Resume an interrupted run, or extend one by --epochs; takes no other option.",
         ),
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        Option(parser=path_of, metavar="FILE", help="TOML or JSON with any of these options."),
     ] = None,
 ) -> None:
     """Train a VAE on images, score it on held-out ones, and draw plots.
@@ -150,11 +159,15 @@ def fit_command(
       pyrovae fit
       pyrovae fit --data mnist --binarize sampled --latent-dim 20 --out runs/mnist
       pyrovae fit --prior VampPrior --latent-dim 10
+      pyrovae fit --prior GaussianMixture:num_components=20
+      pyrovae fit --network conv --settings run.toml
       pyrovae fit --likelihood Normal   gray pixels, not binarized
       pyrovae fit --beta 4              the table still shows the ELBO of β = 1
       pyrovae fit --data faces.npy      (N, H, W), floats 0..1 or bytes 0..255
+      pyrovae fit --data colors.npz --key train,test    two arrays (N, 3, H, W)
       pyrovae fit --data genes.csv --likelihood Normal      one datum a row
       pyrovae fit --resume runs/mnist
+      pyrovae fit --resume runs/mnist --epochs 300      train on, or end it early
       torchrun --nproc-per-node 2 -m pyrovae fit --out runs/two
 
     Files are .npy, .npz (scipy's sparse ones too), .csv, .parquet, .feather or
@@ -164,23 +177,25 @@ def fit_command(
     if they are missing.
     """
     options = locals()  # before there is any other local
-    context, folder = options.pop("context"), options.pop("resume")
+    context, folder, file = (options.pop(name) for name in ("context", "resume", "settings"))
     with errors_as_exit_codes():
         if folder is None:
-            run(Settings(**options))
+            run(Settings(**options | (from_settings_file(context, file) if file else {})))
         else:
-            refuse_others(context)
-            run(settings_of(folder), resumed=folder)
+            changes = {"epochs": epochs} if "epochs" in given_with_resume(context) else {}
+            run(replace(settings_of(folder), **changes), resumed=folder)
 
 
-def refuse_others(context: typer.Context) -> None:
-    """Raise ConfigError if --resume comes with another option: the run has its own."""
+def given_with_resume(context: typer.Context) -> list[str]:
+    """Return the options given besides --resume: --epochs or none, since the run has its own."""
     given = [n for n in context.params if context.get_parameter_source(n).name == "COMMANDLINE"]
-    if others := [f"--{name.replace('_', '-')}" for name in given if name != "resume"]:
+    others = [f"--{name.replace('_', '-')}" for name in given if name not in ("resume", "epochs")]
+    if others:
         raise ConfigError(
             f"--resume uses the settings of the run, but {', '.join(others)} was also given."
-            "\nOmit it, or start a new run."
+            "\nOnly --epochs may be: it trains on, or ends the run early. Or start a new run."
         )
+    return given
 
 
 def settings_of(folder: Path) -> Settings:
@@ -188,7 +203,8 @@ def settings_of(folder: Path) -> Settings:
     path = folder / SETTINGS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Settings(**found | {"hidden": tuple(found["hidden"]), "out": folder})
+        hidden = found["hidden"] and tuple(found["hidden"])
+        return Settings(**found | {"hidden": hidden, "out": folder})
     except FileNotFoundError:
         raise ConfigError(
             f"{folder} has no {SETTINGS}, so it cannot be resumed.\nGive the folder that an "
@@ -205,13 +221,14 @@ def run(settings: Settings, *, resumed: Path | None = None) -> None:
 
     start = time.perf_counter()
     seed, is_resumed = seed_number(settings.seed), resumed is not None
-    how = {"binarize": settings.binarize, "likelihood": settings.likelihood}
+    how = {"binarize": settings.binarize, "likelihood": settings.likelihood, "key": settings.key}
     data = load(settings.data, **how, seed=seed)
-    names = ("prior", "guide", "likelihood", "network", "latent_dim", "hidden")
-    parts = {name: getattr(settings, name) for name in names}
-    vae = pv.build(data.train.shape[1:], **parts, data=data.train, seed=seed)
+    parts = {name: choice(getattr(settings, name)) for name in PARTS}
+    hidden = settings.hidden or default_widths(settings.network)
+    sizes = {"latent_dim": settings.latent_dim, "hidden": hidden}
+    vae = pv.build(data.train.shape[1:], **parts, **sizes, data=data.train, seed=seed)
     with run_folder(settings.out, data.name, is_resumed=is_resumed) as folder:
-        if not is_resumed and is_first():
+        if is_first():
             write_json(folder / SETTINGS, plain(settings))
         history, is_interrupted = trained(settings, vae, data, folder, is_resumed=is_resumed)
         if not is_first():
@@ -226,6 +243,16 @@ def run(settings: Settings, *, resumed: Path | None = None) -> None:
     show(result, folder)
     if is_interrupted:
         raise KeyboardInterrupt(how_to_go_on(folder))
+
+
+def default_widths(network: str) -> tuple[int, ...] | None:
+    """Return the network's own default, but at least two layers; None if it is unknown."""
+    from pyrovae.networks import NETWORKS
+
+    if name_of(network) not in NETWORKS:  # `build` refuses it
+        return None
+    hidden = NETWORKS[name_of(network)].hidden
+    return 2 * hidden if len(hidden) == 1 else hidden
 
 
 def trained(

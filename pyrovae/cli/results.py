@@ -11,6 +11,7 @@ from typing import Any
 import pyrovae as pv
 from pyrovae.cli.data import DATA_SETS, PIXELS, Images
 from pyrovae.cli.numbers import NUM_SAMPLES, bound_on, estimate, labels, with_error
+from pyrovae.images import can_be_drawn
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def pictures(vae: Any, data: Images, history: Any, seed: int, prior: str) -> dic
         "training.png": pv.plots.training_curve(history),
         "latent.png": pv.plots.latent_scatter(codes, labels, title=title).figure,
     }
-    if data.test.dim() == 3:
+    if can_be_drawn(data.test.shape[1:]):
         x = data.test[rows[:30]]
         mean = vae.reconstruct(x, seed=seed)
         title = f"{data.name}: held-out data x, and E[x|z] at a draw z ~ q(z|x)"
@@ -116,7 +117,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
     facts = {
         "pixels": result["pixels"],
         "held out": result["held_out_is"],
-        "latent": f"dimension {settings['latent_dim']}; hidden {settings['hidden']}",
+        "latent": f"dimension {settings['latent_dim']}; hidden {tuple(result['spec']['hidden'])}",
         "parts": f"{settings['prior']}, {settings['guide']}, {settings['likelihood']}",
         "trained": f"with β = {beta:g}{'' if beta == 1 else '; the ELBO above is that of β = 1'}",
         "epochs": f"{epochs}; seed {result['seed']}; {result['seconds']:.0f} s in total",

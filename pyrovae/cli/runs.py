@@ -32,7 +32,7 @@ def open_run(folder: Path, *, with_data: bool = True, data: str | None = None) -
     if not with_data:
         return Run(folder, card, vae, pixels, None)
     name = data or _place(card)
-    how = {k: settings[k] for k in ("binarize", "likelihood")}
+    how = {k: settings.get(k) for k in ("binarize", "likelihood", "key")}
     images = load(name, **how, seed=settings["seed"])
     found = data_hashes(images.train, images.valid, images.test)
     wrong = [part for part, value in card["data_sha256"].items() if found.get(part) != value]

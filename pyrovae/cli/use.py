@@ -12,6 +12,7 @@ from pyrovae.cli.data import rows_of
 from pyrovae.cli.options import DataOption, ForceOption, RunFolder, SeedOption
 from pyrovae.cli.runs import open_run
 from pyrovae.errors import ConfigError, DataError
+from pyrovae.images import can_be_drawn
 
 
 @app.command("sample")
@@ -52,9 +53,9 @@ def sample_command(
 
 
 def _picture(mean: Any, title: str, path: Path) -> None:
-    if mean.dim() != 3:
+    if not can_be_drawn(mean.shape[1:]):
         raise DataError(
-            f"a datum has shape {tuple(mean.shape[1:])}, so it is not an image (H, W).\n"
+            f"a datum has shape {tuple(mean.shape[1:])}, which is not an image.\n"
             "Give --out an .npz file."
         )
     pv.plots.images(mean, title=title).figure.savefig(path, dpi=120, format="png")
@@ -179,7 +180,9 @@ def impute_command(
         counts = {"num_samples": num_samples, "num_proposals": num_proposals}
         with new_file(out, force=force) as path:
             found = pv.impute(run.vae, x, mask=mask, **counts, seed=seed)
-            _write_npz(path, **found._asdict(), mask=mask)
+            arrays = found._asdict()
+            del arrays["data"]  # the file itself
+            _write_npz(path, **arrays)
         typer.echo(_in_words(found, num_proposals, out))
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.checks import as_tensor, check_finite
-from pyrovae.contract.requirements import modules_of
 from pyrovae.data import Schema
 from pyrovae.errors import ConfigError, DataError
+from pyrovae.runtime.modes import modules_of
 
 
 class Like(NamedTuple):

@@ -1,6 +1,6 @@
 """Requirements of a program on its data, cached until a part is swapped or edited."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pyrovae.checks.supports import columns_of
 from pyrovae.densities.supports import support_of
+from pyrovae.runtime.modes import modules_of
 
 
 class Requirement(NamedTuple):
@@ -108,17 +109,6 @@ def state_of(program: nn.Module) -> tuple[tuple, list]:
                     state.append((tensor.dtype, 0 if is_moving else tensor._version))
     state.extend(map(id, objects))
     return tuple(state), objects
-
-
-def modules_of(program: nn.Module) -> Iterator[nn.Module]:
-    """Yield `program.modules()`, in the same order, in a third of the time."""
-    stack, seen = [program], set()
-    while stack:
-        module = stack.pop()
-        if module is not None and module not in seen:
-            seen.add(module)
-            yield module
-            stack.extend(reversed(module._modules.values()))
 
 
 def is_one_for_all(support: constraints.Constraint) -> bool:

@@ -1,4 +1,4 @@
-"""Data files: found, downloaded, checked against their hashes, and parsed.
+"""Data files: found, downloaded, and checked against their hashes; `formats` parses them.
 
 A known file is a name below a folder. It is looked up in the folder that PYROVAE_DATA names,
 then in the cache (PYROVAE_CACHE, else the user's cache folder), gzipped or not, and downloaded
@@ -7,16 +7,10 @@ file, or one with other content, raises `DataError`. Nothing unchecked enters th
 nothing is ever unpickled.
 """
 
-import csv
-import gzip
 import hashlib
 import io
-import math
 import os
-import re
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +20,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.checks import as_path
+from pyrovae.datasets.formats import gunzip, parse_file
+from pyrovae.datasets.formats import read_idx as parse_idx
 from pyrovae.errors import DataError
 
 MNIST_MIRRORS = (
@@ -53,8 +49,7 @@ pbmc3k/pbmc3k_hvg2000.npz sha256:b1186c58b03a10b47b943ce03f4339a1c5c207ebed46db6
 """  # noqa: E501
 FILES = MappingProxyType(dict(line.split(maxsplit=1) for line in _TABLE.strip().splitlines()))
 
-# The third byte of an IDX file is the element type (LeCun, yann.lecun.com/exdb/mnist).
-IDX_TYPES = MappingProxyType({8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"})
+MOST_BYTES = 2**30  # of content in a known file; the largest has 47 MB
 
 
 def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
@@ -72,8 +67,8 @@ def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
         key: Which array of an `.npz`; required if it holds several.
 
     Raises:
-        DataError: Unknown format, damaged file, pickled objects, no numbers, an unknown key, or
-            a `.csv` with an index column.
+        DataError: Unknown format, damaged file, pickled objects, no numbers, an unknown key, a
+            `.csv` with an index column, not a regular file, or more than fits free memory.
         ImportError: `.parquet` and `.feather` need pyarrow.
         FileNotFoundError: The file does not exist.
         ConfigError: The path is not a valid file name.
@@ -85,26 +80,12 @@ def from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
         tensor([  0, 255], dtype=torch.uint8)
     """
     path = as_path(path)
-    if key is not None and path.suffix != ".npz":
-        raise DataError(
-            f"{path}: expected no key, got {key!r}.\nOnly an .npz has keys. Write from_file(path)."
-        )
-    if path.suffix in (".npy", ".npz"):
-        return _tensor(_load(path, key), path)
-    if path.suffix in (".csv", ".parquet", ".feather"):
-        return _tensor(_load_table(path), path)
-    if re.search(r"[.-]idx\d?(-\w+)?(\.gz)?$", path.name):
-        return _tensor(_parse_idx(_gunzip(path.read_bytes(), path), path), path)
-    raise DataError(
-        f"{path}: expected a name that ends in .npy, .npz, .csv, .parquet, .feather, -idx3-ubyte "
-        "or .idx (IDX also .gz).\n"
-        "The name determines the format. Write np.save('x.npy', array), then from_file('x.npy')."
-    )
+    return _tensor(parse_file(path, key), path)
 
 
 def read_idx(name: str, mirrors: Sequence[str] = ()) -> Tensor:
     """Read the tensor in a known IDX file, found, downloaded if needed, and checked."""
-    return _tensor(_parse_idx(_read(name, mirrors), name), name)
+    return _tensor(_idx(_read(name, mirrors), name), name)
 
 
 def read_npz(name: str) -> dict[str, np.ndarray]:
@@ -166,10 +147,10 @@ def _missing(name: str, folders: list[Path], failures: list[str]) -> DataError:
 
 def _checked(payload: bytes, name: str, source: Path | str) -> bytes:
     """Return the uncompressed content of `payload`; raise DataError unless it matches `FILES`."""
-    content = _gunzip(payload, source)
+    content = gunzip(payload, source, MOST_BYTES)
     kind, expected = FILES[name].split(":")
     if kind == "counts":
-        got = " ".join(map(str, np.bincount(_parse_idx(content, source).ravel().view(np.uint8))))
+        got = " ".join(map(str, np.bincount(_idx(content, source).ravel().view(np.uint8))))
     else:
         got = hashlib.new(kind, content, usedforsecurity=False).hexdigest()
     if got != expected:
@@ -181,111 +162,8 @@ def _checked(payload: bytes, name: str, source: Path | str) -> bytes:
     return content
 
 
-def _gunzip(payload: bytes, source: Path | str) -> bytes:
-    if not payload.startswith(b"\x1f\x8b"):
-        return payload
-    try:
-        return gzip.decompress(payload)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(source, "a whole gzip file", error) from error
-
-
-def _parse_idx(content: bytes, source: Path | str) -> np.ndarray:
-    """Parse IDX: two zero bytes, element type, number of axes, big-endian sizes, elements."""
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
-        raise _damaged(source, "IDX (bytes 00 00, then an element type)", content[:4].hex(" "))
-    dtype, start = np.dtype(IDX_TYPES[content[2]]), 4 + 4 * content[3]
-    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4))
-    size = start + math.prod(shape) * dtype.itemsize
-    if len(content) != size:
-        raise _damaged(
-            source, f"{size} bytes for shape {shape} of {dtype.name}", f"{len(content)} bytes"
-        )
-    return np.frombuffer(content, dtype, offset=start).reshape(shape)
-
-
-def _damaged(source: Path | str, expected: str, got: object) -> DataError:
-    return DataError(
-        f"{source}: expected {expected}, got {got}.\n"
-        "It is damaged or in another format. Copy or save it again; arrays go to .npy, .npz."
-    )
-
-
-def _load(path: Path, key: str | None) -> np.ndarray:
-    """Read an `.npy`, or one array of an `.npz`; nothing is ever unpickled."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            if key is None and {"format", "shape", "data"} <= set(loaded.files):
-                import scipy.sparse
-
-                return scipy.sparse.load_npz(path).toarray()
-            return loaded[_one_key(path, key, loaded.files)]
-    except DataError:
-        raise
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: expected arrays of numbers, got a file that numpy refuses: {error}\n"
-            "It is damaged, or holds pickled objects, which could run any code when loaded.\n"
-            "Write np.save('x.npy', array.astype('float32')), then from_file('x.npy')."
-        ) from error
-
-
-def _load_table(path: Path) -> np.ndarray:
-    """Read the columns of a table, (N, D), missing cells as NaN."""
-    import pandas as pd
-
-    try:
-        if path.suffix == ".csv":
-            frame = pd.read_csv(path, header=0 if _has_header(path) else None)
-        else:
-            frame = getattr(pd, f"read_{path.suffix[1:]}")(path)
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # pandas' ParserError and pyarrow's errors are ValueErrors
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise _damaged(path, "a table", error) from error
-    for name, dtype in frame.dtypes.items():
-        if str(name).startswith("Unnamed: "):
-            raise DataError(
-                f"{path}: column {name!r} has no name, so it is probably an index, which would be "
-                "trained on as data.\nWrite frame.to_csv('x.csv', index=False)."
-            )
-        if not pd.api.types.is_numeric_dtype(dtype):
-            raise DataError(
-                f"{path}: expected numbers, got dtype {dtype} in column {name!r}.\n"
-                "A density needs numbers. Encode the column, or drop it."
-            )
-    has_nullable = any(pd.api.types.is_extension_array_dtype(dtype) for dtype in frame.dtypes)
-    return frame.to_numpy("float64", na_value=np.nan) if has_nullable else frame.to_numpy()
-
-
-def _has_header(path: Path) -> bool:
-    """Return whether a cell in the first line of a `.csv` is not a number."""
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        cells = next(csv.reader(file), [])
-    return not all(_is_number(cell) for cell in cells)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell or "nan")
-    except ValueError:
-        return False
-    return True
-
-
-def _one_key(path: Path, key: str | None, keys: list[str]) -> str:
-    if key in keys or (key is None and len(keys) == 1):
-        return key or keys[0]
-    raise DataError(
-        f"{path}: expected {'one array' if key is None else f'a key {key!r}'}, got keys {keys}.\n"
-        f"One array is one data set. Write from_file(path, key={keys[0] if keys else key!r})."
-    )
+def _idx(content: bytes, source: Path | str) -> np.ndarray:
+    return parse_idx(io.BytesIO(content), source, len(content))
 
 
 def _tensor(array: np.ndarray, source: Path | str) -> Tensor:

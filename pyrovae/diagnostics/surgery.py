@@ -52,11 +52,11 @@ class Decomposition(NamedTuple):
             marginals if q does not factorize, NaN if p does not.
         names: D names of the latent dimensions.
         mean_elbo, mean_reconstruction, mean_kl: means over data, with errors.
-        mutual_information: I_q of these data, at most log N; error over draws.
+        mutual_information: I_q of these data, at most log N up to noise; error over draws.
         mutual_information_upper: without a datum's own term. In expectation the population's
             mutual information lies between the two; ∞ or huge if no two posteriors overlap.
-        marginal_kl: KL(q(z) ‖ p(z)) of these data. The last three are NaN with global latents
-            or a prior that depends on y, where the split does not exist.
+        marginal_kl: KL(q(z) ‖ p(z)) of these data; I_q + marginal_kl = mean_kl. The last three are
+            NaN with global latents or a prior that depends on y, where there is no such split.
     """
 
     elbo: Tensor
@@ -129,10 +129,10 @@ def decompose_elbo(
         found = over_draws(
             program, data, _read, num_samples=num_samples, memory_budget=memory_budget
         )
+        kl = found["log_guide"] - found["log_prior"]
         information = surgery(
-            program, data, num_aggregate=num_aggregate, memory_budget=memory_budget
+            program, data, kl, num_aggregate=num_aggregate, memory_budget=memory_budget
         )
-    kl = found["log_guide"] - found["log_prior"]
     log_weights = found["log_likelihood"] - kl
     elbo, reconstruction, kl = (
         log_weights.mean(0),
@@ -159,13 +159,19 @@ def _read(traces: Traces, num_data: int) -> Arrays:
 
 
 def surgery(
-    program: nn.Module, data: Source | Batch, *, num_aggregate: int, memory_budget: int | None
+    program: nn.Module,
+    data: Source | Batch,
+    kl: Tensor,
+    *,
+    num_aggregate: int,
+    memory_budget: int | None,
 ) -> tuple[Estimate, Estimate, Estimate]:
     """Estimate I_q, its upper counterpart, and KL(q(z) ‖ p(z)), nats, from M draws of q(z).
 
     Args:
         program: a program inside `draws.diagnosing`.
         data: validated data.
+        kl: (S, N), log q(z|x) − log p(z), whose mean the first and the last add up to.
         num_aggregate: M; each datum contributes ⌊M/N⌋ or ⌈M/N⌉ draws.
         memory_budget: bytes per chunk of the (M, N) log-densities.
     """
@@ -177,10 +183,33 @@ def surgery(
     num_data = data.count()
     log_aggregate = torch.logaddexp(own, others) - math.log(num_data)
     log_others = others - math.log(num_data - 1) if num_data > 1 else others * math.nan
+    marginal = log_aggregate - terms["log_prior"]
+    return _corrected(own - log_aggregate, own - log_others, marginal, kl.double())
+
+
+def _corrected(
+    information: Tensor, upper: Tensor, marginal: Tensor, kl: Tensor
+) -> tuple[Estimate, Estimate, Estimate]:
+    """Return the means of (M,) draws, corrected so that I_q + KL(q(z) ‖ p(z)) is that of kl (S, N).
+
+    Control variates: mean(a) + β (R − mean(r)) with β = cov(a, r) / var(r) has the least error; the
+    β of the two parts of r add up to 1.
+    """
+    rate = information + marginal
+    variance = kl.var(0).mean() if len(kl) > 1 else kl.var()  # each datum has as many draws
+    error = (variance / kl.numel()).sqrt().item()
+    centered = rate - rate.mean()
+    share = ((centered * information).sum() / (centered * centered).sum()).nan_to_num(0.5).item()
+
+    def corrected(part: Tensor, share: float, is_non_negative: bool) -> Estimate:
+        rest = mean_of(part - share * rate)
+        value = rest.value + share * kl.mean().item()
+        return Estimate(value, math.hypot(rest.std_error, share * error), is_non_negative)
+
     return (
-        mean_of(own - log_aggregate, is_non_negative=True),
-        mean_of(own - log_others),
-        mean_of(log_aggregate - terms["log_prior"], is_non_negative=True),
+        corrected(information, share, True),
+        corrected(upper, share, False),
+        corrected(marginal, 1 - share, True),
     )
 
 

@@ -9,7 +9,7 @@ network's flat output. Log-densities are in nats, summed over the event.
     x                              likelihood
     {0, 1}                         Bernoulli
     [0, 1]                         ContinuousBernoulli
-    {0, 1/(K − 1), …, 1}           DiscretizedLogistic
+    {0, 1/(K − 1), …, 1}           DiscretizedLogistic, DiscretizedLogisticMixture (colors)
     {0, …, K − 1}                  Categorical
     real                           Normal, HeteroscedasticNormal, StudentT
     counts 0, 1, 2, …              Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial
@@ -29,6 +29,7 @@ from pyrovae.likelihoods.columns import Columns
 from pyrovae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.likelihoods.count_decoder import CountDecoder as CountDecoder  # not a head
 from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic
+from pyrovae.likelihoods.discretized_logistic_mixture import DiscretizedLogisticMixture
 from pyrovae.likelihoods.heteroscedastic_normal import HeteroscedasticNormal
 from pyrovae.likelihoods.multinomial import Multinomial
 from pyrovae.likelihoods.negative_binomial import NegativeBinomial
@@ -43,6 +44,7 @@ __all__ = [
     "Columns",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "HeteroscedasticNormal",
     "Multinomial",
     "NegativeBinomial",

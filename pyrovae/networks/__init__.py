@@ -62,6 +62,7 @@ class Network(NamedTuple):
     Attributes:
         encoder: called as encoder(event_shape, q.num_features, hidden=…).
         decoder: called as decoder(latent_dim, features_of(p), hidden=…), with reversed widths.
+        hidden: the encoder's hidden widths by default.
 
     Example:
         >>> NETWORKS["conv"].encoder is conv_encoder
@@ -70,6 +71,7 @@ class Network(NamedTuple):
 
     encoder: Callable[..., nn.Module]
     decoder: Callable[..., nn.Module]
+    hidden: tuple[int, ...] = (200,)
 
 
 NETWORKS = MappingProxyType(
@@ -77,6 +79,6 @@ NETWORKS = MappingProxyType(
         "mlp": Network(mlp, mlp),
         "gated_mlp": Network(gated_mlp, gated_mlp),
         "residual_mlp": Network(residual_mlp, residual_mlp),
-        "conv": Network(conv_encoder, conv_decoder),
+        "conv": Network(conv_encoder, conv_decoder, hidden=(32, 64, 64)),
     }
 )

@@ -9,7 +9,8 @@ In the encoder R is a stride of 2 in K₁ and P. In the decoder R repeats pixels
 unlike a transposed convolution, supports odd sizes and avoids checkerboard artifacts
 (Odena, Dumoulin & Olah 2016, https://distill.pub/2016/deconv-checkerboard).
 
-Images are channels-first, as in torch; (H, W) is an image of one channel.
+Images are channels-first, as in torch; (H, W) is an image of one channel, and (H, W, C) with C in
+1, 3, 4 is channels-last (`checks.channel_dim`): it is transposed inside the networks.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from pyrovae.errors import ConfigError
 from pyrovae.heads import as_event_shape
+from pyrovae.images import channel_dim
 from pyrovae.networks.flatten_batch import FlattenBatch
 
 
@@ -34,7 +36,7 @@ def conv_encoder(
     """Return a strided residual convolutional network, (*S, B, *in_features) → (*S, B, F).
 
     Args:
-        in_features: the shape of an image: (H, W) or (C, H, W), of any size.
+        in_features: the shape of an image: (H, W), (C, H, W) or (H, W, C), of any size.
         out_features: F, or a shape with F elements.
         hidden: the channels of the blocks, from input to output; each block halves the sizes.
         activation: a constructor of the nonlinearity.
@@ -53,12 +55,13 @@ def conv_encoder(
         torch.Size([5, 7, 10])
     """
     event_shape = as_event_shape(in_features, name="in_features")
-    channels, *size = _as_image(event_shape, "in_features")
+    channels, *size = _as_image(_channels_first(event_shape), "in_features")
     widths = [channels, *as_event_shape(tuple(hidden), name="hidden")]
     height, width = _sizes(size, len(hidden))[-1]
     last = as_event_shape(out_features, name="out_features").numel()
     network = nn.Sequential(
         *([nn.Unflatten(1, (1, size[0]))] if len(event_shape) == 2 else []),
+        *([MoveDim(-1, -3)] if channel_dim(event_shape) == -1 else []),
         *(_Block(a, b, activation, stride=2) for a, b in itertools.pairwise(widths)),
         nn.Flatten(),
         nn.Linear(widths[-1] * height * width, last),
@@ -82,7 +85,8 @@ def conv_decoder(
 
     Args:
         in_features: the size of z (or a shape, flattened).
-        out_features: (…, H, W); F is its product, and all dimensions before H are channels.
+        out_features: (…, H, W), with all dimensions before H as channels, or (count, H, W, C); F is
+            its product.
         hidden: the channels of the blocks, from input to output; each block doubles the sizes.
         activation: a constructor of the nonlinearity.
 
@@ -98,7 +102,10 @@ def conv_decoder(
         torch.Size([5, 7])
     """
     inputs = as_event_shape(in_features, name="in_features")
-    channels, *size = _as_image(as_event_shape(out_features, name="out_features"), "out_features")
+    shape = as_event_shape(out_features, name="out_features")
+    is_last = len(shape) == 4 and channel_dim(shape[1:]) == -1
+    first = (shape[0], *_channels_first(shape[1:])) if is_last else shape
+    channels, *size = _as_image(torch.Size(first), "out_features")
     widths = as_event_shape(tuple(hidden), name="hidden")
     sizes = _sizes(size, len(widths))[::-1]
     blocks = zip(itertools.pairwise(widths), sizes[1:], strict=False)
@@ -111,10 +118,30 @@ def conv_decoder(
         nn.Upsample(size=tuple(size)),
         # 5×5, so that after the repetition each pixel still sees 3×3 distinct neighbors
         nn.Conv2d(widths[-1], channels, 5, padding=2, bias=False),
+        *([nn.Unflatten(1, first[:2]), MoveDim(-3, -1)] if is_last else []),
         nn.Flatten(),
         Bias(channels * math.prod(size)),
     )
     return FlattenBatch(network, event_dims=len(inputs))
+
+
+class MoveDim(nn.Module):
+    """Move a dimension, as torch.movedim.
+
+    Example:
+        >>> MoveDim(-1, -3)(torch.zeros(7, 28, 20, 3)).shape
+        torch.Size([7, 3, 28, 20])
+    """
+
+    def __init__(self, source: int, destination: int):
+        super().__init__()
+        self.source, self.destination = source, destination
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(self.source, self.destination)
+
+    def extra_repr(self) -> str:
+        return f"{self.source}, {self.destination}"
 
 
 class Bias(nn.Module):
@@ -165,12 +192,16 @@ class _Block(nn.Module):
         return self.activation(self.skip(x) + self.branch(x))
 
 
+def _channels_first(shape: torch.Size) -> torch.Size:
+    return torch.Size((shape[-1], *shape[:-1])) if channel_dim(shape) == -1 else shape
+
+
 def _as_image(shape: torch.Size, name: str) -> tuple[int, int, int]:
     """Return (channels, height, width) of a shape (…, H, W)."""
     if len(shape) < 2 or (name == "in_features" and len(shape) > 3):
         raise ConfigError(
             f"{name} = {tuple(shape)}, but a convolution runs over the neighbors of a pixel and "
-            "needs images of shape (H, W) or (C, H, W), channels first.\n"
+            "needs images of shape (H, W), (C, H, W) or (H, W, C).\n"
             "Use networks.mlp, or reshape x."
         )
     return math.prod(shape[:-2]), shape[-2], shape[-1]

@@ -4,6 +4,8 @@ Vectorized particles and enumeration add dimensions in front of the batch; convo
 exactly one. `FlattenBatch` flattens and restores them.
 """
 
+import math
+
 from torch import Tensor, nn
 
 from pyrovae.checks import whole_number
@@ -41,7 +43,7 @@ class FlattenBatch(nn.Module):
                 f"shape {tuple(x.shape)}.\nPass it (*S, B, *event)."
             )
         batch, event = x.shape[: -self.event_dims], x.shape[-self.event_dims :]
-        out = self.module(x.reshape(batch.numel(), *event))
+        out = self.module(x.reshape(math.prod(batch), *event))  # torch.export keeps B free
         return out.reshape(*batch, *out.shape[1:])
 
     def extra_repr(self) -> str:

@@ -1,8 +1,8 @@
 """Parts that also see which cells are missing: q(z|x, s), s the mask.
 
 A missing cell reaches an encoder as 0, like an observed 0. `SeesMask(part)` declares that a part
-of x also takes the mask; `JoinMask` is the common way to use it and joins both along the first
-dimension of a datum, or as channels of an image:
+of x also takes the mask; `JoinMask` is the common way to use it and joins both along a new first
+dimension of a datum, or as channels of an image, which then come first:
 
     forward(x, s) = part([s ⊙ x, s])        s = 1 where x is observed, else 0
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyrovae.errors import ConfigError
 from pyrovae.heads import as_event_shape
+from pyrovae.images import channel_dim
 from pyrovae.networks.covariates import Given
 
 
@@ -81,26 +82,29 @@ class JoinMask(nn.Module):
     def __init__(self, part: nn.Module, event_shape: Any):
         super().__init__()
         self.part = part
-        self.event_dims = len(as_event_shape(event_shape))
+        self.event_shape = as_event_shape(event_shape)
 
     def forward(self, x: Tensor, mask: Tensor, *others: Any):
         pair = torch.where(mask, x, 0), mask.to(x.dtype)
-        join = torch.cat if self.event_dims == 3 else torch.stack
-        at = -self.event_dims - (join is torch.stack)
-        return self.part(join(pair, at), *others)
+        channels = channel_dim(self.event_shape)
+        if channels is None:
+            return self.part(torch.stack(pair, -len(self.event_shape) - 1), *others)
+        return self.part(torch.cat([each.movedim(channels, -3) for each in pair], -3), *others)
 
     def extra_repr(self) -> str:
-        return f"event_dims={self.event_dims}"
+        return f"event_shape={tuple(self.event_shape)}"
 
 
 def joined_shape(event_shape: Any) -> torch.Size:
     """Return the shape of a datum and its mask, joined by `JoinMask`.
 
     Example:
-        >>> [tuple(joined_shape(shape)) for shape in (5, (8, 8), (3, 8, 8))]
-        [(2, 5), (2, 8, 8), (6, 8, 8)]
+        >>> [tuple(joined_shape(shape)) for shape in (5, (8, 8), (3, 8, 8), (8, 8, 3))]
+        [(2, 5), (2, 8, 8), (6, 8, 8), (6, 8, 8)]
     """
     shape = as_event_shape(event_shape)
-    if len(shape) == 3:
-        return torch.Size([2 * shape[0], *shape[1:]])
-    return torch.Size([2, *shape])
+    channels = channel_dim(shape)
+    if channels is None:
+        return torch.Size([2, *shape])
+    height, width = shape[:2] if channels == -1 else shape[1:]
+    return torch.Size([2 * shape[channels], height, width])

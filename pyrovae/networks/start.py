@@ -7,6 +7,8 @@ the mean instead of the mean itself. The map features ↦ mean is inverted by bi
 likelihood's own `.mean`, so likelihoods need not support it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -14,13 +16,15 @@ from torch.distributions import constraints
 from pyrovae.checks import as_mask, as_tensor, check_event_shape, check_finite
 from pyrovae.errors import ConfigError
 
+MOST = 2.0**40  # of a parameter, as far as the bisection goes
 MARGIN = 1e-3  # as in the code of Burda et al. 2016, which clips pixel means to [0.001, 0.999]
 
 
 def features_of(head: nn.Module) -> torch.Size:
     """Return the shape of a head's features: (count, *event_shape).
 
-    It is (F,) if F is not a multiple of the event's size. It is the `out_features` of a decoder.
+    It is the head's `feature_shape` if it declares one, and (F,) if F is not a multiple of the
+    event's size. It is the `out_features` of a decoder.
 
     Args:
         head: a likelihood with `num_features` and `event_shape`.
@@ -30,6 +34,8 @@ def features_of(head: nn.Module) -> torch.Size:
         >>> features_of(Bernoulli((28, 28)))
         torch.Size([1, 28, 28])
     """
+    if hasattr(head, "feature_shape"):
+        return head.feature_shape
     count, rest = divmod(head.num_features, head.event_shape.numel())
     return torch.Size((head.num_features,) if rest else (count, *head.event_shape))
 
@@ -130,8 +136,13 @@ def _features_at(head: nn.Module, start: Tensor, target: Tensor) -> Tensor:
         def features_at(value: Tensor, first: int = first) -> Tensor:
             return torch.cat([start[:first], value, start[first + size :]])
 
-        value = _bisect(lambda t, at=features_at: head(at(t)).mean.flatten(), target)
-        features = features_at(value)
+        def mean_at(value: Tensor, at: Callable = features_at) -> Tensor:
+            return head(at(value)).mean.flatten()
+
+        far = torch.full_like(target, MOST)
+        if ((mean_at(far) < target) | (mean_at(-far) > target)).any():
+            continue  # before the many steps of a bisection
+        features = features_at(_bisect(mean_at, target))
         if torch.allclose(head(features).mean.flatten(), target, rtol=1e-3, atol=1e-4):
             return features
     raise ConfigError(

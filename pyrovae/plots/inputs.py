@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyrovae.errors import ConfigError, DataError
+from pyrovae.images import can_be_drawn, channel_dim
 
 
 def as_array(value: Any, name: str) -> np.ndarray:
@@ -41,15 +42,36 @@ def as_finite(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def as_images(value: Any, name: str) -> np.ndarray:
-    """Return images (N, H, W), N ≥ 1."""
+def as_images(value: Any, name: str, *, leading: Sequence[int] | None = None) -> np.ndarray:
+    """Return images (*leading, H, W), or in color (*leading, H, W, 3).
+
+    Args:
+        value: images (H, W), (C, H, W) or (H, W, C) with C in 1, 3, 4, after the leading sizes.
+        name: its name in messages.
+        leading: the sizes before an image; (N,) with any N ≥ 1 by default.
+    """
     array = as_finite(value, name)
-    if array.ndim != 3 or not array.size:
+    num = 1 if leading is None else len(leading)
+    sizes, event = array.shape[:num], array.shape[num:]
+    if not array.size or not can_be_drawn(event) or (leading and sizes != tuple(leading)):
+        wanted = "N" if leading is None else ", ".join(map(str, leading))
         raise DataError(
-            f"{name} has shape {array.shape}, but a grid of gray images needs (N, H, W), N ≥ 1.\n"
+            f"{name} has shape {array.shape}, but a grid of images needs ({wanted}, H, W), or "
+            f"({wanted}, 3, H, W) in color, and at least one.\n"
             f"Reshape it, for example {name}.reshape(-1, 28, 28); one image is {name}[None]."
         )
-    return array
+    dim = channel_dim(event)
+    return array if dim is None else _in_color(np.moveaxis(array, dim, -1))
+
+
+def _in_color(array: np.ndarray) -> np.ndarray:
+    """Return (…, H, W) for one channel, else (…, H, W, 3); opacity is laid over white."""
+    if array.shape[-1] == 1:
+        return array[..., 0]
+    if array.shape[-1] == 3:
+        return array
+    color, opacity = array[..., :3], array[..., 3:]
+    return color * opacity + array.max() * (1 - opacity)
 
 
 def as_axis(value: Any, name: str) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Grids of images on one gray scale: samples, reconstructions, and how x changes with z."""
+"""Grids of images on one scale: samples, reconstructions, and how x changes with z.
+
+Images are gray (H, W), or in color, (3, H, W) or (H, W, 3).
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pyrovae.errors import DataError
+from pyrovae.images import can_be_drawn
 from pyrovae.plots.inputs import as_axis, as_finite, as_images, some_names, whole_count
 from pyrovae.plots.style import every, own_axes
 
@@ -17,11 +21,12 @@ MOST_TICKS = 10  # numbers written along an axis, at most
 def images(
     array: Any, *, columns: int | None = None, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw a grid of gray images, row by row, on one gray scale that the axis label gives.
+    """Draw a grid of images, row by row, on one scale that the axis label gives.
 
     Args:
-        array: (N, H, W). White is 0 and black is 1 if all values are in [0, 1], else white is the
-            smallest value and black the largest.
+        array: (N, H, W), or in color (N, 3, H, W) or (N, H, W, 3). White is 0 and black is 1 if all
+            values are in [0, 1], else white is the smallest value and black the largest; in color
+            0 is dark.
         columns: images per row; about √N by default.
         title: text above the grid.
         ax: axes to draw on; a new figure's by default.
@@ -42,7 +47,7 @@ def images(
     default = math.ceil(math.sqrt(len(array)))
     columns = whole_count(default if columns is None else columns, "columns")
     rows = [array[start : start + columns] for start in range(0, len(array), columns)]
-    return _show_rows(rows, gray_limits(array), ax, title=title)[0]
+    return _show_rows(rows, limits_of(array), ax, title=title)[0]
 
 
 def reconstructions(
@@ -56,7 +61,7 @@ def reconstructions(
     """Draw inputs and reconstructions in pairs of rows, each input above its reconstruction.
 
     Args:
-        x: (N, H, W), the inputs.
+        x: (N, H, W), or in color, the inputs.
         reconstructed: (N, H, W), in the same units and order.
         columns: pairs side by side.
         title: text above the grid.
@@ -83,7 +88,7 @@ def reconstructions(
     columns = whole_count(10 if columns is None else columns, "columns")
     starts = range(0, len(x), columns)
     rows = [part[i : i + columns] for i in starts for part in (x, reconstructed)]
-    limits = gray_limits(np.concatenate([x, reconstructed]))
+    limits = limits_of(np.concatenate([x, reconstructed]))
     ax, down, _ = _show_rows(rows, limits, ax, title=title, pairs=True, beside=1.2)
     ax.set_yticks(down, ["input", "reconstruction"] * len(starts))
     return ax
@@ -100,8 +105,9 @@ def traversals(
     """Draw one row of images per latent dimension: x as z moves along that dimension alone.
 
     Args:
-        images: (D, K, H, W); images[d, k] decodes a code with dimension d set to values[k] and
-            the others unchanged. Rows in any order, for example the most informative first.
+        images: (D, K, H, W), or in color; images[d, k] decodes a code with dimension d set to
+            values[k] and the others unchanged. Rows in any order, for example the most informative
+            first.
         values: (K,), increasing, in the units of the latent space.
         names: names of the D rows; 0 … D − 1 by default.
         title: text above the grid.
@@ -120,15 +126,16 @@ def traversals(
         >>> [label.get_text() for label in ax.get_xticklabels()]
         ['−2', '−1', '0', '1', '2']
     """
-    rows, values = as_finite(images, "images"), as_axis(values, "values")
-    if rows.ndim != 4 or not rows.size or rows.shape[1] != len(values):
+    array, values = as_finite(images, "images"), as_axis(values, "values")
+    if array.ndim < 4 or not array.size or array.shape[1] != len(values):
         raise DataError(
-            f"images has shape {rows.shape}, but traversals need (D, K, H, W), one image for "
+            f"images has shape {array.shape}, but traversals need (D, K, H, W), one image for "
             f"each of D dimensions at each of K = {len(values)} values.\n"
             f"Write images.reshape(D, {len(values)}, H, W)."
         )
+    rows = as_images(array, "images", leading=array.shape[:2])
     names = some_names(names, len(rows), default=[str(d) for d in range(len(rows))])
-    ax, down, across = _show_rows(list(rows), gray_limits(rows), ax, title=title, beside=0.9)
+    ax, down, across = _show_rows(list(rows), limits_of(rows), ax, title=title, beside=0.9)
     ax.set_yticks(down, names)
     _write_values(ax.set_xticks, across, values)
     ax.set_xlabel(f"value of the dimension, units of z\n{ax.get_xlabel()}")
@@ -147,8 +154,8 @@ def latent_manifold(
     """Draw the plane of a two-dimensional latent space as the images that its points decode to.
 
     Args:
-        images: (K0, K1, H, W), or (K0·K1, H, W) in the order of `torch.cartesian_prod`:
-            images[i, j] decodes z = (first[i], second[j]), indexing="ij" of a meshgrid.
+        images: (K0, K1, H, W), or (K0·K1, H, W) in the order of `torch.cartesian_prod`, gray or in
+            color: images[i, j] decodes z = (first[i], second[j]), indexing="ij" of a meshgrid.
         first: (K0,), increasing values of z0, evenly spaced or not (normal quantiles, say).
         second: (K1,), values of z1; those of z0 by default.
         title: text above the plane.
@@ -168,8 +175,8 @@ def latent_manifold(
     first = as_axis(first, "first")
     second = first if second is None else as_axis(second, "second")
     array = _plane_of_images(as_finite(images, "images"), len(first), len(second))
-    rows = list(array.transpose(1, 0, 2, 3)[::-1])  # the largest z1 at the top
-    ax, down, across = _show_rows(rows, gray_limits(array), ax, title=title, beside=0.8)
+    rows = list(array.swapaxes(0, 1)[::-1])  # the largest z1 at the top
+    ax, down, across = _show_rows(rows, limits_of(array), ax, title=title, beside=0.8)
     _write_values(ax.set_xticks, across, first)
     _write_values(ax.set_yticks, down[::-1], second)
     ax.set_xlabel(f"latent dimension 0\n{ax.get_xlabel()}")
@@ -178,19 +185,20 @@ def latent_manifold(
 
 
 def _plane_of_images(array: np.ndarray, num_first: int, num_second: int) -> np.ndarray:
-    """Return images (K0, K1, H, W)."""
-    if array.ndim == 3 and len(array) == num_first * num_second:
+    """Return images (K0, K1, H, W), or in color (K0, K1, H, W, 3)."""
+    if len(array) == num_first * num_second and can_be_drawn(array.shape[1:]):
         array = array.reshape(num_first, num_second, *array.shape[1:])
-    if array.ndim != 4 or not array.size or array.shape[:2] != (num_first, num_second):
+    is_plane = array.shape[:2] == (num_first, num_second) and can_be_drawn(array.shape[2:])
+    if not is_plane or not array.size:
         raise DataError(
             f"images has shape {array.shape}, but {num_first} values of z0 and {num_second} of z1 "
             f"need one image each: ({num_first}, {num_second}, H, W).\n"
             "Decode torch.cartesian_prod(first, second) and reshape to that."
         )
-    return array
+    return as_images(array, "images", leading=array.shape[:2])
 
 
-def gray_limits(array: np.ndarray) -> tuple[float, float]:
+def limits_of(array: np.ndarray) -> tuple[float, float]:
     """Return the values of white and black: 0 and 1 if all are in [0, 1], else the extremes."""
     low, high = float(array.min()), float(array.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
@@ -217,14 +225,16 @@ def _show_rows(
     """
     mosaic, down, across = _mosaic(rows, pairs)
     if ax is None:
-        height, width = mosaic.shape
+        height, width = mosaic.shape[:2]
         inches = min(8.0, 0.75 * len(rows[0]) + 1), min(9.0, 0.75 * len(rows) + 1)
         scale = min(inches[0] / width, inches[1] / height)
         ax = own_axes(None, max(width * scale, 4.0) + beside, height * scale + 0.8)
-    ax.imshow(mosaic, cmap="gray_r", vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    is_gray = mosaic.ndim == 2
+    ax.imshow(mosaic if is_gray else _scaled(mosaic, limits), **_scale(is_gray, limits))
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.set_xlabel(f"white = {limits[0]:.4g}, black = {limits[1]:.4g}")
+    names = ("white", "black") if is_gray else ("dark", "light")
+    ax.set_xlabel(f"{names[0]} = {limits[0]:.4g}, {names[1]} = {limits[1]:.4g}")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_facecolor("#dfe6ee")  # shows through the gaps, where the mosaic is NaN
@@ -233,12 +243,25 @@ def _show_rows(
     return ax, down, across
 
 
+def _scale(is_gray: bool, limits: tuple[float, float]) -> dict[str, Any]:
+    gray = {"cmap": "gray_r", "vmin": limits[0], "vmax": limits[1]} if is_gray else {}
+    return gray | {"interpolation": "nearest"}
+
+
+def _scaled(mosaic: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Return colors in [0, 1] with an opacity, 0 in the gaps."""
+    low, high = limits
+    color = (mosaic - low) / (high - low if high > low else 1)
+    opacity = ~np.isnan(mosaic[..., :1])
+    return np.concatenate([np.nan_to_num(color).clip(0, 1), opacity], -1)
+
+
 def _mosaic(rows: Sequence[np.ndarray], pairs: bool) -> tuple[np.ndarray, list[float], list[float]]:
-    _, height, width = rows[0].shape
+    height, width, *channels = rows[0].shape[1:]
     gap = max(1, height // 12)
     tops = [gap + i * (height + gap) + (gap * (i // 2) if pairs else 0) for i in range(len(rows))]
     lefts = [gap + j * (width + gap) for j in range(len(rows[0]))]
-    mosaic = np.full((tops[-1] + height + gap, lefts[-1] + width + gap), np.nan)
+    mosaic = np.full((tops[-1] + height + gap, lefts[-1] + width + gap, *channels), np.nan)
     for top, row in zip(tops, rows, strict=True):
         for left, image in zip(lefts, row, strict=False):  # the last row may be short
             mosaic[top : top + height, left : left + width] = image

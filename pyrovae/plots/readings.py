@@ -12,7 +12,7 @@ from pyrovae.plots.inputs import as_array, as_finite, as_real, record_with, some
 from pyrovae.plots.style import BLUE, COLORS, ORANGE, RED, dot_area, dress, own_axes
 
 MOST_NAMES = 40  # named bars, at most
-THRESHOLD = 0.7  # of k̂ for many draws: pyrovae.core.pareto
+THRESHOLD = 0.7  # core.pareto.MOST; importing that would import torch
 ERRORS = 2  # standard errors on either side of a bar
 
 

@@ -37,8 +37,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {CARD}, so it is not a finished run.\n"
-            "Give the folder that pyrovae fit printed at its end."
+            f"{folder} has no {CARD}, so it is not a finished run.\n{_how_to_finish(folder)}"
         )
     card = parse_json(path.read_bytes(), path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -49,6 +48,15 @@ def read_card(folder: Path) -> dict[str, Any]:
         )
     _check(card, path)
     return card
+
+
+def _how_to_finish(folder: Path) -> str:
+    if not any(folder.glob("step-*")):
+        return "Give the folder that pyrovae fit printed at its end."
+    return (
+        f"It was interrupted: continue by pyrovae fit --resume {folder}, or look at it as it is by "
+        f"pyrovae fit --resume {folder} --epochs 1, which trains no further than it was."
+    )
 
 
 def _check(card: dict[str, Any], path: Path) -> None:

@@ -12,6 +12,7 @@ from pyrovae.core.draws import over_draws, read_latents
 from pyrovae.data import Batch
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.handlers import evaluation
+from pyrovae.images import can_be_drawn
 from pyrovae.networks import given
 from pyrovae.report.findings import Findings
 from pyrovae.report.graph import as_png, model_graph
@@ -106,7 +107,7 @@ def _codes(program: nn.Module, data: Batch) -> tuple[Tensor, Tensor | None]:
 
 
 def _are_images(program: nn.Module, found: Findings) -> bool:
-    return is_plain_vae(program) and found.data.x.dim() == 3
+    return is_plain_vae(program) and can_be_drawn(found.data.x.shape[1:])
 
 
 def _of_belief(found: Findings) -> list[Picture]:

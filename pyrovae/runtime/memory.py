@@ -1,6 +1,8 @@
 """Memory of torch's operations: count it, and let the C library keep what was freed."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,21 @@ def bytes_of(function: Callable[[], Any]) -> int:
     with _Bytes() as counter:
         function()
     return counter.total
+
+
+def free_memory() -> float:
+    """Return the bytes of memory that new arrays can take; ∞ where the system does not say.
+
+    Example:
+        >>> free_memory() > 2**20
+        True
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return math.inf
+    sizes = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(sizes["MemAvailable"].split()[0])
 
 
 def keep_freed_memory(device: torch.device) -> None:

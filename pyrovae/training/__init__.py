@@ -141,7 +141,8 @@ def fit(
         diagnostics_every: steps between records of rate, distortion, active units, mutual
             information, KL per dimension and the gradient's signal-to-noise in `History.monitor`.
         callbacks: called as callback(program, record) after each epoch, outside the run's
-            random stream and parameter store, so that they cannot change the run's draws.
+            random stream and parameter store, so that they cannot change the run's draws. One that
+            returns True ends the run, which then stays ended when it is resumed.
         progress: show a progress bar on stderr; None shows it if stderr is a terminal.
 
     Returns:
@@ -257,9 +258,9 @@ def _train(
 
 
 def _call(callback: Callable, checkpointer: Checkpointer | None, loop: Loop, record: Epoch) -> None:
-    """Call a callback after an epoch; if it raises, the epoch is saved first."""
+    """Call a callback after an epoch, which may end the run; if it raises, the epoch is saved."""
     try:
-        callback(loop.scored, record)
+        loop.is_ended |= callback(loop.scored, record) is True
     except BaseException:
         if checkpointer and loop.group.size == 1:  # else all processes would have to save
             checkpointer.save()

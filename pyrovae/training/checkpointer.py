@@ -63,7 +63,7 @@ class Checkpointer:
     ):
         self.run, self.loop, self.facts, self.save_every = run, loop, facts, save_every
         self.log = CSV(run.path / "history.csv")
-        self.saved_at, self.saved_position = time.monotonic(), (0, 0)
+        self.saved_at, self.saved_position = time.monotonic(), (0, 0, False)
         self.is_due = False  # whether to write a checkpoint as soon as no gradients are pending
 
     def resume(self, *, allow_data_change: bool) -> str | None:
@@ -231,8 +231,8 @@ class Checkpointer:
         return {"loop": self.loop.state(), "facts": self.facts, "engine": engine}
 
     @property
-    def _position(self) -> tuple[int, int]:
-        return self.loop.epoch, self.loop.steps.num_steps
+    def _position(self) -> tuple[int, int, bool]:
+        return self.loop.epoch, self.loop.steps.num_steps, self.loop.is_ended
 
     def finish(self) -> None:
         """Write the last checkpoint, which more epochs can continue, and the finished model."""

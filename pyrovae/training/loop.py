@@ -68,6 +68,7 @@ class Loop:
         self.spikes = Spikes()
         self.first_batch: Any = None  # to inspect data that are not in memory
         self.epoch, self.index = 1, 0  # of the next batch
+        self.is_ended = False  # by a callback
         self.epoch_stream, self.epoch_generators = self.order.state, self._generator_states()
         self.sums = torch.zeros(2, dtype=torch.float64)
         self.start = time.perf_counter()
@@ -87,18 +88,19 @@ class Loop:
         return time.perf_counter() - self.start
 
     def run(self) -> None:
-        """Train from the current position to the end of the plan, or until patience runs out.
+        """Train to the end of the plan, until patience runs out, or until a callback ends it.
 
         Train mode is for steps only: callbacks, and the caller afterwards, find eval mode.
         """
         for program in (self.program, self.scored):
             program.eval()
-        while self.epoch <= self.plan.epochs and not self.is_exhausted:
+        while self.epoch <= self.plan.epochs and not (self.is_exhausted or self.is_ended):
             batches = self._batches()
             while self._train(batches):
                 TURN.give()
             self._finish_epoch()
-        self.history.stopped_early = self.is_exhausted and len(self.history) < self.plan.epochs
+        is_early = self.is_exhausted or self.is_ended
+        self.history.stopped_early = is_early and len(self.history) < self.plan.epochs
 
     def keep(self) -> None:
         """Load the kept weights into the program: the best epoch's, or their average."""
@@ -201,6 +203,7 @@ class Loop:
         self.sums = torch.zeros(2, dtype=torch.float64)
         for hook in self.after_epoch:
             hook(self, record)
+        self.is_ended = self.group.broadcast_object(self.is_ended)  # callbacks run in the first
 
     def _validate(self) -> tuple[float, float, float]:
         """Evaluate the held-out data in one process, so that all have the same score."""
@@ -222,6 +225,7 @@ class Loop:
             "order": self.order.state,
             "generators": self._generator_states(),
             **{name: getattr(self, name) for name in POSITION},
+            "is_ended": self.is_ended,
             "num_steps": self.steps.num_steps,
             "sizes": [(source.num_data, source.num_batches) for source in self._sources],
             "history": self.history.state(),
@@ -251,6 +255,7 @@ class Loop:
             vars(self.best).update(state["best"])
         self._set_generators(state["generators"])
         vars(self).update({name: state[name] for name in POSITION})
+        self.is_ended = state.get("is_ended", False)
         self.steps.num_steps, self.sums = state["num_steps"], own["sums"].clone()
         self.history.load(state["history"])
         for source, sizes in zip(self._sources, state["sizes"], strict=False):

@@ -1,7 +1,7 @@
 """How often do the 95 % intervals of `log_evidence` contain log p(x)?
 
-    python tests/benchmarks/coverage.py            # all models and methods
-    python tests/benchmarks/coverage.py --quick    # a tenth of the repetitions
+    python tests/benchmarks/interval_coverage.py            # all models and methods
+    python tests/benchmarks/interval_coverage.py --quick    # a tenth of the repetitions
 
 Four models whose log p(x) is exact (closed form or quadrature), each after 0, 30 and 300 epochs of
 training, 50 data. A cell: share of data with an interval, and its coverage, over data and seeds.
