@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyrovae.checks import nearest, whole_number
 from pyrovae.errors import ConfigError
-from pyrovae.heads import EventShape, as_event_shape
+from pyrovae.heads import EventShape, as_event_shape, as_index
 
 NO_CATEGORY = -1.0  # a code whose one-hot features are all 0
 
@@ -91,17 +91,18 @@ class Inputs(nn.Module):
             self.places.setdefault(name, []).append(column)
         for name in INPUTS:
             if name in self.places:
-                at = torch.tensor(self.places[name])
+                at = as_index(self.places[name])
                 self.register_buffer(f"columns_{name}", at, persistent=False)
         self._hold_categories()
         self.register_buffer("center", torch.zeros(self.event_shape))
         self.register_buffer("spread", torch.ones(self.event_shape))
 
     def _hold_categories(self) -> None:
-        pairs = list(zip(self.places.get(ONE_HOT, []), self.widths, strict=True))
-        none = torch.zeros(0, dtype=torch.long)
-        column = torch.cat([none, *(torch.full((width,), j) for j, width in pairs)])
-        code = torch.cat([none, *(torch.arange(width) for _, width in pairs)])
+        code = torch.arange(sum(self.widths))
+        widths = as_index(self.widths)
+        column = as_index(self.places.get(ONE_HOT, []))
+        column = column.repeat_interleave(widths)
+        code = code - (widths.cumsum(0) - widths).repeat_interleave(widths)
         code = code.to(torch.get_default_dtype())
         is_code = torch.zeros(self.event_shape, dtype=torch.bool)
         is_code.view(-1)[column] = True
