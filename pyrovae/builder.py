@@ -137,7 +137,7 @@ def build(
         from_z = networks.decoder(latent_dim, features_of(p), hidden=hidden[::-1], **options)
         encoder = nn.Sequential(into_q, q)
         encoder = SeesMask(JoinMask(encoder, in_shape)) if sees_mask else encoder
-        encoder = encoder if seen is None else Transformed(seen, encoder)
+        encoder = encoder if seen is None else Transformed(seen, *_in_sequence(encoder))
         known["encoder"] = encoder
         decoder = nn.Sequential(from_z, p)
         if data is not None:
@@ -160,6 +160,10 @@ def build(
     vae.data_spec = data_spec
     vae.schema = None if table is None else table.schema
     return vae
+
+
+def _in_sequence(encoder: nn.Module) -> list[nn.Module]:
+    return list(encoder) if isinstance(encoder, nn.Sequential) else [encoder]
 
 
 def _inputs(choice: Any, likelihood: nn.Module, event_shape: Any, data: Any) -> Inputs | None:

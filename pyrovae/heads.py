@@ -90,6 +90,18 @@ def as_event_shape(event_shape: EventShape, *, name: str = "event_shape") -> tor
     return torch.Size([int(n) for n in sizes])
 
 
+def as_index(numbers: Sequence[int]) -> Tensor:
+    """Return whole numbers as an int64 tensor.
+
+    By way of NumPy, because `load` limits sizes, and takes lists of whole numbers for shapes.
+
+    Example:
+        >>> as_index([3, 1])
+        tensor([3, 1])
+    """
+    return torch.from_numpy(np.array(numbers, dtype="int64"))
+
+
 def as_latent_shape(latent_dim: int) -> torch.Size:
     """Return the shape (D,) of a latent vector of D numbers.
 

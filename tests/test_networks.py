@@ -163,7 +163,8 @@ def test_channels_last_are_transposed_inside_the_networks(channels):
 
 def test_images_with_channels_last_are_learned_from_the_start():
     x = torch.rand(1, 6, 5, 3).expand(8, 6, 5, 3)
-    vae = pv.build((6, 5, 3), network="conv", likelihood="Normal", hidden=(4, 4), data=x, seed=0)
+    vae = pv.build((6, 5, 3), network="conv", likelihood="Normal", hidden=(4, 4), seed=0)
+    start_at_mean(vae.decoder, x)
     (first,) = [m for m in vae.encoder.modules() if isinstance(m, nn.Conv2d)][:1]
     assert first.in_channels == 3
     torch.testing.assert_close(vae.reconstruct(x, seed=0), x, atol=0.3, rtol=0)

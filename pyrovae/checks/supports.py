@@ -76,7 +76,10 @@ def inside(support: Any, dtype: torch.dtype, device: Any = None) -> Tensor | flo
     """
     columns = columns_of(support)
     if columns:
-        return columns.spread([_inside(each) for each in columns.supports], dtype, device)
+        names = [repr(each) for each in columns.supports]
+        kinds = dict(zip(names, columns.supports, strict=True))  # each once: a table has few
+        value = {name: _inside(support) for name, support in kinds.items()}
+        return columns.spread([value[name] for name in names], dtype, device)
     return _inside(support)
 
 

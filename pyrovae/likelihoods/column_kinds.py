@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyrovae import densities
 from pyrovae.checks import whole_number
-from pyrovae.heads import MIN_SCALE, inverse_positive, positive
+from pyrovae.heads import MIN_SCALE, as_index, inverse_positive, positive
 from pyrovae.likelihoods.moments import center_and_spread
 
 LARGEST_LOG = 40.0  # |log x|: squares of larger numbers overflow float32
@@ -231,11 +231,9 @@ class Categorical(Kind):
         ]
         self.num_features = sum(self.widths)
         # the place of logit k of column j among the features; beyond K_j, any
-        place = torch.zeros(self.size, max(self.widths), dtype=torch.long)
-        start = 0
-        for row, width in zip(place, self.widths, strict=True):
-            row[:width] = torch.arange(start, start + width)
-            start += width
+        level = torch.arange(max(self.widths)).expand(self.size, -1)
+        width = as_index(self.widths)[:, None]
+        place = torch.where(level < width, width.cumsum(0) - width + level, 0)
         self.register_buffer("place", place, persistent=False)
 
     def supports(self) -> list[constraints.Constraint]:
@@ -264,7 +262,11 @@ class Ordinal(Kind):
             whole_number(column["num_categories"], "num_categories", 2) for column in columns
         ]
         self.raw_thresholds = nn.Parameter(torch.zeros(self.size, max(self.widths) - 1))
-        self._set_thresholds([torch.full((k,), 1 / k) for k in self.widths])
+        # equal shares of all levels; beyond K_j, any
+        share = torch.arange(1, max(self.widths)) / as_index(self.widths)[:, None]
+        c = share.clamp(max=1 - 1e-3).logit()
+        gaps = inverse_positive(c.diff(dim=-1).clamp(min=1e-3))
+        self.raw_thresholds.data.copy_(torch.cat([c[:, :1], gaps], -1))
 
     def supports(self) -> list[constraints.Constraint]:
         return [constraints.integer_interval(0, k - 1) for k in self.widths]

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from pyrovae import densities
 from pyrovae.checks import nearest
 from pyrovae.errors import ConfigError
-from pyrovae.heads import split_features
+from pyrovae.heads import as_index, split_features
 from pyrovae.likelihoods.column_kinds import KINDS
 
 Column = str | dict[str, Any]
@@ -70,7 +70,7 @@ class Columns(nn.Module):
             places = [j for j, (of, _) in enumerate(columns) if of == name]
             if places:
                 self.groups[name] = kind([columns[j][1] for j in places])
-                self.register_buffer(f"columns_{name}", torch.tensor(places), persistent=False)
+                self.register_buffer(f"columns_{name}", as_index(places), persistent=False)
         self.num_features = sum(group.num_features for group in self.groups.values())
         self.support = self._supports()
 

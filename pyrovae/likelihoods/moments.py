@@ -43,8 +43,12 @@ def center_of(x: Tensor) -> Tensor:
 
 
 def spread_of(x: Tensor) -> Tensor:
-    """Return the spread alone."""
-    return center_and_spread(x)[1].to(torch.get_default_dtype())
+    """Return the spread alone; the elements of an image share one, as they share their unit."""
+    center, spread = center_and_spread(x)
+    if spread.dim() > 1:
+        square = (x.double() - center).square().nanmean()
+        spread = torch.where(square > 0, square.sqrt(), 1.0).expand(spread.shape)
+    return spread.to(torch.get_default_dtype())
 
 
 FROM_DATA: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(

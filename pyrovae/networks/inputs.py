@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyrovae.checks import nearest, whole_number
 from pyrovae.errors import ConfigError
-from pyrovae.heads import EventShape, as_event_shape
+from pyrovae.heads import EventShape, as_event_shape, as_index
 
 NO_CATEGORY = -1.0  # a code whose one-hot features are all 0
 
@@ -91,17 +91,18 @@ class Inputs(nn.Module):
             self.places.setdefault(name, []).append(column)
         for name in INPUTS:
             if name in self.places:
-                at = torch.tensor(self.places[name])
+                at = as_index(self.places[name])
                 self.register_buffer(f"columns_{name}", at, persistent=False)
         self._hold_categories()
         self.register_buffer("center", torch.zeros(self.event_shape))
         self.register_buffer("spread", torch.ones(self.event_shape))
 
     def _hold_categories(self) -> None:
-        pairs = list(zip(self.places.get(ONE_HOT, []), self.widths, strict=True))
-        none = torch.zeros(0, dtype=torch.long)
-        column = torch.cat([none, *(torch.full((width,), j) for j, width in pairs)])
-        code = torch.cat([none, *(torch.arange(width) for _, width in pairs)])
+        code = torch.arange(sum(self.widths))
+        widths = as_index(self.widths)
+        column = as_index(self.places.get(ONE_HOT, []))
+        column = column.repeat_interleave(widths)
+        code = code - (widths.cumsum(0) - widths).repeat_interleave(widths)
         code = code.to(torch.get_default_dtype())
         is_code = torch.zeros(self.event_shape, dtype=torch.bool)
         is_code.view(-1)[column] = True
@@ -155,10 +156,15 @@ class Inputs(nn.Module):
         return mask.index_select(-1, columns)
 
     def start_at(self, x: Tensor) -> "Inputs":
-        """Set center and spread of t(x) to those of data, (N, *event), NaN where hidden."""
+        """Set center and spread of t(x) to those of data, (N, *event), NaN where hidden.
+
+        The elements of an image share one spread: a pixel that rarely varies would be amplified.
+        """
         t = self._each(x.double())
         center = t.nanmean(0).nan_to_num(0.0)
-        spread = (t - center).square().nanmean(0).sqrt().nan_to_num(0.0)
+        square = (t - center).square().nanmean(0).nan_to_num(0.0)
+        square = square.mean().expand(square.shape) if square.dim() > 1 else square
+        spread = square.sqrt()
         is_constant = spread <= 1e-6 * center.abs()
         self.center.copy_(torch.where(self.is_code, 0.0, center))
         self.spread.copy_(torch.where(is_constant | self.is_code, 1.0, spread))
@@ -169,16 +175,17 @@ class Inputs(nn.Module):
         return f"event_shape={tuple(self.event_shape)}, {names if self.is_by_column else names[2:]}"
 
 
-class Transformed(nn.Module):
-    """Part of x that sees `Inputs` of it: part(u(x)), and the mask of the features if it sees one.
+class Transformed(nn.Sequential):
+    """Part of x that sees `Inputs` of it, part(u(x)), and the mask of the features if it sees one.
 
     Args:
         inputs: x → features.
-        part: a module of the features, such as Sequential(network, head), or `SeesMask` of one.
+        parts: modules applied in turn to the features, such as a network and a head; or one that
+            also takes the mask, `SeesMask`.
 
     Attributes:
         neutral: the x that programs fill in for missing elements.
-        sees_mask: as of the part.
+        sees_mask: as of the first part.
 
     Example:
         >>> inputs = Inputs(2, "log1p")
@@ -186,19 +193,26 @@ class Transformed(nn.Module):
         tensor([[0.0000, 1.0000]])
     """
 
-    def __init__(self, inputs: Inputs, part: nn.Module):
-        super().__init__()
-        self.inputs, self.part = inputs, part
-        self.sees_mask = getattr(part, "sees_mask", False)
+    def __init__(self, inputs: Inputs, *parts: nn.Module):
+        super().__init__(inputs, *parts)
+        self.sees_mask = getattr(parts[0], "sees_mask", False)
+
+    @property
+    def inputs(self) -> Inputs:
+        return self[0]
 
     @property
     def neutral(self) -> Tensor:
         return self.inputs.neutral
 
     def forward(self, x: Tensor, *others: Any):
+        inputs, first, *rest = self
         if self.sees_mask and others:
-            others = (self.inputs.mask_of(others[0]), *others[1:])
-        return self.part(self.inputs(x), *others)
+            others = (inputs.mask_of(others[0]), *others[1:])
+        features = first(inputs(x), *others)
+        for part in rest:
+            features = part(features)
+        return features
 
 
 def _checked(choice: Any) -> tuple[str, int]:
