@@ -88,8 +88,9 @@ print(filled.iloc[:3, :6].round(1).to_string())
 # %% [markdown]
 # Blood values that depend on each other (s1 and s2, s3 and s4) are known far better from the rest
 # of the row; the age hardly is. One number per cell says nothing of how sure it is: a regression
-# on a frame that was filled once takes guesses for measurements. **Multiple imputation** (Rubin, 1987)
-# repeats it on $m$ frames, each with other draws, and pools: the variance between them is added.
+# on a frame that was filled once takes guesses for measurements. **Multiple imputation** (Rubin,
+# 1987) repeats it on $m$ frames, each with other draws, and pools: the variance between them is
+# added.
 
 # %%
 def slope_of_bmi(completed):
@@ -120,8 +121,9 @@ for name, (slope, variance) in {
 #
 # Patches of two photographs, 8×8 pixels with three channels, channels last, as image files give
 # them. Given the code, red, green and blue of a pixel still vary together: a shadow darkens all
-# three. `DiscretizedLogistic` takes them as independent given $z$; `DiscretizedLogisticMixture` lets
-# red shift green, and both shift blue (Salimans et al., 2017, https://arxiv.org/abs/1701.05517).
+# three. `DiscretizedLogistic` takes them as independent given $z$; `DiscretizedLogisticMixture`
+# lets red shift green, and both shift blue (Salimans et al., 2017,
+# https://arxiv.org/abs/1701.05517).
 
 # %%
 photos = load_sample_images().images
@@ -166,10 +168,10 @@ plt.show()
 #   Then $p(x_m|x_o)$ of the observed rows is not that of the hidden ones; model the reason, with
 #   `programs.NotMissingAtRandomVAE` (Ipsen et al., 2021).
 # - **Too simple a model.** Given $z$ the columns are independent: what $z$ does not carry of their
-#   dependence, the draws lack. With three dimensions, trained for 200 epochs on the ELBO, the pooled
-#   slope was 8.3 ± 1.0 in place of 10.2. The exercise of tutorial 5 counts dimensions.
-# - **A proposed density that does not fit.** `feature_check` compares each column with what the model
-#   makes; `kinds=` overrides a proposal.
+#   dependence, the draws lack. With three dimensions, trained for 200 epochs on the ELBO, the
+#   pooled slope was 8.3 ± 1.0 in place of 10.2. The exercise of tutorial 5 counts dimensions.
+# - **A proposed density that does not fit.** `feature_check` compares each column with what the
+#   model makes; `kinds=` overrides a proposal.
 # - **Draws that condition on one fit.** The weights are uncertain too, most of all for few rows:
 #   pool over fits with several seeds as well.
 # - **Bits of different pixels.** Bits per channel compare models of the same patches only.
