@@ -92,6 +92,7 @@ print(filled.iloc[:3, :6].round(1).to_string())
 # 1987) repeats it on $m$ frames, each with other draws, and pools: the variance between them is
 # added.
 
+
 # %%
 def slope_of_bmi(completed):
     """Return the slope of the target on the body mass index, and its variance."""
