@@ -57,7 +57,7 @@ def build(
     network: Choice = "mlp",
     hidden: Sequence[int] | None = None,
     inputs: str | Sequence[Any] | None = None,
-    sees_mask: bool = False,
+    sees_mask: bool | None = None,
     data: Any = None,
     seed: int | None = None,
 ) -> VAE:
@@ -81,7 +81,8 @@ def build(
             counts), a list of these by column, or "raw", x itself. None takes what the likelihood
             asks for: by kind of column for `Columns`, "standardized" for `Normal`,
             `HeteroscedasticNormal` and `StudentT` that start from data, else "raw".
-        sees_mask: whether the encoder also sees which cells are missing (`networks.SeesMask`).
+        sees_mask: whether the encoder also sees which cells are missing (`networks.SeesMask`); None
+            stands for whether cells of a `Table` are missing.
         data: (N, *event), training data in any container, to initialize parts from: the decoder's
             bias at their mean, center and spread of real data, the units of the encoder's inputs,
             the pseudo-inputs of a VampPrior at 500 of them; {"name": "VampPrior",
@@ -116,6 +117,8 @@ def build(
         )
     as_latent_shape(latent_dim)
     data = None if data is None else open_source(data).whole()
+    if sees_mask is None:
+        sees_mask = table is not None and data.mask is not None and not bool(data.mask.all())
     known: dict[str, Any] = {"latent_dim": latent_dim, "event_shape": tuple(event_shape)}
     data_spec: dict[str, Any] = {}
     made = partial(_made, known=known, data=data, data_spec=data_spec)
@@ -124,28 +127,14 @@ def build(
         p = made(likelihoods, likelihood)
         _check_same_event(p, event_shape)
         name, options = _name_and_options(network)
-        seen = _inputs(inputs, p, event_shape, data)
-        in_shape = event_shape if seen is None else seen.out_shape
         networks = NETWORKS[_checked_name("network", name, NETWORKS)]
         hidden = networks.hidden if hidden is None else hidden
-        into_q = networks.encoder(
-            joined_shape(in_shape) if sees_mask else in_shape,
-            q.num_features,
-            hidden=hidden,
-            **options,
-        )
+        into_q = partial(networks.encoder, hidden=hidden, **options)
         from_z = networks.decoder(latent_dim, features_of(p), hidden=hidden[::-1], **options)
-        encoder = nn.Sequential(into_q, q)
-        encoder = SeesMask(JoinMask(encoder, in_shape)) if sees_mask else encoder
-        encoder = encoder if seen is None else Transformed(seen, *_in_sequence(encoder))
+        seen = _inputs(inputs, p, event_shape, data)
+        encoder = _encoder(into_q, q, event_shape, seen=seen, sees_mask=sees_mask)
         known["encoder"] = encoder
-        decoder = nn.Sequential(from_z, p)
-        if data is not None:
-            with suppress(ConfigError):  # a Categorical has no mean to start at
-                start_at_mean(decoder, data.x, mask=data.mask)
-        if "size" in inspect.signature(p.forward).parameters:
-            decoder = Given(likelihoods.CountDecoder(from_z, p))
-        vae = VAE(made(priors, prior), encoder, decoder)
+        vae = VAE(made(priors, prior), encoder, _decoder(from_z, p, data))
     vae.spec = {
         "event_shape": list(event_shape),
         "latent_dim": latent_dim,
@@ -162,8 +151,34 @@ def build(
     return vae
 
 
-def _in_sequence(encoder: nn.Module) -> list[nn.Module]:
-    return list(encoder) if isinstance(encoder, nn.Sequential) else [encoder]
+def _encoder(
+    into_q: Callable[..., nn.Module],
+    q: nn.Module,
+    event_shape: Any,
+    *,
+    seen: Inputs | None,
+    sees_mask: bool,
+) -> nn.Module:
+    """Return q(z|x): x, transformed and joined with its mask, through a network into the head."""
+    shape = event_shape if seen is None else seen.out_shape
+    network = into_q(joined_shape(shape) if sees_mask else shape, q.num_features)
+    parts = [network, q]
+    if sees_mask:
+        parts = [SeesMask(JoinMask(nn.Sequential(*parts), shape))]
+    if seen is not None:
+        return Transformed(seen, *parts)
+    return parts[0] if sees_mask else nn.Sequential(*parts)
+
+
+def _decoder(from_z: nn.Module, p: nn.Module, data: Batch | None) -> nn.Module:
+    """Return p(x|z), started at the mean of the data; a likelihood of counts also sees sizes."""
+    decoder = nn.Sequential(from_z, p)
+    if data is not None:
+        with suppress(ConfigError):  # a Categorical has no mean to start at
+            start_at_mean(decoder, data.x, mask=data.mask)
+    if "size" in inspect.signature(p.forward).parameters:
+        return Given(likelihoods.CountDecoder(from_z, p))
+    return decoder
 
 
 def _inputs(choice: Any, likelihood: nn.Module, event_shape: Any, data: Any) -> Inputs | None:

@@ -206,7 +206,7 @@ def test_the_schema_is_saved_with_the_model(vae, tmp_path):
     assert again.schema == vae.schema
     assert torch.equal(again.encode(mixed()).mean, vae.encode(mixed()).mean)
     assert json.loads(json.dumps(vae.schema.to_json())) == vae.schema.to_json()
-    into = pv.build(8, likelihood=table(mixed()).likelihood, hidden=(8,))
+    into = pv.build(8, likelihood=table(mixed()).likelihood, hidden=(8,), sees_mask=True)
     assert into.schema is None
     pv.load(tmp_path / "m", into=into)
     assert into.schema == vae.schema
@@ -521,3 +521,10 @@ def test_tables_have_a_length_and_a_likelihood():
     assert isinstance(read, Table)
     assert len(read) == N
     assert read.likelihood == {"name": "Columns", "kinds": [{"kind": "Bernoulli"}] * 4}
+
+
+def test_the_encoder_of_a_table_with_missing_cells_sees_the_mask():
+    holes, whole = mixed(), mixed().dropna()
+    assert pv.build(table(holes), hidden=(4,)).spec["sees_mask"]
+    assert not pv.build(table(whole), hidden=(4,)).spec["sees_mask"]
+    assert not pv.build(table(holes), hidden=(4,), sees_mask=False).spec["sees_mask"]

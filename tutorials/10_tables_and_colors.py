@@ -51,13 +51,13 @@ print(table)
 # units of the frame; centers and spreads are learned from it, so nothing needs to be standardized
 # by hand, and log-densities are those of the data as they are.
 #
-# The encoder should know which cells are missing: to a network, a missing value that was filled
-# looks like an observed one. `sees_mask=True` gives it the mask as well. We train on the bound of
-# ten draws (`objectives.IWAE`), since the cells are filled by weighted draws later: this is MIWAE
+# To a network, a missing value that was filled looks like an observed one. So the encoder of a
+# table with holes also sees its mask (`networks.SeesMask`). We train on the bound of ten draws
+# (`objectives.IWAE`), since the cells are filled by weighted draws later: this is MIWAE
 # (Mattei & Frellsen, 2019, https://arxiv.org/abs/1812.02633).
 
 # %%
-vae = pv.build(table, latent_dim=6, hidden=(64,), sees_mask=True, seed=0)
+vae = pv.build(table, latent_dim=6, hidden=(64,), seed=0)
 objective = pv.objectives.IWAE(10)
 history = pv.fit(vae, table, epochs=epochs, learning_rate=2e-3, objective=objective, seed=0)
 log_px = pv.log_evidence(vae, seen, num_samples=10 * draws).log_px
