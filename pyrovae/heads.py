@@ -21,6 +21,8 @@ from torch.nn.functional import softplus
 from pyrovae.errors import ConfigError
 
 MIN_SCALE = 1e-5
+# of data: below it the square of a scale, 1e-5 of the spread, would be 0 in float32
+MIN_SPREAD = 1e-15
 
 EventShape = int | Sequence[int]  # of one datum: a length, or a shape
 

@@ -121,3 +121,10 @@ def test_pixels_share_one_spread(network):
     assert vae.encoder.inputs(x).abs().max() < 10
     assert type(vae.encoder[-1]).__name__ == "DiagonalNormal"
     assert pv.fit(vae, x, epochs=1)[0].elbo < 0
+
+
+def test_a_spread_whose_square_would_be_0_counts_as_constant():
+    x = torch.tensor([[0.0, 0.0], [1.2e-38, 1e-12]])
+    assert center_and_spread(x)[1].tolist() == pytest.approx([1.0, 5e-13])
+    vae = pv.build(2, likelihood={"name": "Normal", "learn_scale": True}, data=x, seed=0)
+    assert vae.loss(x).isfinite().all()

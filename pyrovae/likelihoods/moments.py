@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.errors import ConfigError
+from pyrovae.heads import MIN_SPREAD
 
 
 def center_and_spread(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +35,8 @@ def center_and_spread(x: Tensor) -> tuple[Tensor, Tensor]:
     spread = (x - center).square().nanmean(0).sqrt().nan_to_num(0.0)
     size = center.abs().clamp(min=1.0)
     # rounding of float32 is no spread
-    return center, torch.where(spread > 1e-6 * center.abs(), spread, size)
+    is_spread = spread > (1e-6 * center.abs()).clamp(min=MIN_SPREAD)
+    return center, torch.where(is_spread, spread, size)
 
 
 def center_of(x: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ def spread_of(x: Tensor) -> Tensor:
     center, spread = center_and_spread(x)
     if spread.dim() > 1:
         square = (x.double() - center).square().nanmean()
-        spread = torch.where(square > 0, square.sqrt(), 1.0).expand(spread.shape)
+        spread = torch.where(square > MIN_SPREAD**2, square.sqrt(), 1.0).expand(spread.shape)
     return spread.to(torch.get_default_dtype())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyrovae.checks import nearest, whole_number
 from pyrovae.errors import ConfigError
-from pyrovae.heads import EventShape, as_event_shape, as_index
+from pyrovae.heads import MIN_SPREAD, EventShape, as_event_shape, as_index
 
 NO_CATEGORY = -1.0  # a code whose one-hot features are all 0
 
@@ -165,7 +165,7 @@ class Inputs(nn.Module):
         square = (t - center).square().nanmean(0).nan_to_num(0.0)
         square = square.mean().expand(square.shape) if square.dim() > 1 else square
         spread = square.sqrt()
-        is_constant = spread <= 1e-6 * center.abs()
+        is_constant = spread <= (1e-6 * center.abs()).clamp(min=MIN_SPREAD)
         self.center.copy_(torch.where(self.is_code, 0.0, center))
         self.spread.copy_(torch.where(is_constant | self.is_code, 1.0, spread))
         return self
