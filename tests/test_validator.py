@@ -23,11 +23,11 @@ def model(**options):
 @pytest.fixture
 def looks(monkeypatch):
     """The programs that were inspected, one entry per inspection."""
-    found, true_look = [], validator.first_look
+    found, true_trace = [], validator.trace_first_rows
     monkeypatch.setattr(
         validator,
-        "first_look",
-        lambda program, rows: found.append(program) or true_look(program, rows),
+        "trace_first_rows",
+        lambda program, rows: found.append(program) or true_trace(program, rows),
     )
     return found
 

@@ -11,14 +11,14 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.runtime.modes import modules_of
 
 
-class Like(NamedTuple):
+class TensorOptions(NamedTuple):
     """Device and dtype of a program; the device is None if it has no parameters."""
 
     device: torch.device | None
     dtype: torch.dtype
 
 
-def like_of(program: nn.Module) -> Like:
+def tensor_options(program: nn.Module) -> TensorOptions:
     """Return the device and dtype of the first floating-point parameter.
 
     Raises:
@@ -29,8 +29,8 @@ def like_of(program: nn.Module) -> Like:
         for parameter in module._parameters.values():
             if parameter is not None and parameter.is_floating_point():
                 _check_computable(parameter, program)
-                return Like(parameter.device, parameter.dtype)
-    return Like(None, torch.get_default_dtype())
+                return TensorOptions(parameter.device, parameter.dtype)
+    return TensorOptions(None, torch.get_default_dtype())
 
 
 def _check_computable(parameter: Tensor, program: nn.Module) -> None:
@@ -62,7 +62,7 @@ def like_parameters(value: Tensor, program: nn.Module) -> Tensor:
         >>> like_parameters(torch.zeros(2, dtype=torch.uint8), nn.Linear(2, 1).double()).dtype
         torch.float64
     """
-    return value.to(*like_of(program))
+    return value.to(*tensor_options(program))
 
 
 def read_by_schema(program: nn.Module, x: Any, y: Any, mask: Any) -> tuple[Any, Any, Any]:
@@ -131,11 +131,11 @@ def check_is_not_mask(y: Any, x: Any) -> None:
 
 def as_covariates(y: Any, num_data: int, program: nn.Module) -> Tensor | None:
     """Return y as a tensor of num_data rows; floats in the parameters' dtype, integers as is."""
-    like = like_of(program)
+    options = tensor_options(program)
     if y is None:
         return None
     y = as_tensor(read_names(program, y), "y")
     check_num_covariates(y, num_data)
     check_finite(y, name="y")
     check_is_seen(program)
-    return y.to(like.device, like.dtype if y.is_floating_point() else y.dtype)
+    return y.to(options.device, options.dtype if y.is_floating_point() else y.dtype)

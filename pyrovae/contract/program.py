@@ -62,7 +62,7 @@ def _trace(function: Any, *batch: Tensor | None) -> poutine.Trace:
     return prune_subsample_sites(tracer.trace)
 
 
-def first_look(program: nn.Module, rows: Batch) -> tuple[poutine.Trace, poutine.Trace]:
+def trace_first_rows(program: nn.Module, rows: Batch) -> tuple[poutine.Trace, poutine.Trace]:
     """Return the traces of (model, guide) on the first rows, after the checks of the program.
 
     Args:

@@ -1,8 +1,9 @@
 """Validation of data: the program is inspected once, the values at every call.
 
-Running the program on the first two rows (`program.first_look`) gives p(x|z), whose event shape
-and support the values must match. The result is cached per program, shapes, dtype and presence of
-y and mask, until a part is swapped or edited (`requirements`); later calls check the values only.
+Running the program on the first two rows (`program.trace_first_rows`) gives p(x|z), whose event
+shape and support the values must match. The result is cached per program, shapes, dtype and
+presence of y and mask, until a part is swapped or edited (`requirements`); later calls check the
+values only.
 Values are never changed, only cast to the dtype and device of the parameters.
 """
 
@@ -31,14 +32,14 @@ from pyrovae.contract.covariates import (
     check_num_covariates,
     check_num_rows,
     checking_parts,
-    like_of,
     read_by_schema,
     sees_covariates,
+    tensor_options,
 )
 from pyrovae.contract.densities import check_densities
 from pyrovae.contract.layout import nesting_of
 from pyrovae.contract.plated import density_of_data
-from pyrovae.contract.program import check_mask_is_seen, check_signatures, first_look
+from pyrovae.contract.program import check_mask_is_seen, check_signatures, trace_first_rows
 from pyrovae.contract.requirements import (
     Requirement,
     Requirements,
@@ -117,14 +118,14 @@ class Validator:
         self.requirements: Requirements | None = None
         self.traces: tuple | None = None  # of a program that is inspected now
         self.kind: Any = None
-        self.like = like_of(program)
+        self.options = tensor_options(program)
 
     def begin(self, batch: Batch) -> None:
         """Check the shapes of all columns, and the program if it is not cached."""
         self._check_columns(batch, is_whole=True)
         if batch.y is not None:
             check_is_seen(self.program)
-        self._look(batch)
+        self._inspect(batch)
         if self.traces:
             of = self.requirements.sites
             for_each_site(
@@ -176,13 +177,13 @@ class Validator:
         mask = mask.bool() if isinstance(mask, Tensor) else mask
         density, support = required
         is_fine = mask is None and support is not None
-        if not (is_fine and is_clearly_fine(x, density.event_shape, support, self.like.dtype)):
+        if not (is_fine and is_clearly_fine(x, density.event_shape, support, self.options.dtype)):
             check_values(x, density, mask, names=site.labels.columns)
-            check_precision(x, self.like.dtype, mask, p_x=density)
+            check_precision(x, self.options.dtype, mask, p_x=density)
 
     def cast(self, batch: Batch) -> Batch:
         """Return x and floats of y in the dtype, and all on the device, of the parameters."""
-        device, dtype = self.like.device, self.like.dtype
+        device, dtype = self.options.device, self.options.dtype
 
         def cast(array: Tensor, name: str) -> Tensor:
             if name.startswith("mask"):
@@ -209,7 +210,7 @@ class Validator:
         self._check_columns(batch, is_whole=False)
         kind = (None if batch.y is None else tuple(batch.y.shape[1:]), batch.mask is not None)
         if self.requirements is None:
-            self._look(batch)
+            self._inspect(batch)
             self.kind = kind
         self.check(batch)
         if kind != self.kind:
@@ -230,7 +231,7 @@ class Validator:
         kinds = [type(support), type(elementwise(density))]
         names = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
         bounds = tuple(sorted((name, repr(value)) for name, value in vars(support).items()))
-        return names, bounds, self.like.dtype
+        return names, bounds, self.options.dtype
 
     def allows_stored(self, values: Any, *, has_y: bool) -> bool:
         """Return whether these values are allowed in every cell of x."""
@@ -242,15 +243,15 @@ class Validator:
         try:
             part = as_tensor(values)
             check_finite(part)
-            check_precision(part, self.like.dtype, p_x=density)
+            check_precision(part, self.options.dtype, p_x=density)
         except DataError:
             return False
         return bool(support.check(part).all())
 
-    def _look(self, batch: Batch) -> None:
+    def _inspect(self, batch: Batch) -> None:
         """Use the cached requirements, or inspect the program."""
         columns = ((name, c.shape[1:], c.dtype) for name, c in batch.columns.items())
-        self.memory = (self.program.training, self.like, *columns)
+        self.memory = (self.program.training, self.options, *columns)
         state, objects = state_of(self.program)
         self.requirements = known(self.program, self.memory, state)
         if self.requirements:
@@ -259,7 +260,7 @@ class Validator:
         rows = _first_rows(batch)
         if hasattr(self.program, "check_data"):
             self._check_by_parts(rows)
-        self.traces = first_look(self.program, self.cast(rows))
+        self.traces = trace_first_rows(self.program, self.cast(rows))
         if batch.mask is not None and not hasattr(self.program, "check_parts"):
             self._check_mask_is_seen(batch)
         nesting = nesting_of(*self.traces)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from pyrovae.checks import seed_number, whole_number
 from pyrovae.contract import validated
-from pyrovae.contract.covariates import like_of
+from pyrovae.contract.covariates import tensor_options
 from pyrovae.core.chunking import chunked
 from pyrovae.core.replay import sites_of
 from pyrovae.core.terms import ElboTerms, Traces, draw_traces, is_local, terms_of
-from pyrovae.core.vectorized import Way, terms_at, way_of
+from pyrovae.core.vectorized import Vectorization, terms_at, vectorization_of
 from pyrovae.data import Batch, Source
 from pyrovae.handlers import evaluation
 from pyrovae.runtime.ambient import exclusive
@@ -35,7 +35,7 @@ LATENT, OBSERVED = "latent ", "log_likelihood "  # prefixes of sites
 @contextmanager
 def diagnosing(program: nn.Module, seed: int | None) -> Iterator[None]:
     """Run in eval mode, without gradients, with this seed and a separate parameter store."""
-    like_of(program)  # raises if nothing can be computed
+    tensor_options(program)  # raises if nothing can be computed
     with RandomStream(seed_number(seed)), evaluation(program), pyro.validation_enabled(False):
         yield
 
@@ -63,11 +63,11 @@ def over_draws(
         MemoryError: one draw of one datum does not fit the budget.
     """
 
-    way = way_of(program, data.head())
+    vectorization = vectorization_of(program, data.head())
 
     def draw(rows: Batch) -> Callable[[int], Arrays]:
         def of(size: int) -> Arrays:
-            count, copies = (1, size) if way is Way.AS_ROWS else (size, 1)
+            count, copies = (1, size) if vectorization is Vectorization.REPEATED_ROWS else (size, 1)
             batch = rows.repeat(copies) if copies > 1 else rows
             traces = draw_traces(program.model, program.guide, *batch, num_samples=count)
             found = read(traces, batch.num_data)
@@ -77,7 +77,7 @@ def over_draws(
         return of
 
     by_rows = []
-    at_once = way is not Way.ONE_BY_ONE
+    at_once = vectorization is not Vectorization.SEQUENTIAL
     options = {"memory_budget": memory_budget, "is_apart": is_apart, "at_once": at_once}
     for rows, counts in chunked(data, num_samples, draw, **options):
         by_rows.append(concat([draw(rows)(size) for size in counts], 0))
@@ -180,7 +180,7 @@ def guide_terms(program: nn.Module, data: Source | Batch, num_samples: int) -> E
         sites = sites_of(program, data)
     if sites.shared:
         batch = data.whole()
-        how = {"way": way_of(program, batch), "layouts": sites.layouts}
+        how = {"vectorization": vectorization_of(program, batch), "layouts": sites.layouts}
         return terms_at(program.model, program.guide, batch, num_samples, **how)
     options = {"num_samples": num_samples, "memory_budget": None, "is_apart": True}
     found = over_draws(program, data, read_all, **options)

@@ -27,7 +27,7 @@ from pyrovae.core.marginal import drawn
 from pyrovae.core.repeated import Repeated
 from pyrovae.core.replay import nothing
 from pyrovae.core.terms import ElboTerms, draw_traces, is_local
-from pyrovae.core.vectorized import terms_at, way_of
+from pyrovae.core.vectorized import terms_at, vectorization_of
 from pyrovae.data import Batch
 from pyrovae.densities.supports import support_of, transform_onto
 from pyrovae.errors import ConfigError
@@ -111,7 +111,7 @@ class ProgramJoint:
         self.auxiliary = [*hidden, *(name for name in guide_sites if name not in sites)]
         self.scores_latents = not self.auxiliary
         self.layouts = layouts_of(*traces)
-        self.way = way_of(program, batch)
+        self.vectorization = vectorization_of(program, batch)
         self.terms = Repeated(self._terms_of_model, program)
 
     def _terms_of_model(self, z: Latents) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ class ProgramJoint:
         return self._terms(program, z, len(next(iter(z.values()))))
 
     def _terms(self, model: Callable, guide: Callable | Latents, num_samples: int) -> ElboTerms:
-        how = {"way": self.way, "layouts": self.layouts}
+        how = {"vectorization": self.vectorization, "layouts": self.layouts}
         return terms_at(model, guide, self.batch, num_samples, **how)
 
 

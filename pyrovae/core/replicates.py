@@ -17,7 +17,7 @@ from pyrovae.core.chunking import budget_of, bytes_per_draw, sizes
 from pyrovae.core.marginal import drawn
 from pyrovae.core.replay import Arrays, Sites, guide_at, nothing, sites_of
 from pyrovae.core.terms import draw_traces, posterior_trace
-from pyrovae.core.vectorized import Way, way_of
+from pyrovae.core.vectorized import Vectorization, vectorization_of
 from pyrovae.data import Batch, Source
 
 ROWS = 256
@@ -54,7 +54,7 @@ def replicated(
     model, batch = drawn(poutine.uncondition(program.model)), data.whole()
     one, sites = batch.head(), sites_of(program, batch)
     chunk = 1
-    if way_of(program, batch) is Way.AT_ONCE:
+    if vectorization_of(program, batch) is Vectorization.BATCHED:
         cost = bytes_per_draw(lambda size: draw_traces(model, nothing, *one, num_samples=size))
         chunk = max(1, budget_of(memory_budget, batch.device).num_bytes // (cost * batch.num_data))
     start = 0

@@ -26,19 +26,19 @@ NUM_DRAWS = 3
 Latents = Mapping[str, Tensor]
 
 
-class Way(Enum):
+class Vectorization(Enum):
     """Way to compute S draws: as a batch dimension, as S copies of the rows, or one by one."""
 
-    AT_ONCE = "at once"
-    AS_ROWS = "as rows"
-    ONE_BY_ONE = "one by one"
+    BATCHED = "batched"
+    REPEATED_ROWS = "repeated rows"
+    SEQUENTIAL = "sequential"
 
 
 # program → its state when it was tried, and the answer
-_TRIED: WeakKeyDictionary[nn.Module, tuple[tuple, Way]] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[nn.Module, tuple[tuple, Vectorization]] = WeakKeyDictionary()
 
 
-def way_of(program: nn.Module, batch: Batch) -> Way:
+def vectorization_of(program: nn.Module, batch: Batch) -> Vectorization:
     """Return the way to compute many draws of a program.
 
     Args:
@@ -48,25 +48,27 @@ def way_of(program: nn.Module, batch: Batch) -> Way:
     Example:
         >>> import pyrovae as pv
         >>> vae = pv.build((2,), latent_dim=1)
-        >>> way_of(vae, Batch(torch.ones(1, 2)))
-        <Way.AT_ONCE: 'at once'>
+        >>> vectorization_of(vae, Batch(torch.ones(1, 2)))
+        <Vectorization.BATCHED: 'batched'>
     """
     if is_plain_vae(program):
-        return Way.AT_ONCE
+        return Vectorization.BATCHED
     state, _ = state_of(program)
     tried = _TRIED.get(program)
     if tried is None or tried[0] != state:
         index = torch.arange(2) % batch.num_data
         with RandomStream(0), torch.no_grad():
-            answer = _way(program, batch.rows(index))
+            answer = _vectorization(program, batch.rows(index))
         _TRIED[program] = tried = state, answer
     return tried[1]
 
 
-def _way(program: nn.Module, rows: Batch) -> Way:
+def _vectorization(program: nn.Module, rows: Batch) -> Vectorization:
     if _is_same(program, rows):
-        return Way.AT_ONCE
-    return Way.ONE_BY_ONE if sites_of(program, rows).shared else Way.AS_ROWS
+        return Vectorization.BATCHED
+    return (
+        Vectorization.SEQUENTIAL if sites_of(program, rows).shared else Vectorization.REPEATED_ROWS
+    )
 
 
 def _is_same(program: nn.Module, rows: Batch) -> bool:
@@ -97,7 +99,7 @@ def terms_at(
     batch: Batch,
     num_samples: int,
     *,
-    way: Way,
+    vectorization: Vectorization,
     layouts: Mapping[str, Layout],
 ) -> ElboTerms:
     """Return the terms of S draws, computed in the given way.
@@ -107,7 +109,7 @@ def terms_at(
         guide: the guide that draws the latents, or the latents themselves, (S, N, …).
         batch: validated data.
         num_samples: S.
-        way: as returned by `way_of`.
+        vectorization: as returned by `vectorization_of`.
         layouts: of the program's sites.
     """
     nesting = max((layout.nesting for layout in layouts.values()), default=1)
@@ -117,9 +119,9 @@ def terms_at(
         traces = draw_traces(model, of, *rows, num_samples=size, nesting=nesting)
         return terms_of(traces, rows.num_data)
 
-    if way is Way.AT_ONCE or num_samples == 1:
+    if vectorization is Vectorization.BATCHED or num_samples == 1:
         return drawn(guide, batch, num_samples)
-    if way is Way.AS_ROWS:
+    if vectorization is Vectorization.REPEATED_ROWS:
         of = guide if callable(guide) else {n: v.flatten(0, 1)[None] for n, v in guide.items()}
         found = drawn(of, batch.repeat(num_samples), 1)
         shape = (num_samples, batch.num_data)

@@ -19,7 +19,7 @@ from pyrovae.contract.densities import is_delta
 from pyrovae.contract.sites import is_local
 from pyrovae.core.chunking import sizes
 from pyrovae.core.terms import draw_traces
-from pyrovae.core.vectorized import Way, terms_at, way_of
+from pyrovae.core.vectorized import Vectorization, terms_at, vectorization_of
 from pyrovae.data import Batch
 from pyrovae.posterior.leaves import free_parameters, rebuilt
 from pyrovae.runtime.random_stream import RandomStream
@@ -135,8 +135,9 @@ def log_weights(program: nn.Module, batch: Batch, num_samples: int) -> Tensor:
     """Return log w = log p(x, z) − log q(z|x) at draws of the guide, (S, n)."""
     of = program.program if isinstance(program, Offset) else program
     # offsets of n data do not fit copies of them, which other programs would need
-    way = Way.AT_ONCE if way_of(of, batch) is Way.AT_ONCE else Way.ONE_BY_ONE
-    how = {"way": way, "layouts": {}}
+    is_batched = vectorization_of(of, batch) is Vectorization.BATCHED
+    vectorization = Vectorization.BATCHED if is_batched else Vectorization.SEQUENTIAL
+    how = {"vectorization": vectorization, "layouts": {}}
     return terms_at(program.model, program.guide, batch, num_samples, **how).log_weights
 
 

@@ -254,7 +254,7 @@ def _train(
     if checkpointer:
         checkpointer.finish()
     else:
-        loop.keep()
+        loop.load_kept_weights()
 
 
 def _call(callback: Callable, checkpointer: Checkpointer | None, loop: Loop, record: Epoch) -> None:

@@ -237,7 +237,7 @@ class Checkpointer:
     def finish(self) -> None:
         """Write the last checkpoint, which more epochs can continue, and the finished model."""
         self.save()
-        self.loop.keep()
+        self.loop.load_kept_weights()
         if self.loop.group.is_first:
             save(self.loop.program, self.run.path / "model.safetensors")
 

@@ -102,7 +102,7 @@ class Loop:
         is_early = self.is_exhausted or self.is_ended
         self.history.stopped_early = is_early and len(self.history) < self.plan.epochs
 
-    def keep(self) -> None:
+    def load_kept_weights(self) -> None:
         """Load the kept weights into the program: the best epoch's, or their average."""
         if self.best and self.best.weights:
             self.scored.load_state_dict(self.best.weights)

@@ -21,7 +21,7 @@ from pyrovae.contract.program import trace_once
 from pyrovae.contract.sites import is_local
 from pyrovae.core.draws import diagnosing
 from pyrovae.core.terms import bound_on
-from pyrovae.core.vectorized import Way, way_of
+from pyrovae.core.vectorized import Vectorization, vectorization_of
 from pyrovae.data import Schema
 from pyrovae.data.batch import spread
 from pyrovae.errors import ConfigError, DataError
@@ -108,7 +108,7 @@ def loss_settings(
 def check_particles(program: nn.Module, objective: ELBO, batch: Any) -> None:
     """Raise ConfigError unless several draws can be computed at once."""
     with diagnosing(program, 0):
-        is_at_once = way_of(program, batch) is Way.AT_ONCE
+        is_at_once = vectorization_of(program, batch) is Vectorization.BATCHED
     if not is_at_once:
         raise ConfigError(
             f"{type(objective).__name__}(num_particles={objective.num_particles}) adds a dimension "
