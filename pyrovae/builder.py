@@ -19,7 +19,7 @@ from torch import nn
 
 from pyrovae import guides, likelihoods, priors
 from pyrovae.checks import nearest, seed_number
-from pyrovae.data import Batch, Table, open_source
+from pyrovae.data import Annotated, Batch, Source, Table, is_by_site, open_source
 from pyrovae.errors import ConfigError
 from pyrovae.heads import as_event_shape, as_latent_shape
 from pyrovae.networks import (
@@ -37,6 +37,7 @@ from pyrovae.runtime.random_stream import RandomStream
 from pyrovae.vae import VAE
 
 Choice = str | dict[str, Any]
+MOST_NUMBERS = 2**26  # of data that are not in memory, to start parts from
 
 # what a specification may name, by argument of `build`
 NAMES = {
@@ -48,7 +49,7 @@ NAMES = {
 
 
 def build(
-    event_shape: int | Sequence[int] | Table,
+    event_shape: int | Sequence[int] | Table | Annotated,
     *,
     latent_dim: int = 2,
     prior: Choice = "StandardNormal",
@@ -58,6 +59,7 @@ def build(
     hidden: Sequence[int] | None = None,
     inputs: str | Sequence[Any] | None = None,
     sees_mask: bool | None = None,
+    num_covariates: int | None = None,
     data: Any = None,
     seed: int | None = None,
 ) -> VAE:
@@ -83,6 +85,8 @@ def build(
             `HeteroscedasticNormal` and `StudentT` that start from data, else "raw".
         sees_mask: whether the encoder also sees which cells are missing (`networks.SeesMask`); None
             stands for whether cells of a `Table` are missing.
+        num_covariates: columns of y that a decoder of counts sees after the size; None stands for
+            those of an `Annotated`.
         data: (N, *event), training data in any container, to initialize parts from: the decoder's
             bias at their mean, center and spread of real data, the units of the encoder's inputs,
             the pseudo-inputs of a VampPrior at 500 of them; {"name": "VampPrior",
@@ -104,11 +108,12 @@ def build(
         >>> build((8, 8), prior={"name": "LearnedNormal", "full": True}).spec["prior"]["full"]
         True
     """
-    table = event_shape if isinstance(event_shape, Table) else None
-    if table is not None:
-        event_shape, data = tuple(table.x.shape[1:]), table if data is None else data
+    described = event_shape if isinstance(event_shape, Table | Annotated) else None
+    if described is not None:
+        event_shape, data = described.event_shape, described if data is None else data
+        inputs = described.inputs if inputs is None else inputs
     if likelihood is None:
-        likelihood = "Bernoulli" if table is None else table.likelihood
+        likelihood = "Bernoulli" if described is None else described.likelihood
     event_shape = as_event_shape(event_shape)
     if isinstance(hidden, int):
         raise ConfigError(
@@ -116,9 +121,12 @@ def build(
             f"Write hidden=({hidden},)."
         )
     as_latent_shape(latent_dim)
-    data = None if data is None else open_source(data).whole()
+    data = None if data is None else _some_rows(open_source(data))
     if sees_mask is None:
-        sees_mask = table is not None and data.mask is not None and not bool(data.mask.all())
+        sees_mask = bool(described is not None and data.mask is not None and not data.mask.all())
+    if num_covariates is None:
+        has_covariates = described is not None and data.y is not None
+        num_covariates = data.y[0].numel() - 1 if has_covariates else 0
     known: dict[str, Any] = {"latent_dim": latent_dim, "event_shape": tuple(event_shape)}
     data_spec: dict[str, Any] = {}
     made = partial(_made, known=known, data=data, data_spec=data_spec)
@@ -130,11 +138,12 @@ def build(
         networks = NETWORKS[_checked_name("network", name, NETWORKS)]
         hidden = networks.hidden if hidden is None else hidden
         into_q = partial(networks.encoder, hidden=hidden, **options)
-        from_z = networks.decoder(latent_dim, features_of(p), hidden=hidden[::-1], **options)
+        into_p = latent_dim + num_covariates
+        from_z = networks.decoder(into_p, features_of(p), hidden=hidden[::-1], **options)
         seen = _inputs(inputs, p, event_shape, data)
         encoder = _encoder(into_q, q, event_shape, seen=seen, sees_mask=sees_mask)
         known["encoder"] = encoder
-        vae = VAE(made(priors, prior), encoder, _decoder(from_z, p, data))
+        vae = VAE(made(priors, prior), encoder, _decoder(from_z, p, data, num_covariates))
     vae.spec = {
         "event_shape": list(event_shape),
         "latent_dim": latent_dim,
@@ -145,9 +154,10 @@ def build(
         "hidden": list(hidden),
         "inputs": inputs,
         "sees_mask": sees_mask,
+        "num_covariates": num_covariates,
     }
     vae.data_spec = data_spec
-    vae.schema = None if table is None else table.schema
+    vae.schema = getattr(described, "schema", None)
     return vae
 
 
@@ -170,14 +180,37 @@ def _encoder(
     return parts[0] if sees_mask else nn.Sequential(*parts)
 
 
-def _decoder(from_z: nn.Module, p: nn.Module, data: Batch | None) -> nn.Module:
+def _of_size_1(data: Batch) -> Any:
+    """Return x divided by the sizes of the data, if they have any."""
+    if data.y is None:
+        return data.x
+    size = data.y.reshape(data.num_data, -1)[:, 0].double().clamp(min=torch.finfo().tiny)
+    return data.x / size.reshape(-1, *[1] * (data.x.dim() - 1))
+
+
+def _some_rows(source: Source) -> Batch:
+    """Return all rows, or evenly spaced ones of data that are large and not in memory."""
+    if source.preloaded or source.num_data is None:
+        return source.whole()
+    size = source.head().x[0].numel() if not is_by_site(source.head().x) else 1
+    num = max(1, min(source.num_data, MOST_NUMBERS // max(1, size)))
+    return source.take(torch.linspace(0, source.num_data - 1, num).long())
+
+
+def _decoder(from_z: nn.Module, p: nn.Module, data: Batch | None, num_covariates: int) -> nn.Module:
     """Return p(x|z), started at the mean of the data; a likelihood of counts also sees sizes."""
     decoder = nn.Sequential(from_z, p)
     if data is not None:
         with suppress(ConfigError):  # a Categorical has no mean to start at
-            start_at_mean(decoder, data.x, mask=data.mask)
+            start_at_mean(decoder, _of_size_1(data), mask=data.mask)
     if "size" in inspect.signature(p.forward).parameters:
-        return Given(likelihoods.CountDecoder(from_z, p))
+        return Given(likelihoods.CountDecoder(from_z, p, num_covariates))
+    if num_covariates:
+        raise ConfigError(
+            f"num_covariates = {num_covariates}, but a {type(p).__name__} likelihood takes none: "
+            "they follow the size of a datum.\n"
+            "Use a likelihood of counts, or Given(Concat(part, …))."
+        )
     return decoder
 
 

@@ -1,20 +1,23 @@
 """Containers of data, each a source of batches.
 
     Table                                   FrameSource     a data frame read column by column
+    Annotated                               AnnotatedSource an AnnData, in memory or backed
     tensor, array, data frame, list         ArraySource     in memory, shuffled by index
     numpy.memmap                            MappedSource    read in windows of shuffled blocks
     scipy sparse matrix                     SparseSource    rows made dense batch by batch
     map-style Dataset, DataLoader           LoaderSource    all batches checked before training
     IterableDataset, iterable of batches    StreamSource    each batch checked as it arrives
 
-`table` reads a data frame of mixed columns. A new container adds one file here and one line to
-`SOURCES`. `pyrovae.contract.validated` opens a source and checks it against a program.
+`table` reads a data frame of mixed columns, and `anndata` an AnnData. A new container adds one file
+here and one line to `SOURCES`. `pyrovae.contract.validated` opens a source and checks it against a
+program.
 """
 
 from types import MappingProxyType
 from typing import Any
 
 from pyrovae.data.alignment import aligned
+from pyrovae.data.annotated import Annotated, AnnotatedSource, anndata
 from pyrovae.data.arrays import ArraySource
 from pyrovae.data.batch import Batch, Labels, concat, is_by_site
 from pyrovae.data.framed import FrameSource
@@ -27,6 +30,8 @@ from pyrovae.errors import ConfigError, DataError
 
 __all__ = [
     "SOURCES",
+    "Annotated",
+    "AnnotatedSource",
     "ArraySource",
     "Batch",
     "FrameSource",
@@ -39,6 +44,7 @@ __all__ = [
     "StreamSource",
     "Table",
     "Validator",
+    "anndata",
     "concat",
     "open_source",
     "table",
@@ -48,6 +54,7 @@ __all__ = [
 SOURCES = MappingProxyType(
     {
         "table": FrameSource,
+        "annotated": AnnotatedSource,
         "loader": LoaderSource,
         "stream": StreamSource,
         "sparse": SparseSource,

@@ -19,7 +19,7 @@ from pyrovae.errors import DataError
 
 
 def column_names(frame: Any) -> tuple[str, ...] | None:
-    """Return the names of a frame's columns; None if they are numbers, or if it is not a frame.
+    """Return the names of a frame's columns; None if they are numbers, or if there are none.
 
     Example:
         >>> import pandas as pd
@@ -27,7 +27,7 @@ def column_names(frame: Any) -> tuple[str, ...] | None:
         (('a',), None)
     """
     if not is_frame(frame):
-        return None
+        return getattr(frame, "column_names", None)
     is_numbered = type(getattr(frame, "columns", None)).__name__ == "RangeIndex"
     return None if is_numbered else tuple(map(str, names_of(frame)))
 

@@ -173,6 +173,8 @@ def as_rows(value: Any, name: str = "x") -> Tensor | Rows:
         >>> as_rows([[1, 2]])
         tensor([[1, 2]])
     """
+    if isinstance(value, Rows):
+        return value
     if mapped_file(value) is not None and np.ndim(value):
         return MappedRows(value, name)
     if hasattr(value, "tocsr"):

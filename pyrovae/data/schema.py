@@ -103,12 +103,16 @@ class Schema:
             DataError: columns or categories are not those of the model; the message names them.
         """
         x, mask = self._read_x(x, mask)
+        if y is None and self.y_names is not None and hasattr(x, "y_names"):
+            return x, x.y(self.y_names), mask
         return x, self.read_y(y), mask
 
     def _read_x(self, x: Any, mask: Any) -> tuple[Any, Any]:
         frame = x.frame if isinstance(x, Table) else x
         if not self.columns:
             return x, mask
+        if hasattr(x, "in_columns"):  # an `Annotated`, whose genes have names
+            return x.in_columns(self.names), mask
         if not is_frame(frame):
             if column_names(mask) is not None:
                 mask = in_columns(mask, self.names, "mask", "the model")
@@ -150,6 +154,8 @@ class Schema:
         schema = self
         if not schema.columns:
             schema = replace(schema, columns=_columns_of(x))
+        if y is None and schema.y_names is None:
+            schema = replace(schema, y_names=getattr(x, "y_names", None) or None)
         if schema.y_names is None and schema.classes is None:
             schema = replace(schema, y_names=column_names(y), classes=classes_of(y))
         return schema
@@ -187,6 +193,13 @@ class Table:
         columns = [column.read(cells[column.name]) for column in schema.columns]
         self.x = torch.from_numpy(np.stack(columns, 1))
         self.mask = ~self.x.isnan()
+
+    inputs = None  # those that the likelihood asks for
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of a row, (C,)."""
+        return tuple(self.x.shape[1:])
 
     @property
     def likelihood(self) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import densities
-from pyrovae.heads import EventShape, as_event_shape, positive, split_features
+from pyrovae.heads import EventShape, as_event_shape, split_features
 from pyrovae.likelihoods.own_positive import held_positive, hold_positive, how_held
-from pyrovae.likelihoods.sizes import scaled_by_size
+from pyrovae.likelihoods.sizes import hold_total, rates, scaled_by_size
 
 
 class NegativeBinomial(nn.Module):
@@ -21,6 +21,8 @@ class NegativeBinomial(nn.Module):
         event_shape: the shape of one datum.
         concentration: r, or its initial value: a number, or a tensor of event_shape.
         learn_concentration: whether r_j = softplus + 1e-5 are parameters.
+        total: the sum of the rates of a datum of size 1; the rates are then total · softmax of the
+            features, so that only their shares depend on z (as in scVI). None for softplus.
 
     Attributes:
         num_features: the product of event_shape.
@@ -43,10 +45,12 @@ class NegativeBinomial(nn.Module):
         event_shape: EventShape,
         concentration: float | Tensor = 1.0,
         learn_concentration: bool = True,
+        total: float | None = None,
     ):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.num_features = self.event_shape.numel()
+        hold_total(self, total)
         start = torch.as_tensor(concentration, dtype=torch.get_default_dtype())
         start = start.expand(self.event_shape) if start.dim() == 0 else start
         hold_positive(self, "concentration", start, is_learned=learn_concentration)
@@ -59,7 +63,7 @@ class NegativeBinomial(nn.Module):
     def forward(self, features: Tensor, size: Tensor | None = None) -> dist.Distribution:
         (raw,) = split_features(features, self.event_shape)
         event_dim = len(self.event_shape)
-        rate = scaled_by_size(positive(raw), size, event_dim)
+        rate = scaled_by_size(rates(self, raw), size, event_dim)
         return densities.NegativeBinomial(rate, self.concentration).to_event(event_dim)
 
     def extra_repr(self) -> str:

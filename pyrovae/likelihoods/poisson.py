@@ -4,8 +4,8 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import densities
-from pyrovae.heads import EventShape, as_event_shape, positive, split_features
-from pyrovae.likelihoods.sizes import scaled_by_size
+from pyrovae.heads import EventShape, as_event_shape, split_features
+from pyrovae.likelihoods.sizes import hold_total, rates, scaled_by_size
 
 
 class Poisson(nn.Module):
@@ -16,6 +16,8 @@ class Poisson(nn.Module):
 
     Args:
         event_shape: the shape of one datum.
+        total: the sum of the rates of a datum of size 1; the rates are then total · softmax of the
+            features, so that only their shares depend on z (as in scVI). None for softplus.
 
     Attributes:
         num_features: the product of event_shape.
@@ -34,15 +36,18 @@ class Poisson(nn.Module):
         tensor([0.6932, 6.9316])
     """
 
-    def __init__(self, event_shape: EventShape):
+    def __init__(self, event_shape: EventShape, total: float | None = None):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.num_features = self.event_shape.numel()
+        hold_total(self, total)
 
     def forward(self, features: Tensor, size: Tensor | None = None) -> dist.Distribution:
         (raw,) = split_features(features, self.event_shape)
         event_dim = len(self.event_shape)
-        return densities.Poisson(scaled_by_size(positive(raw), size, event_dim)).to_event(event_dim)
+        return densities.Poisson(scaled_by_size(rates(self, raw), size, event_dim)).to_event(
+            event_dim
+        )
 
     def extra_repr(self) -> str:
         return f"event_shape={tuple(self.event_shape)}"

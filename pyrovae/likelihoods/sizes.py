@@ -1,8 +1,24 @@
-"""Sizes of the data, as count likelihoods take them."""
+"""Rates of counts: from features, and times the size of each datum."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from pyrovae.checks import real_number
 from pyrovae.errors import DataError
+from pyrovae.heads import positive
+
+
+def hold_total(head: nn.Module, total: float | None) -> None:
+    """Add the total rate of a datum of size 1 to a head; None adds none."""
+    value = None if total is None else torch.tensor(real_number(total, "total", above=0))
+    head.register_buffer("total", value)
+
+
+def rates(head: nn.Module, raw: Tensor) -> Tensor:
+    """Return rates of raw features (*S, B, *event): softplus, or total · softmax over the event."""
+    if head.total is None:
+        return positive(raw)
+    return head.total * raw.flatten(-len(head.event_shape)).softmax(-1).reshape(raw.shape)
 
 
 def size_of_each(size: Tensor, like: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import densities
-from pyrovae.heads import EventShape, positive, split_features
+from pyrovae.heads import EventShape, split_features
 from pyrovae.likelihoods.negative_binomial import NegativeBinomial
-from pyrovae.likelihoods.sizes import scaled_by_size
+from pyrovae.likelihoods.sizes import hold_total, rates, scaled_by_size
 
 
 class ZeroInflatedNegativeBinomial(nn.Module):
@@ -20,6 +20,8 @@ class ZeroInflatedNegativeBinomial(nn.Module):
         event_shape: the shape of one datum.
         concentration: r, or its initial value: a number, or a tensor of event_shape.
         learn_concentration: whether r_j = softplus + 1e-5 are parameters.
+        total: the sum of the rates of a datum of size 1; the rates are then total · softmax of the
+            features, so that only their shares depend on z (as in scVI). None for softplus.
 
     Attributes:
         num_features: twice the product of event_shape.
@@ -43,11 +45,13 @@ class ZeroInflatedNegativeBinomial(nn.Module):
         event_shape: EventShape,
         concentration: float | Tensor = 1.0,
         learn_concentration: bool = True,
+        total: float | None = None,
     ):
         super().__init__()
         self.counts = NegativeBinomial(event_shape, concentration, learn_concentration)
         self.event_shape = self.counts.event_shape
         self.num_features = 2 * self.event_shape.numel()
+        hold_total(self, total)
 
     @property
     def concentration(self) -> Tensor:
@@ -57,6 +61,6 @@ class ZeroInflatedNegativeBinomial(nn.Module):
     def forward(self, features: Tensor, size: Tensor | None = None) -> dist.Distribution:
         raw, gate_logits = split_features(features, self.event_shape, 2)
         event_dim = len(self.event_shape)
-        rate = scaled_by_size(positive(raw), size, event_dim)
+        rate = scaled_by_size(rates(self, raw), size, event_dim)
         p_x = densities.ZeroInflatedNegativeBinomial(rate, self.concentration, gate_logits)
         return p_x.to_event(event_dim)
