@@ -138,11 +138,11 @@ def build(
         networks = NETWORKS[_checked_name("network", name, NETWORKS)]
         hidden = networks.hidden if hidden is None else hidden
         into_q = partial(networks.encoder, hidden=hidden, **options)
-        into_p = latent_dim + num_covariates
-        from_z = networks.decoder(into_p, features_of(p), hidden=hidden[::-1], **options)
         seen = _inputs(inputs, p, event_shape, data)
         encoder = _encoder(into_q, q, event_shape, seen=seen, sees_mask=sees_mask)
         known["encoder"] = encoder
+        into_p = latent_dim + num_covariates
+        from_z = networks.decoder(into_p, features_of(p), hidden=hidden[::-1], **options)
         vae = VAE(made(priors, prior), encoder, _decoder(from_z, p, data, num_covariates))
     vae.spec = {
         "event_shape": list(event_shape),
