@@ -17,6 +17,7 @@
     prior_sensitivity     how much prior and likelihood each shape a posterior
     binary_calibration    whether predictive probabilities of binary features are frequencies
     feature_check         which features of x are not explained by the others
+    contrast              which features differ between two groups, with false discoveries
     pool                  one estimate and its error from several completed data sets
 
 All are pure functions of a program and data, in eval mode, with their own seed; they return
@@ -30,6 +31,7 @@ from pyrovae.diagnostics.aggregate import AggregateTest, aggregate_test
 from pyrovae.diagnostics.binary import BinaryCalibration, binary_calibration
 from pyrovae.diagnostics.collapse import ActiveUnits, Collapse, active_units, collapsed_dimensions
 from pyrovae.diagnostics.comparison import ComparedModel, Comparison, compare_priors
+from pyrovae.diagnostics.contrast import Contrast, contrast
 from pyrovae.diagnostics.coverage import Coverage, coverage, local_coverage
 from pyrovae.diagnostics.effective import EffectiveLatents, effective_latents
 from pyrovae.diagnostics.estimate import Estimate
@@ -56,6 +58,7 @@ __all__ = [
     "Collapse",
     "ComparedModel",
     "Comparison",
+    "Contrast",
     "Coverage",
     "Decomposition",
     "EffectiveLatents",
@@ -76,6 +79,7 @@ __all__ = [
     "calibration",
     "collapsed_dimensions",
     "compare_priors",
+    "contrast",
     "coverage",
     "decompose_elbo",
     "effective_latents",
