@@ -59,6 +59,9 @@ def test_known_fold_changes_are_found_and_zero_is_not():
     assert (found.lower < found.lfc).all()
     assert (found.lfc < found.upper).all()
     assert found.expected_false(found.found()) <= 0.05
+    # with a pseudocount far above all rates nothing changes
+    shrunk = contrast(vae(), x, group_a=first, group_b=~first, pseudocount=1e6)
+    assert (shrunk.lfc.abs() < 1e-2).all()
 
 
 def test_intervals_cover_the_difference_of_populations():

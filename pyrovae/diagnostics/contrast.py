@@ -1,8 +1,9 @@
 """Differences between two groups of data, feature by feature, with their posterior.
 
-    β_j = log₂ E_A[E[x_j|z, y₀]] − log₂ E_B[E[x_j|z, y₀]]
+    β_j = log₂ (E_A[E[x_j|z, y₀]] + c) − log₂ (E_B[E[x_j|z, y₀]] + c)
 
-E_A is a mean over the data of group A. Two things are uncertain, and each draw of β draws both: the
+E_A is a mean over the data of group A, and c a pseudocount, without which features of hardly any
+counts have the largest changes. Two things are uncertain, and each draw of β draws both: the
 latents z_i ~ q(z|x_i), and the group as a sample of a population, by the Bayesian bootstrap
 (weights ~ Dirichlet(1, …, 1)). Both groups are decoded at size 1 and with covariates y₀ from the
 same rows, so neither the depth of cells nor an uneven spread over batches is a difference.
@@ -73,6 +74,7 @@ def contrast(
     group_a: Any,
     group_b: Any,
     delta: float = 0.25,
+    pseudocount: float = 0.0,
     num_samples: int = 200,
     seed: int | None = 0,
 ) -> Contrast:
@@ -86,6 +88,7 @@ def contrast(
         y: (N, …), covariates; for `CountDecoder` the first column is the size.
         group_a, group_b: (N,) bool, or indices of rows; the groups must not overlap.
         delta: the smallest log₂ fold change that counts as one.
+        pseudocount: c, in the units of x at size 1; changes of means far below it count as none.
         num_samples: S.
         seed: random seed; None uses a fresh one.
 
@@ -119,6 +122,7 @@ def contrast(
         )
     num_samples = whole_number(num_samples, "num_samples", 2)
     delta = real_number(delta, "delta", least=0)
+    pseudocount = real_number(pseudocount, "pseudocount", least=0)
     data = validated(vae, x, y)
     rows = [_rows(group, data.count(), name) for group, name in ((group_a, "a"), (group_b, "b"))]
     if both := set(rows[0].tolist()) & set(rows[1].tolist()):
@@ -129,7 +133,7 @@ def contrast(
     groups = [data.take(index) for index in rows]
     with diagnosing(vae, seed):
         shared = None if groups[0].y is None else _reference(torch.cat([g.y for g in groups]))
-        draws = torch.stack([_change(vae, groups, shared) for _ in range(num_samples)])
+        draws = torch.stack([_change(vae, groups, shared, pseudocount) for _ in range(num_samples)])
     low, high = draws.quantile(torch.tensor([0.05, 0.95]).to(draws), dim=0)
     probability = (draws.abs() > delta).double().mean(0)
     return Contrast(draws.mean(0), low, high, probability, delta, groups[0].labels.columns)
@@ -161,9 +165,11 @@ def _reference(y: Tensor) -> Tensor:
     return y
 
 
-def _change(vae: nn.Module, groups: list[Batch], shared: Tensor | None) -> Tensor:
+def _change(
+    vae: nn.Module, groups: list[Batch], shared: Tensor | None, pseudocount: float
+) -> Tensor:
     """Return one draw of β, (D,) float64."""
-    logs = [_mean_of(vae, group, shared).log2() for group in groups]
+    logs = [(_mean_of(vae, group, shared) + pseudocount).log2() for group in groups]
     return logs[0] - logs[1]
 
 
