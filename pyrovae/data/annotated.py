@@ -120,11 +120,9 @@ class Annotated:
     Attributes:
         adata: the AnnData.
         matrix: (N, D) counts: dense, sparse, or `BackedRows`.
-        likelihood: for `build`.
         column_names: names of the genes.
     """
 
-    likelihood = "NegativeBinomial"
     inputs = "log1p"
 
     def __init__(
@@ -138,6 +136,11 @@ class Annotated:
                 )
         self.matrix = _matrix_of(adata, layer)
         self.column_names = tuple(map(str, adata.var_names))
+
+    @property
+    def likelihood(self) -> dict[str, Any]:
+        """Counts whose rates are shares of a total, for `build`."""
+        return {"name": "NegativeBinomial", "total": UNIT}
 
     @property
     def event_shape(self) -> tuple[int]:

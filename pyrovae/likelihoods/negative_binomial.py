@@ -1,5 +1,7 @@
 """The negative binomial likelihood of overdispersed counts."""
 
+from collections.abc import Callable
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from pyrovae import densities
 from pyrovae.heads import EventShape, as_event_shape, split_features
 from pyrovae.likelihoods.own_positive import held_positive, hold_positive, how_held
-from pyrovae.likelihoods.sizes import hold_total, rates, scaled_by_size
+from pyrovae.likelihoods.sizes import hold_total, rates, scaled_by_size, shares_at
 
 
 class NegativeBinomial(nn.Module):
@@ -59,6 +61,13 @@ class NegativeBinomial(nn.Module):
     def concentration(self) -> Tensor:
         """r, of shape event_shape."""
         return held_positive(self, "concentration")
+
+    @property
+    def start_at(self) -> Callable[[Tensor], Tensor]:
+        """Data → features with their mean, where rates are shares of a total; else missing."""
+        if self.total is None:  # `networks.start_at_mean` inverts softplus itself
+            raise AttributeError("start_at")
+        return shares_at
 
     def forward(self, features: Tensor, size: Tensor | None = None) -> dist.Distribution:
         (raw,) = split_features(features, self.event_shape)

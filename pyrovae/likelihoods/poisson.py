@@ -1,11 +1,13 @@
 """The Poisson likelihood of counts."""
 
+from collections.abc import Callable
+
 import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import densities
 from pyrovae.heads import EventShape, as_event_shape, split_features
-from pyrovae.likelihoods.sizes import hold_total, rates, scaled_by_size
+from pyrovae.likelihoods.sizes import hold_total, rates, scaled_by_size, shares_at
 
 
 class Poisson(nn.Module):
@@ -41,6 +43,13 @@ class Poisson(nn.Module):
         self.event_shape = as_event_shape(event_shape)
         self.num_features = self.event_shape.numel()
         hold_total(self, total)
+
+    @property
+    def start_at(self) -> Callable[[Tensor], Tensor]:
+        """Data → features with their mean, where rates are shares of a total; else missing."""
+        if self.total is None:  # `networks.start_at_mean` inverts softplus itself
+            raise AttributeError("start_at")
+        return shares_at
 
     def forward(self, features: Tensor, size: Tensor | None = None) -> dist.Distribution:
         (raw,) = split_features(features, self.event_shape)

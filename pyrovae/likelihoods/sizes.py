@@ -14,6 +14,15 @@ def hold_total(head: nn.Module, total: float | None) -> None:
     head.register_buffer("total", value)
 
 
+def shares_at(x: Tensor) -> Tensor:
+    """Return features whose softmax is the share of each mean in the total, from data (N, *event).
+
+    A mean of 0 would need an infinite feature: it becomes 0.1 % of the mean over all cells.
+    """
+    mean = x.nanmean(0).flatten()
+    return mean.clamp(min=1e-3 * mean.mean()).log()
+
+
 def rates(head: nn.Module, raw: Tensor) -> Tensor:
     """Return rates of raw features (*S, B, *event): softplus, or total · softmax over the event."""
     if head.total is None:
