@@ -53,7 +53,8 @@ epochs, limit, draws = (1, 200, 100) if smoke else (30, None, 300)
 #   \text{variance } \mu_{ij} + \mu_{ij}^2 / r_j). $$
 #
 # We **simulate** such counts, to know the truth: two latent dimensions, 60 genes, very
-# different depths. Real ones are one line away: `pv.datasets.pbmc3k()` has real blood cells.
+# different depths. Real ones are one line away: `pv.datasets.pbmc3k()` has blood cells, and
+# `pv.data.anndata(adata)` reads an AnnData.
 
 # %%
 generator = torch.Generator().manual_seed(1)
