@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from contracts import PRIORS, all_flows
-from helpers import binary, unchanged, unshrink
+from helpers import binary, bits, conditional, unchanged, unshrink
 from oracles import grid
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.optim import Adam
@@ -275,7 +275,7 @@ def test_bad_pseudo_inputs_are_refused():
         priors.VampPrior(encoder(), torch.eye(3), bounds=(0.0, 0.5))
     with pytest.raises(DataError, match=r"pseudo_inputs\[0, 0\] = nan"):
         priors.VampPrior(encoder(), torch.eye(3) * torch.nan)
-    with pytest.raises(ConfigError, match=r"Given covariates y, but pseudo-inputs have none"):
+    with pytest.raises(ConfigError, match=r"Given covariates y, but pseudo_covariates are missing"):
         priors.VampPrior(Given(encoder()), torch.eye(3))
     flat = nn.Sequential(nn.Flatten(0), *encoder())
     with pytest.raises(ConfigError, match=r"batch_shape \(\) for 1 pseudo-inputs.*one density"):
@@ -383,3 +383,27 @@ def test_learned_flow_fits_two_modes(float64):
 def test_num_components_must_be_a_count():
     with pytest.raises(ConfigError, match=r"num_components = 0"):
         priors.GaussianMixture(2, num_components=0)
+
+
+def test_a_vamp_prior_encodes_pseudo_inputs_with_their_covariates(tmp_path):
+    vae, x, y = conditional(), bits(8), torch.arange(8) % 3
+    prior = priors.VampPrior(vae.encoder, x[:4], pseudo_covariates=y[:4])
+    model = pv.VAE(prior, vae.encoder, vae.decoder)
+    z = torch.randn(5, 2)
+    each = vae.encode(x[:4], y[:4])
+    exact = each.expand([5, 4]).log_prob(z[:, None]).logsumexp(1) - math.log(4)
+    torch.testing.assert_close(prior().log_prob(z), exact)
+    other = priors.VampPrior(vae.encoder, x[:4], pseudo_covariates=(y[:4] + 1) % 3)
+    assert not torch.allclose(other().log_prob(z), exact)
+    pv.fit(model, x, y, epochs=1)
+    again = pv.VAE(
+        priors.VampPrior(vae.encoder, torch.eye(4), pseudo_covariates=torch.zeros(4).long()),
+        vae.encoder,
+        vae.decoder,
+    )
+    pv.load(pv.save(model, tmp_path / "m"), into=again)
+    torch.testing.assert_close(again.prior().log_prob(z), model.prior().log_prob(z))
+    with pytest.raises(ConfigError, match="there are 4 pseudo-inputs"):
+        priors.VampPrior(vae.encoder, x[:4], pseudo_covariates=y[:3])
+    with pytest.raises(ConfigError, match=r"is not Given covariates y, but .* are there"):
+        priors.VampPrior(encoder(), torch.eye(3), pseudo_covariates=y[:3])

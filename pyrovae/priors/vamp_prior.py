@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyrovae.checks import as_tensor, check_finite
 from pyrovae.densities.mixture import Mixture
 from pyrovae.errors import ConfigError
-from pyrovae.networks import Given
+from pyrovae.networks import Given, given
 
 NUM_PSEUDO_INPUTS = 500  # Tomczak & Welling 2018
 
@@ -43,10 +43,12 @@ class VampPrior(nn.Module):
         bounds: (low, high), the range of the data, shared by all entries; by default the
             smallest and largest entry of `pseudo_inputs`.
         learn_weights: whether to learn π = softmax(logits), initially uniform; else π_k = 1 / K.
+        pseudo_covariates: (K, …), the covariates y_k of an encoder that is `Given` them, of the
+            same rows as the pseudo-inputs; they stay as they are, and p(z) = Σ_k π_k q(z|u_k, y_k).
 
     Raises:
-        ConfigError: pseudo_inputs is empty, constant or outside the bounds, or the encoder
-            does not return one density per pseudo-input.
+        ConfigError: pseudo_inputs is empty, constant or outside the bounds, the encoder does not
+            return one density per pseudo-input, or covariates are missing, or given without need.
         DataError: the pseudo-inputs are not finite real numbers.
 
     References:
@@ -72,12 +74,16 @@ class VampPrior(nn.Module):
         *,
         bounds: tuple[float, float] | None = None,
         learn_weights: bool = False,
+        pseudo_covariates: Any = None,
     ):
         super().__init__()
-        if isinstance(encoder, Given):
+        if isinstance(encoder, Given) is (pseudo_covariates is None):
+            needs = "is" if isinstance(encoder, Given) else "is not"
             raise ConfigError(
-                "VampPrior: the encoder is Given covariates y, but pseudo-inputs have none.\n"
-                "Wrap a custom prior p(z|y) in Given, or give y to the decoder only."
+                f"VampPrior: the encoder {needs} Given covariates y, but pseudo_covariates are "
+                f"{'missing' if pseudo_covariates is None else 'there'}.\n"
+                "Pass those of the same rows: VampPrior(encoder, x[:500], pseudo_covariates="
+                "y[:500]), or none, and give y to the decoder only."
             )
         self.encoder = encoder
         start = as_tensor(pseudo_inputs, "pseudo_inputs")
@@ -87,6 +93,9 @@ class VampPrior(nn.Module):
         self.raw_inputs = nn.Parameter(start.clone())
         self.register_buffer("low", start.new_tensor(low))
         self.register_buffer("high", start.new_tensor(high))
+        y = pseudo_covariates
+        y = None if y is None else _covariates(as_tensor(y, "pseudo_covariates"), start)
+        self.register_buffer("pseudo_covariates", y)
         logits = start.new_zeros(len(start))
         if learn_weights:
             self.logits = nn.Parameter(logits)
@@ -99,7 +108,7 @@ class VampPrior(nn.Module):
         return _Clip.apply(self.raw_inputs, self.low, self.high)
 
     def forward(self) -> dist.Distribution:
-        q_z = self.encoder(self.pseudo_inputs)
+        q_z = self.encoder(self.pseudo_inputs, *given(self.pseudo_covariates, self.encoder))
         if q_z.batch_shape != self.logits.shape:
             raise ConfigError(
                 f"VampPrior: the encoder returned batch_shape {tuple(q_z.batch_shape)} for "
@@ -111,6 +120,16 @@ class VampPrior(nn.Module):
     def extra_repr(self) -> str:
         shape = tuple(self.raw_inputs.shape)
         return f"pseudo_inputs={shape}, bounds=({self.low:g}, {self.high:g})"
+
+
+def _covariates(y: Tensor, like: Tensor) -> Tensor:
+    """Return one row of covariates per pseudo-input, floats in its dtype."""
+    if not y.dim() or len(y) != len(like):
+        raise ConfigError(
+            f"VampPrior: pseudo_covariates has shape {tuple(y.shape)}, but there are {len(like)} "
+            "pseudo-inputs.\nPass the covariates of the same rows."
+        )
+    return y.to(like) if y.is_floating_point() else y.to(like.device)
 
 
 class _Clip(torch.autograd.Function):
