@@ -135,6 +135,24 @@ def test_float64_log_density_over_extreme_parameters(case):
     assert worst < 1e-10, where
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+def test_derivatives_of_the_negative_binomial_are_those_of_mpmath(dtype, bound):
+    rows = list(itertools.product(COUNTS, RATES, CONCENTRATIONS))
+    x, mu, r = torch.tensor(rows, dtype=dtype).unbind(-1)
+    mu, r = mu.clone().requires_grad_(), r.clone().requires_grad_()
+    found = torch.autograd.grad(densities.NegativeBinomial(mu, r).log_prob(x).sum(), (mu, r))
+    for at, (by_mu, by_r) in enumerate(zip(*found, strict=True)):
+        with mpmath.workdps(60):
+            x_, mu_, r_ = (mpmath.mpf(v[at].item()) for v in (x, mu, r))
+            exact_mu = x_ / mu_ - (x_ + r_) / (r_ + mu_)
+            log_ratio = mpmath.log(r_ / (r_ + mu_)) + (mu_ - x_) / (r_ + mu_)
+            exact_r = mpmath.digamma(x_ + r_) - mpmath.digamma(r_) + log_ratio
+            # an update moves log μ and log r
+            for value, exact, unit in ((by_mu, exact_mu, mu_), (by_r, exact_r, r_)):
+                error = abs(mpmath.mpf(value.item()) - exact) * unit
+                assert error < bound * max(1, abs(exact) * unit), rows[at]
+
+
 NUM_RANDOM = 3000
 
 

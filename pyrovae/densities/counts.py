@@ -11,6 +11,7 @@ References:
 """
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -90,13 +91,7 @@ class NegativeBinomial(Elementwise):
         super().__init__(rate=rate, concentration=concentration, validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        x, mu, r = self._checked(value), self.rate, self.concentration
-        n, total = x + r, r + mu
-        excess = r / total * (x - mu)
-        log_n_per_total = n.log() - total.log()
-        failures = deviance(r, r * (n / total), r.log() + log_n_per_total, -excess)
-        successes = deviance(x, mu * (n / total), mu.log() + log_n_per_total, excess)
-        return torch.log(r / n) + stirling(n) - stirling(r) - stirling(x) - failures - successes
+        return _LogNegativeBinomial.apply(self._checked(value), self.rate, self.concentration)
 
     @property
     def mean(self) -> Tensor:
@@ -114,6 +109,58 @@ class NegativeBinomial(Elementwise):
         with torch.no_grad():
             r = self.concentration.expand(self._extended_shape(sample_shape))
             return torch.poisson(torch._standard_gamma(r) * (self.rate / self.concentration))
+
+
+class _LogNegativeBinomial(torch.autograd.Function):
+    """log p(x), with its derivatives in closed form: half the time of those of all its terms.
+
+    ∂/∂μ = r (x − μ) / (μ (r + μ))
+    ∂/∂r = h(n) − h(r) + log(n / (r + μ)) − (x − μ) / (r + μ),    h(t) = ψ(t) − log t, n = x + r
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, mu: Tensor, r: Tensor) -> Tensor:
+        n, total = x + r, r + mu
+        excess = r / total * (x - mu)
+        log_n_per_total = n.log() - total.log()
+        failures = deviance(r, r * (n / total), r.log() + log_n_per_total, -excess)
+        successes = deviance(x, mu * (n / total), mu.log() + log_n_per_total, excess)
+        return torch.log(r / n) + stirling(n) - stirling(r) - stirling(x) - failures - successes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        x, mu, r = ctx.saved_tensors
+        n, total = x + r, r + mu
+        change = (x - mu) / total
+        by_mu = r * change / mu
+        is_small = change.abs() < 0.5
+        log_ratio = torch.where(
+            is_small, torch.log1p(torch.where(is_small, change, 0.0)), torch.log(n / total)
+        )
+        by_r = _digamma_excess(n) - _digamma_excess(r) + log_ratio - change
+        return (
+            None,
+            (gradient * by_mu).sum_to_size(mu.shape),
+            (gradient * by_r).sum_to_size(r.shape),
+        )
+
+
+def _digamma_excess(t: Tensor) -> Tensor:
+    """Return ψ(t) − log t for t > 0, ≈ −1 / (2 t) for large t."""
+    small, large = t.clamp(max=16.0), t.clamp(min=16.0)
+    square = 1 / large**2
+    # up to 1/t⁸; the next term is below 1e-14 for t ≥ 16
+    series = 1 / 240 * square - 1 / 252
+    for coefficient in (1 / 120, -1 / 12):
+        series = series * square + coefficient
+    direct = torch.digamma(small) - small.log()
+    return torch.where(t < 16, direct, series * square - 0.5 / large)
 
 
 class ZeroInflatedNegativeBinomial(Elementwise):
