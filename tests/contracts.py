@@ -268,6 +268,12 @@ class _Batches:
 
 
 # (folder, x) → x in a container; a container of data joins by a line
+def _annotated(x):
+    import anndata  # takes a second
+
+    return data.anndata(anndata.AnnData(scipy.sparse.csr_matrix(x.numpy())), size=None)
+
+
 CONTAINERS = {
     "list": lambda folder, x: x.tolist(),
     "array": lambda folder, x: x.numpy().astype("float64"),
@@ -286,6 +292,7 @@ CONTAINERS = {
     "pyarrow": lambda folder, x: pa.table({str(i): c.numpy() for i, c in enumerate(x.T)}),
     "table": lambda folder, x: _table(pd.DataFrame(x.numpy())),
     "table of polars": lambda folder, x: _table(pl.DataFrame(x.numpy())),
+    "AnnData": lambda folder, x: _annotated(x),
     "Dataset": lambda folder, x: TensorDataset(x),
     "DataLoader": lambda folder, x: DataLoader(x, 5),
     "DataLoader, shuffled": lambda folder, x: DataLoader(x, 5, shuffle=True, drop_last=True),
