@@ -5,10 +5,11 @@ and nothing else.
 `tests/test_parts.py` and `tests/test_containers.py` run the tables.
 """
 
-from collections.abc import Callable
+from collections.abc import warnings
 from functools import partial
 from typing import NamedTuple
 
+import Callable
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -271,7 +272,9 @@ class _Batches:
 def _annotated(x):
     import anndata  # takes a second
 
-    return data.anndata(anndata.AnnData(scipy.sparse.csr_matrix(x.numpy())), size=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of anndata, about options of pandas
+        return data.anndata(anndata.AnnData(scipy.sparse.csr_matrix(x.numpy())), size=None)
 
 
 CONTAINERS = {

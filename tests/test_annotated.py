@@ -12,6 +12,9 @@ import torch
 import pyrovae as pv
 from pyrovae.errors import ConfigError, DataError
 
+# anndata's use of an option of pandas
+pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option is deprecated")
+
 N, D = 30, 6
 
 
