@@ -5,11 +5,11 @@ and nothing else.
 `tests/test_parts.py` and `tests/test_containers.py` run the tables.
 """
 
-from collections.abc import warnings
+import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import Callable
 import numpy as np
 import pandas as pd
 import polars as pl

@@ -12,8 +12,8 @@ import torch
 import pyrovae as pv
 from pyrovae.errors import ConfigError, DataError
 
-# anndata's use of an option of pandas
-pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option is deprecated")
+# anndata's use of options of pandas
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 N, D = 30, 6
 
