@@ -82,7 +82,8 @@ def _modalities(mdata: Any, layer: str | None) -> dict[str, Any]:
 
 def _matrix_of(adata: Any, layer: str | None) -> Any:
     if layer is not None and layer not in adata.layers:
-        raise ConfigError(f"layer = {layer!r}, but the layers are {list(adata.layers)}.")
+        names = [name for name in adata.layers if name is not None]  # None is X since anndata 0.13
+        raise ConfigError(f"layer = {layer!r}, but the layers are {names}.")
     matrix = adata.X if layer is None else adata.layers[layer]
     return BackedRows(matrix) if _is_backed(matrix) else matrix
 
